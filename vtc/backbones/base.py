@@ -1,0 +1,234 @@
+"""What the framework needs to know of a backbone: its sizes, and where its parts are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vtc.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import Tensor, nn
+    from transformers import BatchFeature
+
+
+@dataclass(frozen=True)
+class BackboneShape:
+    """Sizes of a backbone; enough for budgets and FLOPs, without its weights.
+
+    Attributes:
+        name: how messages call it.
+        depth: decoder layers.
+        width: hidden size d of the decoder.
+        visual_tokens: per image; None if it depends on the image.
+        grid: (height, width) of the visual tokens, None if there is no fixed one.
+        intermediate: MLP width of the decoder.
+        heads, kv_heads: attention heads of the decoder, and those of keys and values.
+        vocab: vocabulary size.
+        vision: {depth, width, intermediate, heads, tokens, image_size, patch_size} of the tower.
+    """
+
+    name: str
+    depth: int
+    width: int
+    visual_tokens: int | None
+    grid: tuple[int, int] | None
+    intermediate: int
+    heads: int
+    kv_heads: int
+    vocab: int
+    vision: dict[str, int] = field(default_factory=dict)
+
+
+class Backbone:
+    """An LVLM of one family: the transformers model as it is, and the places where its parts are.
+
+    Attributes:
+        name: as registered.
+        model: the `…ForConditionalGeneration`, unmodified.
+        processor, tokenizer: None for a model built in memory without one.
+        shape: its sizes.
+    """
+
+    default_pretrained: ClassVar[str | None] = None
+    model_class: ClassVar[str] = ""
+
+    def __init__(self, name: str, model: nn.Module, processor: Any | None, shape: BackboneShape) -> None:
+        self.name, self.model, self.processor, self.shape = name, model, processor, shape
+
+    # -- loading
+    @classmethod
+    def pretrained(cls, cfg: Mapping[str, Any]) -> str:
+        """Path or hub id of the weights: `cfg.pretrained`, else the class's default."""
+        return str(cfg.get("pretrained") or cls.default_pretrained)
+
+    @classmethod
+    def _config(cls, cfg: Mapping[str, Any]) -> Any:
+        from transformers import AutoConfig
+
+        source = cls.pretrained(cfg)
+        if _looks_local(source) and not (Path(source) / "config.json").is_file():
+            raise UserError(f"backbone.pretrained={source}: no config.json there; give a transformers folder or a hub id")
+        try:
+            config = AutoConfig.from_pretrained(source, trust_remote_code=bool(cfg.get("trust_remote_code", False)))
+        except (OSError, ValueError) as error:
+            raise UserError(f"backbone.pretrained={source}: can't be read ({_first_line(error)})") from error
+        cls._check(config, source)
+        return config
+
+    @classmethod
+    def _check(cls, config: Any, source: str) -> None:
+        """Raises `UserError` unless `config` is of this family."""
+
+    @classmethod
+    def shape_of(cls, cfg: Mapping[str, Any]) -> BackboneShape:
+        """The sizes, from config.json alone. Raises `UserError` where there is none or it is of another family."""
+        return cls.shape_from(cls._config(cfg), cfg.get("name") or cls.__name__)
+
+    @classmethod
+    def shape_from(cls, config: Any, name: str) -> BackboneShape:
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, cfg: Mapping[str, Any]) -> Backbone:
+        """The model, in eval mode, on its device, with its processor.
+
+        Args:
+            cfg: name; pretrained; dtype ("float32", "bfloat16", "float16", "auto"); device ("auto", "cpu", "cuda:0", …);
+                attention ("sdpa", "eager", "flash_attention_2"); device_map; trust_remote_code.
+
+        Raises:
+            UserError: a value that isn't allowed, or weights that aren't there. Weights are safetensors only.
+        """
+        import transformers
+
+        config = cls._config(cfg)
+        source = cls.pretrained(cfg)
+        dtype, device = _dtype(cfg.get("dtype") or "auto"), _device(cfg.get("device") or "auto")
+        attention, device_map = cfg.get("attention") or "sdpa", cfg.get("device_map")
+        allowed = ("sdpa", "eager", "flash_attention_2")
+        if attention not in allowed:
+            raise unknown("backbone.attention", attention, allowed)
+        remote = bool(cfg.get("trust_remote_code", False))
+        try:
+            model = getattr(transformers, cls.model_class).from_pretrained(
+                source,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                device_map=device_map,
+                use_safetensors=True,
+                trust_remote_code=remote,
+            )
+            processor = transformers.AutoProcessor.from_pretrained(source, trust_remote_code=remote)
+        except (OSError, ValueError, ImportError) as error:
+            raise UserError(f"backbone.pretrained={source}: can't be loaded ({_first_line(error)})") from error
+        if device_map is None:
+            model = model.to(device)
+        name = cfg.get("name") or cls.__name__
+        return cls(name, model.eval(), processor, cls.shape_from(config, name))
+
+    @classmethod
+    def wrap(cls, model: nn.Module, processor: Any | None = None, name: str = "model") -> Backbone:
+        """A model that is already in memory, as a backbone of this family."""
+        return cls(name, model, processor, cls.shape_from(model.config, name))
+
+    # -- parts
+    @property
+    def tokenizer(self) -> Any | None:
+        return getattr(self.processor, "tokenizer", None)
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.embed_tokens.weight.dtype
+
+    @property
+    def core(self) -> nn.Module:
+        """The multimodal model below the language-model head: it merges image features into the embeddings."""
+        raise NotImplementedError
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The language model: `.layers`, `.norm`, `.rotary_emb`, `.embed_tokens`."""
+        raise NotImplementedError
+
+    @property
+    def projector(self) -> nn.Module:
+        raise NotImplementedError
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        raise NotImplementedError
+
+    @property
+    def image_token_id(self) -> int:
+        raise NotImplementedError
+
+    def image_features(self, kwargs: dict[str, Any]) -> list[Tensor] | None:
+        """Projected features per image, a list of [N_i, D], of a call of `core` with these keyword arguments; None without images.
+
+        Where they had to be computed, `kwargs` is changed so that `core` doesn't compute them again.
+        """
+        raise NotImplementedError
+
+    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
+        """Pixels [I, 3, H, W] → projected visual tokens [I, N, D]."""
+        raise NotImplementedError
+
+    def grid_of(self, count: int) -> tuple[int, int] | None:
+        """(height, width) of an image with `count` visual tokens, None if unknown."""
+        side = int(round(count**0.5))
+        return (side, side) if side * side == count else None
+
+    # -- prompts
+    def prompt(self, question: str, images: int = 1) -> str:
+        """The family's chat prompt for one question about `images` images, up to where the answer begins."""
+        raise NotImplementedError
+
+    def inputs(self, questions: Sequence[str], images: Sequence[Sequence[Image]]) -> BatchFeature:
+        """Questions with their images as model inputs: left-padded, on the model's device, in its dtype."""
+        raise NotImplementedError
+
+
+def _looks_local(source: str) -> bool:
+    return source.startswith((".", "/", "~")) or source.count("/") != 1 or Path(source).exists()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__
+
+
+def _dtype(name: Any) -> Any:
+    import torch
+
+    allowed = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
+    if isinstance(name, torch.dtype):
+        return name
+    if name not in allowed:
+        raise unknown("backbone.dtype", name, allowed)
+    return allowed[name]
+
+
+def _device(name: Any) -> Any:
+    import torch
+
+    if str(name) == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"backbone.device={name}: allowed: auto, cpu, cuda, cuda:N, mps") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"backbone.device={name}: no CUDA device here; use device=cpu or auto")
+    return device

@@ -1,0 +1,128 @@
+"""LLaVA-1.5: a CLIP tower, a two-layer projector, a Llama decoder (arXiv 2310.03744), as transformers has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vtc.backbones.base import Backbone, BackboneShape
+from vtc.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor, nn
+    from transformers import BatchFeature
+
+
+class Llava(Backbone):
+    """Any `LlavaForConditionalGeneration`."""
+
+    model_class = "LlavaForConditionalGeneration"
+
+    @classmethod
+    def _check(cls, config: Any, source: str) -> None:
+        if config.model_type != "llava":
+            raise UserError(f"backbone.pretrained={source}: a {config.model_type} model; this backbone reads llava ones")
+
+    @classmethod
+    def shape_from(cls, config: Any, name: str) -> BackboneShape:
+        text, vision = config.text_config, config.vision_config
+        side = vision.image_size // vision.patch_size
+        count = side * side
+        full = config.vision_feature_select_strategy == "full"  # keeps the CLS token
+        layers = vision.num_hidden_layers
+        level = config.vision_feature_layer
+        # features of layer -2 need all layers but the last; transformers still runs that one
+        return BackboneShape(
+            name=name,
+            depth=text.num_hidden_layers,
+            width=text.hidden_size,
+            visual_tokens=count + full,
+            grid=None if full else (side, side),
+            intermediate=text.intermediate_size,
+            heads=text.num_attention_heads,
+            kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
+            vocab=text.vocab_size,
+            vision={
+                "depth": layers,
+                "feature_layer": level if isinstance(level, int) else max(level),
+                "width": vision.hidden_size,
+                "intermediate": vision.intermediate_size,
+                "heads": vision.num_attention_heads,
+                "tokens": count + 1,
+                "image_size": vision.image_size,
+                "patch_size": vision.patch_size,
+            },
+        )
+
+    @property
+    def core(self) -> nn.Module:
+        return self.model.model
+
+    @property
+    def decoder(self) -> nn.Module:
+        return self.model.model.language_model
+
+    @property
+    def projector(self) -> nn.Module:
+        return self.model.model.multi_modal_projector
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        return self.model.model.vision_tower
+
+    @property
+    def image_token_id(self) -> int:
+        return self.model.config.image_token_id
+
+    def image_features(self, kwargs: dict[str, Any]) -> list[Tensor] | None:
+        outputs = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        if outputs is None and kwargs.get("pixel_values") is not None:
+            names = ("vision_feature_layer", "vision_feature_select_strategy", "image_sizes")
+            chosen = {k: kwargs[k] for k in names if kwargs.get(k) is not None}
+            outputs = self.core.get_image_features(pixel_values=kwargs["pixel_values"], return_dict=True, **chosen)
+            kwargs["mm_encoder_outputs"] = {**(kwargs.get("mm_encoder_outputs") or {}), "image": outputs}
+            kwargs["pixel_values"] = None
+        return None if outputs is None else outputs.pooler_output
+
+    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
+        import torch
+
+        return torch.stack(self.core.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output)
+
+    def prompt(self, question: str, images: int = 1) -> str:
+        """LLaVA-1.5's: `USER: <image>\\n{question} ASSISTANT:`, one `<image>\\n` per image."""
+        return "USER: " + "<image>\n" * images + f"{question} ASSISTANT:"
+
+    def inputs(self, questions: Sequence[str], images: Sequence[Sequence[Image]]) -> BatchFeature:
+        text = [self.prompt(q, len(i)) for q, i in zip(questions, images, strict=True)]
+        flat = [image.convert("RGB") for row in images for image in row]
+        batch = self.processor(text=text, images=flat or None, padding=True, padding_side="left", return_tensors="pt")
+        batch = batch.to(self.device)
+        if "pixel_values" in batch:
+            batch["pixel_values"] = batch["pixel_values"].to(self.dtype)
+        return batch
+
+
+class Pocket(Llava):
+    """The shipped miniature: a LLaVA of a few million parameters, 96×96 images, 144 visual tokens."""
+
+    @classmethod
+    def pretrained(cls, cfg: Mapping[str, Any]) -> str:
+        if cfg.get("pretrained"):
+            return str(cfg["pretrained"])
+        from vtc.shipped import path
+
+        return str(path("benchmarks/pocket/weights/base"))
+
+
+class Llava15_7B(Llava):
+    """LLaVA-1.5 7B."""
+
+    default_pretrained = "llava-hf/llava-1.5-7b-hf"
+
+
+class Llava15_13B(Llava):
+    """LLaVA-1.5 13B."""
+
+    default_pretrained = "llava-hf/llava-1.5-13b-hf"

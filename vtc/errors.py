@@ -1,0 +1,25 @@
+"""The one exception that stands for a mistake of the user, not of the program."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A user's mistake in one line: the key, what was given, what is allowed, the nearest match.
+
+    `python -m vtc` prints the line and exits with code 2, without a traceback.
+    """
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str:
+    """`"; did you mean 'fastv'?"` where one of `allowed` is close to `given`, else an empty string."""
+    match = difflib.get_close_matches(str(given), [str(a) for a in allowed], n=1, cutoff=0.5)
+    return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def unknown(key: str, given: object, allowed: Iterable[str]) -> UserError:
+    """The error for a name that doesn't exist, e.g. `unknown("method", "fastvv", [...])`."""
+    names = sorted(str(a) for a in allowed)
+    return UserError(f"{key}={given}: unknown; allowed: {', '.join(names)}{nearest(str(given), names)}")

@@ -1,0 +1,56 @@
+"""Compression methods, one file each; `build` makes one by name."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from vtc.errors import UserError, unknown
+from vtc.registry import methods
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import BackboneShape
+    from vtc.compressor import Compressor
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """Options of a method and their defaults (what its class takes beside `tokens` and `shape`)."""
+    parameters = inspect.signature(methods.get(name).__init__).parameters
+    return {k: p.default for k, p in parameters.items() if k not in ("self", "tokens", "shape")}
+
+
+def check_options(name: str, options: dict[str, Any]) -> None:
+    """Raises `UserError` for an option that method `name` doesn't have, or one that it needs and wasn't given."""
+    known = options_of(name)
+    for key in options:
+        if key not in known:
+            if not known:
+                raise UserError(f"method.{key}={options[key]}: {name} takes no options")
+            raise unknown(f"method.{key}", options[key], known)
+    for key, default in known.items():
+        if default is inspect.Parameter.empty and key not in options:
+            raise UserError(f"method.{key}: {name} needs it")
+
+
+def build(name: str, tokens: int | None, shape: BackboneShape, **options: Any) -> Compressor:
+    """The method `name`, leaving `tokens` visual tokens per image of a backbone of `shape`.
+
+    Args:
+        tokens: None takes the method's default (often: everything).
+        options: keyword arguments of its class. Layer numbers are the papers' (`vtc.schedule.scaled_layer`).
+
+    Raises:
+        UserError: unknown method or option, a budget or layer that it can't meet.
+    """
+    cls = methods.get(name)
+    check_options(name, options)
+    if tokens is None:
+        tokens = cls.default_tokens(shape, **options)
+    elif shape.visual_tokens is not None and tokens not in cls.offers(shape, **options):
+        from vtc.budget import Budget
+
+        Budget(tokens=tokens).resolve(cls, shape, options)  # raises, with what it offers
+    method = cls(tokens=tokens, shape=shape, **options)
+    method.name = name
+    method.options = dict(options)
+    return method

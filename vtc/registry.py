@@ -1,0 +1,105 @@
+"""Names of methods and backbones → classes.
+
+Built-ins are a table of import paths, so that listing names imports nothing heavy; third parties add theirs through the
+entry points `vtc.methods` and `vtc.backbones`, or with the `register` decorator. The registry holds classes, never instances.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import EntryPoint, entry_points
+from typing import TypeVar
+
+from vtc.errors import UserError, unknown
+
+C = TypeVar("C", bound=type)
+
+
+class Registry:
+    """Names → classes for one kind of thing (`kind` is the config key that a user sets, e.g. "method").
+
+    Lookup order: registered at run time, built in, installed plug-ins (entry points of `group`).
+    """
+
+    def __init__(self, kind: str, group: str, builtin: dict[str, tuple[str, str]]) -> None:
+        self.kind, self.group = kind, group
+        self._builtin = dict(builtin)
+        self._registered: dict[str, type] = {}
+        self._found: dict[str, EntryPoint] | None = None
+
+    def _plugins(self) -> dict[str, EntryPoint]:
+        if self._found is None:
+            self._found = {e.name: e for e in entry_points(group=self.group)}
+        return self._found
+
+    def names(self) -> list[str]:
+        """All names, sorted. Imports no method."""
+        return sorted({*self._builtin, *self._registered, *self._plugins()})
+
+    def get(self, name: str) -> type:
+        """The class of `name`.
+
+        Raises:
+            UserError: no such name (with the nearest match), or a plug-in that can't be imported.
+        """
+        if name in self._registered:
+            return self._registered[name]
+        if name in self._builtin:
+            module, attribute = self._builtin[name][0].split(":")
+            return getattr(importlib.import_module(module), attribute)
+        if name in self._plugins():
+            entry = self._plugins()[name]
+            try:
+                return entry.load()
+            except Exception as error:
+                raise UserError(
+                    f"{self.kind}={name}: its plug-in {entry.value} can't be imported ({type(error).__name__}: {error})"
+                ) from error
+        raise unknown(self.kind, name, self.names())
+
+    def register(self, name: str):
+        """Decorator: `@methods.register("mine")` makes a class known under `name` in this process."""
+
+        def add(cls: C) -> C:
+            self._registered[name] = cls
+            return cls
+
+        return add
+
+    def describe(self, name: str) -> str:
+        """One line about `name`, without importing it where it is built in."""
+        if name in self._registered:
+            doc = self._registered[name].__doc__ or ""
+        elif name in self._builtin:
+            return self._builtin[name][1]
+        elif name in self._plugins():
+            entry = self._plugins()[name]
+            return f"plug-in {entry.value}" + (f" of {entry.dist.name}" if entry.dist else "")
+        else:
+            raise unknown(self.kind, name, self.names())
+        return doc.strip().splitlines()[0] if doc.strip() else ""
+
+
+methods = Registry(
+    "method",
+    "vtc.methods",
+    {
+        "none": ("vtc.methods.none:NoCompression", "the uncompressed backbone: the base of every ratio"),
+        "random": ("vtc.methods.random:RandomDropping", "a uniform random subset of the visual tokens, seeded"),
+        "avgpool": ("vtc.methods.avgpool:AveragePooling", "1-D or 2-D average pooling before any layer"),
+        "fastv": ("vtc.methods.fastv:FastV", "drops what the last prompt token attends to least (arXiv 2403.06764)"),
+        "llavolta": ("vtc.methods.llavolta:LLaVolta", "stage-wise average pooling in training (arXiv 2406.20092)"),
+        "victor": ("vtc.methods.victor:Victor", "learnable registers take over, visual tokens go before layer k"),
+        "fwd2bot": ("vtc.methods.fwd2bot:Fwd2Bot", "the LLM summarises the image into k' tokens, then reads those alone"),
+    },
+)
+
+backbones = Registry(
+    "backbone",
+    "vtc.backbones",
+    {
+        "pocket": ("vtc.backbones.llava:Pocket", "the shipped miniature LLaVA: 96x96 images, 144 visual tokens"),
+        "llava15_7b": ("vtc.backbones.llava:Llava15_7B", "LLaVA-1.5 7B: 336x336 images, 576 visual tokens"),
+        "llava15_13b": ("vtc.backbones.llava:Llava15_13B", "LLaVA-1.5 13B: 336x336 images, 576 visual tokens"),
+    },
+)
