@@ -1,0 +1,52 @@
+# make bench   the main job from a fresh clone: environment, install, score Fwd2Bot at 16 tokens beside the full model
+# make test    the same for the tests
+# make check   lint, format and types        make wheel   dist/*.whl        make clean   remove the environment
+#
+# PYTHON=python3.12 picks another interpreter, VENV=path another place for the environment. An environment of your own
+# is used as it is with VENV=/path/to/env. pip's own configuration (index, proxies, find-links) is honoured.
+
+PYTHON ?= python3
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.vtc-installed
+JOBS   ?= 2
+
+# Two threads a process is what a laptop has to give; torch would otherwise start one a core in every test worker.
+export OMP_NUM_THREADS ?= 2
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: bench test check format wheel install clean help
+
+bench: $(STAMP)
+	$(PY) -m vtc method=fwd2bot tokens=16
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+check: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(STAMP)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+wheel: $(STAMP)
+	$(PY) -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+install: $(STAMP)
+
+# Reinstalled only when the requirements change.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(PY) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "vtc needs Python 3.10 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12")'
+	@test -x $(PY) || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing vtc and what it needs into $(VENV): about 7 GB and 5 minutes, once"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) dist build
+
+help:
+	@sed -n '1,7p' Makefile

@@ -1,0 +1,42 @@
+"""Which function runs which `action`. Each is imported when it is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from omegaconf import DictConfig
+
+# action → (function that takes the configuration, whether it builds a model and so needs a plan)
+ACTIONS = {
+    "evaluate": ("vtc.evaluation:evaluate", True),
+    "train": ("vtc.training:train", False),
+    "profile": ("vtc.profiling:profile", True),
+    "report": ("vtc.report:report", False),
+}
+
+
+def headline(config: DictConfig) -> str:
+    """What is about to happen, in one line."""
+    if config.action == "report":
+        return "report"
+    parts = [config.action, f"backbone {config.backbone.name}", f"method {config.method.name}"]
+    parts += [f"{key} {config[key]}" for key in ("tokens", "ratio", "compression", "flops") if config[key] is not None]
+    if config.action == "evaluate":
+        parts.append(f"benchmark {config.benchmark.name}")
+    return " · ".join(parts)
+
+
+def perform(config: DictConfig) -> Any:
+    """Runs the configuration's action and returns what it returns.
+
+    Raises:
+        UserError: what the user asked for can't be done; raised before any model loads.
+    """
+    target, needs_plan = ACTIONS[config.action]
+    if needs_plan:
+        from vtc.assemble import plan
+
+        plan(config)
+    module, function = target.split(":")
+    return getattr(import_module(module), function)(config)

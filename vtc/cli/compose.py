@@ -1,0 +1,236 @@
+"""From `key=value` overrides to a resolved configuration, with Hydra's errors in plain words."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vtc import shipped
+from vtc.cli.choices import REGISTRIES, choices, plugins
+from vtc.errors import UserError, nearest, unknown
+
+CONFIG = "config"
+ERRORS = (HydraException, OmegaConfBaseException)
+
+
+def config_dir() -> Path:
+    """The folder of the configuration files, in the checkout or in the wheel."""
+    return shipped.path("conf")
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration that `python -m vtc <overrides>` would run, for notebooks, tests and lmms-eval.
+
+    Raises:
+        UserError: an unknown key or choice, or a value that can't be read.
+    """
+    prepare(overrides)
+    try:
+        with hydra_at_rest():
+            return hydra_compose(CONFIG, overrides=list(overrides))
+    except ERRORS as error:
+        raise explained(error, overrides) from None
+
+
+@contextmanager
+def hydra_at_rest() -> Iterator[None]:
+    """Hydra initialised with our `conf/`; a caller that is itself a Hydra application gets its state back."""
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = before
+
+
+def parsed(overrides: Sequence[str]) -> list[Override]:
+    """The overrides that can be parsed; sweeps (`tokens=4,16`) are one override."""
+    parser = OverridesParser.create()
+    out = []
+    for text in overrides:
+        try:
+            out.append(parser.parse_override(text))
+        except ERRORS:
+            continue
+    return out
+
+
+def values(override: Override) -> list[Any]:
+    """The values that an override takes: one, or those of its sweep."""
+    return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+
+
+def sweep_size(overrides: Sequence[str]) -> int:
+    """How many jobs `-m` makes of these overrides."""
+    size = 1
+    for override in parsed(overrides):
+        if override.is_sweep_override() and override.is_discrete_sweep():
+            size *= len(values(override))
+    return size
+
+
+def prepare(overrides: Sequence[str]) -> None:
+    """Checks what Hydra would let pass or explain badly, and gives plug-ins a configuration; to call before Hydra.
+
+    A plug-in's configuration is its name and the options of its constructor, so that `method.<option>=…` works as with
+    built-ins. Only plug-ins that are named are imported.
+
+    Raises:
+        UserError: an unknown choice, several choices in one run, a key that is removed, a plug-in that can't be imported.
+    """
+    for override in parsed(overrides):
+        group = override.key_or_group
+        if override.is_delete():
+            raise UserError(
+                f"{override.input_line}: keys can't be removed; where a key may be empty, write {group}=null"
+            )
+        if not _is_group(group):
+            continue
+        allowed = choices(group)
+        for value in values(override):
+            if isinstance(value, list):
+                many = ",".join(map(str, value))
+                raise UserError(
+                    f"{override.input_line}: one {group} a run; several are a sweep: python -m vtc -m {group}={many}"
+                )
+            if value is not None and str(value) not in allowed:
+                raise unknown(group, value, allowed)
+            if value in plugins(group):
+                node = {"name": value, **constructor_options(REGISTRIES[group].get(value))}
+                if group == "backbone":
+                    node = {**BACKBONE, **node}
+                ConfigStore.instance().store(group=group, name=value, node=node, provider="plug-in")
+    check_additions(overrides)
+
+
+def check_additions(overrides: Sequence[str]) -> None:
+    """`+key=…` and `++key=…` name a key that exists, or an option of the method, which its constructor checks.
+
+    Hydra adds anything that is asked for with a plus, and a misspelt budget would be ignored in silence.
+    """
+    added = [o for o in parsed(overrides) if o.is_add() or o.is_force_add()]
+    added = [
+        o for o in added if not _is_group(o.key_or_group) and o.key_or_group.split(".")[0] not in ("method", "hydra")
+    ]
+    if added:
+        base = _base(parsed(overrides))
+        for override in added:
+            if problem := unknown_key(base, override.key_or_group, override.input_line or ""):
+                raise problem
+
+
+BACKBONE = {
+    "pretrained": None,
+    "dtype": "float32",
+    "device": "auto",
+    "attention": "sdpa",
+    "device_map": None,
+    "trust_remote_code": False,
+}
+
+# What vtc itself gives a method's constructor.
+GIVEN = {"self", "tokens", "shape", "args", "kwargs", "options"}
+
+
+def constructor_options(cls: type) -> dict[str, Any]:
+    """The keyword arguments of a class that have a plain default, with those defaults."""
+    plain = (bool, int, float, str, list, tuple, dict, type(None))
+    out: dict[str, Any] = {}
+    for parameter in inspect.signature(cls).parameters.values():
+        default = parameter.default
+        if isinstance(default, dataclasses.Field) or default is inspect.Parameter.empty:
+            continue
+        if parameter.name not in GIVEN and isinstance(default, plain):
+            out[parameter.name] = list(default) if isinstance(default, tuple) else default
+    return out
+
+
+def explained(error: Exception, overrides: Sequence[str]) -> UserError:
+    """Hydra's or OmegaConf's error as one line that names the key, what was given, what is allowed, the nearest match."""
+    parser = OverridesParser.create()
+    good: list[Override] = []
+    for text in overrides:
+        try:
+            good.append(parser.parse_override(text))
+        except ERRORS:
+            if "=" not in text:
+                return UserError(f"{text}: settings are written key=value, for example method=fastv; see --help")
+            return UserError(
+                f"{text}: can't be read as key=value; quote what holds spaces, commas or brackets: 'key=\"a, b\"'"
+            )
+
+    try:
+        base = _base(good)
+    except ERRORS as deeper:
+        return UserError(" ".join(str(deeper).split()))
+    for override in good:
+        key = override.key_or_group
+        if _is_group(key) or override.is_add() or key.split(".")[0] == "hydra":
+            continue
+        if problem := unknown_key(base, key, override.input_line or key):
+            return problem
+    cause = error.__cause__
+    lines = [line for text in (str(error), str(cause) if cause else "") for line in text.splitlines() if line.strip()]
+    if lines and lines[0].startswith("Ambiguous value"):
+        sweep = next((o.input_line for o in good if o.is_sweep_override()), "")
+        return UserError(f"{sweep}: several values are a sweep: python -m vtc -m …")
+    return UserError(" ".join(line.strip() for line in lines[:2]))
+
+
+def unknown_key(config: DictConfig, key: str, given: str) -> UserError | None:
+    """The error for a dotted key that the configuration doesn't have; None where it has it."""
+    node: Any = config
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        if not isinstance(node, DictConfig):
+            return None
+        if part not in node:
+            prefix = ".".join(parts[:depth])
+            allowed = [str(k) for k in node if k not in ("hydra", "name")]
+            if not prefix:
+                allowed = sorted({*allowed, *_groups()})
+            close = nearest(part, allowed)
+            if not close and not prefix:
+                close = "; `python -m vtc --help` lists every key"
+            where = f"{prefix} has {', '.join(allowed) or 'no options'}" if prefix else ""
+            if prefix == "method":
+                where = f"method={config.method.get('name')} has {', '.join(allowed) or 'no options'}"
+            return UserError(f"{given}: unknown key '{key}'" + (f"; {where}" if where else "") + close)
+        if OmegaConf.is_interpolation(node, part) or OmegaConf.is_missing(node, part):
+            return None
+        node = node[part]
+    return None
+
+
+def _groups() -> list[str]:
+    return [d.name for d in config_dir().iterdir() if d.is_dir()]
+
+
+def _is_group(key: str) -> bool:
+    return (config_dir() / key).is_dir()
+
+
+def _base(overrides: Sequence[Override]) -> DictConfig:
+    """The configuration with the chosen groups alone (the first of a sweep's)."""
+    picks = []
+    for override in overrides:
+        if _is_group(override.key_or_group):
+            first = values(override)[0]
+            picks.append(f"{override.key_or_group}={'null' if first is None else first}")
+    with hydra_at_rest():
+        return hydra_compose(CONFIG, overrides=picks)

@@ -1,0 +1,60 @@
+"""`python -m vtc --help`: every group with its choices, one line each, read from the configuration files."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+
+from vtc import __version__
+from vtc.cli.choices import GROUPS, choices
+from vtc.cli.compose import config_dir
+
+USAGE = """\
+vtc {version}: visual-token compression for large vision-language models
+
+  python -m vtc method=fwd2bot tokens=16                                score one method
+  python -m vtc -m method=fwd2bot,victor,llavolta,fastv tokens=4,16,36  a sweep
+  python -m vtc backbone=llava15_7b benchmark=llava method=fastv tokens=64
+  python -m vtc action=train method=victor tokens=8                     train one
+  python -m vtc action=report                                           tables, plots, one HTML page
+"""
+
+FLAGS = """\
+Flags
+  -m, --multirun      a sweep: every combination of the comma-separated values
+  --cfg job           print the composed configuration and stop
+  --version, -h, --help
+"""
+
+
+def text() -> str:
+    """The whole help page."""
+    width = min(shutil.get_terminal_size((110, 24)).columns, 130)
+    parts = [USAGE.format(version=__version__)]
+    for group, about in GROUPS.items():
+        lines = choices(group)
+        if not lines:
+            continue
+        column = max(12, *(len(name) for name in lines)) + 2
+        parts.append(f"{group}=…   {about}")
+        for name, line in lines.items():
+            indent = " " * (column + 2)
+            parts.append(textwrap.fill(f"  {name:<{column}}{line}", width, subsequent_indent=indent))
+        parts.append("")
+    parts.append("Settings\n" + _settings() + "\n")
+    parts.append(
+        "Options of a choice are key.option=value: method.layer=2, backbone.dtype=bfloat16, benchmark.limit=50.\n"
+    )
+    parts.append(FLAGS)
+    return "\n".join(parts)
+
+
+def _settings() -> str:
+    """The top-level keys of config.yaml with their comments."""
+    rows = []
+    for line in (config_dir() / "config.yaml").read_text(encoding="utf-8").splitlines():
+        key, colon, rest = line.partition(":")
+        if colon and key.isidentifier() and key not in ("defaults", "hydra"):
+            value, _, comment = rest.partition("#")
+            rows.append(f"  {key + '=' + value.strip():<22}{comment.strip()}".rstrip())
+    return "\n".join(rows)

@@ -1,0 +1,149 @@
+"""`python -m vtc …` and `vtc …`: Hydra composes and sweeps, this module translates between it and the user."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from vtc import __version__
+from vtc.cli import actions, help, validation
+from vtc.cli.compose import CONFIG, ERRORS, config_dir, explained, prepare, sweep_size
+from vtc.errors import UserError
+
+MISTAKE = 2  # exit code for what the user can mend; 1 is for what only a programmer can
+FLAGS = (
+    "-m",
+    "--multirun",
+    "--cfg",
+    "-c",
+    "--resolve",
+    "--package",
+    "-p",
+    "--run",
+    "-r",
+    "--info",
+    "-i",
+    "--config-dir",
+    "-cd",
+)
+
+
+@dataclass
+class Sweep:
+    """What became of the jobs of one command."""
+
+    jobs: int = 1
+    failed: list[tuple[str, Exception]] = field(default_factory=list)
+
+    def summary(self) -> list[str]:
+        """One line for the sweep, one for each job that failed."""
+        done = self.jobs - len(self.failed)
+        lines = [f"{done} of {self.jobs} jobs done" + (f", {len(self.failed)} failed:" if self.failed else "")]
+        return lines + [f"{job}: {one_line(error)}" for job, error in self.failed]
+
+
+def one_line(error: BaseException) -> str:
+    """The error's own words, or its kind where it has none."""
+    words = " ".join(str(error).split())
+    return words if isinstance(error, UserError) else f"{type(error).__name__}: {words}"
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def complain(line: str) -> None:
+    print(f"vtc: {line}", file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (without the program's name) and returns the exit code.
+
+    0: done. 1: an error in the program, with its traceback. 2: a mistake in what was asked for, in one line.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if any(a in ("-h", "--help") for a in argv):
+        say(help.text())
+        return 0
+    if "--version" in argv:
+        say(f"vtc {__version__}")
+        return 0
+    flags = [a for a in argv if a.startswith("-")]
+    overrides = [a for a in argv if not a.startswith("-")]
+    for flag in flags:
+        if flag.split("=")[0] not in FLAGS:
+            complain(f"{flag}: unknown flag; settings are written key=value; see --help")
+            return MISTAKE
+    sweeping = any(f in ("-m", "--multirun") for f in flags)
+    try:
+        prepare(overrides)
+        sweep = Sweep(sweep_size(overrides) if sweeping else 1)
+        _hydra(argv, sweep, sweeping)
+    except KeyboardInterrupt:
+        complain("interrupted; finished runs are kept, the same command goes on with the rest")
+        return 130
+    except UserError as error:
+        complain(one_line(error))
+        return MISTAKE
+    except ERRORS as error:
+        complain(one_line(explained(error, [o for o in overrides if not _is_flag_value(o, argv)])))
+        return MISTAKE
+    if sweeping:
+        say("\n" + sweep.summary()[0])
+        for line in sweep.summary()[1:]:
+            complain(line)
+    if not sweep.failed:
+        return 0
+    return MISTAKE if all(isinstance(error, UserError) for _, error in sweep.failed) else 1
+
+
+def _is_flag_value(word: str, argv: Sequence[str]) -> bool:
+    """Whether `word` belongs to the flag before it, as `job` in `--cfg job`."""
+    at = argv.index(word)
+    return at > 0 and argv[at - 1] in FLAGS and argv[at - 1] not in ("-m", "--multirun", "--resolve", "--run", "-r")
+
+
+def _hydra(argv: Sequence[str], sweep: Sweep, sweeping: bool) -> None:
+    """One pass through Hydra. A job's error is told at once and kept in `sweep`, so that the next job runs."""
+
+    def job(config: DictConfig) -> None:
+        name = " ".join(HydraConfig.get().overrides.task)
+        if sweeping:
+            say(f"\n[{HydraConfig.get().job.num + 1}/{sweep.jobs}] {name}")
+        try:
+            validation.check(config)
+            say(f"vtc {__version__} · {actions.headline(config)}")
+            actions.perform(config)
+        except Exception as error:
+            sweep.failed.append((name, error))
+            if isinstance(error, UserError):
+                complain(one_line(error))
+            else:
+                traceback.print_exc()
+            if os.getpid() != here:  # a launcher's worker: only the exception finds its way back
+                raise
+
+    here = os.getpid()
+    asked, arguments = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print and exit by itself; its errors are ours to explain
+    sys.argv = [sys.argv[0], *argv]
+    try:
+        hydra.main(config_path=str(config_dir()), config_name=CONFIG, version_base="1.3")(job)()
+    finally:
+        sys.argv = arguments
+        if asked is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = asked
+
+
+def run() -> None:
+    """The console script: `main`, then exit."""
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Checks of a configuration that need neither torch nor weights: what every key may hold.
+
+What depends on a method and a backbone (which budgets, which layers, which checkpoint) is `vtc.assemble.plan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vtc.budget import Budget
+from vtc.errors import UserError, nearest, unknown
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _whole(least: int) -> tuple[str, Callable[[Any], bool]]:
+    text = f"a whole number from {least} on"
+    return text, lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least
+
+
+def _one_of(*names: Any) -> tuple[str, Callable[[Any], bool]]:
+    return ", ".join("null" if n is None else str(n).lower() if isinstance(n, bool) else str(n) for n in names), (
+        lambda v: any(v is n or (v == n and type(v) is type(n)) for n in names)
+    )
+
+
+def _device(value: Any) -> bool:
+    name, _, index = str(value).partition(":")
+    return name in ("auto", "cpu", "mps", "cuda") and (not index or (index.isdigit() and name == "cuda"))
+
+
+# key → (what is allowed, in words; whether a value is). `null` is allowed where `optional` says so.
+RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "tokens": _whole(1),
+    "ratio": ("more than 0, at most 1", lambda v: _number(v) and 0 < v <= 1),
+    "compression": ("a number from 1 on (5.57 is LLaVolta's 557 %)", lambda v: _number(v) and v >= 1),
+    "flops": ("more than 0, at most 1", lambda v: _number(v) and 0 < v <= 1),
+    "seed": _whole(0),
+    "batch_size": _whole(1),
+    "layer_scale": _one_of("auto", "none"),
+    "resume": _one_of("auto", True, False),
+    "benchmark.limit": _whole(1),
+    "backbone.dtype": _one_of("float32", "bfloat16", "float16"),
+    "backbone.device": ("auto, cpu, mps, cuda, cuda:<n>", _device),
+    "backbone.attention": _one_of("sdpa", "eager", "flash_attention_2"),
+    "backbone.trust_remote_code": _one_of(True, False),
+}
+OPTIONAL = {"tokens", "ratio", "compression", "flops", "benchmark.limit"}
+
+
+def check(config: DictConfig) -> None:
+    """Every rule that the keys alone decide.
+
+    Raises:
+        UserError: the first key that holds what it may not, two budgets, an unknown task, a missing file.
+    """
+    try:
+        OmegaConf.resolve(config.copy())
+    except OmegaConfBaseException as error:
+        raise UserError(" ".join(str(error).split())) from None
+    for key, (allowed, fits) in RULES.items():
+        value = OmegaConf.select(config, key)
+        if value is None and (key in OPTIONAL or not _has(config, key)):
+            continue
+        if not fits(value):
+            given = "null" if value is None else value
+            close = nearest(str(value), allowed.split(", ")) if isinstance(value, str) else ""
+            raise UserError(f"{key}={given}: allowed: {allowed}{close}")
+    Budget(config.tokens, config.ratio, config.compression, config.flops)
+    _check_tasks(config)
+    _check_files(config)
+
+
+def _has(config: DictConfig, key: str) -> bool:
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    return node is not None and name in node
+
+
+def _check_tasks(config: DictConfig) -> None:
+    """Task names of the built-in benchmark; those of others are lmms-eval's to know."""
+    tasks = OmegaConf.select(config, "benchmark.tasks")
+    if isinstance(tasks, str):
+        raise UserError(f"benchmark.tasks={tasks}: a list, as in 'benchmark.tasks=[{tasks}]'")
+    if tasks is None:
+        return
+    if not tasks:
+        raise UserError("benchmark.tasks=[]: at least one task is needed")
+    if config.benchmark.name == "pocket":
+        from vtc.pocket.splits import TASKS
+
+        for task in tasks:
+            if task not in TASKS:
+                raise unknown("benchmark.tasks", task, TASKS)
+
+
+def _check_files(config: DictConfig) -> None:
+    checkpoint = config.checkpoint
+    if checkpoint not in (None, "auto"):
+        folder = Path(str(checkpoint)).expanduser()
+        if not folder.is_dir():
+            raise UserError(
+                f"checkpoint={checkpoint}: no such folder; allowed: auto, null, or a folder that training wrote"
+            )
+    data = OmegaConf.select(config, "benchmark.data")
+    if data is not None and config.benchmark.name != "pocket" and not Path(str(data)).expanduser().exists():
+        raise UserError(f"benchmark.data={data}: no such file or folder")
+    output = Path(str(config.output_dir)).expanduser()
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output_dir={config.output_dir}: is a file, a folder is needed")

@@ -1,0 +1,25 @@
+"""Where the files that come with vtc are: `conf/` and `benchmarks/`, in a checkout or in the installed wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def root() -> Path:
+    """The folder that holds `conf/` and `benchmarks/`: `vtc/_shipped` in a wheel, the repository in a checkout."""
+    installed = PACKAGE / "_shipped"
+    return installed if installed.is_dir() else PACKAGE.parent
+
+
+def path(name: str) -> Path:
+    """The shipped file or folder `name`, for example `"conf"` or `"benchmarks/pocket/weights/base"`.
+
+    Raises:
+        FileNotFoundError: this installation does not have it.
+    """
+    found = root() / name
+    if not found.exists():
+        raise FileNotFoundError(f"{name}: not part of this installation of vtc (looked in {root()})")
+    return found
