@@ -1,0 +1,162 @@
+"""Batches of pocket scenes for training: a function of (seed, step) alone, so that a resumed run misses nothing.
+
+Questions are PACKED: one image is followed by many questions, each in a block of its own that sees the image and
+itself, at the positions it has when asked alone. Twenty questions cost the price of two images, and no answer leaks
+from one question to the next, as it does between the turns of a conversation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vtc.pocket.model import GRID, PATCH, encode, vocabulary_index
+from vtc.pocket.questions import KINDS, Question
+from vtc.pocket.scenes import COLORS, NAMES, SIZES, Scene, Split, Thing, draw_scene, recolor
+
+IGNORE = -100
+PREFIX = ("<s> USER:", "<image>")  # what stands before the first question
+
+
+def scene_rng(seed: int, stream: str, step: int) -> np.random.Generator:
+    """The randomness of one batch: depends on the seed, the stream's name and the step, on nothing that ran before."""
+    return np.random.default_rng([seed, *stream.encode(), step])
+
+
+def normalise(images: np.ndarray) -> Tensor:
+    """``[B, 96, 96, 3]`` uint8 → ``[B, 3, 96, 96]`` in -1..1, exactly as the processor does."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def patches_of(thing: Thing) -> tuple[slice, slice]:
+    """Rows and columns of the patch grid that a thing covers by more than a rim of two pixels."""
+    rows = slice((thing.top + 2) // PATCH, (thing.top + thing.pixels - 3) // PATCH + 1)
+    columns = slice((thing.left + 2) // PATCH, (thing.left + thing.pixels - 3) // PATCH + 1)
+    return rows, columns
+
+
+def patch_labels(scenes: Sequence[Scene]) -> Tensor:
+    """Colour, name and size in every patch.
+
+    Returns:
+        ``[3, B, 144]`` long; 0 is background, else 1 + the index into COLORS, NAMES and SIZES (digits have no size: 0).
+    """
+    labels = np.zeros((3, len(scenes), GRID, GRID), dtype=np.int64)
+    colors, sizes = list(COLORS), list(SIZES)
+    for b, scene in enumerate(scenes):
+        for thing in scene.things:
+            size = 0 if thing.is_digit else 1 + sizes.index(thing.size)
+            rows, columns = patches_of(thing)
+            labels[0, b, rows, columns] = 1 + colors.index(thing.color)
+            labels[1, b, rows, columns] = 1 + NAMES.index(thing.name)
+            labels[2, b, rows, columns] = size
+    return torch.from_numpy(labels).flatten(2)
+
+
+@dataclass
+class Packed:
+    """Questions in blocks behind a shared prefix; right-padded.
+
+    Attributes:
+        input_ids: ``[B, L]``.
+        labels: ``[B, L]``, -100 outside the answers.
+        position_ids: ``[B, L]``; every block starts again where the prefix ends.
+        blocks: ``[B, L]``; 0 the prefix, 1.. the questions, in padding the number of the last one.
+        attention_mask: ``[B, L]``, 0 in padding.
+        pixel_values: ``[B, 3, 96, 96]`` or None.
+        kinds: for each row the kind of each block.
+        captions: for each row the caption of its scene, for contrastive losses.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    blocks: Tensor
+    attention_mask: Tensor
+    pixel_values: Tensor | None
+    kinds: list[list[str]]
+    captions: list[str] = field(default_factory=list)
+
+    def to(self, device: torch.device) -> Packed:
+        """The same batch on a device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Packed(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+
+    def mask(self) -> Tensor:
+        """The same attention as one explicit mask, ``[B, 1, L, L]`` bool."""
+        q, k = self.blocks[:, :, None], self.blocks[:, None, :]
+        length = self.input_ids.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+        allowed = ((k == 0) | (k == q)) & causal & self.attention_mask[:, None, :].bool()
+        return (allowed | torch.eye(length, dtype=torch.bool, device=q.device))[:, None]
+
+
+def pack(prefix: Sequence[int], rows: Sequence[Sequence[Question]], pixels: Tensor | None) -> Packed:
+    """Lay out each row's questions behind the prefix."""
+    index = vocabulary_index()
+    assistant, end, pad = index["ASSISTANT:"], index["</s>"], index["<pad>"]
+    laid_out = [[(encode(q.text) + (assistant,), encode(q.answer) + (end,)) for q in row] for row in rows]
+    start = len(prefix)
+    length = start + max(sum(len(q) + len(a) for q, a in row) for row in laid_out)
+    ids = np.full((len(rows), length), pad, dtype=np.int64)
+    labels = np.full_like(ids, IGNORE)
+    blocks = np.zeros_like(ids)
+    positions = np.zeros_like(ids)
+    real = np.zeros_like(ids)
+    ids[:, :start], positions[:, :start] = prefix, np.arange(start)
+    for b, row in enumerate(laid_out):
+        at = start
+        for n, (question, answer) in enumerate(row, 1):
+            end_of_question, stop = at + len(question), at + len(question) + len(answer)
+            ids[b, at:stop] = question + answer
+            labels[b, end_of_question:stop] = answer
+            blocks[b, at:stop] = n
+            positions[b, at:stop] = np.arange(start, start + stop - at)
+            at = stop
+        real[b, :at] = 1
+        blocks[b, at:] = len(row)
+    tensors = (torch.from_numpy(t) for t in (ids, labels, positions, blocks, real))
+    return Packed(*tensors, pixels, [[q.kind for q in row] for row in rows])
+
+
+def image_prefix() -> list[int]:
+    before, image = PREFIX
+    return [*encode(before), *encode(image) * (GRID * GRID)]
+
+
+def draw_questions(
+    rng: np.random.Generator, scene: Scene, count: int, weights: dict[str, float], caption: bool
+) -> list[Question]:
+    """``count`` questions of the weighted kinds (those a scene has no answer to are drawn again), and a caption."""
+    kinds = list(weights)
+    share = np.cumsum([weights[k] for k in kinds])
+    questions: list[Question] = []
+    while len(questions) < count:
+        kind = kinds[int(np.searchsorted(share, rng.random() * share[-1]))]
+        question = KINDS[kind](rng, scene)
+        if question is not None:
+            questions.append(question)
+    if caption:
+        questions.append(KINDS["captions"](rng, scene))
+    return questions
+
+
+def draw_scenes(rng: np.random.Generator, count: int, split: Split, twins: bool = False) -> list[Scene]:
+    """``count`` scenes; with ``twins``, every other one is its neighbour with the colours dealt out anew."""
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scene = draw_scene(rng, split, things=int(rng.integers(2, 7)) if twins else None)
+        other = recolor(scene, rng) if twins else None
+        if not twins:
+            scenes.append(scene)
+        elif other is not None:
+            scenes += [scene, other]
+    return scenes[:count]
+
+
+def render(scenes: Sequence[Scene]) -> Tensor:
+    return normalise(np.stack([scene.render() for scene in scenes]))

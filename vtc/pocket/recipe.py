@@ -1,0 +1,340 @@
+"""How the pocket base model comes about, from nothing: tower, language, alignment, instruction.
+
+A real LLaVA starts from a tower that already sees and a language model that already reads; pocket has to make both.
+
+1. ``tower``: CLIP's stand-in. Each patch learns to tell the colour, name and size of what stands on it, the class token
+   which attributes the picture holds.
+2. ``language``: Vicuna's stand-in. The decoder learns to answer about scenes that are *told* instead of shown: a few
+   tokens a thing, each the sum of the embeddings of its words and of its place.
+3. ``align``: LLaVA's first stage. The projector learns to put each patch where the words of what stands on it are.
+4. ``instruct``: LLaVA's second stage. Projector and decoder learn to answer about pictures; the tower stays frozen.
+
+Without 3, a decoder of this size learns what is present but not what belongs together, however long it is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+
+from vtc.pocket.data import (
+    IGNORE,
+    Packed,
+    draw_questions,
+    draw_scenes,
+    image_prefix,
+    pack,
+    patch_labels,
+    patches_of,
+    render,
+    scene_rng,
+)
+from vtc.pocket.model import GRID, WIDTH, encode, vocabulary_index
+from vtc.pocket.questions import KINDS, TASK_OF_KIND
+from vtc.pocket.scenes import COLORS, NAMES, SIZES, Scene
+from vtc.training.loop import Stage, on_device
+
+BACKGROUND_WEIGHT = 0.15  # background patches are nine in ten and easy
+
+
+class TowerStage(Stage):
+    """Dense labels for the tower: 9 colours, 17 names and 3 sizes a patch (background among them)."""
+
+    name = "tower"
+
+    def __init__(self, model: LlavaForConditionalGeneration, seed: int, batch_size: int = 32):
+        self.tower = model.model.vision_tower
+        self.seed, self.batch_size = seed, batch_size
+        torch.manual_seed(seed)
+        outputs = (1 + len(COLORS), 1 + len(NAMES), 1 + len(SIZES))
+        self.heads = nn.ModuleList([nn.Linear(WIDTH, n) for n in outputs])
+        self.presence = nn.Linear(WIDTH, len(COLORS) + len(NAMES))
+
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.heads.to(device)
+        self.presence.to(device)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from self.tower.named_parameters(prefix="tower")
+        yield from self.heads.named_parameters(prefix="head")
+        yield from self.presence.named_parameters(prefix="presence_head")
+
+    def _draw(self, rng: np.random.Generator, split: str) -> tuple[Tensor, Tensor]:
+        scenes = draw_scenes(rng, self.batch_size, split)
+        return render(scenes), patch_labels(scenes)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        return self._draw(scene_rng(self.seed, self.name, step), "train")
+
+    def images(self, batch) -> int:
+        return len(batch[0])
+
+    def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        pixels, labels = batch
+        out = self.tower(pixel_values=pixels)
+        patches = out.last_hidden_state[:, 1:]
+        weight = torch.where(labels[0] > 0, 1.0, BACKGROUND_WEIGHT)
+        terms = {}
+        for name, head, label in zip(("color", "name", "size"), self.heads, labels, strict=True):
+            loss = F.cross_entropy(head(patches).float().flatten(0, 1), label.flatten(), reduction="none")
+            terms[name] = (loss * weight.flatten()).mean()
+        present = torch.zeros(len(pixels), len(COLORS) + len(NAMES) + 2, device=pixels.device)
+        present.scatter_(1, labels[0], 1.0)  # column 0 takes the background
+        present.scatter_(1, labels[1] + len(COLORS) + 1, 1.0)
+        present = torch.cat([present[:, 1 : len(COLORS) + 1], present[:, len(COLORS) + 2 :]], 1)
+        logits = self.presence(out.pooler_output).float()
+        terms["presence"] = 0.2 * F.binary_cross_entropy_with_logits(logits, present)
+        return terms
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Share of object patches whose colour, name, size are right, on validation scenes."""
+        right = dict.fromkeys(("color", "name", "size"), 0.0)
+        total = 0.0
+        for step in range(8):
+            drawn = self._draw(scene_rng(0, "tower-validation", step), "validation")
+            pixels, labels = on_device(drawn, self.device)
+            patches = self.tower(pixel_values=pixels).last_hidden_state[:, 1:]
+            thing = labels[0] > 0
+            total += float(thing.sum())
+            for name, head, label in zip(right, self.heads, labels, strict=True):
+                right[name] += float((head(patches).argmax(-1) == label)[thing].sum())
+        return {name: value / total for name, value in right.items()}
+
+
+class Places(nn.Module):
+    """Where a token of a told scene stands: a vector for each row and one for each column of the patch grid."""
+
+    def __init__(self, seed: int):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.rows = nn.Parameter(0.1 * torch.randn(GRID, WIDTH, generator=generator))
+        self.columns = nn.Parameter(0.1 * torch.randn(GRID, WIDTH, generator=generator))
+
+    def forward(self, patch: Tensor) -> Tensor:
+        """``[...]`` patch indices → ``[..., D]``."""
+        return self.rows[patch // GRID] + self.columns[patch % GRID]
+
+
+def word_ids(labels: Tensor) -> Tensor:
+    """Patch labels ``[3, ...]`` → vocabulary ids of their words, 0 (``<unk>``) where there is none."""
+    index = vocabulary_index()
+    tables = [[0, *(index[w] for w in words)] for words in (COLORS, NAMES, SIZES)]
+    pairs = zip(tables, labels, strict=True)
+    return torch.stack([torch.tensor(table, device=label.device)[label] for table, label in pairs])
+
+
+def told(embedding: Tensor, words: Tensor, places: Tensor) -> Tensor:
+    """Concept vectors: the sum of the embeddings of a patch's words, and of its place.
+
+    Args:
+        embedding: ``[V, D]``.
+        words: ``[3, B, N]`` vocabulary ids, 0 for none.
+        places: ``[B, N, D]``.
+    """
+    return (F.embedding(words, embedding) * (words > 0)[..., None]).sum(0) + places
+
+
+def exact_answers(logits: Tensor, batch: Packed) -> dict[str, list[float]]:
+    """Which blocks are answered exactly by greedy decoding, by kind (teacher forcing tells the same)."""
+    right = (logits[:, :-1].argmax(-1) == batch.labels[:, 1:]) | (batch.labels[:, 1:] == IGNORE)
+    found: dict[str, list[float]] = {}
+    for row, kinds in enumerate(batch.kinds):
+        for block, kind in enumerate(kinds, 1):
+            found.setdefault(kind, []).append(float(right[row][batch.blocks[row, 1:] == block].all()))
+    return found
+
+
+def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Next-token cross entropy over answers (eq. 2 of Fwd2Bot, LLaVA's own loss)."""
+    return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE)
+
+
+class QuestionStage(Stage):
+    """What the stages that answer questions share: the mixture, its curriculum, and validation by kind."""
+
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration,
+        seed: int,
+        batch_size: int,
+        questions: int,
+        weights: dict[str, float],
+        first_kinds: tuple[str, ...] = (),
+        first_share: float = 0.0,
+    ):
+        self.model, self.seed = model, seed
+        self.batch_size, self.questions, self.weights = batch_size, questions, weights
+        self.first_kinds, self.first_share = first_kinds, first_share
+        self.total = 1
+
+    def start_step(self, step: int, total: int) -> None:
+        self.total = total
+
+    def mixture(self, step: int) -> dict[str, float]:
+        """The weights of the kinds: ``first_kinds`` alone at first, all of them later."""
+        if step < self.first_share * self.total:
+            return {k: w for k, w in self.weights.items() if k in self.first_kinds}
+        return self.weights
+
+    def pack(self, rng: np.random.Generator, scenes: list[Scene], weights: dict[str, float], count: int) -> Packed:
+        raise NotImplementedError
+
+    def logits(self, batch) -> Tensor:
+        raise NotImplementedError
+
+    def batch(self, step: int):
+        rng = scene_rng(self.seed, self.name, step)
+        scenes = draw_scenes(rng, self.batch_size, "train")
+        return self.pack(rng, scenes, self.mixture(step), self.questions)
+
+    def images(self, batch) -> int:
+        return self.batch_size
+
+    def losses(self, batch) -> dict[str, Tensor]:
+        return {"answer": answer_loss(self.logits(batch), self._packed(batch).labels)}
+
+    def _packed(self, batch) -> Packed:
+        return batch if isinstance(batch, Packed) else batch[0]
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Share of exactly right answers by kind (those of :mod:`vtc.pocket.questions`) on 128 validation scenes."""
+        found: dict[str, list[float]] = {}
+        for step in range(4):
+            rng = scene_rng(0, "question-validation", step)
+            kinds = {k: 1.0 for k in KINDS if k != "captions"}
+            batch = on_device(self.pack(rng, draw_scenes(rng, 32, "validation"), kinds, 16), self.device)
+            for kind, values in exact_answers(self.logits(batch), self._packed(batch)).items():
+                found.setdefault(kind, []).extend(values)
+        scores = {kind: float(np.mean(values)) for kind, values in sorted(found.items())}
+        tasks: dict[str, list[float]] = {}
+        for kind, values in found.items():
+            tasks.setdefault(TASK_OF_KIND[kind], []).extend(values)
+        return scores | {"mean": float(np.mean([np.mean(values) for values in tasks.values()]))}
+
+
+class LanguageStage(QuestionStage):
+    """Scenes told in a few tokens each: one to four patches of every thing, and four of background."""
+
+    name = "language"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.places = Places(self.seed)
+
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.places.to(device)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from self.model.model.language_model.named_parameters(prefix="language_model")
+        yield from self.places.named_parameters(prefix="places_embed")
+
+    def pack(self, rng, scenes, weights, count):
+        chosen = []
+        for scene in scenes:
+            patches: list[int] = []
+            for thing in scene.things:
+                rows, columns = patches_of(thing)
+                area = [r * GRID + c for r in range(rows.start, rows.stop) for c in range(columns.start, columns.stop)]
+                patches += [area[i] for i in rng.permutation(len(area))[: rng.integers(1, 5)]]
+            patches += [int(p) for p in rng.integers(0, GRID * GRID, 4)]
+            chosen.append(sorted(set(patches)))
+        longest = max(map(len, chosen))
+        patch = np.full((len(scenes), longest), -1, dtype=np.int64)
+        for b, row in enumerate(chosen):
+            patch[b, : len(row)] = row
+        index = torch.from_numpy(patch)
+        words = word_ids(patch_labels(scenes)).gather(2, index.clamp(min=0).expand(3, -1, -1))
+        start = encode("<s> USER:")
+        prefix = [*start, *encode("<image>") * longest]
+        questions = [draw_questions(rng, s, count, weights, caption=True) for s in scenes]
+        packed = pack(prefix, questions, None)
+        # Told tokens stand at the positions of their patches, and questions where they stand behind a whole image.
+        packed.position_ids[:, len(start) : len(prefix)] = index.clamp(min=0) + len(start)
+        packed.position_ids[:, len(prefix) :] += GRID * GRID - longest
+        packed.attention_mask[:, len(start) : len(prefix)] = (index >= 0).long()
+        return packed, words, index.clamp(min=0)
+
+    def logits(self, batch) -> Tensor:
+        packed, words, patch = batch
+        decoder = self.model.model.language_model
+        embedded = decoder.embed_tokens(packed.input_ids)
+        concepts = told(decoder.embed_tokens.weight, words, self.places(patch)).to(embedded.dtype)
+        start = len(encode("<s> USER:"))
+        stop = start + patch.shape[1]
+        embedded = torch.cat([embedded[:, :start], concepts, embedded[:, stop:]], 1)
+        hidden = decoder(
+            inputs_embeds=embedded,
+            attention_mask=packed.mask(),
+            position_ids=packed.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        return self.model.lm_head(hidden)
+
+
+class AlignStage(Stage):
+    """The projector alone: each patch towards the concept vector of what stands on it."""
+
+    name = "align"
+
+    def __init__(self, model: LlavaForConditionalGeneration, places: Places, seed: int, batch_size: int = 32):
+        self.model, self.places, self.seed, self.batch_size = model, places, seed, batch_size
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from self.model.model.multi_modal_projector.named_parameters(prefix="projector")
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        scenes = draw_scenes(scene_rng(self.seed, self.name, step), self.batch_size, "train")
+        return render(scenes), patch_labels(scenes)
+
+    def images(self, batch) -> int:
+        return len(batch[0])
+
+    def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        pixels, labels = batch
+        with torch.no_grad():
+            patches = torch.arange(GRID * GRID, device=pixels.device).expand(len(pixels), -1)
+            embedding = self.model.model.language_model.embed_tokens.weight
+            target = told(embedding, word_ids(labels), self.places(patches))
+            features = self.model.model.vision_tower(pixel_values=pixels).last_hidden_state[:, 1:]
+        error = (self.model.model.multi_modal_projector(features).float() - target).square().mean(-1)
+        weight = torch.where(labels[0] > 0, 1.0, BACKGROUND_WEIGHT)
+        return {"distance": (error * weight).sum() / weight.sum() / target.square().mean()}
+
+
+class InstructStage(QuestionStage):
+    """Pictures and questions; projector and decoder learn, the tower does not."""
+
+    name = "instruct"
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from self.model.model.multi_modal_projector.named_parameters(prefix="projector")
+        yield from self.model.model.language_model.named_parameters(prefix="language_model")
+
+    def pack(self, rng, scenes, weights, count) -> Packed:
+        questions = [draw_questions(rng, s, count, weights, caption=True) for s in scenes]
+        return pack(image_prefix(), questions, render(scenes))
+
+    def logits(self, batch: Packed) -> Tensor:
+        with torch.no_grad():
+            features = self.model.model.vision_tower(pixel_values=batch.pixel_values).last_hidden_state[:, 1:]
+        visual = self.model.model.multi_modal_projector(features)
+        decoder = self.model.model.language_model
+        embedded = decoder.embed_tokens(batch.input_ids)
+        start = int((batch.input_ids[0] == vocabulary_index()["<image>"]).nonzero()[0])
+        embedded = torch.cat([embedded[:, :start], visual.to(embedded.dtype), embedded[:, start + GRID * GRID :]], 1)
+        hidden = decoder(
+            inputs_embeds=embedded,
+            attention_mask=batch.mask(),
+            position_ids=batch.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        return self.model.lm_head(hidden)

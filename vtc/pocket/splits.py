@@ -1,0 +1,214 @@
+"""The test and validation sets of the pocket benchmark, made anew from their seeds wherever they are needed.
+
+    python -m vtc.pocket.splits FOLDER
+
+Nothing is downloaded and nothing is stored in the repository: drawing all nine sets takes seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vtc.pocket.data import scene_rng
+from vtc.pocket.questions import CAPTION_PROMPT, KINDS, Question, hard_negative
+from vtc.pocket.scenes import Scene, Split, draw_scene, recolor
+
+VERSION = 1  # raise whenever a set changes: results of different versions must not be compared
+SEED = 20_240
+EDITS = ("replace", "swap", "add")
+GALLERY_GROUP = 4  # images of one retrieval group hold the same attributes, bound differently
+EMBED_PROMPT = "<embed>"
+GENERATIVE = ("existence", "counting", "attributes", "relations", "reading", "choice", "captions")
+DISCRIMINATIVE = ("retrieval", "hard_captions")
+SAMPLES = dict.fromkeys(GENERATIVE, 300) | {"retrieval": 200, "hard_captions": 300}
+TASKS = tuple(f"pocket_{name}" for name in (*GENERATIVE, *DISCRIMINATIVE))
+
+Row = dict[str, Any]
+
+
+def _row(scene: Scene, question: str, answer: str, kind: str, **more: Any) -> Row:
+    buffer = io.BytesIO()
+    scene.image().save(buffer, "PNG", compress_level=1)
+    row = {
+        "image": {"bytes": buffer.getvalue(), "path": None},
+        "question": question,
+        "answer": answer,
+        "options": [],
+        "kind": kind,
+        "references": [],
+        "blind": float("nan"),
+        "bag": float("nan"),
+        "blind_prediction": "",
+        "bag_prediction": "",
+        "group": -1,
+    }
+    return row | more
+
+
+def _questions(name: str, split: Split, rng: np.random.Generator) -> Iterator[Row]:
+    """One question a scene of three to six things; reading needs two or more digits to tell apart."""
+    while True:
+        things = int(rng.integers(3, 7))
+        digits = int(rng.integers(2, things + 1)) if name == "reading" else None
+        scene = draw_scene(rng, split, things, digits)
+        question: Question | None = KINDS[name](rng, scene)
+        if question is None or (name == "reading" and question.bag == 1.0):
+            continue
+        yield _row(
+            scene,
+            question.text,
+            question.answer,
+            question.kind,
+            options=list(question.options),
+            blind=question.blind,
+            bag=question.bag,
+        )
+
+
+def _captions(split: Split, rng: np.random.Generator) -> Iterator[Row]:
+    """Floors are captions too: blind, that of another scene of the training split; bag, the right words with colours
+    dealt out anew."""
+    while True:
+        scene = draw_scene(rng, split, int(rng.integers(3, 7)))
+        bag = recolor(scene, rng)
+        if bag is None:
+            continue
+        blind = draw_scene(rng, "train", int(rng.integers(3, 7)))
+        yield _row(
+            scene,
+            CAPTION_PROMPT,
+            scene.caption,
+            "caption",
+            references=[scene.caption],
+            blind_prediction=blind.caption,
+            bag_prediction=bag.caption,
+        )
+
+
+def _retrieval(split: Split, rng: np.random.Generator) -> Iterator[Row]:
+    """Groups of four scenes with the same attributes, bound differently. Blind R@1 is one in the gallery; knowing the
+    bag finds the group and guesses in it: R@1 = 1/4."""
+    group = 0
+    while True:
+        scenes = [draw_scene(rng, split, int(rng.integers(4, 7)))]
+        for _ in range(20):
+            other = recolor(scenes[0], rng)
+            if other is not None and all(other.caption != s.caption for s in scenes):
+                scenes.append(other)
+            if len(scenes) == GALLERY_GROUP:
+                break
+        if len(scenes) < GALLERY_GROUP:
+            continue
+        for scene in scenes:
+            yield _row(
+                scene,
+                EMBED_PROMPT,
+                scene.caption,
+                "pair",
+                blind=1 / SAMPLES["retrieval"],
+                bag=1 / GALLERY_GROUP,
+                group=group,
+            )
+        group += 1
+
+
+def _hard_captions(split: Split, rng: np.random.Generator) -> Iterator[Row]:
+    """A true caption and one with a single edit that uses only words which fit the picture: both floors are 1/2."""
+    edit = 0
+    while True:
+        scene = draw_scene(rng, split, int(rng.integers(3, 6)))
+        wrong = hard_negative(rng, scene, EDITS[edit % len(EDITS)])
+        if wrong is None:
+            continue
+        yield _row(scene, EMBED_PROMPT, scene.caption, EDITS[edit % len(EDITS)], options=[wrong], blind=0.5, bag=0.5)
+        edit += 1
+
+
+def rows(task: str, split: Split = "test") -> list[Row]:
+    """The rows of one task (``existence``, or ``pocket_existence``)."""
+    name = task.removeprefix("pocket_")
+    if name not in SAMPLES:
+        raise KeyError(f"no pocket task called {task!r}; there are {', '.join(TASKS)}")
+    rng = scene_rng(SEED + VERSION, f"{split}/{name}", 0)
+    makers: dict[str, Callable[[Split, np.random.Generator], Iterator[Row]]] = {
+        "captions": _captions,
+        "retrieval": _retrieval,
+        "hard_captions": _hard_captions,
+    }
+    make = makers[name](split, rng) if name in makers else _questions(name, split, rng)
+    return [{"id": f"{name}-{i}"} | next(make) for i in range(SAMPLES[name])]
+
+
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("question", pa.string()),
+        ("answer", pa.string()),
+        ("options", pa.list_(pa.string())),
+        ("kind", pa.string()),
+        ("references", pa.list_(pa.string())),
+        ("blind", pa.float64()),
+        ("bag", pa.float64()),
+        ("blind_prediction", pa.string()),
+        ("bag_prediction", pa.string()),
+        ("group", pa.int64()),
+    ],
+    metadata={
+        "huggingface": '{"info": {"features": {"image": {"_type": "Image"}, '
+        '"id": {"dtype": "string", "_type": "Value"}, "question": {"dtype": "string", "_type": "Value"}, '
+        '"answer": {"dtype": "string", "_type": "Value"}, '
+        '"options": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "List"}, '
+        '"kind": {"dtype": "string", "_type": "Value"}, '
+        '"references": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "List"}, '
+        '"blind": {"dtype": "float64", "_type": "Value"}, "bag": {"dtype": "float64", "_type": "Value"}, '
+        '"blind_prediction": {"dtype": "string", "_type": "Value"}, '
+        '"bag_prediction": {"dtype": "string", "_type": "Value"}, "group": {"dtype": "int64", "_type": "Value"}}}}'
+    },
+)
+
+
+def materialise(folder: str | os.PathLike, split: Split = "test") -> dict[str, Path]:
+    """Write every task's set as parquet, unless it is there already.
+
+    Returns:
+        task name → path. Files are written whole by a rename, so that two runs may do this at once.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for task in TASKS:
+        path = folder / f"{task}-{split}-v{VERSION}.parquet"
+        if not path.exists():
+            fresh = path.with_name(f"{path.name}.{os.getpid()}")
+            pq.write_table(pa.Table.from_pylist(rows(task, split), schema=_SCHEMA), fresh)
+            os.replace(fresh, path)
+        paths[task] = path
+    return paths
+
+
+def fingerprint(split: Split = "test") -> str:
+    """A hash of every question and pixel of a split: two machines with the same one score the same thing."""
+    from PIL import Image
+
+    digest = hashlib.blake2b(digest_size=8)
+    for task in TASKS:
+        for row in rows(task, split):
+            digest.update("|".join([row["id"], row["question"], row["answer"], *row["options"]]).encode())
+            digest.update(Image.open(io.BytesIO(row["image"]["bytes"])).tobytes())
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    for task, path in materialise(sys.argv[1] if len(sys.argv) > 1 else "pocket-data").items():
+        print(f"{task:24s} {path}")

@@ -1,0 +1,70 @@
+"""Optimisers and learning-rate schedules, from torch; nothing of our own but the choice of what goes where."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Weights between two hidden layers, which Muon is for; not embeddings, heads, norms, biases, registers, LoRA."""
+    return (
+        parameter.ndim == 2
+        and name.endswith("weight")
+        and not any(part in name for part in ("embed", "lm_head", "head", "lora_"))
+    )
+
+
+def build_optimizers(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    name: str = "adamw",
+    lr: float = 1e-3,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.98),
+    adam_lr: float | None = None,
+) -> list[torch.optim.Optimizer]:
+    """``adamw`` for everything, or ``muon``: Muon for the hidden matrices and AdamW for the rest.
+
+    Args:
+        lr: peak learning rate. Muon's updates are scaled to AdamW's RMS, so that rates compare.
+        adam_lr: AdamW's rate beside Muon; ``lr`` if not given.
+    """
+    parameters = [(n, p) for n, p in named_parameters if p.requires_grad]
+    if name == "adamw":
+        return [torch.optim.AdamW([p for _, p in parameters], lr=lr, weight_decay=weight_decay, betas=betas)]
+    if name != "muon":
+        raise ValueError(f"optimizer must be 'adamw' or 'muon', not {name!r}")
+    hidden = [p for n, p in parameters if is_hidden_matrix(n, p)]
+    rest = [p for n, p in parameters if not is_hidden_matrix(n, p)]
+    optimizers: list[torch.optim.Optimizer] = []
+    if hidden:
+        optimizers.append(torch.optim.Muon(hidden, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+    if rest:
+        optimizers.append(torch.optim.AdamW(rest, lr=adam_lr or lr, weight_decay=0.0, betas=betas))
+    return optimizers
+
+
+def build_schedulers(
+    optimizers: list[torch.optim.Optimizer], steps: int, warmup: float, decay: str, cooldown: float
+) -> list[LambdaLR]:
+    """Linear warm-up over a share of the steps, then ``cosine`` to zero, ``constant``, or ``linear``: constant until
+    the last ``cooldown`` share, then straight to zero."""
+    warmup_steps = max(1, round(steps * warmup))
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+        if decay == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        if decay == "linear":
+            return min(1.0, (1 - progress) / max(cooldown, 1e-9))
+        if decay == "constant":
+            return 1.0
+        raise ValueError(f"decay must be 'cosine', 'linear' or 'constant', not {decay!r}")
+
+    return [LambdaLR(optimizer, factor) for optimizer in optimizers]
