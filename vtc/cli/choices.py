@@ -36,7 +36,7 @@ def configured(group: str) -> dict[str, Path]:
 
 
 def plugins(group: str) -> list[str]:
-    """Names of a group that have a class (an installed plug-in, or registered in this process) but no file in `conf/`."""
+    """Names of a group with a class (of a plug-in, or registered in this process) but no file in `conf/`."""
     known = REGISTRIES.get(group)
     return sorted(set(known.names()) - set(configured(group))) if known else []
 

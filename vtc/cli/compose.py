@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vtc import shipped
@@ -25,6 +24,7 @@ from vtc.errors import UserError, nearest, unknown
 
 CONFIG = "config"
 ERRORS = (HydraException, OmegaConfBaseException)
+NEEDED = ("action", "backbone", "method", "benchmark")
 
 
 def config_dir() -> Path:
@@ -91,7 +91,7 @@ def prepare(overrides: Sequence[str]) -> None:
     built-ins. Only plug-ins that are named are imported.
 
     Raises:
-        UserError: an unknown choice, several choices in one run, a key that is removed, a plug-in that can't be imported.
+        UserError: an unknown choice, several in one run, a key that is removed, a plug-in that can't be imported.
     """
     for override in parsed(overrides):
         group = override.key_or_group
@@ -108,12 +108,10 @@ def prepare(overrides: Sequence[str]) -> None:
                 raise UserError(
                     f"{override.input_line}: one {group} a run; several are a sweep: python -m vtc -m {group}={many}"
                 )
-            if value is not None and str(value) not in allowed:
-                raise unknown(group, value, allowed)
+            if str(value) not in allowed and (value is not None or group in NEEDED):
+                raise unknown(group, "null" if value is None else value, allowed)
             if value in plugins(group):
-                node = {"name": value, **constructor_options(REGISTRIES[group].get(value))}
-                if group == "backbone":
-                    node = {**BACKBONE, **node}
+                node = {"name": value, **(method_options(value) if group == "method" else BACKBONE)}
                 ConfigStore.instance().store(group=group, name=value, node=node, provider="plug-in")
     check_additions(overrides)
 
@@ -143,25 +141,19 @@ BACKBONE = {
     "trust_remote_code": False,
 }
 
-# What vtc itself gives a method's constructor.
-GIVEN = {"self", "tokens", "shape", "args", "kwargs", "options"}
 
+def method_options(name: str) -> dict[str, Any]:
+    """The options of a method that a configuration can hold, with their defaults; what must be given is `???`."""
+    from vtc.methods import options_of
 
-def constructor_options(cls: type) -> dict[str, Any]:
-    """The keyword arguments of a class that have a plain default, with those defaults."""
-    plain = (bool, int, float, str, list, tuple, dict, type(None))
-    out: dict[str, Any] = {}
-    for parameter in inspect.signature(cls).parameters.values():
-        default = parameter.default
-        if isinstance(default, dataclasses.Field) or default is inspect.Parameter.empty:
-            continue
-        if parameter.name not in GIVEN and isinstance(default, plain):
-            out[parameter.name] = list(default) if isinstance(default, tuple) else default
-    return out
+    plain = (bool, int, float, str, list, dict, type(None))
+    found = {key: MISSING if value is inspect.Parameter.empty else value for key, value in options_of(name).items()}
+    found = {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+    return {key: value for key, value in found.items() if isinstance(value, plain)}
 
 
 def explained(error: Exception, overrides: Sequence[str]) -> UserError:
-    """Hydra's or OmegaConf's error as one line that names the key, what was given, what is allowed, the nearest match."""
+    """Hydra's or OmegaConf's error in one line: the key, what was given, what is allowed, the nearest match."""
     parser = OverridesParser.create()
     good: list[Override] = []
     for text in overrides:

@@ -47,7 +47,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "layer_scale": _one_of("auto", "none"),
     "resume": _one_of("auto", True, False),
     "benchmark.limit": _whole(1),
-    "backbone.dtype": _one_of("float32", "bfloat16", "float16"),
+    "backbone.dtype": _one_of("float32", "bfloat16", "float16", "auto"),
     "backbone.device": ("auto, cpu, mps, cuda, cuda:<n>", _device),
     "backbone.attention": _one_of("sdpa", "eager", "flash_attention_2"),
     "backbone.trust_remote_code": _one_of(True, False),

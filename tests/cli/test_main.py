@@ -1,0 +1,143 @@
+"""The command line: help, composition, sweeps, dispatch. Actions are replaced by recorders: no model is built here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from vtc import __version__, registry, shipped
+from vtc.cli import actions, choices, compose, main
+from vtc.errors import UserError
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path: Path) -> list:
+    """Every configuration that an action was called with; method=random fails, method=avgpool breaks."""
+    seen = []
+
+    def action(config) -> None:
+        if config.method.name == "random":
+            raise UserError("no luck today")
+        if config.method.name == "avgpool":
+            raise ZeroDivisionError("a bug")
+        seen.append(config)
+
+    monkeypatch.setitem(sys.modules, "recorder", types.SimpleNamespace(action=action))
+    monkeypatch.setattr(actions, "ACTIONS", {name: ("recorder:action", False) for name in actions.ACTIONS})
+    monkeypatch.chdir(tmp_path)
+    return seen
+
+
+def test_help_lists_every_choice_with_a_line(capsys) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for group in ("action", "backbone", "method", "benchmark"):
+        assert f"{group}=…" in out
+        for name, line in choices.choices(group).items():
+            assert len(line) > 20, f"conf/{group}/{name}.yaml lacks a first comment line"
+            assert name in out and line.split(".")[0][:40] in " ".join(out.split())
+    for key in ("tokens", "ratio", "compression", "flops", "checkpoint", "seed", "batch_size", "output_dir", "resume"):
+        assert f"\n  {key}=" in out
+
+
+def test_version(capsys) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"vtc {__version__}"
+
+
+@pytest.mark.parametrize("file", sorted(shipped.path("conf").rglob("*.yaml")), ids=lambda f: f"{f.parent.name}/{f.stem}")
+def test_configuration_files_open_with_their_line_and_their_command(file: Path) -> None:
+    comments = [line for line in file.read_text().splitlines() if line.startswith("#") and "@package" not in line]
+    assert len(comments) >= 2 and "python -m vtc" in comments[1], "line 1: what it is; line 2: the command that runs it"
+
+
+def test_every_registered_name_is_configured_and_the_reverse() -> None:
+    assert set(choices.configured("method")) == set(registry.methods.names())
+    assert set(choices.configured("backbone")) == set(registry.backbones.names())
+
+
+@pytest.mark.parametrize("name", registry.methods.names())
+def test_options_in_the_files_are_the_method_s_own(name: str) -> None:
+    """conf/method/<name>.yaml lists every option of the class with its default, and nothing else."""
+    from vtc.cli.compose import method_options
+
+    config = dict(compose([f"method={name}"]).method)
+    assert config.pop("name") == name
+    assert config == method_options(name)
+
+
+def test_compose_leaves_another_hydra_application_alone() -> None:
+    before = GlobalHydra.instance().hydra
+    config = compose(["method=fastv", "tokens=16"])
+    assert (config.action, config.method.name, config.tokens) == ("evaluate", "fastv", 16)
+    assert GlobalHydra.instance().hydra is before
+
+
+def test_one_run(calls: list, capsys) -> None:
+    assert main(["method=fwd2bot", "tokens=16"]) == 0
+    (config,) = calls
+    assert (config.action, config.backbone.name, config.method.name, config.tokens) == ("evaluate", "pocket", "fwd2bot", 16)
+    assert capsys.readouterr().out.splitlines()[0].startswith(f"vtc {__version__} · evaluate · backbone pocket · method fwd2bot")
+
+
+def test_a_sweep_runs_every_combination(calls: list, capsys) -> None:
+    assert main(["-m", "method=fwd2bot,victor,llavolta,fastv", "tokens=4,16,36"]) == 0
+    assert len({(c.method.name, c.tokens) for c in calls}) == 12
+    out = capsys.readouterr().out
+    assert "[12/12] method=fastv tokens=36" in out and "12 of 12 jobs done" in out
+
+
+def test_a_failing_job_does_not_stop_a_sweep_and_the_exit_code_says_so(calls: list, capsys) -> None:
+    assert main(["-m", "method=random,fastv,victor", "tokens=4"]) == 2
+    assert [c.method.name for c in calls] == ["fastv", "victor"]
+    got = capsys.readouterr()
+    assert "2 of 3 jobs done, 1 failed" in got.out
+    assert "method=random tokens=4: no luck today" in got.err and "Traceback" not in got.err
+
+    assert main(["-m", "method=avgpool,fastv", "tokens=4"]) == 1
+    got = capsys.readouterr()
+    assert "ZeroDivisionError" in got.err and "Traceback" in got.err and "1 of 2 jobs done" in got.out
+
+
+def test_a_bug_shows_its_traceback(calls: list, capsys) -> None:
+    assert main(["method=avgpool"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err and "ZeroDivisionError: a bug" in err
+
+
+def test_nothing_of_hydra_is_left_behind(calls: list, tmp_path: Path) -> None:
+    main(["method=fastv", "tokens=4", "output_dir=here"])
+    assert [p.name for p in tmp_path.rglob("*")] == ["here"]
+
+
+def test_actions_are_the_configured_ones() -> None:
+    assert set(actions.ACTIONS) == set(choices.configured("action"))
+
+
+def test_a_plug_in_is_composed_from_its_constructor(calls: list, monkeypatch) -> None:
+    class Mine:
+        """Keeps what it likes."""
+
+        def __init__(self, tokens, shape, strength: float = 0.5, names: tuple[str, ...] = ("a",)) -> None: ...
+
+    monkeypatch.setitem(registry.methods._registered, "mine", Mine)
+    assert choices.choices("method")["mine"] == "Keeps what it likes."
+    assert main(["method=mine", "tokens=4", "method.strength=0.7"]) == 0
+    assert dict(calls[0].method) == {"name": "mine", "strength": 0.7, "names": ["a"]}
+    with pytest.raises(UserError, match="did you mean 'strength'"):
+        compose(["method=mine", "method.strenght=1"])
+
+
+def test_nothing_heavy_before_the_first_line() -> None:
+    """Help and the checks of keys import neither torch nor transformers nor lmms_eval."""
+    code = (
+        "import sys; from vtc.cli import main; main(['--help']); main(['tokens=0']); main(['method=nope']);"
+        "print([m for m in ('torch', 'transformers', 'lmms_eval', 'pandas', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout[-300:] + done.stderr
