@@ -1,0 +1,110 @@
+"""What the pocket YAMLs name with `!function utils.…`; the metrics themselves are in `vtc.evaluation.scoring`.
+
+Nothing here may raise on a model's answer: lmms-eval would try again four times, two seconds apart, and end the run.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+from lmms_eval.api.task import ConfigurableMessagesTask
+from PIL import Image
+
+from vtc.evaluation import data, scoring
+
+Doc = dict[str, Any]
+
+
+class PocketTask(ConfigurableMessagesTask):
+    """A task over one parquet file of (id, image, question, answer, options, kind, references, blind, bag).
+
+    Unlike the base class it keeps the image column undecoded, so that a corrupt image is met by the model, which reports
+    it, and not by the harness, which stops; and it reads the file itself, which leaves no second copy in a cache.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | None = None,
+        cache_dir: str | None = None,
+        download_mode: Any = None,
+        config: dict[str, Any] | None = None,
+        model_name: str | None = None,
+    ) -> None:
+        config = {k: v for k, v in (config or {}).items() if k != "class"}
+        super().__init__(data_dir, cache_dir, download_mode, config, model_name)
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
+        files = (dataset_kwargs or {}).get("data_files", {})
+        file = Path(files["test"]) if "test" in files else data.path(self.config.task)
+        import pyarrow.parquet as pq
+
+        rows = datasets.Dataset(pq.read_table(file).replace_schema_metadata())
+        image = datasets.Image(decode=False)
+        self.dataset = datasets.DatasetDict({"test": rows.cast_column("image", image)})
+        self.dataset_no_image = datasets.DatasetDict({"test": rows.remove_columns("image")})
+
+
+def visual(doc: Doc) -> list[Image.Image]:
+    stored = doc["image"]
+    source = io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else stored["path"]
+    return [Image.open(source).convert("RGB")]
+
+
+def existence(doc: Doc, results: list[str]) -> dict[str, Any]:
+    said = scoring.yes_no(results[0])
+    return {
+        "accuracy": float(said == doc["answer"]),
+        "f1": (said, doc["answer"]),
+        "yes_rate": float(said == "yes"),
+    }
+
+
+def exact_match(doc: Doc, results: list[str]) -> dict[str, float]:
+    return {"exact_match": scoring.exact_match(results[0], doc["answer"])}
+
+
+def choice(doc: Doc, results: list[str]) -> dict[str, float]:
+    return {"accuracy": float(scoring.letter(results[0]) == doc["answer"])}
+
+
+def caption(doc: Doc, results: list[str]) -> dict[str, Any]:
+    record = {"prediction": results[0], "references": list(doc["references"] or [doc["answer"]])}
+    return {"CIDEr": record, "BLEU-4": record, "ROUGE-L": record}
+
+
+def two_captions(doc: Doc) -> str:
+    """One text a line: the right caption first."""
+    return f"{doc['answer']}\n{doc['options'][0]}"
+
+
+def _embeddings(result: str) -> tuple[list[float], list[list[float]]]:
+    answer = json.loads(result)
+    return answer["image"], answer["texts"]
+
+
+def retrieval_pair(doc: Doc, results: list[str]) -> dict[str, Any]:
+    image, texts = _embeddings(results[0])
+    record = {"image": image, "text": texts[0], "caption": doc["answer"]}
+    return dict.fromkeys(
+        ("R@1", "image_to_text_R@1", "image_to_text_R@10", "text_to_image_R@1", "text_to_image_R@10"), record
+    )
+
+
+def hard_caption(doc: Doc, results: list[str]) -> dict[str, Any]:
+    image, (right, wrong) = _embeddings(results[0])
+    score = scoring.prefers(image, right, wrong)
+    return {"accuracy": (doc["kind"], score), doc["kind"]: score}
+
+
+yes_f1 = scoring.f1
+cider, bleu4, rouge_l = scoring.cider, scoring.bleu4, scoring.rouge_l
+retrieval, by_kind = scoring.retrieval, scoring.by_kind
+image_to_text_1 = partial(scoring.recall, k=1, direction="image_to_text")
+image_to_text_10 = partial(scoring.recall, k=10, direction="image_to_text")
+text_to_image_1 = partial(scoring.recall, k=1, direction="text_to_image")
+text_to_image_10 = partial(scoring.recall, k=10, direction="text_to_image")

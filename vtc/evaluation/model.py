@@ -1,0 +1,347 @@
+"""A compressed model as lmms-eval sees it. The only module that imports lmms-eval at its top; others import it late."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from lmms_eval.protocol import ChatMessages
+from PIL import Image
+
+from vtc.errors import UserError
+
+log = logging.getLogger(__name__)
+MAX_NEW_TOKENS = 1024  # for tasks that set none, as lmms-eval's own LLaVA does
+
+
+@dataclass
+class BadSample:
+    """A sample that could not be answered: it is named and counted, and not scored."""
+
+    task: str
+    id: str
+    error: str
+
+
+@dataclass
+class _Question:
+    """One request, decoded."""
+
+    index: int
+    text: str
+    images: list[Image.Image]
+    options: dict[str, Any]
+
+
+@dataclass
+class Kept:
+    """Visual tokens (registers among them) of one sample, per image: at first, at the end, and in each decoder layer."""
+
+    tokens_in: float
+    tokens_out: float
+    layers: list[float] = field(default_factory=list)
+
+
+class VtcModel(lmms):
+    """The adapter around a built backbone and method.
+
+    Answers are greedy, so the same command gives the same answers; batches are left-padded and group requests that share
+    their generation settings. A request with `vtc_embed: true` is answered by the embeddings of its image and of each
+    line of its text, as JSON `{"image": [D numbers], "texts": [[D numbers], …]}`.
+
+    Args:
+        backbone, method: as `vtc.assemble.assemble` gives them.
+        batch_size: requests at a time; a batch that fails is split until the one that fails is found.
+        description: what decides the answers (checkpoint, dtype, …), for `__repr__`, lmms-eval's response-cache key.
+        on_start: called with the number of requests when a task begins.
+        on_sample: called with the number of requests done after each batch.
+    """
+
+    is_simple = False
+
+    def __init__(
+        self,
+        backbone: Any,
+        method: Any,
+        batch_size: int = 32,
+        description: str = "",
+        on_start: Callable[[int], None] | None = None,
+        on_sample: Callable[[int], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.method = backbone, method
+        self.batch_size, self.description = max(1, int(batch_size)), description
+        self.on_start, self.on_sample = on_start, on_sample
+        self.bad: list[BadSample] = []
+        self.kept: dict[tuple[str, int], Kept] = {}
+        self._warned: set[str] = set()
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    def __repr__(self) -> str:
+        tokens = getattr(self.method, "tokens", None)
+        parts = [f"backbone={self.backbone.name}", f"method={getattr(self.method, 'name', type(self.method).__name__)}"]
+        parts += [f"tokens={tokens}", f"dtype={self.backbone.dtype}", self.description]
+        return f"vtc({', '.join(p for p in parts if p)})"
+
+    def clean(self) -> None:
+        """Nothing: the base class would delete the model, which goes on to the next task."""
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        raise UserError(
+            f"benchmark.tasks={self._names(requests)}: scored by log-likelihood, which lmms-eval 0.7.3 can't do; "
+            "allowed: tasks of output_type generate_until"
+        )
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        raise UserError(f"benchmark.tasks={self._names(requests)}: asks over several rounds; allowed: generate_until tasks")
+
+    @staticmethod
+    def _names(requests: list[Instance]) -> str:
+        return ",".join(dict.fromkeys(str(r.task_name) for r in requests))
+
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Answers to `requests`, in their order, exactly as many.
+
+        A sample that can't be answered is added to `bad` and taken out of its task, so that it isn't scored.
+        """
+        answers: list[GenerationResult | None] = [None] * len(requests)
+        failed: dict[int, str] = {}
+        groups: dict[str, list[int]] = {}
+        if self.on_start:
+            self.on_start(sum(not _padding(r) for r in requests))
+        for i, request in enumerate(requests):
+            groups.setdefault(json.dumps(request.args[2], sort_keys=True, default=str), []).append(i)
+        for members in groups.values():
+            # Questions of about the same length share a batch: less padding. The sort is stable, so it is repeatable.
+            members = sorted(members, key=lambda i: len(str(requests[i].args[0])))
+            for start in range(0, len(members), self.batch_size):
+                batch = members[start : start + self.batch_size]
+                questions = []
+                for i in batch:
+                    try:
+                        questions.append(self._read(i, requests[i]))
+                    except Exception as error:
+                        failed[i] = _describe(error)
+                self._answer(questions, requests, answers, failed)
+                if self.on_sample:
+                    self.on_sample(sum(not _padding(requests[i]) for i in batch))
+        for i, error in sorted(failed.items()):
+            answers[i] = GenerationResult("", TokenCounts(input_tokens=0, output_tokens=0))
+            if not _padding(requests[i]):
+                self._set_aside(requests[i], error)
+        return answers  # type: ignore[return-value]
+
+    def _read(self, index: int, request: Instance) -> _Question:
+        """Decode one request: its text and images."""
+        _, doc_to_messages, options, doc_id, task, split = request.args
+        messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
+        found, videos, audios = messages.extract_media()
+        if videos or audios:
+            raise UserError(f"benchmark.tasks={task}: has {'video' if videos else 'audio'}; this backbone reads images")
+        images = [_opened(image) for image in found]
+        text = "".join(c.text for m in messages.messages for c in m.content if c.type == "text")
+        return _Question(index, text, images, options)
+
+    def _answer(
+        self,
+        questions: Sequence[_Question],
+        requests: Sequence[Instance],
+        answers: list[GenerationResult | None],
+        failed: dict[int, str],
+    ) -> None:
+        """Answer a batch; where that fails, its halves, down to the questions that can't be answered alone."""
+        if not questions:
+            return
+        try:
+            run = self._embed if questions[0].options.get("vtc_embed") else self._generate
+            for question, (answer, kept) in zip(questions, run(questions), strict=True):
+                answers[question.index] = answer
+                if kept is not None:
+                    request = requests[question.index]
+                    self.kept[str(request.task_name), int(request.doc_id)] = kept
+        except UserError:
+            raise
+        except Exception as error:
+            if len(questions) == 1:
+                log.debug("a sample failed", exc_info=True)
+                failed[questions[0].index] = _describe(error)
+                return
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # where the reason was memory, the halves need what the whole had taken
+            middle = len(questions) // 2
+            self._answer(questions[:middle], requests, answers, failed)
+            self._answer(questions[middle:], requests, answers, failed)
+
+    def _generate(self, questions: Sequence[_Question]) -> list[tuple[GenerationResult, Kept | None]]:
+        from vtc.engine import compressing
+
+        options = questions[0].options
+        if options.get("do_sample") and float(options.get("temperature") or 0) > 0 and "sampling" not in self._warned:
+            self._warned.add("sampling")
+            log.warning("a task asks for sampling; vtc answers greedily, so that runs can be repeated and compared")
+        inputs = self.backbone.inputs([q.text for q in questions], [q.images for q in questions])
+        tokenizer = self.backbone.tokenizer
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        with torch.inference_mode(), compressing(self.backbone, self.method) as engine:
+            ids = self.backbone.model.generate(
+                **inputs,
+                max_new_tokens=int(options.get("max_new_tokens") or MAX_NEW_TOKENS),
+                num_beams=int(options.get("num_beams") or 1),
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=pad,
+            )
+            report = engine.report
+        visual = (inputs["input_ids"] == self.backbone.image_token_id).sum(1).tolist()
+        kept = kept_of(report, visual, [len(q.images) for q in questions], self.backbone.shape.depth)
+        given = inputs["input_ids"].shape[1]
+        new = ids[:, given:]
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        out = []
+        for row, (text, k) in enumerate(zip(texts, kept)):
+            made = int((new[row] != pad).sum())
+            # What the decoder reads in the end: the prompt with its visual tokens replaced by those that are left.
+            lost = (k.tokens_in - k.tokens_out) * len(questions[row].images) if k else 0
+            read = int(lengths[row]) - round(lost)
+            answer = GenerationResult(_until(text, options.get("until")), TokenCounts(input_tokens=read, output_tokens=made))
+            out.append((answer, k))
+        return out
+
+    def _embed(self, questions: Sequence[_Question]) -> list[tuple[GenerationResult, Kept | None]]:
+        """Embeddings of each question's one image and of every line of its text."""
+        from vtc.engine import embed_images, embed_texts
+
+        lines = [q.text.split("\n") for q in questions]
+        for q in questions:
+            if len(q.images) != 1:
+                raise ValueError(f"an embedding request needs one image, this one has {len(q.images)}")
+        with torch.inference_mode():
+            images = embed_images(self.backbone, self.method, [q.images[0] for q in questions]).float().cpu().tolist()
+            flat = [text for texts in lines for text in texts]
+            vectors: list[list[float]] = []
+            for start in range(0, len(flat), self.batch_size):
+                part = flat[start : start + self.batch_size]
+                vectors += embed_texts(self.backbone, self.method, part).float().cpu().tolist()
+        out: list[tuple[GenerationResult, Kept | None]] = []
+        at = 0
+        for image, texts in zip(images, lines):
+            if not all(abs(x) < float("inf") for x in image):
+                raise ValueError("the image's embedding is not finite")
+            text = json.dumps({"image": _short(image), "texts": [_short(v) for v in vectors[at : at + len(texts)]]})
+            at += len(texts)
+            out.append((GenerationResult(text, TokenCounts(input_tokens=None, output_tokens=0)), None))
+        return out
+
+    def _set_aside(self, request: Instance, error: str) -> None:
+        """Record a bad sample and take its request out of its task: lmms-eval scores documents that have requests."""
+        doc_to_messages, doc_id, task, split = request.args[1], *request.args[3:6]
+        owner = getattr(doc_to_messages, "__self__", None)
+        instances = getattr(owner, "_instances", None)
+        if isinstance(instances, list):
+            owner._instances = [i for i in instances if i is not request]
+        else:
+            log.warning("%s: sample %s could not be taken out and is scored as an empty answer", task, doc_id)
+        name = str(doc_id)
+        try:
+            rows = getattr(owner, "dataset_no_image", self.task_dict[task])[split]
+            if "id" in rows.column_names:
+                name = str(rows[int(doc_id)]["id"])
+        except Exception:  # only a nicer name
+            log.debug("no id for sample %s of %s", doc_id, task, exc_info=True)
+        self.bad.append(BadSample(str(task), name, error))
+        log.warning("%s: sample %s set aside: %s", task, name, error)
+
+
+class RegisteredModel(VtcModel):
+    """`lmms-eval --model vtc --model_args method=fwd2bot,tokens=16,…`: every argument is an override of vtc's
+    configuration (`backbone=llava15_7b`, `method.layer=3`, `backbone.dtype=bfloat16`)."""
+
+    def __init__(
+        self,
+        batch_size: int | str | None = None,
+        device: str | None = None,
+        max_batch_size: int | None = None,
+        **overrides: Any,
+    ) -> None:
+        from vtc.assemble import assemble, plan
+        from vtc.cli.compose import compose
+        from vtc.evaluation.harness import quiet_logging
+
+        if device is not None:
+            overrides.setdefault("backbone.device", device)
+        config = compose([f"{key}={_word(value)}" for key, value in overrides.items()])
+        plan(config)
+        backbone, method = assemble(config)
+        asked = batch_size if batch_size is not None and str(batch_size).isdigit() else config.batch_size
+        given = ", ".join(f"{k}={v}" for k, v in sorted(overrides.items()))
+        super().__init__(backbone, method, int(asked), description=f"{given}, checkpoint={config.checkpoint}")
+        quiet_logging()
+
+
+def kept_of(report: Any, visual: Sequence[int], images: Sequence[int], depth: int) -> list[Kept | None]:
+    """What became of each row's visual tokens; None for rows without images.
+
+    Args:
+        report: the engine's; None where the method does nothing, so that every layer sees everything.
+        visual: visual tokens of each row as the user gave it.
+        images: images of each row.
+        depth: decoder layers.
+    """
+    out: list[Kept | None] = []
+    for row, (tokens, count) in enumerate(zip(visual, images)):
+        if not count:
+            out.append(None)
+        elif report is None:
+            out.append(Kept(tokens / count, tokens / count, [tokens / count] * depth))
+        else:
+            layers = [layer[row] / count for layer in report.layers]
+            out.append(Kept(report.tokens_in[row] / count, report.tokens_out[row] / count, layers))
+    return out
+
+
+def _opened(image: Any) -> Image.Image:
+    """A PIL image, fully decoded: a truncated file fails here, where it is one sample's failure."""
+    if isinstance(image, str):
+        image = Image.open(image)
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"an image was expected, this is {type(image).__name__}")
+    return image.convert("RGB")
+
+
+def _until(text: str, stops: str | Sequence[str] | None) -> str:
+    """`text` up to the first of the stop strings."""
+    for stop in [stops] if isinstance(stops, str) else stops or []:
+        if stop:
+            text = text.split(stop)[0]
+    return text.strip()
+
+
+def _short(vector: Sequence[float]) -> list[float]:
+    """Eight significant digits: float32 needs no more, and JSON half the room."""
+    return [float(f"{x:.8g}") for x in vector]
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+def _padding(request: Instance) -> bool:
+    """A copy that lmms-eval adds so that all processes have as many requests."""
+    return bool((request.metadata or {}).get("__padding_only__"))
+
+
+def _word(value: Any) -> str:
+    """A value of `--model_args` as Hydra writes it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,87 @@
+"""FLOPs by arithmetic, layer by layer. A multiplication and an addition are two; norms, activations, softmax, rotary
+embeddings and the lookup of embeddings are left out, as torch's FlopCounterMode leaves them out.
+
+Attention is counted as what it needs, half of the square where it is causal; FlopCounterMode counts the whole square
+(`causal=False` here).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import BackboneShape
+
+
+@dataclass(frozen=True)
+class Call:
+    """One pass of one decoder layer over one row.
+
+    Attributes:
+        layer: 0 …
+        queries: tokens that go through it.
+        keys: tokens that they may attend to: `queries` and what the cache holds.
+        lora: FLOPs a token of the LoRA adapters that are active in it.
+    """
+
+    layer: int
+    queries: int
+    keys: int
+    lora: float = 0.0
+
+
+def layer(shape: BackboneShape, queries: int, keys: int | None = None, causal: bool = True) -> float:
+    """One decoder layer: projections (with grouped keys and values), scores and their sum over values, gated MLP.
+
+    Args:
+        queries: tokens that go through it.
+        keys: tokens in the cache afterwards, `queries` among them; None: `queries`.
+        causal: count the half of the square that causal attention needs.
+    """
+    keys = queries if keys is None else keys
+    head = shape.width // shape.heads
+    weights = shape.width * head * (2 * shape.heads + 2 * shape.kv_heads) + 3 * shape.width * shape.intermediate
+    pairs = queries * (keys - queries) + (queries * queries / 2 if causal else queries * queries)
+    return 2.0 * queries * weights + 4.0 * pairs * shape.heads * head
+
+
+def head(shape: BackboneShape, tokens: int = 1) -> float:
+    """The output embedding; a prefill that is followed by generation needs it for its last token only."""
+    return 2.0 * tokens * shape.width * shape.vocab
+
+
+def vision(shape: BackboneShape, images: int = 1) -> float:
+    """The vision tower (patch convolution, all of its layers: transformers runs them all, whichever is read) and
+    LLaVA's two-layer projector, for `images` images."""
+    v = shape.vision
+    if not v:
+        return 0.0
+    t, w = v["tokens"], v["width"]
+    patches = (v["image_size"] // v["patch_size"]) ** 2
+    stem = 2.0 * patches * 3 * v["patch_size"] ** 2 * w
+    per_layer = 2.0 * t * (4 * w * w + 2 * w * v["intermediate"]) + 4.0 * t * t * w
+    projector = 2.0 * (shape.visual_tokens or patches) * (w * shape.width + shape.width**2)
+    return images * (stem + v["depth"] * per_layer + projector)
+
+
+def total(shape: BackboneShape, calls: Sequence[Call], causal: bool = True) -> float:
+    """Decoder layers that ran, adapters included."""
+    return sum(layer(shape, c.queries, c.keys, causal) + c.queries * c.lora for c in calls)
+
+
+def uncompressed(shape: BackboneShape, text: int, causal: bool = True) -> float:
+    """Prefill of the decoder with all visual tokens of one image and `text` tokens beside them, and the output row."""
+    tokens = (shape.visual_tokens or 0) + text
+    return shape.depth * layer(shape, tokens, causal=causal) + head(shape)
+
+
+def cache_bytes(shape: BackboneShape, layer_tokens: Sequence[int], item: int) -> int:
+    """Keys and values of one row that decoding starts with.
+
+    Args:
+        layer_tokens: tokens in the cache of each decoder layer, text included.
+        item: bytes a number.
+    """
+    return int(sum(layer_tokens) * 2 * shape.kv_heads * (shape.width // shape.heads) * item)

@@ -1,0 +1,162 @@
+"""How long it takes, by Victor's protocol: batches of 16, prompts of 64 text tokens, 2 and 128 new tokens, cache on.
+
+A method and the uncompressed model take turns, so that a machine that grows hot or busy slows both.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import Backbone
+    from vtc.compressor import Compressor
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is measured.
+
+    Attributes:
+        batch_size: rows of a throughput measurement.
+        prompt_tokens: text tokens of each prompt.
+        new_tokens: what is generated, never fewer: `</s>` doesn't end it.
+        repeats: turns of each model; the medians are reported.
+        first_token_repeats: turns of a prefill of one row.
+    """
+
+    batch_size: int = 16
+    prompt_tokens: int = 64
+    new_tokens: tuple[int, int] = (2, 128)
+    repeats: int = 5
+    first_token_repeats: int = 20
+
+
+@dataclass
+class Timing:
+    """Seconds of one model.
+
+    Attributes:
+        first_token: prefills of one row, from pixels and token ids on the device to the first new token.
+        generate: new tokens → a whole batch, prefill included.
+        peak_memory: bytes allocated on the GPU at most; None where there is none.
+    """
+
+    first_token: list[float] = field(default_factory=list)
+    generate: dict[int, list[float]] = field(default_factory=dict)
+    peak_memory: int | None = None
+
+    def ttft_ms(self) -> dict[str, float]:
+        ordered = sorted(self.first_token)
+        return {
+            "median": 1e3 * statistics.median(ordered),
+            "p95": 1e3 * ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))],
+        }
+
+    def decode_ms(self) -> float:
+        """Milliseconds a decoding step of the batch: prefill cancels in the difference of the two lengths."""
+        short, long = min(self.generate), max(self.generate)
+        spent = statistics.median(self.generate[long]) - statistics.median(self.generate[short])
+        return 1e3 * spent / (long - short)
+
+    def throughput(self, batch_size: int) -> dict[str, float]:
+        """New tokens a second, by how many are generated."""
+        return {str(n): batch_size * n / statistics.median(t) for n, t in sorted(self.generate.items())}
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device: its work is started, not done, when a call returns."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def example(backbone: Backbone, rows: int, prompt_tokens: int, seed: int = 0) -> Any:
+    """Inputs of `rows` equal rows: one image of noise and about `prompt_tokens` text tokens, the template's included."""
+    import numpy as np
+    from PIL import Image
+
+    side = int(backbone.shape.vision.get("image_size", 336))
+    noise = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    words = 1
+    for _ in range(4):  # a word is one token nearly everywhere; a few corrections find the length
+        inputs = backbone.inputs([" ".join(["a"] * words)], [[image]])
+        text = int((inputs["input_ids"][0] != backbone.image_token_id).sum())
+        if text == prompt_tokens:
+            break
+        words = max(1, words + prompt_tokens - text)
+    return backbone.inputs([" ".join(["a"] * words)] * rows, [[image]] * rows)
+
+
+def generator(backbone: Backbone, method: Compressor, inputs: Any, new_tokens: int) -> Callable[[], None]:
+    """A call that generates exactly `new_tokens` tokens a row, the method in place."""
+    from vtc.engine import compressing
+
+    tokenizer = backbone.tokenizer
+    pad = tokenizer.pad_token_id if tokenizer is not None and tokenizer.pad_token_id is not None else 0
+
+    def run() -> None:
+        with torch.inference_mode(), compressing(backbone, method):
+            backbone.model.generate(
+                **inputs,
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=pad,
+            )
+
+    return run
+
+
+def measure(backbone: Backbone, methods: Sequence[Compressor], protocol: Protocol) -> list[Timing]:
+    """Time each method, in turns.
+
+    Args:
+        methods: on the same backbone; the uncompressed model is the method `none`.
+    """
+    device = backbone.device
+    one = example(backbone, 1, protocol.prompt_tokens)
+    many = example(backbone, protocol.batch_size, protocol.prompt_tokens)
+    timings = [Timing(generate={n: [] for n in protocol.new_tokens}) for _ in methods]
+    first = [generator(backbone, m, one, 1) for m in methods]
+    whole = [{n: generator(backbone, m, many, n) for n in protocol.new_tokens} for m in methods]
+
+    def timed(run: Callable[[], None]) -> float:
+        synchronise(device)
+        start = time.perf_counter()
+        run()
+        synchronise(device)
+        return time.perf_counter() - start
+
+    for run in first:  # the first calls allocate, tune and compile
+        run()
+        run()
+    for index, runs in enumerate(whole):
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        runs[min(runs)]()
+        if device.type == "cuda":
+            timings[index].peak_memory = int(torch.cuda.max_memory_allocated(device))
+    for turn in range(protocol.first_token_repeats):
+        for index in _turn(turn, len(methods)):
+            timings[index].first_token.append(timed(first[index]))
+    for turn in range(protocol.repeats):
+        for n in protocol.new_tokens:
+            for index in _turn(turn, len(methods)):
+                timings[index].generate[n].append(timed(whole[index][n]))
+    return timings
+
+
+def _turn(turn: int, count: int) -> Sequence[int]:
+    """Forwards, then backwards: nobody always goes second."""
+    return range(count) if turn % 2 == 0 else range(count - 1, -1, -1)

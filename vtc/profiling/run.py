@@ -1,0 +1,165 @@
+"""The efficiency section of a result, and `action=profile`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import Backbone
+    from vtc.compressor import Compressor
+    from vtc.profiling.latency import Protocol
+
+
+def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None = None) -> dict[str, Any]:
+    """What `method` costs on `backbone`, beside the uncompressed model measured in turns with it.
+
+    Returns:
+        vision_flops: tower and projector, one image.
+        prefill_flops: decoder and output row for one image and the prompt, every pass of the method included, LoRA too;
+            prefill_flops_uncompressed the same without compression; flops_ratio their quotient.
+        decode_flops_per_token: the first decoding step after that prefill.
+        ttft_ms: {median, p95}, one row, from pixels on the device to the first token; ttft_ms_uncompressed.
+        decode_ms_per_token: a step of a whole batch.
+        throughput: new tokens a second by how many are generated; throughput_uncompressed.
+        speedup: throughput relative to uncompressed at the most new tokens; speedup_by_tokens for each; ttft_speedup.
+        peak_memory_bytes: on the GPU, one batch; None on a CPU. peak_memory_bytes_uncompressed.
+        kv_cache_bytes: of one row after the prefill; kv_cache_bytes_uncompressed.
+        extra_parameters: what the method adds to the backbone.
+        storage_bytes_per_image: what must be kept of an image to answer later questions about it, in 16 bit.
+        layer_tokens: visual tokens and registers in each decoder layer.
+        protocol: what was measured, and on what.
+    """
+    import torch
+
+    from vtc.engine import compressing
+    from vtc.methods import build
+    from vtc.profiling import flops, latency
+    from vtc.profiling.recorder import recorded
+
+    protocol = protocol or latency.Protocol()
+    shape = backbone.shape
+    one = latency.example(backbone, 1, protocol.prompt_tokens)
+    text = int((one["input_ids"][0] != backbone.image_token_id).sum())
+    full = int(one["input_ids"].shape[1]) - text
+    with torch.inference_mode(), compressing(backbone, method) as engine, recorded(backbone) as calls:
+        generate_two(backbone, one)
+        report = engine.report
+    # The second token's step is the last `depth` calls: one query each.
+    steps = calls[len(calls) - shape.depth :]
+    prefill = calls[: len(calls) - shape.depth]
+    layer_tokens = [layer[0] for layer in report.layers] if report is not None else [full] * shape.depth
+    prefill_flops = flops.total(shape, prefill) + flops.head(shape)
+    plain_flops = flops.uncompressed(shape, text)
+    cached = [c.keys - c.queries for c in sorted(steps, key=lambda c: c.layer)]
+    item = torch.empty((), dtype=backbone.dtype).element_size()
+
+    none = build("none", None, shape)
+    same = method.name == "none"
+    timings = latency.measure(backbone, [method] if same else [method, none], protocol)
+    mine, plain = timings[0], timings[-1]
+    through, through_plain = mine.throughput(protocol.batch_size), plain.throughput(protocol.batch_size)
+    by_tokens = {n: through[n] / through_plain[n] for n in through}
+    return {
+        "vision_flops": flops.vision(shape),
+        "prefill_flops": prefill_flops,
+        "prefill_flops_uncompressed": plain_flops,
+        "flops_ratio": prefill_flops / plain_flops,
+        "decode_flops_per_token": flops.total(shape, steps) + flops.head(shape),
+        "ttft_ms": mine.ttft_ms(),
+        "ttft_ms_uncompressed": plain.ttft_ms(),
+        "decode_ms_per_token": mine.decode_ms(),
+        "decode_ms_per_token_uncompressed": plain.decode_ms(),
+        "throughput": through,
+        "throughput_uncompressed": through_plain,
+        "speedup": by_tokens[max(by_tokens, key=int)],
+        "speedup_by_tokens": by_tokens,
+        "ttft_speedup": plain.ttft_ms()["median"] / mine.ttft_ms()["median"],
+        "peak_memory_bytes": mine.peak_memory,
+        "peak_memory_bytes_uncompressed": plain.peak_memory,
+        "kv_cache_bytes": flops.cache_bytes(shape, cached, item),
+        "kv_cache_bytes_uncompressed": flops.cache_bytes(shape, [full + text] * shape.depth, item),
+        "extra_parameters": int(method.extra_parameters),
+        "storage_bytes_per_image": 2 * shape.width * min(full, layer_tokens[0]),
+        "layer_tokens": layer_tokens,
+        "protocol": {
+            "batch_size": protocol.batch_size,
+            "prompt_tokens": text,
+            "new_tokens": list(protocol.new_tokens),
+            "repeats": protocol.repeats,
+            "device": device_name(backbone.device),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def generate_two(backbone: Backbone, inputs: Any) -> None:
+    """A prefill and one decoding step."""
+    tokenizer = backbone.tokenizer
+    pad = tokenizer.pad_token_id if tokenizer is not None and tokenizer.pad_token_id is not None else 0
+    backbone.model.generate(
+        **inputs, max_new_tokens=2, min_new_tokens=2, do_sample=False, temperature=None, top_p=None, top_k=None, pad_token_id=pad
+    )
+
+
+def device_name(device: Any) -> str:
+    """`cuda NVIDIA H200`, or the CPU's model."""
+    import platform
+
+    import torch
+
+    if device.type == "cuda":
+        return f"cuda {torch.cuda.get_device_name(device)}"
+    if device.type == "cpu":
+        try:
+            lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            return "cpu " + next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        except (OSError, StopIteration):
+            return f"cpu {platform.processor() or platform.machine()}"
+    return str(device.type)
+
+
+def protocol_of(config: Mapping[str, Any], **defaults: Any) -> Protocol:
+    """The protocol with what the configuration's optional `profile` section changes.
+
+    Raises:
+        UserError: a key that isn't part of it.
+    """
+    from dataclasses import fields
+
+    from vtc.errors import unknown
+    from vtc.profiling.latency import Protocol
+
+    given = dict(config.get("profile") or {})
+    allowed = [f.name for f in fields(Protocol)]
+    for key in given:
+        if key not in allowed:
+            raise unknown("profile", key, allowed)
+    if "new_tokens" in given:
+        given["new_tokens"] = tuple(given["new_tokens"])
+    return Protocol(**{**defaults, **given})
+
+
+def profile(config: Mapping[str, Any]) -> Path:
+    """`action=profile`: measure a method without scoring it; writes `profile.json` and returns its path.
+
+    Args:
+        config: the resolved configuration.
+    """
+    from rich.console import Console
+
+    from vtc import results
+    from vtc.assemble import assemble
+    from vtc.profiling.display import table
+
+    console = Console()
+    backbone, method = assemble(config)
+    with console.status("measuring, in turns with the uncompressed model"):
+        costs = efficiency(backbone, method, protocol_of(config))
+    console.print(table(costs, backbone.name, method.name, method.tokens))
+    name = f"{backbone.name}-{method.name}" + (f"-{method.tokens}" if method.tokens is not None else "")
+    path = Path(str(config["output_dir"])) / "profiles" / name / "profile.json"
+    results.write_json(path, {"config": config, "efficiency": costs})
+    console.print(f"[dim]{path}[/dim]")
+    return path

@@ -1,0 +1,225 @@
+"""One result file a run: its schema, its name, and how it is written and read.
+
+`result.json` is whole or absent: it is written beside its final name and renamed. A run is named by a hash of what
+decides its numbers (the resolved configuration, the weights, the code), so that a finished run is found again and a
+changed one is not mistaken for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+RESULT = "result.json"
+SAMPLES = "samples.parquet"
+SUMMARY = "summary.md"
+SECTIONS = ("run", "config", "backbone", "method", "checkpoint", "budget", "scores", "efficiency")
+GROUPS = ("understanding", "discriminative")  # generated answers, and embeddings compared
+
+# Where a run happens, how long it may take and what is shown do not change its numbers.
+_NOT_IDENTITY = ("action", "output_dir", "resume", "hydra", "report", "training", "profile", "schedule")
+# Code that can change a score or a cost; tables, plots, the command line and training can't.
+_CODE = (
+    "budget.py", "compressor.py", "schedule.py", "assemble.py", "registry.py",
+    "engine", "backbones", "methods", "evaluation", "pocket",
+)  # fmt: skip
+_WHOLE = 64 << 20  # bytes: up to here a weight file is hashed whole, beyond by its header and samples
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: numpy scalars and arrays, tensors, paths and configs become plain; NaN becomes None."""
+    if isinstance(value, Mapping) or hasattr(value, "items"):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)) or type(value).__name__ == "ListConfig":
+        return [plain(v) for v in value]
+    if isinstance(value, (str, bool, int)) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "tolist"):  # numpy and torch
+        return plain(value.tolist())
+    return str(value)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write `text` to `path` in one step: a reader sees the old file, or none, or the new one, never a part of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide a result from the colleagues who share the folder
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_json(path: Path, value: Any) -> Path:
+    return write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write(folder: Path, result: Mapping[str, Any]) -> Path:
+    """Write `result.json` into `folder` atomically; returns its path.
+
+    Raises:
+        ValueError: a section of the schema is missing.
+    """
+    missing = [s for s in SECTIONS if s not in result]
+    if missing:
+        raise ValueError(f"result lacks {', '.join(missing)}")
+    return write_json(Path(folder) / RESULT, {"schema": SCHEMA, **result})
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """A result by its file or its folder.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: not a result file of this schema.
+    """
+    path = Path(path)
+    path = path / RESULT if path.is_dir() else path
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not a result file ({error})") from error
+    if not isinstance(result, dict) or any(s not in result for s in SECTIONS):
+        raise ValueError(f"{path}: not a result file (sections missing)")
+    if result.get("schema") != SCHEMA:
+        raise ValueError(f"{path}: schema {result.get('schema')}, this version reads {SCHEMA}")
+    return result
+
+
+def find(roots: Iterable[str | Path]) -> Iterator[Path]:
+    """Every `result.json` under `roots` (folders or files), sorted, each once."""
+    found = set()
+    for root in map(Path, roots):
+        found |= {root.resolve()} if root.is_file() else {p.resolve() for p in root.rglob(RESULT)}
+    yield from sorted(found)
+
+
+def samples(path: str | Path) -> Any:
+    """The samples beside a result, as a pandas DataFrame: task, id, prediction, target, score, stratum, tokens_in,
+    tokens_kept, error. `score` is NaN for a bad sample."""
+    import pandas as pd
+
+    path = Path(path)
+    return pd.read_parquet((path if path.is_dir() else path.parent) / SAMPLES)
+
+
+def write_samples(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write `samples.parquet` atomically; the columns have the same types whatever the rows hold."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [("task", pa.string()), ("id", pa.string()), ("prediction", pa.string()), ("target", pa.string()),
+         ("score", pa.float64()), ("stratum", pa.string()), ("tokens_in", pa.float64()), ("tokens_kept", pa.float64()),
+         ("error", pa.string())]
+    )  # fmt: skip
+    table = pa.Table.from_pylist([{n: row.get(n) for n in schema.names} for row in rows], schema=schema)
+    path = Path(folder) / SAMPLES
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    pq.write_table(table, temporary)
+    os.replace(temporary, path)
+    return path
+
+
+def _digest(parts: Iterable[bytes | str]) -> str:
+    state = hashlib.sha256()
+    for part in parts:
+        part = part.encode() if isinstance(part, str) else part
+        state.update(len(part).to_bytes(8, "big") + part)
+    return state.hexdigest()
+
+
+def hash_config(config: Mapping[str, Any]) -> str:
+    """Hash of what in the configuration decides the numbers: key order, output folders and the like don't."""
+    identity = {k: v for k, v in plain(config).items() if k not in _NOT_IDENTITY}
+    return _digest([json.dumps(identity, sort_keys=True)])
+
+
+def hash_file(path: Path) -> str:
+    """Contents of a file. Of one beyond 64 MiB: its size, its head and tail and 256 evenly spaced blocks, since reading
+    a 7B model takes longer than noticing another one needs."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= _WHOLE:
+            return _digest([file.read()])
+        block = 1 << 16
+        parts: list[bytes | str] = [str(size)]
+        for i in range(257):
+            file.seek((size - block) * i // 256)
+            parts.append(file.read(block))
+    return _digest(parts)
+
+
+def hash_weights(sources: Iterable[str | Path | None]) -> str:
+    """Hash of the weights and configs in these folders; of a hub id, of what its cached snapshot holds.
+
+    A hub id that isn't cached counts by its name.
+    """
+    parts: list[bytes | str] = []
+    for source in sources:
+        folder = _local_folder(source)
+        if folder is None:
+            parts.append(str(source))
+            continue
+        files = sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json", ".model") and p.is_file())
+        parts += [f"{p.relative_to(folder)}:{hash_file(p)}" for p in files]
+    return _digest(parts)
+
+
+def _local_folder(source: str | Path | None) -> Path | None:
+    if source is None:
+        return None
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(str(source), "config.json")
+    except Exception:  # not a hub id either: it counts by its name
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def hash_code(extra: Iterable[str | Path] = ()) -> str:
+    """Hash of the code that decides numbers: vtc's, the task files', and `extra` files (a plug-in's modules)."""
+    from vtc import shipped
+
+    package = Path(__file__).parent
+    files: list[tuple[str, Path]] = []
+    for name in _CODE:
+        path = package / name
+        files += [(str(p.relative_to(package)), p) for p in ([path] if path.is_file() else path.rglob("*.py"))]
+    try:
+        tasks = shipped.path("benchmarks/tasks")
+        files += [(f"tasks/{p.name}", p) for p in tasks.iterdir() if p.is_file()]
+    except FileNotFoundError:
+        pass
+    files += [(Path(p).name, Path(p)) for p in extra if Path(p).is_file()]
+    return _digest([f"{name}:{_digest([path.read_bytes()])}" for name, path in sorted(files)])
+
+
+def run_id(config: Mapping[str, Any], weights: Iterable[str | Path | None] = (), code: str | None = None) -> str:
+    """Twelve hex digits that name a run: the same configuration, weights and code, the same name.
+
+    Args:
+        config: the resolved configuration.
+        weights: folders (or hub ids) of the backbone and the checkpoint.
+        code: what `hash_code` gave, to spare computing it again.
+    """
+    return _digest([hash_config(config), hash_weights(weights), code or hash_code()])[:12]
