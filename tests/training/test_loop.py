@@ -1,0 +1,109 @@
+"""The training loop: resuming ends where never stopping does, bit for bit."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from vtc.training.loop import Plan, Stage, train_stage
+from vtc.training.optim import build_optimizers, build_schedulers
+
+
+class Toy(Stage):
+    """A small regression whose data is a function of the step."""
+
+    name = "toy"
+
+    def __init__(self, stop_at=None):
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        self.stop_at = stop_at
+        self.seen = []
+
+    def named_parameters(self):
+        yield from self.net.named_parameters(prefix="net")
+
+    def batch(self, step):
+        if step == self.stop_at:
+            raise KeyboardInterrupt
+        self.seen.append(step)
+        return torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+
+    def losses(self, batch):
+        return {"fit": (self.net(batch) - batch[:, :2].sin()).square().mean()}
+
+    def validate(self):
+        return {"right": 1.0}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("killed", [3, 4, 11, 19])
+def test_killed_and_resumed_is_never_killed(tmp_path, optimizer, killed):
+    plan = Plan(steps=20, lr=1e-2, optimizer=optimizer, checkpoint_every=4, log_every=5)
+    whole = Toy()
+    train_stage(whole, plan, tmp_path / "whole", quiet=True)
+    with pytest.raises(KeyboardInterrupt):
+        train_stage(Toy(stop_at=killed), plan, tmp_path / "parts", quiet=True)
+    resumed = Toy()
+    report = train_stage(resumed, plan, tmp_path / "parts", quiet=True)
+    assert resumed.seen[0] == killed // 4 * 4, "resumed from another step than the last checkpoint"
+    for a, b in zip(whole.net.parameters(), resumed.net.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert report["validation"] == {"right": 1.0}
+
+
+def test_log_has_losses_rates_and_validation(tmp_path):
+    train_stage(Toy(), Plan(steps=10, lr=1e-2, log_every=5, validate_every=5), tmp_path, quiet=True)
+    entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in entries if "fit" in e] == [5, 10]
+    assert [e["step"] for e in entries if "validation" in e] == [5, 10]
+
+
+def test_a_checkpoint_is_whole_or_absent(tmp_path, monkeypatch):
+    """A crash while writing leaves the checkpoint before it."""
+    import vtc.training.loop as loop
+
+    plan = Plan(steps=8, lr=1e-2, checkpoint_every=4)
+    with pytest.raises(KeyboardInterrupt):
+        train_stage(Toy(stop_at=5), plan, tmp_path, quiet=True)
+    before = (tmp_path / "state" / "state.safetensors").read_bytes()
+
+    def broken(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_file", broken)
+        with pytest.raises(OSError, match="disk full"):
+            train_stage(Toy(), plan, tmp_path, quiet=True)
+    assert (tmp_path / "state" / "state.safetensors").read_bytes() == before
+    resumed = Toy()
+    train_stage(resumed, plan, tmp_path, quiet=True)
+    assert resumed.seen == [4, 5, 6, 7]
+
+
+def test_schedule_shapes():
+    parameter = nn.Parameter(torch.zeros(2, 2))
+    for decay in ("cosine", "linear", "constant"):
+        optimizers = build_optimizers([("a.weight", parameter)], "adamw", lr=1.0)
+        (scheduler,) = build_schedulers(optimizers, 100, 0.1, decay, 0.5)
+        rates = []
+        for _ in range(100):
+            rates.append(scheduler.get_last_lr()[0])
+            optimizers[0].step()
+            scheduler.step()
+        assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0)
+        assert {"cosine": rates[55] == pytest.approx(0.5, abs=0.02), "linear": rates[50] == 1.0, "constant": True}[decay]
+        assert rates[-1] == 1.0 if decay == "constant" else rates[-1] < 0.05
+
+
+def test_muon_gets_hidden_matrices_only():
+    names = ["layers.0.q_proj.weight", "embed_tokens.weight", "norm.weight", "q_proj.lora_A.compress.weight", "registers"]
+    shapes = [(4, 4), (9, 4), (4,), (2, 4), (3, 4)]
+    parameters = [(n, nn.Parameter(torch.zeros(s))) for n, s in zip(names, shapes, strict=True)]
+    muon, adam = build_optimizers(parameters, "muon", lr=1e-2)
+    assert [p.shape for p in muon.param_groups[0]["params"]] == [(4, 4)]
+    assert len(adam.param_groups[0]["params"]) == 4
+    with pytest.raises(ValueError, match="optimizer"):
+        build_optimizers(parameters, "sgd")
