@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vtc.backbones.base import Backbone, BackboneShape
 
 TEXT, VISUAL, REGISTER = 0, 1, 2
+SUMMARY_PROMPT = "Summarize the image in a few words."  # Fwd2Bot, section 3.2
 
 
 @dataclass

@@ -23,3 +23,22 @@ def load(cfg: Mapping[str, Any]) -> Backbone:
 def shape_of(cfg: Mapping[str, Any]) -> BackboneShape:
     """The sizes of that backbone, from its config.json alone."""
     return backbones.get(cfg["name"]).shape_of(cfg)
+
+
+def wrap(model: Any, processor: Any | None = None) -> Backbone:
+    """A transformers model in memory as a backbone of its family (also inside DDP or a PeftModel).
+
+    Raises:
+        UserError: a model of no known family.
+    """
+    from vtc.backbones.llava import Llava
+    from vtc.errors import UserError
+
+    while hasattr(model, "module") and not hasattr(model, "config"):
+        model = model.module
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    if kind != "llava":
+        raise UserError(f"model={kind}: no backbone adapter for it; there is one for llava")
+    return Llava.wrap(model, processor)

@@ -172,6 +172,41 @@ class Backbone:
     def image_token_id(self) -> int:
         raise NotImplementedError
 
+    linear_layers: ClassVar[tuple[str, ...]] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )  # of the decoder's layers
+
+    def add_adapters(self, names: Sequence[str], rank: int, alpha: float, dropout: float = 0.0) -> None:
+        """Puts LoRA adapters (peft) on all linear layers of the decoder and freezes its own weights. Does nothing where they are.
+
+        They are inactive until the engine runs the decoder under one: the model by itself stays what it was.
+
+        Raises:
+            UserError: other adapters, or the same of another rank, are there already.
+        """
+        from vtc.backbones import adapters
+
+        there = adapters.tuner_layers(self.decoder)
+        if there:
+            if dict(there[0].r) == {name: rank for name in names}:
+                return
+            found = ", ".join(f"{n} of rank {r}" for n, r in there[0].r.items())
+            raise UserError(f"backbone={self.name}: its language model already has adapters ({found}); load it anew")
+        from peft import LoraConfig, inject_adapter_in_model
+
+        for name in names:
+            config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(self.linear_layers))
+            inject_adapter_in_model(config, self.decoder, adapter_name=name)
+        adapters.activate(adapters.tuner_layers(self.decoder), [])
+        for name, parameter in self.decoder.named_parameters():
+            parameter.requires_grad_(".lora_" in name)
+
     def image_features(self, kwargs: dict[str, Any]) -> list[Tensor] | None:
         """Projected features per image, a list of [N_i, D], of a call of `core` with these keyword arguments; None without images.
 

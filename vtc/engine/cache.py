@@ -1,0 +1,122 @@
+"""A DynamicCache whose layers hold different numbers of tokens, and which still counts as the user does.
+
+`generate()` knows the external layout only: the original input_ids, their mask and positions. The ledger beside the keys and
+values says how each segment of layers differs from it, and goes wherever the cache goes: beams, further turns, cropping.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+
+from vtc.errors import UserError
+
+
+@dataclass
+class Segment:
+    """Layers `start`… up to the next segment, which all hold the same tokens.
+
+    Attributes:
+        mask: [B, cached] bool, the real ones of the cached tokens; None: all are.
+        shift: [B, 1] added to the external positions of tokens to come; None: nothing.
+    """
+
+    start: int
+    mask: Tensor | None = None
+    shift: Tensor | None = None
+
+
+@dataclass
+class Ledger:
+    """`seen` external tokens are in the cache, the last `tail` of which have one entry of their own in every layer."""
+
+    seen: int
+    tail: int
+    segments: list[Segment] = field(default_factory=list)
+
+
+class CompressedCache(DynamicCache):
+    """A DynamicCache with a ledger. Without a layer number its length is the external one, which `generate` goes by."""
+
+    ledger: Ledger
+
+    @classmethod
+    def adopt(cls, cache: Cache, starts: list[int], mask: Tensor | None) -> CompressedCache:
+        """Turns `cache` itself (others hold references to it) into a compressed one.
+
+        Args:
+            starts: first layer of each segment.
+            mask: [B, cached] of the tokens that it already holds, uncompressed; None: none, or all real.
+        """
+        if type(cache) is not DynamicCache or any(layer.is_sliding for layer in cache.layers):
+            raise UserError(
+                f"cache: compression drops tokens layer by layer, which a {type(cache).__name__} can't hold; "
+                "allowed: a DynamicCache with full attention (generate's default)"
+            )
+        seen = DynamicCache.get_seq_length(cache)
+        cache.__class__ = cls
+        cache.ledger = Ledger(seen, seen, [Segment(s, mask) for s in starts])
+        return cache
+
+    def get_seq_length(self, layer_idx: int | None = None) -> int:
+        return self.ledger.seen if layer_idx is None else super().get_seq_length(layer_idx)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        n = abs(tokens_to_remove)
+        if tokens_to_remove < 0 and n > self.ledger.tail:
+            raise ValueError(f"can't take {n} tokens off a compressed cache: only its last {self.ledger.tail} are whole")
+        super().crop(tokens_to_remove)
+        self.ledger.seen -= n
+        self.ledger.tail -= n
+        for s in self.ledger.segments:
+            s.mask = None if s.mask is None else s.mask[:, : s.mask.shape[1] - n]
+
+    def reset(self) -> None:
+        super().reset()
+        self.ledger = Ledger(0, 0, [Segment(s.start) for s in self.ledger.segments])
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._rows(lambda t: t.index_select(0, beam_idx.to(t.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._rows(lambda t: t.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._rows(lambda t: t[indices.to(t.device)])
+
+    def _rows(self, change) -> None:
+        done: dict[int, Tensor] = {}  # segments share tensors, and are compared by identity
+
+        def once(t: Tensor | None) -> Tensor | None:
+            if t is None:
+                return None
+            if id(t) not in done:
+                done[id(t)] = change(t)
+            return done[id(t)]
+
+        for s in self.ledger.segments:
+            s.mask, s.shift = once(s.mask), once(s.shift)
+
+
+def extend(past: Tensor | None, length: int, new: Tensor | None, like: Tensor) -> Tensor | None:
+    """Mask of `length` cached tokens and the new ones behind them; None where all are real.
+
+    Args:
+        past: [B, length]; None: all real.
+        new: [B, count]; None: all real.
+        like: [B, count], for sizes and device.
+    """
+    if past is None and new is None:
+        return None
+    if past is None:
+        past = like.new_ones(like.shape[0], length)
+    if new is None:
+        new = torch.ones_like(like)
+    return torch.cat([past.to(new.device), new], 1) if length else new

@@ -1,0 +1,88 @@
+"""One vector per image or text, from the same model and the same compressed tokens that answer questions.
+
+Fwd2Bot: the mean of the summary tokens (fwd2bot, eq. 3). Every other method: the last hidden state at the last token of
+"<image>\\nSummarize the image in a few words." (E5-V's way, arXiv 2407.12580), compressed on the image side. Text goes where the
+image would be, before the same prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vtc.compressor import SUMMARY_PROMPT, Compressor, Context, SelfCompressor
+from vtc.engine.passes import run_decoder
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vtc.backbones.base import Backbone
+
+
+def context_of(backbone: Backbone, training: bool = False) -> Context:
+    """A context without an engine, for methods that run the decoder themselves."""
+    from functools import partial
+
+    return Context(
+        shape=backbone.shape,
+        run_decoder=partial(run_decoder, backbone),
+        embed=backbone.decoder.embed_tokens,
+        training=training,
+    )
+
+
+def encode_images(backbone: Backbone, method: Compressor, pixel_values: Tensor) -> Tensor:
+    """Pixels [I, 3, H, W] → embeddings [I, D], float32, not normalised. Differentiable."""
+    if isinstance(method, SelfCompressor):
+        method.attach(backbone)
+        visual = backbone.encode_pixels(pixel_values)
+        real = torch.ones(visual.shape[:2], dtype=torch.bool, device=visual.device)
+        return method.summarise(visual, real, context_of(backbone)).float().mean(1)
+    from vtc.engine import compressing
+
+    ids = _ids(backbone, "<image>\n" + SUMMARY_PROMPT, special=True)
+    count = pixel_values.shape[0]
+    if int((ids == backbone.image_token_id).sum()) == 1:  # the tokenizer alone gives one placeholder an image
+        at = int((ids == backbone.image_token_id).nonzero()[0])
+        visual = ids[at].repeat(backbone.shape.visual_tokens)
+        ids = torch.cat([ids[:at], visual, ids[at + 1 :]])
+    with compressing(backbone, method):
+        out = backbone.core(input_ids=ids.expand(count, -1), pixel_values=pixel_values, use_cache=False)
+    return out.last_hidden_state[:, -1].float()
+
+
+def encode_texts(backbone: Backbone, method: Compressor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Token ids and mask [T, L] (padded on either side, no prompt) → embeddings [T, D], float32, not normalised. Differentiable."""
+    words = backbone.decoder.embed_tokens(input_ids)
+    real = attention_mask.bool()
+    if isinstance(method, SelfCompressor):
+        method.attach(backbone)
+        return method.summarise(words, real, context_of(backbone)).float().mean(1)
+    prompt = backbone.decoder.embed_tokens(_ids(backbone, "\n" + SUMMARY_PROMPT))
+    words = torch.cat([words, prompt.expand(len(words), -1, -1)], 1)
+    real = torch.cat([real, real.new_ones(len(real), prompt.shape[0])], 1)
+    return run_decoder(backbone, words, real, method.adapter)[:, -1].float()
+
+
+@torch.no_grad()
+def embed_images(backbone: Backbone, method: Compressor, images: Sequence[Image]) -> Tensor:
+    """Images → embeddings [I, D], float32, not normalised."""
+    pixels = backbone.processor.image_processor(images=[i.convert("RGB") for i in images], return_tensors="pt")
+    return encode_images(backbone, method, pixels["pixel_values"].to(backbone.device, backbone.dtype))
+
+
+@torch.no_grad()
+def embed_texts(backbone: Backbone, method: Compressor, texts: Sequence[str]) -> Tensor:
+    """Texts → embeddings [T, D], float32, not normalised."""
+    special = not isinstance(method, SelfCompressor)
+    batch = backbone.tokenizer(
+        list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=special
+    ).to(backbone.device)
+    return encode_texts(backbone, method, batch["input_ids"], batch["attention_mask"])
+
+
+def _ids(backbone: Backbone, text: str, special: bool = False) -> Tensor:
+    return torch.tensor(backbone.tokenizer(text, add_special_tokens=special)["input_ids"], device=backbone.device)

@@ -1,0 +1,56 @@
+"""From the tokens that are left back to the layout that the user sees, and the mask of packed blocks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vtc.compressor import TEXT, TokenSequence
+
+
+def to_external(hidden: Tensor, tokens: TokenSequence, last: Tensor, length: int) -> Tensor:
+    """Puts last hidden states [B, L, D] into the external layout [B, length, D], by what they PREDICT.
+
+    A language model's state at slot t predicts token t + 1. After a reduction the state that predicts a text token is that of
+    the token now before it (the last register, say), so it goes to the slot before that text token, whose own visual token may be
+    gone. For the first token of a block it is the last of the shared prefix: the token before it is of another question.
+    Slots that predict nothing and whose token is gone are 0.
+
+    Args:
+        tokens: what `hidden` belongs to.
+        last: [B] slot of each row's last token; it predicts the next one to come.
+    """
+    rows, count, width = hidden.shape
+    dev = hidden.device
+    column = torch.arange(count, device=dev).expand(rows, -1)
+    source = torch.full((rows, length + 1), -1, device=dev)  # slot `length` takes what goes nowhere
+    source.scatter_(1, torch.where(tokens.mask & (tokens.origin >= 0), tokens.origin, length), column)
+
+    before = column - 1
+    starts = torch.zeros_like(tokens.mask)
+    starts[:, 1:] = (tokens.block[:, 1:] != tokens.block[:, :-1]) & (tokens.block[:, 1:] > 0)
+    prefix = column.masked_fill((tokens.block != 0) | ~tokens.mask, -1).amax(1, keepdim=True)
+    before = torch.where(starts, prefix, before)
+    has = (before >= 0) & tokens.mask.gather(1, before.clamp(min=0)) & tokens.mask
+    predicted = has & (tokens.role == TEXT) & (tokens.origin > 0)
+    source.scatter_(1, torch.where(predicted, tokens.origin - 1, length), before)
+    final = column.masked_fill(~tokens.mask, -1).amax(1, keepdim=True)
+    source.scatter_(1, last[:, None], final)
+
+    source = source[:, :length]
+    empty = source < 0
+    flat = source.clamp(min=0) + count * torch.arange(rows, device=dev)[:, None]
+    out = hidden.flatten(0, 1).index_select(0, flat.flatten()).view(rows, length, width)
+    return out.masked_fill(empty[..., None], 0) if bool(empty.any()) else out
+
+
+def block_mask(mask: Tensor, block: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask [B, 1, L, L] of packed blocks: causal AND (key.block == 0 or key.block == query.block).
+
+    Every token sees itself, so that no row of padding is empty (a softmax over nothing is NaN).
+    """
+    length = mask.shape[1]
+    allowed = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])
+    allowed = (allowed & mask[:, None, :]).tril_()
+    allowed |= torch.eye(length, dtype=torch.bool, device=mask.device)
+    return torch.zeros(allowed.shape, dtype=dtype, device=mask.device).masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]

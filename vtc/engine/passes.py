@@ -1,0 +1,31 @@
+"""Passes of the decoder outside the runner: a method's own, uncompressed and without a cache."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vtc.backbones import adapters
+from vtc.backbones.base import Backbone
+
+
+def run_decoder(
+    backbone: Backbone,
+    embeddings: Tensor,
+    mask: Tensor | None = None,
+    adapter: str | None = None,
+    bidirectional: bool = False,
+) -> Tensor:
+    """Last hidden states [B, L, D] (after the final norm) of the language model on `embeddings` [B, L, D].
+
+    Args:
+        mask: [B, L] bool, padding anywhere; positions count the real tokens. None: all real.
+        adapter: the LoRA adapter it runs under; None: the plain weights.
+        bidirectional: every token sees every other.
+    """
+    decoder = backbone.decoder
+    forward = getattr(decoder.forward, "vtc_original", decoder.forward)
+    extra: dict = {"is_causal": False} if bidirectional else {}
+    if mask is not None and not bool(mask.all()):
+        extra |= {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
+    with adapters.using(decoder, adapter):
+        return forward(inputs_embeds=embeddings, use_cache=False, **extra).last_hidden_state

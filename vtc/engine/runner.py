@@ -1,0 +1,371 @@
+"""The decoder runner: walks the decoder's layers in segments and lets the method reduce the tokens between them.
+
+It takes the place of `forward` on ONE language-model instance. Around it everything stays as transformers has it: `generate()`,
+its `input_ids`, masks and positions (the external layout), losses, gradient checkpointing, attention backends. Between two
+reductions all layers see the same tokens: one mask, one set of positions, one entry in the cache's ledger (a segment).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from vtc.backbones import adapters
+from vtc.backbones.base import Backbone
+from vtc.compressor import TEXT, VISUAL, Compressor, Context, TokenSequence
+from vtc.engine import layout, probe
+from vtc.engine.cache import CompressedCache, Ledger, Segment, extend
+from vtc.engine.passes import run_decoder
+from vtc.errors import UserError
+
+
+@dataclass
+class Report:
+    """What a prefill truly kept.
+
+    Attributes:
+        images: images in each row.
+        tokens_in: visual tokens of each row before anything.
+        tokens_out: visual tokens and registers of each row that the last layer saw.
+        layers: the same for each decoder layer, a list per layer.
+        kept: for each row, which of its tokens (indices in input_ids) are visual ones that were left as they were.
+    """
+
+    images: list[int]
+    tokens_in: list[int]
+    tokens_out: list[int]
+    layers: list[list[int]]
+    kept: list[list[int]]
+
+    @property
+    def layer_average(self) -> list[float]:
+        """Mean over the layers of the visual tokens seen, per row."""
+        return [sum(layer[r] for layer in self.layers) / len(self.layers) for r in range(len(self.tokens_in))]
+
+
+@dataclass
+class _Images:
+    """What a call of the multimodal model brings: where its visual tokens are, of which image, and their features."""
+
+    visual: Tensor  # [B, T] bool
+    image: Tensor  # [B, T] index in its row, -1 elsewhere
+    features: list[Tensor]
+
+
+class Engine:
+    """A method installed in a backbone. Made by `vtc.engine.compressing`.
+
+    Attributes:
+        report: what the last prefill with images kept; None before.
+    """
+
+    def __init__(self, backbone: Backbone, method: Compressor) -> None:
+        self.backbone, self.method, self.decoder = backbone, method, backbone.decoder
+        types_ = set(getattr(self.decoder.config, "layer_types", None) or [])
+        if types_ - {"full_attention"}:
+            raise UserError(f"backbone={backbone.name}: layers with {', '.join(sorted(types_))}; only full attention is supported")
+        self._images: _Images | None = None
+        self._labels: Tensor | None = None
+        self._blocks: Tensor | None = None
+        self._prompt: Tensor | None = None
+        self._counts: tuple | None = None
+        self._hooks: list = []
+
+    # ------------------------------------------------------------------ in and out
+    def install(self) -> None:
+        """Takes the place of the decoder's `forward`; `remove` gives it back."""
+        engine, decoder = self, self.decoder
+        self._own = decoder.__dict__.get("forward")  # accelerate puts one there too
+        current = decoder.forward
+        original = getattr(current, "vtc_original", current)
+
+        @merge_with_config_defaults
+        @capture_outputs
+        def walk(
+            decoder: nn.Module,
+            input_ids: Tensor | None = None,
+            attention_mask: Tensor | None = None,
+            position_ids: Tensor | None = None,
+            past_key_values: Any = None,
+            inputs_embeds: Tensor | None = None,
+            use_cache: bool | None = None,
+            **kwargs: Any,
+        ) -> BaseModelOutputWithPast:
+            x = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+            return engine._walk(x, attention_mask, position_ids, past_key_values, use_cache, kwargs)
+
+        def forward(decoder: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            with adapters.using(decoder, engine.method.adapter):
+                if args or not engine._wanted(kwargs.get("past_key_values")):
+                    return original(*args, **kwargs)
+                return walk(decoder, **kwargs)
+
+        forward.vtc_original = original  # type: ignore[attr-defined]
+        decoder.forward = types.MethodType(forward, decoder)
+        self._hooks = [
+            self.backbone.model.register_forward_pre_hook(self._before_model, with_kwargs=True),
+            self.backbone.core.register_forward_pre_hook(self._before_core, with_kwargs=True),
+            self.backbone.core.register_forward_hook(self._after_core, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        """Leaves the model as it was found."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        if self._own is None:
+            self.decoder.__dict__.pop("forward", None)
+        else:
+            self.decoder.forward = self._own
+        self._images = self._labels = self._blocks = self._prompt = None
+
+    @contextmanager
+    def blocks(self, block_ids: Tensor) -> Iterator[None]:
+        """Packed training: independent questions behind one shared prefix, in the forward passes inside.
+
+        Args:
+            block_ids: [B, L] in the user's layout; 0 = the prefix (everything up to and including the images), q = 1… = the q-th
+                question. Attention is causal AND (key.block == 0 or key.block == query.block); position_ids are the caller's.
+        """
+        self._blocks, before = block_ids, self._blocks
+        try:
+            yield
+        finally:
+            self._blocks = before
+
+    @contextmanager
+    def prompt_ends(self, index: Tensor) -> Iterator[None]:
+        """Says where the prompt ends, where that isn't the last token: uncached or teacher-forced passes with an answer.
+
+        Args:
+            index: [B] of each row's last prompt token in the user's layout. (With `labels` it is known: the token before
+                the first one with a label.)
+        """
+        self._prompt, before = index, self._prompt
+        try:
+            yield
+        finally:
+            self._prompt = before
+
+    @property
+    def report(self) -> Report | None:
+        if self._counts is None:
+            return None
+        images, first, counts, final = self._counts
+        kept = final.visual & (final.origin >= 0)
+        return Report(
+            images=images.tolist(),
+            tokens_in=first.tolist(),
+            tokens_out=counts[-1].tolist(),
+            layers=[c.tolist() for c in counts],
+            kept=[final.origin[r][kept[r]].tolist() for r in range(kept.shape[0])],
+        )
+
+    # ------------------------------------------------------------------ what a call brings
+    def _before_model(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._labels = kwargs.get("labels")
+
+    def _before_core(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        self._images = None
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        features = self.backbone.image_features(kwargs)
+        if features is None:
+            return None
+        if ids is None:
+            raise UserError("inputs_embeds with images: compression needs input_ids to know where the images are")
+        visual = ids == self.backbone.image_token_id
+        sizes = torch.tensor([f.shape[0] for f in features], device=ids.device)
+        owner = torch.repeat_interleave(torch.arange(len(features), device=ids.device), sizes)
+        image = torch.full_like(ids, -1)
+        if owner.numel() == int(visual.sum()):  # else the model itself says what is wrong
+            image[visual] = owner
+            first = torch.where(visual, image, len(features)).amin(1, keepdim=True)
+            image = torch.where(visual, image - first, -1)
+            self._images = _Images(visual, image, features)
+        return args, kwargs
+
+    def _after_core(self, *_: Any) -> None:
+        self._images = self._labels = None
+
+    def _wanted(self, cache: Any) -> bool:
+        """Whether this call of the decoder is the runner's business; all others go to the decoder as it is."""
+        if isinstance(cache, CompressedCache) or self._blocks is not None:
+            return True
+        return self._images is not None and bool(self.method.layers())
+
+    # ------------------------------------------------------------------ the walk
+    def _walk(
+        self, x: Tensor, mask: Tensor | None, position: Tensor | None, cache: Any, use_cache: bool | None, kwargs: dict
+    ) -> BaseModelOutputWithPast:
+        """One pass over the layers. x [B, T, D]; mask [B, seen + T]; position [B, T], all in the user's layout."""
+        decoder, method, count = self.decoder, self.method, x.shape[1]
+        starts = sorted({0, *method.layers()})
+        cuts = method.layers() if self._images is not None else set()
+        if mask is not None and mask.ndim != 2:
+            raise UserError(f"attention_mask of {mask.ndim} dimensions: compression needs the 2-D padding mask")
+        if use_cache and cache is None:
+            cache = DynamicCache(config=decoder.config)
+        ledger = None if cache is None else self._ledger(cache, starts, mask)
+        seen = ledger.seen if ledger else 0
+        if seen and self._blocks is not None:
+            raise UserError("blocks: packed questions are for training; they can't go on from a filled cache")
+        segments = ledger.segments if ledger else [Segment(s) for s in starts]
+        prior = [(s.mask, s.shift, cache.get_seq_length(s.start) if ledger else 0) for s in segments]
+
+        new = None if mask is None else mask[:, -count:].bool()
+        first = tokens = _moved(self._sequence(x, new, position, seen), None, prior[0][1])
+        last = _last(tokens.mask)
+        context = self._context() if cuts else None
+        counts: list[Tensor] = []
+        for n, segment in enumerate(segments):
+            entered = tokens
+            if n:
+                tokens = _moved(tokens, prior[n - 1][1], prior[n][1])
+            if segment.start in cuts:
+                tokens = self._reduce(tokens, segment.start, context)
+            if n == 0 or not (_same_layout(tokens, entered) and _same_past(prior[n], prior[n - 1])):
+                if tokens.mask is not first.mask:
+                    new = None if bool(tokens.mask.all()) else tokens.mask
+                valid = extend(prior[n][0], prior[n][2], new, tokens.mask)
+                attention = self._mask(tokens, valid, cache, segment.start)
+                rope = decoder.rotary_emb(tokens.hidden, tokens.position[0] if len(tokens.position) == 1 else tokens.position)
+            segment.mask, segment.shift = valid, tokens.shift
+            end = segments[n + 1].start if n + 1 < len(segments) else decoder.config.num_hidden_layers
+            if cuts:
+                counts += [((tokens.role != TEXT) & tokens.mask).sum(1)] * (end - segment.start)
+            hidden = tokens.hidden
+            for i in range(segment.start, end):
+                run = dict(attention_mask=attention, position_embeddings=rope, past_key_values=cache, use_cache=use_cache)
+                # no position_ids: layers would take gaps in them for the seams of packed sequences
+                if context is None or i not in method.probes():
+                    hidden = decoder.layers[i](hidden, **run, **kwargs)
+                    continue
+                at = decoder.layers[i].self_attn
+                with probe.projections(at) as got:
+                    hidden = decoder.layers[i](hidden, **run, **kwargs)
+                keys = None if cache is None else cache.layers[i].keys
+                context.rows[i] = probe.attention_row(at, got, rope, self._query(tokens), valid, keys)
+            tokens = dataclasses.replace(tokens, hidden=hidden)
+
+        if ledger:
+            ledger.tail = _tail(first, last) if cuts else ledger.tail + count
+            ledger.seen += count
+        if cuts:
+            final = dataclasses.replace(tokens, hidden=tokens.mask[..., None])  # the report needs no states
+            self._counts = first.image.amax(1) + 1, first.visual.sum(1), counts, final
+        hidden = decoder.norm(tokens.hidden)
+        if self._blocks is not None or not _same_layout(tokens, first):
+            hidden = layout.to_external(hidden, tokens, last.to(hidden.device), count)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
+
+    def _ledger(self, cache: Any, starts: list[int], mask: Tensor | None) -> Ledger:
+        if not isinstance(cache, CompressedCache):
+            seen = cache.get_seq_length()
+            CompressedCache.adopt(cache, starts, mask[:, :seen].bool() if mask is not None and seen else None)
+        if [s.start for s in cache.ledger.segments] != starts:
+            raise UserError(f"cache: filled by a method that acts before other layers than {self.method.name}; take a new one")
+        return cache.ledger
+
+    def _sequence(self, x: Tensor, mask: Tensor | None, position: Tensor | None, seen: int) -> TokenSequence:
+        rows, count = x.shape[:2]
+        if position is None:
+            position = torch.arange(seen, seen + count, device=x.device)[None]
+        position = position if position.ndim == 3 else position[None]
+        full, images = dict(size=(rows, count), device=x.device), self._images
+        zero = torch.zeros(**full, dtype=torch.long)
+        return TokenSequence(
+            hidden=x,
+            mask=torch.ones(**full, dtype=torch.bool) if mask is None else mask,
+            position=position.expand(-1, rows, -1),
+            role=zero if images is None else images.visual * VISUAL,
+            origin=torch.arange(count, device=x.device).expand(rows, -1),
+            block=zero if self._blocks is None else self._blocks,
+            image=zero - 1 if images is None else images.image,
+        )
+
+    def _reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
+        if tokens.hidden.device != tokens.mask.device:  # a model spread over devices
+            tokens = tokens.to(tokens.hidden.device)
+        tokens = dataclasses.replace(tokens, compact=layer == 0)
+        return dataclasses.replace(self.method.reduce(tokens, layer, context), compact=False)
+
+    def _context(self) -> Context:
+        features = self._images.features
+        return Context(
+            shape=self.backbone.shape,
+            grids=[self.backbone.grid_of(f.shape[0]) for f in features],
+            features=features,
+            run_decoder=partial(run_decoder, self.backbone),
+            embed=self.backbone.decoder.embed_tokens,
+            training=self.method.training and torch.is_grad_enabled(),
+        )
+
+    def _mask(self, tokens: TokenSequence, valid: Tensor | None, cache: Any, layer: int) -> Any:
+        if self._blocks is not None:
+            if self.decoder.config._attn_implementation not in ("sdpa", "eager"):
+                raise UserError("blocks: packed questions need attention=sdpa or eager")
+            return layout.block_mask(tokens.mask, tokens.block, tokens.hidden.dtype)
+        return create_causal_mask(
+            config=self.decoder.config,
+            inputs_embeds=tokens.hidden,
+            attention_mask=valid,
+            past_key_values=cache,
+            position_ids=None,
+            layer_idx=layer,
+        )
+
+    def _query(self, tokens: TokenSequence) -> Tensor:
+        """[B] index, among the tokens as they are, of the last prompt token."""
+        if self._blocks is not None:
+            raise UserError(f"method={self.method.name}: it chooses by one question, and packed blocks hold several")
+        end = self._prompt
+        if end is None and self._labels is not None:
+            answer = self._labels != -100
+            end = torch.where(answer.any(1), answer.long().argmax(1) - 1, answer.shape[1])
+        if end is None:
+            return _last(tokens.mask)
+        return _last(tokens.mask & (tokens.origin >= 0) & (tokens.origin <= end.to(tokens.origin.device)[:, None]))
+
+
+def _last(mask: Tensor) -> Tensor:
+    """[B]: the last True of each row."""
+    return torch.arange(mask.shape[1], device=mask.device).expand_as(mask).masked_fill(~mask, 0).amax(1)
+
+
+def _tail(tokens: TokenSequence, last: Tensor) -> int:
+    """Tokens behind the last image that every row has in the same columns."""
+    count = tokens.mask.shape[1]
+    if bool((last != count - 1).any()):
+        return 0  # padding on the right: rows end in different columns
+    return count - 1 - int(_last(tokens.visual).max())
+
+
+def _same_layout(a: TokenSequence, b: TokenSequence) -> bool:
+    return a.mask is b.mask and a.position is b.position
+
+
+def _same_past(a: tuple, b: tuple) -> bool:
+    """Whether two segments have the same past: (mask, shift, cached tokens)."""
+    return a[0] is b[0] and a[1] is b[1] and a[2] == b[2]
+
+
+def _moved(tokens: TokenSequence, was: Tensor | None, to: Tensor | None) -> TokenSequence:
+    """The same tokens with the shift that earlier turns left in another segment."""
+    if was is to:
+        return tokens
+    delta = (0 if to is None else to) - (0 if was is None else was)
+    shift = delta if tokens.shift is None else tokens.shift + delta
+    return dataclasses.replace(tokens, position=tokens.position + delta, shift=shift)

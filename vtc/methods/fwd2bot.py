@@ -1,0 +1,101 @@
+"""Fwd2Bot (arXiv 2503.21757): LVLM visual token compression with double forward bottleneck."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vtc.compressor import SUMMARY_PROMPT, Context, SelfCompressor
+from vtc.errors import UserError
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import Backbone, BackboneShape
+
+COMPRESS, GENERATE = "compress", "generate"
+
+
+def info_nce(e_v: Tensor, e_t: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
+    """L_disc, eq. 3: symmetric InfoNCE over cosine similarities, mean over the batch of the SUM of both directions.
+
+    Args:
+        e_v, e_t: [B, D] image and text embeddings; row k of one belongs to row k of the other.
+        temperature: divides the similarities. Eq. 3 prints none (1.0), which bounds the logits by ±1; CLIP's is 0.07.
+    """
+    s = F.normalize(e_v.float(), dim=-1) @ F.normalize(e_t.float(), dim=-1).T / temperature
+    own = torch.arange(len(s), device=s.device)
+    return F.cross_entropy(s, own) + F.cross_entropy(s.T, own)
+
+
+class Fwd2Bot(SelfCompressor):
+    """The LLM summarises the image into k' tokens, then answers from those alone (section 3.2).
+
+    First pass, under the adapter "compress": [·, ·, H_v^c] = f(H_v; H_p; H_r) (eq. 1), H_p the prompt's embeddings, H_r the k'
+    learnable summary tokens, H_v^c their last hidden states. Second pass, under "generate": H_v^c takes the place of the image. The
+    gradient of the answer flows through H_v^c into the first pass (eq. 2); the LLM itself is frozen (section 3.5).
+
+    Args:
+        tokens: k'; default 16.
+        rank: of both LoRA adapters, in all linear layers of the LLM.
+        alpha: their scale is alpha / rank; default 2·rank.
+        dropout: of the adapters' input.
+        bidirectional: whether the first pass lets every token see every other (table 12); causal by default.
+    """
+
+    name = "fwd2bot"
+    needs_training = True
+    fixed_budget = True
+    adapter = GENERATE
+
+    def __init__(
+        self,
+        tokens: int | None,
+        shape: BackboneShape,
+        rank: int = 32,
+        alpha: int | None = None,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+    ) -> None:
+        super().__init__(tokens if tokens is not None else 16, shape)
+        if rank < 1:
+            raise UserError(f"method.rank={rank}: allowed: 1 or more")
+        self.rank, self.alpha, self.dropout, self.bidirectional = rank, alpha or 2 * rank, dropout, bidirectional
+        self.summary = nn.Parameter(torch.randn(self.tokens, shape.width) * 0.02)  # H_r
+        self.prompt_ids: Tensor | None = None
+
+    def attach(self, backbone: Backbone) -> None:
+        """Adds the two adapters to the LLM's linear layers, freezes the LLM, and tokenizes the prompt."""
+        if self.prompt_ids is None:
+            self.prompt_ids = torch.tensor(backbone.tokenizer(SUMMARY_PROMPT, add_special_tokens=False)["input_ids"])
+        backbone.add_adapters((COMPRESS, GENERATE), self.rank, self.alpha, self.dropout)
+
+    def summarise(self, embeddings: Tensor, mask: Tensor, context: Context) -> Tensor:
+        """H_v^c [I, k', D] of visual tokens [I, N, D] (eq. 1); H_t^c of a text's embeddings in the same way."""
+        count = embeddings.shape[0]
+        prompt = context.embed(self.prompt_ids.to(embeddings.device)).to(embeddings.dtype)
+        summary = self.summary.to(embeddings.device, embeddings.dtype)
+        tail = torch.cat([prompt, summary]).expand(count, -1, -1)
+        mask = torch.cat([mask, mask.new_ones(tail.shape[:2])], 1)
+        hidden = context.run_decoder(
+            torch.cat([embeddings, tail], 1), mask, adapter=COMPRESS, bidirectional=self.bidirectional
+        )
+        return hidden[:, -self.tokens :]
+
+    @property
+    def extra_parameters(self) -> int:
+        """H_r and both adapters: r·(in + out) in each linear layer of the LLM."""
+        s, head = self.shape, self.shape.width // self.shape.heads
+        sides = [
+            (s.width, s.heads * head),
+            (s.width, s.kv_heads * head),
+            (s.width, s.kv_heads * head),
+            (s.heads * head, s.width),
+            *[(s.width, s.intermediate)] * 3,
+        ]
+        return self.summary.numel() + 2 * s.depth * self.rank * sum(i + o for i, o in sides)
+
+    @classmethod
+    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
+        return 16

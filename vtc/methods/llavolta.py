@@ -1,0 +1,76 @@
+"""LLaVolta (arXiv 2406.20092): efficient multi-modal models via stage-wise visual context compression."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from vtc.compressor import Context, TokenMerger, TokenSequence, two_level
+from vtc.methods.avgpool import raster_groups
+from vtc.schedule import Stage, parse_stages, resolve_layer, stage_at
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import BackboneShape
+
+
+class LLaVolta(TokenMerger):
+    """The visual context compressor (section 3.2): 1-D average pooling of the visual hidden states before layer K.
+
+    In training (`.train()` and `set_stage`) the stage of the scheme says K and the stride S (table 1): heavy compression first,
+    none at the end. N tokens become ceil(N / S); the authors' code loses the N mod S last ones. A pooled token takes the mean of its
+    members' positions.
+
+    At evaluation (`.eval()`) a trained model runs as in its last stage, without compression; `tokens` asks for test-time
+    pooling instead (figure 1), to exactly that many tokens, before layer `layer`.
+
+    Args:
+        tokens: None at evaluation: no compression.
+        layer: K of test-time pooling; 2 in the paper.
+        scheme: of table 1, or a list of {layer, stride, share}; only training looks at it.
+    """
+
+    name = "llavolta"
+
+    def __init__(
+        self,
+        tokens: int | None,
+        shape: BackboneShape,
+        layer: int = 2,
+        scheme: str | Sequence[Any] = "four_wider_then_deeper",
+        layer_scale: str = "auto",
+    ) -> None:
+        super().__init__(tokens, shape, resolve_layer(layer, shape.depth, layer_scale))
+        self.stages = [
+            stage
+            if stage.layer is None
+            else Stage(resolve_layer(stage.layer, shape.depth, layer_scale, key="schedule.layer"), stage.stride, stage.share)
+            for stage in parse_stages(scheme)
+        ]
+        self.stage: Stage | None = None
+
+    def set_stage(self, step: int, total: int) -> None:
+        self.stage = stage_at(self.stages, step, total)
+
+    @property
+    def in_stage(self) -> bool:
+        """Whether a training stage, not `tokens`, says what to do."""
+        return self.training and self.stage is not None
+
+    def layers(self) -> set[int]:
+        if self.in_stage:
+            return {self.stage.layer} if self.stage.compresses else set()
+        return set() if self.tokens is None else {self.layer}
+
+    def assign(self, tokens: TokenSequence, context: Context) -> tuple[Tensor, None]:
+        _, real = tokens.images
+        if self.in_stage:
+            return (real.cumsum(1) - 1) // self.stage.stride, None
+        return raster_groups(real, self.tokens), None
+
+    @classmethod
+    def layer_tokens(
+        cls, tokens: int | None, shape: BackboneShape, layer: int = 2, layer_scale: str = "auto", **options: Any
+    ) -> list[int]:
+        return two_level(tokens, shape, resolve_layer(layer, shape.depth, layer_scale))

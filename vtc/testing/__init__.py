@@ -1,0 +1,16 @@
+"""The conformance suite that a method, ours or a plug-in's, must pass; and tiny backbones to run it on.
+
+In a plug-in's own tests:
+
+    import pytest
+    from vtc.testing import CONTRACTS, tiny_backbone
+
+    @pytest.mark.parametrize("contract", CONTRACTS, ids=lambda c: c.__name__)
+    def test_contract(contract):
+        backbone = tiny_backbone()
+        contract(backbone, lambda tokens: MyMethod(tokens=tokens, shape=backbone.shape))
+"""
+
+from vtc.testing.models import batch, tiny_backbone
+
+__all__ = ["batch", "tiny_backbone"]
