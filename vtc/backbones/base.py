@@ -183,7 +183,7 @@ class Backbone:
     )  # of the decoder's layers
 
     def add_adapters(self, names: Sequence[str], rank: int, alpha: float, dropout: float = 0.0) -> None:
-        """Puts LoRA adapters (peft) on all linear layers of the decoder and freezes its own weights. Does nothing where they are.
+        """Puts LoRA adapters (peft) on all linear layers of the decoder and freezes the language model. Does nothing where they are.
 
         They are inactive until the engine runs the decoder under one: the model by itself stays what it was.
 
@@ -201,11 +201,13 @@ class Backbone:
         from peft import LoraConfig, inject_adapter_in_model
 
         for name in names:
+            self.decoder.__dict__.pop("peft_config", None)  # else peft warns of a second adapter, which is the point
             config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(self.linear_layers))
             inject_adapter_in_model(config, self.decoder, adapter_name=name)
         adapters.activate(adapters.tuner_layers(self.decoder), [])
         for name, parameter in self.decoder.named_parameters():
             parameter.requires_grad_(".lora_" in name)
+        self.model.get_output_embeddings().requires_grad_(False)
 
     def image_features(self, kwargs: dict[str, Any]) -> list[Tensor] | None:
         """Projected features per image, a list of [N_i, D], of a call of `core` with these keyword arguments; None without images.
