@@ -151,7 +151,9 @@ class TokenSequence:
         flat = member.flatten().nonzero()[:, 0]
         group = (flat // length) * most + groups.flatten()[flat]
         weight = None if weights is None else weights.flatten()[flat].float()
-        size = torch.zeros(rows * most, device=flat.device).index_add(0, group, torch.ones_like(group, dtype=torch.float))
+        size = torch.zeros(rows * most, device=flat.device).index_add(
+            0, group, torch.ones_like(group, dtype=torch.float)
+        )
         total = size if weight is None else torch.zeros_like(size).index_add(0, group, weight)
         part = self.hidden.flatten(0, 1).index_select(0, flat).float()
         part = part if weight is None else part * weight[:, None]
@@ -206,7 +208,9 @@ class TokenSequence:
         most = int(total.max())
         lead = m * (most - total)  # padding on the left of rows with fewer images
         source = torch.full((rows, length + m * most), -1, device=dev)
-        source.scatter_(1, torch.arange(length, device=dev) + m * before + lead, torch.arange(length, device=dev).expand(rows, -1))
+        source.scatter_(
+            1, torch.arange(length, device=dev) + m * before + lead, torch.arange(length, device=dev).expand(rows, -1)
+        )
         steps = torch.arange(m, device=dev)
         place = (column + 1 + m * before[row, column] + lead[row, 0])[:, None] + steps
         source[row[:, None], place] = length + steps  # which one follows below; here only that it is new
@@ -237,7 +241,9 @@ class TokenSequence:
         rows, length, width = self.hidden.shape
         count, m = embeddings.shape[:2]
         dev = self.mask.device
-        view = dataclasses.replace(self, hidden=torch.arange(rows * length, device=dev).view(rows, length, 1), compact=True)
+        view = dataclasses.replace(
+            self, hidden=torch.arange(rows * length, device=dev).view(rows, length, 1), compact=True
+        )
         marked = rows * length + torch.arange(count * m, device=dev).view(count, m, 1)
         out = view.insert(marked, role=role)
         out = out.keep((out.hidden[..., 0] >= rows * length) | (out.role != VISUAL))
@@ -288,6 +294,8 @@ class Context:
             hidden states of the LLM (after its norm), uncompressed and without a cache, under a LoRA adapter.
         embed: token ids [...] → embeddings [..., D].
         training: whether gradients are wanted.
+        summary: [I, M, D], what a `SelfCompressor` made of the images; None before.
+        captions: (token ids [I, L], mask [I, L]) of a caption of each image, where training has them; None otherwise.
     """
 
     shape: BackboneShape
@@ -297,6 +305,8 @@ class Context:
     run_decoder: RunDecoder | None = None
     embed: Callable[[Tensor], Tensor] | None = None
     training: bool = False
+    summary: Tensor | None = None
+    captions: tuple[Tensor, Tensor] | None = None
 
     def attention(self, layer: int) -> Tensor:
         """[B, L]: the probed row of `layer`, over the tokens as they now are."""
@@ -310,6 +320,7 @@ class Compressor(nn.Module):
         name: under which it is registered.
         needs_training: useless without trained weights.
         fixed_budget: trained weights hold for one number of tokens only.
+        trained_options: options that trained weights hold for; a checkpoint of another value is refused.
         adapter: the LoRA adapter under which the LLM answers; None for the plain weights.
 
     Args:
@@ -320,6 +331,7 @@ class Compressor(nn.Module):
     name: ClassVar[str] = ""
     needs_training: ClassVar[bool] = False
     fixed_budget: ClassVar[bool] = False
+    trained_options: ClassVar[tuple[str, ...]] = ()
     adapter: ClassVar[str | None] = None
 
     def __init__(self, tokens: int | None, shape: BackboneShape) -> None:
@@ -343,8 +355,8 @@ class Compressor(nn.Module):
     def set_stage(self, step: int, total: int) -> None:
         """Schedules: optimizer step `step` (0-based) of `total` comes next."""
 
-    def losses(self, context: Any) -> dict[str, Tensor]:
-        """Losses beyond next-token prediction."""
+    def losses(self, context: Context) -> dict[str, Tensor]:
+        """Losses beyond next-token prediction, after a training pass over `context`."""
         return {}
 
     def attach(self, backbone: Backbone) -> None:
@@ -454,7 +466,8 @@ class SelfCompressor(Resampler):
         index, real = tokens.images
         if not index.numel():
             return tokens
-        return tokens.replace(self.summarise(tokens.visual_hidden(), real, context))
+        context.summary = self.summarise(tokens.visual_hidden(), real, context)
+        return tokens.replace(context.summary)
 
 
 def require_tokens(method: str, tokens: int | None) -> int:

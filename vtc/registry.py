@@ -90,7 +90,10 @@ methods = Registry(
         "fastv": ("vtc.methods.fastv:FastV", "drops what the last prompt token attends to least (arXiv 2403.06764)"),
         "llavolta": ("vtc.methods.llavolta:LLaVolta", "stage-wise average pooling in training (arXiv 2406.20092)"),
         "victor": ("vtc.methods.victor:Victor", "learnable registers take over, visual tokens go before layer k"),
-        "fwd2bot": ("vtc.methods.fwd2bot:Fwd2Bot", "the LLM summarises the image into k' tokens, then reads those alone"),
+        "fwd2bot": (
+            "vtc.methods.fwd2bot:Fwd2Bot",
+            "the LLM summarises the image into k' tokens, then reads those alone",
+        ),
     },
 )
 

@@ -71,7 +71,9 @@ def parse_stages(spec: str | Sequence[Stage | Mapping[str, Any]]) -> tuple[Stage
                 raise unknown(f"schedule.stages[{i}]", wrong[0], ("layer", "stride", "share"))
             s = Stage(s.get("layer"), s.get("stride"), s.get("share"))
         if (s.layer is None) != (s.stride is None):
-            raise UserError(f"schedule.stages[{i}]: layer={s.layer}, stride={s.stride}; give both, or neither for no compression")
+            raise UserError(
+                f"schedule.stages[{i}]: layer={s.layer}, stride={s.stride}; give both, or neither for no compression"
+            )
         if s.stride is not None and s.stride < 1:
             raise UserError(f"schedule.stages[{i}].stride={s.stride}: allowed: 1 or more")
         stages.append(s)
@@ -112,7 +114,9 @@ def resolve_layer(layer: Any, depth: int, scale: str = "auto", lowest: int = 0, 
         raise UserError(f"{key}={layer}: allowed: a whole number")
     found = scaled_layer(layer, depth) if scale == "auto" else layer
     if layer < lowest or found >= depth:
-        highest = max(k for k in range(PAPER_DEPTH + 1) if scaled_layer(k, depth) < depth) if scale == "auto" else depth - 1
+        highest = (
+            max(k for k in range(PAPER_DEPTH + 1) if scaled_layer(k, depth) < depth) if scale == "auto" else depth - 1
+        )
         how = f" (for {PAPER_DEPTH} layers; layer_scale=none takes it literally)" if scale == "auto" else ""
         raise UserError(f"{key}={layer}: this decoder has {depth} layers; allowed: {lowest} to {highest}{how}")
     return found

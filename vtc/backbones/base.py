@@ -72,7 +72,9 @@ class Backbone:
 
         source = cls.pretrained(cfg)
         if _looks_local(source) and not (Path(source) / "config.json").is_file():
-            raise UserError(f"backbone.pretrained={source}: no config.json there; give a transformers folder or a hub id")
+            raise UserError(
+                f"backbone.pretrained={source}: no config.json there; give a transformers folder or a hub id"
+            )
         try:
             config = AutoConfig.from_pretrained(source, trust_remote_code=bool(cfg.get("trust_remote_code", False)))
         except (OSError, ValueError) as error:

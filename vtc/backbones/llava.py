@@ -22,7 +22,9 @@ class Llava(Backbone):
     @classmethod
     def _check(cls, config: Any, source: str) -> None:
         if config.model_type != "llava":
-            raise UserError(f"backbone.pretrained={source}: a {config.model_type} model; this backbone reads llava ones")
+            raise UserError(
+                f"backbone.pretrained={source}: a {config.model_type} model; this backbone reads llava ones"
+            )
 
     @classmethod
     def shape_from(cls, config: Any, name: str) -> BackboneShape:

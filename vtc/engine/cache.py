@@ -68,7 +68,9 @@ class CompressedCache(DynamicCache):
     def crop(self, tokens_to_remove: int) -> None:
         n = abs(tokens_to_remove)
         if tokens_to_remove < 0 and n > self.ledger.tail:
-            raise ValueError(f"can't take {n} tokens off a compressed cache: only its last {self.ledger.tail} are whole")
+            raise ValueError(
+                f"can't take {n} tokens off a compressed cache: only its last {self.ledger.tail} are whole"
+            )
         super().crop(tokens_to_remove)
         self.ledger.seen -= n
         self.ledger.tail -= n

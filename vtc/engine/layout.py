@@ -53,4 +53,6 @@ def block_mask(mask: Tensor, block: Tensor, dtype: torch.dtype) -> Tensor:
     allowed = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])
     allowed = (allowed & mask[:, None, :]).tril_()
     allowed |= torch.eye(length, dtype=torch.bool, device=mask.device)
-    return torch.zeros(allowed.shape, dtype=dtype, device=mask.device).masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+    return torch.zeros(allowed.shape, dtype=dtype, device=mask.device).masked_fill_(~allowed, torch.finfo(dtype).min)[
+        :, None
+    ]

@@ -70,18 +70,22 @@ class Engine:
 
     Attributes:
         report: what the last prefill with images kept; None before.
+        context: what the method saw in it (for `Compressor.losses`); None before.
     """
 
     def __init__(self, backbone: Backbone, method: Compressor) -> None:
         self.backbone, self.method, self.decoder = backbone, method, backbone.decoder
         types_ = set(getattr(self.decoder.config, "layer_types", None) or [])
         if types_ - {"full_attention"}:
-            raise UserError(f"backbone={backbone.name}: layers with {', '.join(sorted(types_))}; only full attention is supported")
+            raise UserError(
+                f"backbone={backbone.name}: layers with {', '.join(sorted(types_))}; only full attention is supported"
+            )
         self._images: _Images | None = None
         self._labels: Tensor | None = None
         self._blocks: Tensor | None = None
         self._prompt: Tensor | None = None
         self._counts: tuple | None = None
+        self.context: Context | None = None
         self._hooks: list = []
 
     # ------------------------------------------------------------------ in and out
@@ -110,6 +114,7 @@ class Engine:
         def forward(decoder: nn.Module, *args: Any, **kwargs: Any) -> Any:
             with adapters.using(decoder, engine.method.adapter):
                 if args or not engine._wanted(kwargs.get("past_key_values")):
+                    engine._count_plain()
                     return original(*args, **kwargs)
                 return walk(decoder, **kwargs)
 
@@ -164,15 +169,22 @@ class Engine:
     def report(self) -> Report | None:
         if self._counts is None:
             return None
-        images, first, counts, final = self._counts
-        kept = final.visual & (final.origin >= 0)
+        images, first, counts, kept, origin = self._counts
         return Report(
             images=images.tolist(),
             tokens_in=first.tolist(),
             tokens_out=counts[-1].tolist(),
             layers=[c.tolist() for c in counts],
-            kept=[final.origin[r][kept[r]].tolist() for r in range(kept.shape[0])],
+            kept=[origin[r][kept[r]].tolist() for r in range(kept.shape[0])],
         )
+
+    def _count_plain(self) -> None:
+        """The report of a prefill that nothing touched."""
+        if self._images is not None:
+            visual, count = self._images.visual, self._images.visual.sum(1)
+            origin = torch.arange(visual.shape[1], device=visual.device).expand_as(visual)
+            layers = [count] * self.decoder.config.num_hidden_layers
+            self._counts = self._images.image.amax(1) + 1, count, layers, visual, origin
 
     # ------------------------------------------------------------------ what a call brings
     def _before_model(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -229,6 +241,7 @@ class Engine:
         first = tokens = _moved(self._sequence(x, new, position, seen), None, prior[0][1])
         last = _last(tokens.mask)
         context = self._context() if cuts else None
+        self.context = context or self.context
         counts: list[Tensor] = []
         for n, segment in enumerate(segments):
             entered = tokens
@@ -241,14 +254,18 @@ class Engine:
                     new = None if bool(tokens.mask.all()) else tokens.mask
                 valid = extend(prior[n][0], prior[n][2], new, tokens.mask)
                 attention = self._mask(tokens, valid, cache, segment.start)
-                rope = decoder.rotary_emb(tokens.hidden, tokens.position[0] if len(tokens.position) == 1 else tokens.position)
+                rope = decoder.rotary_emb(
+                    tokens.hidden, tokens.position[0] if len(tokens.position) == 1 else tokens.position
+                )
             segment.mask, segment.shift = valid, tokens.shift
             end = segments[n + 1].start if n + 1 < len(segments) else decoder.config.num_hidden_layers
             if cuts:
                 counts += [((tokens.role != TEXT) & tokens.mask).sum(1)] * (end - segment.start)
             hidden = tokens.hidden
             for i in range(segment.start, end):
-                run = dict(attention_mask=attention, position_embeddings=rope, past_key_values=cache, use_cache=use_cache)
+                run = dict(
+                    attention_mask=attention, position_embeddings=rope, past_key_values=cache, use_cache=use_cache
+                )
                 # no position_ids: layers would take gaps in them for the seams of packed sequences
                 if context is None or i not in method.probes():
                     hidden = decoder.layers[i](hidden, **run, **kwargs)
@@ -264,8 +281,8 @@ class Engine:
             ledger.tail = _tail(first, last) if cuts else ledger.tail + count
             ledger.seen += count
         if cuts:
-            final = dataclasses.replace(tokens, hidden=tokens.mask[..., None])  # the report needs no states
-            self._counts = first.image.amax(1) + 1, first.visual.sum(1), counts, final
+            kept = tokens.visual & (tokens.origin >= 0)
+            self._counts = first.image.amax(1) + 1, first.visual.sum(1), counts, kept, tokens.origin
         hidden = decoder.norm(tokens.hidden)
         if self._blocks is not None or not _same_layout(tokens, first):
             hidden = layout.to_external(hidden, tokens, last.to(hidden.device), count)
@@ -276,7 +293,9 @@ class Engine:
             seen = cache.get_seq_length()
             CompressedCache.adopt(cache, starts, mask[:, :seen].bool() if mask is not None and seen else None)
         if [s.start for s in cache.ledger.segments] != starts:
-            raise UserError(f"cache: filled by a method that acts before other layers than {self.method.name}; take a new one")
+            raise UserError(
+                f"cache: filled by a method that acts before other layers than {self.method.name}; take a new one"
+            )
         return cache.ledger
 
     def _sequence(self, x: Tensor, mask: Tensor | None, position: Tensor | None, seen: int) -> TokenSequence:

@@ -74,7 +74,9 @@ class AveragePooling(TokenMerger):
         if grid and self.tokens is None:
             return rank
         if cells is None:
-            raise UserError(f"tokens={self.tokens}: no h×w cells tile an image of {grid or 'unknown'} visual tokens; use dims=1")
+            raise UserError(
+                f"tokens={self.tokens}: no h×w cells tile an image of {grid or 'unknown'} visual tokens; use dims=1"
+            )
         row, column = rank // grid[1], rank % grid[1]
         return (row * cells[0] // grid[0]) * cells[1] + column * cells[1] // grid[1]
 

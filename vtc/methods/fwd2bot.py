@@ -42,11 +42,13 @@ class Fwd2Bot(SelfCompressor):
         alpha: their scale is alpha / rank; default 2·rank.
         dropout: of the adapters' input.
         bidirectional: whether the first pass lets every token see every other (table 12); causal by default.
+        temperature: of L_disc in training; see `info_nce`.
     """
 
     name = "fwd2bot"
     needs_training = True
     fixed_budget = True
+    trained_options = ("rank", "alpha", "bidirectional")
     adapter = GENERATE
 
     def __init__(
@@ -57,11 +59,13 @@ class Fwd2Bot(SelfCompressor):
         alpha: int | None = None,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        temperature: float = 0.07,
     ) -> None:
         super().__init__(tokens if tokens is not None else 16, shape)
         if rank < 1:
             raise UserError(f"method.rank={rank}: allowed: 1 or more")
         self.rank, self.alpha, self.dropout, self.bidirectional = rank, alpha or 2 * rank, dropout, bidirectional
+        self.temperature = temperature
         self.summary = nn.Parameter(torch.randn(self.tokens, shape.width) * 0.02)  # H_r
         self.prompt_ids: Tensor | None = None
 
@@ -82,6 +86,14 @@ class Fwd2Bot(SelfCompressor):
             torch.cat([embeddings, tail], 1), mask, adapter=COMPRESS, bidirectional=self.bidirectional
         )
         return hidden[:, -self.tokens :]
+
+    def losses(self, context: Context) -> dict[str, Tensor]:
+        """L_disc (eq. 3-4) where the images have captions; the text goes through the same first pass (section 3.3)."""
+        if context.captions is None or context.summary is None:
+            return {}
+        ids, mask = context.captions
+        e_t = self.summarise(context.embed(ids), mask.bool(), context).mean(1)
+        return {"contrastive": info_nce(context.summary.mean(1), e_t, self.temperature)}
 
     @property
     def extra_parameters(self) -> int:

@@ -45,7 +45,9 @@ class LLaVolta(TokenMerger):
         self.stages = [
             stage
             if stage.layer is None
-            else Stage(resolve_layer(stage.layer, shape.depth, layer_scale, key="schedule.layer"), stage.stride, stage.share)
+            else Stage(
+                resolve_layer(stage.layer, shape.depth, layer_scale, key="schedule.layer"), stage.stride, stage.share
+            )
             for stage in parse_stages(scheme)
         ]
         self.stage: Stage | None = None

@@ -29,6 +29,7 @@ class Victor(Compressor):
     name = "victor"
     needs_training = True
     fixed_budget = True
+    trained_options = ("layer", "layer_scale")
 
     def __init__(self, tokens: int | None, shape: BackboneShape, layer: int = 3, layer_scale: str = "auto") -> None:
         super().__init__(tokens if tokens is not None else 8, shape)

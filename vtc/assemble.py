@@ -1,0 +1,181 @@
+"""From a resolved configuration to a backbone and a method, ready to run.
+
+`plan` makes every check that needs no weights, in a second or two; `assemble` then loads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vtc.budget import Budget
+from vtc.errors import UserError, unknown
+from vtc.registry import backbones, methods
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import Backbone, BackboneShape
+    from vtc.compressor import Compressor
+
+POCKET_WEIGHTS = "benchmarks/pocket/weights"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a configuration comes to.
+
+    Attributes:
+        shape: sizes of the backbone.
+        tokens: visual tokens left per image; None: all of them.
+        options: of the method, as given.
+        method: built, with untrained weights.
+        checkpoint: folder of its trained weights, None where there are none.
+    """
+
+    shape: BackboneShape
+    tokens: int | None
+    options: dict[str, Any]
+    method: Compressor
+    checkpoint: Path | None
+
+
+def method_options(cfg: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and options of `cfg.method` (a name, or a mapping with `name`)."""
+    given = _plain(cfg["method"])
+    if isinstance(given, str):
+        given = {"name": given}
+    if "name" not in given:
+        raise UserError(f"method={given}: needs a name; allowed: {', '.join(methods.names())}")
+    name = given.pop("name")
+    if name not in methods.names():
+        raise unknown("method", name, methods.names())
+    return name, given
+
+
+def plan(cfg: Mapping[str, Any], trained: bool = True) -> Plan:
+    """Everything that can be checked without loading weights.
+
+    Args:
+        cfg: backbone {name, …}, method {name, …options}; tokens, ratio, compression, flops, checkpoint where set.
+        trained: whether trained weights are wanted; training itself wants none.
+
+    Raises:
+        UserError: an unknown name or option, a budget that the method can't meet, a layer that the decoder doesn't have, a
+            checkpoint for another backbone, method, budget or setting, or none for a method that needs one.
+    """
+    from vtc.methods import build, check_options
+
+    name, options = method_options(cfg)
+    if cfg["backbone"]["name"] not in backbones.names():
+        raise unknown("backbone", cfg["backbone"]["name"], backbones.names())
+    cls = methods.get(name)
+    check_options(name, options)
+    shape = _shape(cfg)
+    tokens = _tokens(cfg, cls, shape, options)
+    cls.layer_tokens(tokens, shape, **options)
+    method = build(name, tokens, shape, **options)
+    folder = None
+    if trained:
+        folder = _checkpoint(cfg, name, method)
+        if folder is not None:
+            _check_checkpoint(folder, cfg, name, method, options)
+        elif cls.needs_training:
+            raise UserError(_untrained(cfg, name, method))
+    return Plan(shape, tokens, options, method, folder)
+
+
+def assemble(cfg: Mapping[str, Any], trained: bool = True) -> tuple[Backbone, Compressor]:
+    """The backbone and the method of a configuration, in eval mode, trained weights loaded.
+
+    Args:
+        trained: False leaves the method untrained and looks at no checkpoint, to train it.
+
+    Raises:
+        UserError: as `plan`; weights that can't be loaded.
+    """
+    made = plan(cfg, trained)
+    backbone = backbones.get(cfg["backbone"]["name"]).load(_plain(cfg["backbone"]))
+    method = made.method.to(backbone.device, backbone.dtype)
+    method.attach(backbone)
+    if made.checkpoint is not None:
+        from vtc.training import checkpoint
+
+        checkpoint.load(made.checkpoint, backbone, method)
+    backbone.model.eval()
+    return backbone, method.eval()
+
+
+def checkpoint_folder(cfg: Mapping[str, Any]) -> Path | None:
+    """Where the method's trained weights come from: the folder given, the shipped one (`auto`), or None."""
+    return _checkpoint(cfg, method_options(cfg)[0], plan(cfg, trained=False).method)
+
+
+def _shape(cfg: Mapping[str, Any]) -> BackboneShape:
+    try:
+        return backbones.get(cfg["backbone"]["name"]).shape_of(_plain(cfg["backbone"]))
+    except FileNotFoundError as error:
+        raise UserError(f"backbone={cfg['backbone']['name']}: {error}") from error
+
+
+def _tokens(cfg: Mapping[str, Any], cls: Any, shape: BackboneShape, options: Mapping[str, Any]) -> int | None:
+    budget = Budget(**{key: cfg.get(key) for key in ("tokens", "ratio", "compression", "flops")})
+    return budget.resolve(cls, shape, options)
+
+
+def _shipped_name(name: str, method: Compressor) -> str:
+    """Folder of a method's shipped weights: LLaVolta's fit any budget, others are of one."""
+    return f"{name}-{method.tokens}" if method.fixed_budget else f"{name}-four"
+
+
+def _checkpoint(cfg: Mapping[str, Any], name: str, method: Compressor) -> Path | None:
+    given = cfg.get("checkpoint", "auto")
+    if given != "auto":
+        return Path(str(given)).expanduser() if given else None
+    if cfg["backbone"]["name"] != "pocket" or cfg["backbone"].get("pretrained"):
+        return None
+    from vtc.shipped import path
+
+    try:
+        return path(f"{POCKET_WEIGHTS}/{_shipped_name(name, method)}")
+    except FileNotFoundError:
+        return None
+
+
+def _check_checkpoint(folder: Path, cfg: Mapping[str, Any], name: str, method: Compressor, options: dict) -> None:
+    from vtc.methods import options_of
+    from vtc.training.checkpoint import check_manifest
+
+    manifest = check_manifest(folder, cfg["backbone"]["name"], name, method.tokens if method.fixed_budget else None)
+    was, now = options_of(name) | dict(manifest.get("options") or {}), options_of(name) | options
+    for key in method.trained_options:
+        if was.get(key) != now.get(key):
+            raise UserError(
+                f"checkpoint={folder}: was trained for method.{key}={was.get(key)}, not method.{key}={now.get(key)}"
+            )
+
+
+def _untrained(cfg: Mapping[str, Any], name: str, method: Compressor) -> str:
+    backbone, tokens = cfg["backbone"]["name"], "" if method.tokens is None else f" tokens={method.tokens}"
+    there = ""
+    if backbone == "pocket":
+        from vtc.shipped import root
+
+        ends = [folder.name.rpartition("-")[2] for folder in root().glob(f"{POCKET_WEIGHTS}/{name}-*")]
+        found = sorted(int(end) for end in ends if end.isdigit())
+        there = f" (shipped: tokens={', '.join(map(str, found))})" if found else ""
+    return (
+        f"method={name}{tokens}: it needs training, and there are no weights for it{there}; "
+        f"train them (python -m vtc action=train backbone={backbone} method={name}{tokens}) or give checkpoint=<folder>"
+    )
+
+
+def _plain(node: Any) -> Any:
+    """A config node as plain dicts and lists."""
+    from omegaconf import OmegaConf
+
+    return (
+        OmegaConf.to_container(node, resolve=True)
+        if OmegaConf.is_config(node)
+        else (dict(node) if isinstance(node, Mapping) else node)
+    )
