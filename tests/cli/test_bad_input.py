@@ -78,7 +78,9 @@ def complaint(command: str, capsys: pytest.CaptureFixture[str]) -> str:
     return err
 
 
-@pytest.mark.parametrize(("command", "words"), KEYS + NAMES + VALUES + FILES, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("command", "words"), KEYS + NAMES + VALUES + FILES, ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_one_line(command: str, words: list[str], capsys, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     err = complaint(command, capsys)

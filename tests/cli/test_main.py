@@ -28,7 +28,7 @@ def calls(monkeypatch, tmp_path: Path) -> list:
         seen.append(config)
 
     monkeypatch.setitem(sys.modules, "recorder", types.SimpleNamespace(action=action))
-    monkeypatch.setattr(actions, "ACTIONS", {name: ("recorder:action", False) for name in actions.ACTIONS})
+    monkeypatch.setattr(actions, "ACTIONS", dict.fromkeys(actions.ACTIONS, ("recorder:action", False)))
     monkeypatch.chdir(tmp_path)
     return seen
 
@@ -50,7 +50,9 @@ def test_version(capsys) -> None:
     assert capsys.readouterr().out.strip() == f"vtc {__version__}"
 
 
-@pytest.mark.parametrize("file", sorted(shipped.path("conf").rglob("*.yaml")), ids=lambda f: f"{f.parent.name}/{f.stem}")
+@pytest.mark.parametrize(
+    "file", sorted(shipped.path("conf").rglob("*.yaml")), ids=lambda f: f"{f.parent.name}/{f.stem}"
+)
 def test_configuration_files_open_with_their_line_and_their_command(file: Path) -> None:
     comments = [line for line in file.read_text().splitlines() if line.startswith("#") and "@package" not in line]
     assert len(comments) >= 2 and "python -m vtc" in comments[1], "line 1: what it is; line 2: the command that runs it"
@@ -81,8 +83,17 @@ def test_compose_leaves_another_hydra_application_alone() -> None:
 def test_one_run(calls: list, capsys) -> None:
     assert main(["method=fwd2bot", "tokens=16"]) == 0
     (config,) = calls
-    assert (config.action, config.backbone.name, config.method.name, config.tokens) == ("evaluate", "pocket", "fwd2bot", 16)
-    assert capsys.readouterr().out.splitlines()[0].startswith(f"vtc {__version__} · evaluate · backbone pocket · method fwd2bot")
+    assert (config.action, config.backbone.name, config.method.name, config.tokens) == (
+        "evaluate",
+        "pocket",
+        "fwd2bot",
+        16,
+    )
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[0]
+        .startswith(f"vtc {__version__} · evaluate · backbone pocket · method fwd2bot")
+    )
 
 
 def test_a_sweep_runs_every_combination(calls: list, capsys) -> None:

@@ -19,7 +19,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vtc import shipped
-from vtc.cli.choices import REGISTRIES, choices, plugins
+from vtc.cli.choices import choices, plugins
 from vtc.errors import UserError, nearest, unknown
 
 CONFIG = "config"

@@ -1,0 +1,272 @@
+"""The report reads result files alone. Here they are fabricated, with known numbers, in the schema of `vtc.results`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vtc import results
+from vtc.cli import main
+from vtc.errors import UserError
+from vtc.report import plots, tables
+from vtc.report.runs import Estimate, collect
+
+TASKS = {"pocket_existence": "understanding", "pocket_counting": "understanding", "pocket_retrieval": "discriminative"}
+
+
+def make(
+    root: Path,
+    method: str,
+    tokens: int | None,
+    score: float,
+    *,
+    created: str = "2026-01-01T00:00:00+00:00",
+    run_id: str | None = None,
+    stderr: float | None = 0.01,
+    commit: str = "c" * 40,
+    samples: dict[str, np.ndarray] | None = None,
+    **config,
+) -> Path:
+    """A result file of one run whose tasks score `score`, `score` - 0.1 and `score` - 0.2."""
+    folder = root / f"{method}-{tokens}-{created[:10]}-{run_id or ''}{'-'.join(map(str, config.values()))}"
+    rows = []
+    for at, (task, group) in enumerate(TASKS.items()):
+        row = {
+            "task": task,
+            "group": group,
+            "metric": "accuracy",
+            "value": score - 0.1 * at,
+            "stderr": stderr,
+            "n": 200,
+        }
+        row |= {"baseline": 0.9 - 0.1 * at, "retained": (score - 0.1 * at) / (0.9 - 0.1 * at), "p_value": 0.5}
+        rows.append(row | {"blind": 0.3, "bag": 0.5 if group == "understanding" else None})
+    options = {"fastv": {"layer": 2}, "avgpool": {"layer": 0, "dims": config.pop("dims", 2)}}.get(method, {})
+    resolved = {
+        "action": "evaluate",
+        "backbone": {"name": "pocket", "pretrained": None, "dtype": "float32"},
+        "method": {"name": method, **options},
+        "tokens": tokens,
+        "benchmark": {"name": "pocket", "tasks": list(TASKS), "limit": config.pop("limit", None)},
+        "seed": 0,
+        "output_dir": str(root),
+        **config,
+    }
+    left = tokens or 144
+    results.write(
+        folder,
+        {
+            "run": {
+                "id": run_id or f"{method}{tokens}",
+                "created": created,
+                "command": f"python -m vtc method={method} tokens={tokens}",
+                "versions": {"vtc": "0.1.0", "torch": "2.15.0"},
+                "git_commit": commit,
+                "device": "cpu",
+                "dtype": "float32",
+                "attention": "sdpa",
+            },
+            "config": resolved,
+            "backbone": {"name": "pocket"},
+            "method": {"name": method, "tokens": tokens, "options": options},
+            "checkpoint": None,
+            "budget": {
+                "requested": {"tokens": tokens},
+                "visual_tokens_in": 144,
+                "visual_tokens_out": left,
+                "layer_average_tokens": left,
+                "compression_ratio": 144 / left,
+                "flops_ratio": 0.3 + 0.7 * left / 144,
+            },
+            "scores": rows,
+            "efficiency": {"prefill_flops": 1e9 * left},
+        },
+    )
+    if samples:
+        columns = ("task", "id", "score")
+        results.write_samples(
+            folder,
+            [
+                dict(zip(columns, (t, str(i), float(s)), strict=True))
+                for t, v in samples.items()
+                for i, s in enumerate(v)
+            ],
+        )
+    return folder
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """What a sweep leaves: the baseline and four methods at three budgets."""
+    root = tmp_path / "outputs"
+    make(root, "none", None, 0.9)
+    for method, loss in (("fwd2bot", 0.02), ("victor", 0.04), ("llavolta", 0.15), ("fastv", 0.2)):
+        for tokens in (4, 16, 36):
+            make(root, method, tokens, 0.9 - loss * (1.8 - 0.3 * math.log2(tokens / 4)))
+    return root
+
+
+def test_the_command_writes_everything(sweep: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["action=report"]) == 0
+    out = capsys.readouterr().out
+    folder = sweep / "report"
+    names = {p.name for p in folder.iterdir()}
+    plot = "pareto-{}-pocket-on-pocket.png"
+    assert names == {"table.csv", "table.md", "index.html", plot.format("tokens"), plot.format("flops")}
+    for word in ("fwd2bot", "victor", "llavolta", "fastv", "retained", "13 runs"):
+        assert word in out
+
+    table = pd.read_csv(folder / "table.csv")
+    assert len(table) == 13 and table.method[0] == "none"
+    row = table[(table.method == "fastv") & (table.tokens == 4)].iloc[0]
+    assert row.pocket_existence == pytest.approx(0.9 - 0.2 * 1.8)
+    assert row["mean"] == pytest.approx(row.pocket_existence - 0.1)
+    assert row.mean_ci95 == pytest.approx(1.96 * 0.01 / math.sqrt(3), rel=1e-3)
+    assert row.mean_retained == pytest.approx(row["mean"] / 0.8)
+    assert row.understanding == pytest.approx(row.pocket_existence - 0.05)
+    assert row.discriminative == pytest.approx(row.pocket_existence - 0.2)
+
+    page = (folder / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "http://" not in page and "https://" not in page and '.png"' not in page, "one file, nothing to fetch"
+    assert (folder / "table.md").read_text().count("| fwd2bot |") >= 3
+
+
+def test_plots_are_images_of_a_readable_size(sweep: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    (setting,), _ = collect([sweep])
+    for axis in ("tokens", "flops"):
+        file = plots.pareto(setting, axis, tmp_path / f"{axis}.png")
+        assert file is not None
+        assert Image.open(file).size[0] > 1000
+    assert len(set(plots.PALETTE)) == len(plots.PALETTE) >= 8
+
+
+def test_no_plot_of_a_single_point(tmp_path: Path) -> None:
+    make(tmp_path, "fastv", 16, 0.7)
+    (setting,), _ = collect([tmp_path])
+    assert plots.pareto(setting, "tokens", tmp_path / "x.png") is None and not (tmp_path / "x.png").exists()
+
+
+def test_of_equal_configurations_the_newest_is_kept_and_other_code_is_stated(tmp_path: Path) -> None:
+    make(tmp_path, "fastv", 16, 0.5, created="2026-01-01T00:00:00+00:00", run_id="old")
+    make(tmp_path, "fastv", 16, 0.7, created="2026-02-01T00:00:00+00:00", run_id="new")
+    (setting,), notes = collect([tmp_path])
+    assert [r.id for r in setting.runs] == ["new"]
+    assert len(notes) == 1 and "different weights or code" in notes[0] and "old" in notes[0]
+
+
+def test_rows_from_different_code_are_stated(tmp_path: Path) -> None:
+    make(tmp_path, "fastv", 16, 0.5, commit="a" * 40)
+    make(tmp_path, "victor", 16, 0.5, commit="b" * 40)
+    (setting,), _ = collect([tmp_path])
+    assert any("git commits" in note and "aaaa" in note and "bbbb" in note for note in setting.notes)
+
+
+def test_runs_of_one_method_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+    make(tmp_path, "avgpool", 16, 0.5, dims=1)
+    make(tmp_path, "avgpool", 16, 0.6, dims=2)
+    make(tmp_path, "fastv", 16, 0.6)
+    (setting,), notes = collect([tmp_path])
+    assert setting.methods == ["avgpool (dims=1)", "avgpool (dims=2)", "fastv"] and not notes
+
+
+def test_other_samples_are_another_table(tmp_path: Path) -> None:
+    make(tmp_path, "fastv", 16, 0.5)
+    make(tmp_path, "fastv", 36, 0.5, limit=50)
+    settings, _ = collect([tmp_path])
+    assert [len(s.runs) for s in settings] == [1, 1]
+    assert any("50 samples" in s.name for s in settings)
+
+
+def test_a_broken_file_is_named_and_left_out(sweep: Path) -> None:
+    (sweep / "broken").mkdir()
+    (sweep / "broken" / "result.json").write_text("{")
+    (setting,), notes = collect([sweep])
+    assert len(setting.runs) == 13
+    assert len(notes) == 1 and "broken" in notes[0]
+
+
+def test_inputs_may_be_files_and_folders(sweep: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = sorted(sweep.rglob("result.json"))[:2]
+    output = tmp_path / "elsewhere"
+    assert main(["action=report", f"report.inputs=[{files[0]},{files[1].parent}]", f"report.output={output}"]) == 0
+    assert len(pd.read_csv(output / "table.csv")) == 2
+
+
+def test_floors_and_baseline_are_in_the_table(sweep: Path) -> None:
+    (setting,), _ = collect([sweep])
+    header, rows = tables.cells(setting)
+    assert header[:4] == ["method", "tokens", "FLOPs", "mean"] and "existence" in header
+    assert rows[0][0] == "none" and rows[0][4] == "100.0 %"
+    blind = next(r for r in rows if r[0] == "blind floor")
+    assert blind[3] == "0.300"
+    bag = next(r for r in rows if r[0] == "bag-of-attributes floor")
+    assert bag[3] == "–" and bag[5] == "0.500", "a floor that a task doesn't have is not averaged over the others"
+
+
+def test_differences_without_samples_are_a_z_test(tmp_path: Path) -> None:
+    make(tmp_path, "fastv", 16, 0.6)
+    make(tmp_path, "victor", 16, 0.63)
+    (setting,), _ = collect([tmp_path])
+    (row,) = tables.differences(setting)
+    z = 0.03 / math.hypot(0.01 / math.sqrt(3), 0.01 / math.sqrt(3))
+    assert (row["better"], row["worse"], row["test"]) == ("victor", "fastv", "unpaired")
+    assert row["p_value"] == pytest.approx(math.erfc(z / math.sqrt(2)))
+
+
+def test_differences_with_samples_are_paired(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    base = {t: rng.integers(0, 2, 200).astype(float) for t in TASKS}
+    better = {t: np.where(rng.random(200) < 0.1, 1.0, v) for t, v in base.items()}
+    make(tmp_path, "fastv", 16, 0.5, stderr=0.05, samples=base)
+    make(tmp_path, "victor", 16, 0.55, stderr=0.05, samples=better)
+    (setting,), _ = collect([tmp_path])
+    (row,) = tables.differences(setting)
+    assert row["test"] == "paired" and row["p_value"] < 0.001, "pairs see what two wide intervals hide"
+
+
+def test_methods_at_other_budgets_are_not_paired(sweep: Path) -> None:
+    (setting,), _ = collect([sweep])
+    rows = tables.differences(setting)
+    assert len(rows) == 3 * 6 and {r["tokens"] for r in rows} == {4, 16, 36}
+    assert all(r["difference"] >= 0 for r in rows)
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]), ([0.5, None], [0.5, None]), ([], []), ([0.9, 0.8], [1.0, 1.0])],
+)
+def test_holm(p: list, expected: list) -> None:
+    got = tables.holm(p)
+    assert [g is None for g in got] == [e is None for e in expected]
+    assert [g for g in got if g is not None] == pytest.approx([e for e in expected if e is not None])
+
+
+def test_a_mean_knows_its_error_only_where_all_parts_do() -> None:
+    mean = Estimate.mean([Estimate(0.4, 0.03), Estimate(0.6, 0.04)])
+    assert mean.value == pytest.approx(0.5) and mean.stderr == pytest.approx(0.025)
+    assert Estimate.mean([Estimate(0.4, 0.03), Estimate(0.6)]).half is None
+
+
+def test_markup_in_a_result_file_is_text(tmp_path: Path, monkeypatch) -> None:
+    folder = make(tmp_path / "outputs", "fastv", 16, 0.5)
+    file = folder / "result.json"
+    file.write_text(file.read_text().replace("python -m vtc", "<script>alert(1)</script>"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["action=report"]) == 0
+    assert "<script>alert" not in (tmp_path / "outputs/report/index.html").read_text()
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        collect([tmp_path / "nowhere"])
+    with pytest.raises(UserError, match="no results"):
+        collect([tmp_path])

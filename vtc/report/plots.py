@@ -1,0 +1,124 @@
+"""Pareto plots: what a method's score costs, in visual tokens and in prefill FLOPs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vtc.report.runs import ALL, Run, Setting
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe & Ito (2008): told apart with every common colour blindness. Markers and dashes tell the same in grey.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", "--", "-.", ":")
+PANEL_TITLES = {ALL: "all tasks", "understanding": "understanding", "discriminative": "discriminative"}
+
+
+def pareto(setting: Setting, axis: str, file: Path) -> Path | None:
+    """Score against `axis` (`tokens` or `flops`) as a PNG, a panel for all tasks and for each group of them.
+
+    Error bars are 95 % confidence intervals; the dashed line is the uncompressed backbone, the dotted one a blind model.
+    None, and no file, where fewer than two runs know their cost.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    cost, words = _axis(setting, axis)
+    points = [r for r in setting.runs if not r.is_baseline and cost(r)]
+    if len({(r.label, cost(r)) for r in points}) < 2:
+        return None
+    panels = [ALL, *setting.groups] if len(setting.groups) > 1 else [ALL]
+    with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        figure, axes = plt.subplots(1, len(panels), figsize=(4.3 * len(panels) + 0.6, 4.4), squeeze=False, sharex=True)
+        for panel, ax in zip(panels, axes[0], strict=True):
+            _draw(ax, setting, points, panel, cost)
+            ax.set_title(PANEL_TITLES.get(panel, panel), fontsize=11)
+            ax.set_xlabel(words)
+        axes[0][0].set_ylabel("mean task score")
+        handles, names = axes[0][0].get_legend_handles_labels()
+        rows = math.ceil(len(names) / max(1, min(len(names), 3 * len(panels))))
+        figure.suptitle(setting.name, fontsize=12, fontweight="bold", x=0.01, ha="left")
+        figure.tight_layout(rect=(0, 0.075 * rows, 1, 0.99))
+        figure.legend(handles, names, loc="lower center", ncol=min(len(names), 3 * len(panels)), frameon=False)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, dpi=150)
+        plt.close(figure)
+    return file
+
+
+def _axis(setting: Setting, axis: str) -> tuple[Callable[[Run], float | None], str]:
+    if axis == "tokens":
+        return (lambda run: run.tokens), "visual tokens an image has left (log scale)"
+    if axis == "flops":
+        return (lambda run: run.flops_ratio), "prefill FLOPs, relative to uncompressed (log scale)"
+    raise ValueError(f"axis {axis}: tokens or flops")
+
+
+def _draw(ax: Axes, setting: Setting, points: Sequence[Run], panel: str, cost: Callable[[Run], float | None]) -> None:
+    for at, label in enumerate(setting.methods):
+        mine = sorted((r for r in points if r.label == label), key=lambda r: cost(r) or 0)
+        if not mine:
+            continue
+        scores = [r.score(panel) for r in mine]
+        ax.errorbar(
+            [cost(r) for r in mine],
+            [s.value for s in scores],
+            yerr=[s.half or 0.0 for s in scores],
+            label=label,
+            color=PALETTE[at % len(PALETTE)],
+            marker=MARKERS[at % len(MARKERS)],
+            linestyle=DASHES[(at // len(PALETTE)) % len(DASHES)],
+            markersize=6,
+            linewidth=1.6,
+            elinewidth=1.2,
+            capsize=3,
+        )
+    _reference_lines(ax, setting, panel)
+    ax.set_xscale("log", base=2)
+    ticks = _ticks([cost(r) or 0.0 for r in points])
+    ax.set_xticks(ticks, [f"{t:g}" if t > 1 else f"{100 * t:g} %" for t in ticks])
+    ax.minorticks_off()
+    ax.grid(alpha=0.25, linewidth=0.6)
+
+
+def _reference_lines(ax: Axes, setting: Setting, panel: str) -> None:
+    """The uncompressed backbone and the blind floor."""
+    run = setting.runs[0]
+    tasks = run.members(panel)
+    baseline = setting.baseline
+    if baseline is not None:
+        score = baseline.score(panel)
+        if score.half:
+            ax.axhspan(score.value - score.half, score.value + score.half, color="0.5", alpha=0.12, linewidth=0)
+        ax.axhline(score.value, color="0.35", linestyle="--", linewidth=1.2, label="uncompressed")
+    elif all(t in run.baseline for t in tasks):
+        value = sum(run.baseline[t] for t in tasks) / len(tasks)
+        ax.axhline(value, color="0.35", linestyle="--", linewidth=1.2, label="uncompressed")
+    blind = [run.floors[t][0] for t in tasks]
+    if all(b is not None for b in blind):
+        ax.axhline(sum(blind) / len(blind), color="0.35", linestyle=":", linewidth=1.2, label="blind (no image)")
+
+
+def _ticks(costs: Sequence[float], apart: float = 1.22) -> list[float]:
+    """Where a log axis is labelled: token counts themselves, but none too close to the one before; round shares."""
+    low, high = min(costs), max(costs)
+    if high <= 1:
+        round_shares = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
+        return _spread([s for s in round_shares if 0.85 * low <= s <= 1.15 * high], 1.1)
+    return _spread(sorted(set(costs)), apart)
+
+
+def _spread(ticks: Sequence[float], apart: float) -> list[float]:
+    """Those that are far enough apart to be read; the first of a cluster stands for it."""
+    out: list[float] = []
+    for tick in ticks:
+        if not out or tick / out[-1] >= apart:
+            out.append(tick)
+    return out

@@ -1,0 +1,197 @@
+"""The comparison as a table: for the console, CSV, Markdown and HTML; and which differences are more than chance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from vtc.report.runs import ALL, Estimate, Run, Setting, number
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+GROUP_TITLES = {ALL: "mean", "understanding": "underst.", "discriminative": "discrim."}
+
+
+def short(task: str, tasks: Sequence[str]) -> str:
+    """A task's name without the prefix that all tasks share (`pocket_`)."""
+    prefix = task.split("_")[0] + "_"
+    return task.removeprefix(prefix) if len(tasks) > 1 and all(t.startswith(prefix) for t in tasks) else task
+
+
+def columns(setting: Setting) -> list[str]:
+    """The means to show: all tasks, and each group where there are several."""
+    return [ALL, *setting.groups] if len(setting.groups) > 1 else [ALL]
+
+
+def frame(setting: Setting) -> pd.DataFrame:
+    """One row a run, numbers unrounded: what `table.csv` holds. `<x>_ci95` is half the width of the interval of `<x>`."""
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for run in setting.runs:
+        budget, efficiency = run.result["budget"], run.result.get("efficiency") or {}
+        row: dict[str, Any] = {
+            "setting": setting.name,
+            "method": run.label,
+            "tokens": run.tokens,
+            "tokens_in": budget.get("visual_tokens_in"),
+            "layer_average_tokens": budget.get("layer_average_tokens"),
+            "compression_ratio": budget.get("compression_ratio"),
+            "flops_ratio": run.flops_ratio,
+            "prefill_flops": efficiency.get("prefill_flops"),
+        }
+        for group in columns(setting):
+            name = "mean" if group == ALL else group
+            score = run.score(group)
+            row |= {name: score.value, f"{name}_ci95": score.half, f"{name}_retained": run.retained(group)}
+        for task in setting.tasks:
+            row |= {task: run.scores[task].value, f"{task}_ci95": run.scores[task].half}
+        rows.append(row | {"run": run.id, "created": run.created, "file": str(run.path)})
+    return pd.DataFrame(rows)
+
+
+def cells(setting: Setting) -> tuple[list[str], list[list[str]]]:
+    """The table for eyes: header and rows."""
+    means = columns(setting)
+    header = ["method", "tokens", "FLOPs"]
+    for group in means:
+        header += [GROUP_TITLES.get(group, group), "retained"]
+    header += [short(t, setting.tasks) for t in setting.tasks]
+    rows = []
+    for run in setting.runs:
+        row = [run.label, number(run.tokens), percent(run.flops_ratio)]
+        for group in means:
+            row += [interval(run.score(group)), percent(run.retained(group))]
+        rows.append(row + [interval(run.scores[t]) for t in setting.tasks])
+    return header, rows + floors(setting, means)
+
+
+def floors(setting: Setting, means: Sequence[str]) -> list[list[str]]:
+    """Rows with the score of a model that sees nothing, and of one that sees attributes but not which belong together."""
+    out = []
+    run = setting.runs[0]
+    for at, name in enumerate(("blind floor", "bag-of-attributes floor")):
+        known = {t: run.floors[t][at] for t in setting.tasks if run.floors[t][at] is not None}
+        if not known:
+            continue
+        row = [name, "–", "–"]
+        for group in means:
+            tasks = run.members(group)
+            full = all(t in known for t in tasks)
+            row += [f"{sum(known[t] for t in tasks) / len(tasks):.3f}" if full else "–", "–"]
+        out.append(row + [f"{known[t]:.3f}" if t in known else "–" for t in setting.tasks])
+    return out
+
+
+def interval(score: Estimate) -> str:
+    """`0.873 ±0.012`: a score and half its 95 % confidence interval."""
+    return f"{score.value:.3f}" + (f" ±{score.half:.3f}" if score.half is not None else "")
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others align right."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "|".join(["---", *["---:"] * (len(header) - 1)]) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def console(setting: Setting) -> Table:
+    """The table for a terminal: methods and means; single tasks are in the files."""
+    from rich.table import Table
+
+    header, rows = cells(setting)
+    shown = 3 + 2 * len(columns(setting))
+    table = Table(
+        title=setting.name, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
+    )
+    for at, name in enumerate(header[:shown]):
+        table.add_column(name, justify="left" if at == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row[:shown], style="dim" if row[0].endswith("floor") else None)
+    return table
+
+
+def differences(setting: Setting) -> list[dict[str, Any]]:
+    """Every pair of methods at the same number of tokens: difference of their means and whether it may be chance.
+
+    Paired by sample where both runs have their samples beside them (`vtc.evaluation.compare`), else a z-test on the two
+    standard errors, which is blind to pairs and so errs on the careful side. `p_holm` corrects for the number of pairs.
+    """
+    out: list[dict[str, Any]] = []
+    budgets = sorted({r.tokens for r in setting.runs if r.tokens is not None and not r.is_baseline})
+    for tokens in budgets:
+        at = [r for r in setting.runs if r.tokens == tokens and not r.is_baseline]
+        for a, b in combinations(sorted(at, key=lambda r: -r.score().value), 2):
+            p_value, test = significance(a, b)
+            out.append(
+                {
+                    "tokens": tokens,
+                    "better": a.label,
+                    "worse": b.label,
+                    "difference": a.score().value - b.score().value,
+                    "p_value": p_value,
+                    "test": test,
+                }
+            )
+    for row, adjusted in zip(out, holm([row["p_value"] for row in out]), strict=True):
+        row["p_holm"] = adjusted
+    return out
+
+
+def significance(a: Run, b: Run) -> tuple[float | None, str]:
+    """p-value that the means of two runs differ, and the test it comes from."""
+    from vtc import results
+    from vtc.evaluation.compare import compare_samples
+
+    try:
+        found = compare_samples(results.samples(a.path), results.samples(b.path), a.groups)
+    except FileNotFoundError:
+        found = {}
+    if found and set(found) >= set(a.scores):
+        return found[ALL]["p_value"], "paired"
+    x, y = a.score(), b.score()
+    if not x.stderr and not y.stderr:
+        return None, "no standard errors"
+    z = (x.value - y.value) / math.hypot(x.stderr or 0.0, y.stderr or 0.0)
+    return math.erfc(abs(z) / math.sqrt(2)), "unpaired"
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down correction (1979); what has no p-value has no corrected one."""
+    order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    out: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for rank, (p, i) in enumerate(order):
+        highest = max(highest, min(1.0, p * (len(order) - rank)))
+        out[i] = highest
+    return out
+
+
+def difference_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The pairs for eyes."""
+    header = ["tokens", "better", "worse", "difference", "p", "p (Holm)", "test"]
+    return header, [
+        [
+            number(r["tokens"]),
+            r["better"],
+            r["worse"],
+            f"{r['difference']:+.3f}",
+            p_text(r["p_value"]),
+            p_text(r["p_holm"]),
+            r["test"],
+        ]
+        for r in rows
+    ]
+
+
+def p_text(p: float | None) -> str:
+    if p is None:
+        return "–"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,68 @@
+"""A report on disk: `table.csv`, `table.md`, `pareto-*.png`, `index.html`; and the tables on the console."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vtc import results
+from vtc.errors import UserError
+from vtc.report import page, plots, tables
+from vtc.report.runs import Setting, collect
+
+
+def write(inputs: Sequence[Path], output: Path, title: str) -> Path:
+    """Collects the results under `inputs` and writes the report into `output`; returns it.
+
+    Raises:
+        UserError: nothing to report, or `output` can't be a folder.
+    """
+    import pandas as pd
+    from rich.console import Console
+
+    found, notes = collect(inputs)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"report.output={output}: is a file, a folder is needed")
+    output.mkdir(parents=True, exist_ok=True)
+    # The width of a terminal, or one that holds the table: piped output shouldn't be folded at 80.
+    console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
+    sections, text = [], [f"# {title}", ""] + [f"{note}\n" for note in notes]
+    for setting in found:
+        drawn = [
+            file
+            for axis in ("tokens", "flops")
+            if (file := plots.pareto(setting, axis, output / f"pareto-{axis}-{slug(setting.name)}.png"))
+        ]
+        pairs = tables.differences(setting)
+        sections.append(page.Section(setting, drawn, pairs))
+        text += section_markdown(setting, drawn, pairs)
+        console.print(tables.console(setting))
+        console.print()
+    for note in notes + [note for s in found for note in s.notes]:
+        console.print(f"note: {note}", style="dim", soft_wrap=True)
+
+    results.write_text(output / "table.csv", pd.concat([tables.frame(s) for s in found]).to_csv(index=False))
+    results.write_text(output / "table.md", "\n".join(text))
+    results.write_text(output / "index.html", page.render(sections, notes, title))
+    runs = sum(len(s.runs) for s in found)
+    files = ["table.csv", "table.md", *(p.name for s in sections for p in s.plots)]
+    console.print(f"{runs} runs → {output / 'index.html'}, {', '.join(files)}", soft_wrap=True)
+    return output
+
+
+def section_markdown(setting: Setting, drawn: Sequence[Path], pairs: Sequence[dict]) -> list[str]:
+    """One setting as Markdown: table, notes, plots, pairs."""
+    lines = [f"## {setting.name}", "", "Scores with 95 % confidence intervals.", ""]
+    lines += [tables.markdown(*tables.cells(setting)), ""]
+    lines += [f"{note}\n" for note in setting.notes]
+    lines += [f"![{p.stem}]({p.name})\n" for p in drawn]
+    if pairs:
+        lines += ["### Methods at the same number of tokens", "", tables.markdown(*tables.difference_cells(pairs)), ""]
+    return lines
+
+
+def slug(name: str) -> str:
+    """A name as a file's: `pocket on pocket` → `pocket-on-pocket`."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
