@@ -356,7 +356,8 @@ class Engine:
             end = torch.where(answer.any(1), answer.long().argmax(1) - 1, answer.shape[1])
         if end is None:
             return _last(tokens.mask)
-        return _last(tokens.mask & (tokens.origin >= 0) & (tokens.origin <= end.to(tokens.origin.device)[:, None]))
+        end = end.to(tokens.origin.device).repeat_interleave(len(tokens.mask) // len(end))  # beams
+        return _last(tokens.mask & (tokens.origin >= 0) & (tokens.origin <= end[:, None]))
 
 
 def _last(mask: Tensor) -> Tensor:

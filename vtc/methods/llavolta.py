@@ -42,15 +42,16 @@ class LLaVolta(TokenMerger):
         layer_scale: str = "auto",
     ) -> None:
         super().__init__(tokens, shape, resolve_layer(layer, shape.depth, layer_scale))
-        self.stages = [
-            stage
-            if stage.layer is None
-            else Stage(
-                resolve_layer(stage.layer, shape.depth, layer_scale, key="schedule.layer"), stage.stride, stage.share
-            )
-            for stage in parse_stages(scheme)
-        ]
+        # a named scheme's layers are the papers' in any case
+        scale = "auto" if isinstance(scheme, str) else layer_scale
+        self.stages = [self._resolved(stage, scale) for stage in parse_stages(scheme)]
         self.stage: Stage | None = None
+
+    def _resolved(self, stage: Stage, scale: str) -> Stage:
+        if stage.layer is None:
+            return stage
+        layer = resolve_layer(stage.layer, self.shape.depth, scale, key="schedule.layer")
+        return Stage(layer, stage.stride, stage.share)
 
     def set_stage(self, step: int, total: int) -> None:
         self.stage = stage_at(self.stages, step, total)

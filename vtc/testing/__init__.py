@@ -7,10 +7,10 @@ In a plug-in's own tests:
 
     @pytest.mark.parametrize("contract", CONTRACTS, ids=lambda c: c.__name__)
     def test_contract(contract):
-        backbone = tiny_backbone()
-        contract(backbone, lambda tokens: MyMethod(tokens=tokens, shape=backbone.shape))
+        contract(tiny_backbone(), lambda backbone, tokens: MyMethod(tokens, backbone.shape), 4)
 """
 
+from vtc.testing.contracts import CONTRACTS
 from vtc.testing.models import batch, tiny_backbone
 
-__all__ = ["batch", "tiny_backbone"]
+__all__ = ["CONTRACTS", "batch", "tiny_backbone"]

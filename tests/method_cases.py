@@ -1,0 +1,81 @@
+"""The one list of methods × settings × backbones that every contract test runs over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from vtc.backbones import wrap
+from vtc.backbones.base import Backbone
+from vtc.compressor import Compressor
+from vtc.methods import build
+from vtc.testing import tiny_backbone
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method with options and a budget."""
+
+    name: str
+    tokens: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def make(self, backbone: Backbone, tokens: int | None) -> Compressor:
+        return build(self.name, tokens, backbone.shape, **self.options)
+
+    def __str__(self) -> str:
+        return "-".join([self.name, *(f"{k}={v}" for k, v in self.options.items()), str(self.tokens)])
+
+
+METHODS = [
+    Case("none", 16),
+    Case("random", 5),
+    Case("random", 3, {"layer": 2, "seed": 1}),
+    Case("avgpool", 4),
+    Case("avgpool", 8, {"layer": 2}),
+    Case("avgpool", 5, {"dims": 1}),
+    Case("avgpool", 7, {"dims": 1, "layer": 1}),
+    Case("fastv", 5),
+    Case("fastv", 3, {"layer": 1}),
+    Case("fastv", 5, {"layer": 3, "layer_scale": "none"}),
+    Case("llavolta", 4),
+    Case("llavolta", 5, {"layer": 3, "layer_scale": "none"}),
+    Case("victor", 3),
+    Case("victor", 4, {"layer": 3, "layer_scale": "none"}),
+    Case("fwd2bot", 4, {"rank": 4}),
+    Case("fwd2bot", 3, {"rank": 2, "bidirectional": True}),
+]
+
+
+def pocket() -> Backbone:
+    """The pocket architecture with random weights: 144 visual tokens, 6 layers of width 128."""
+    import torch
+
+    from vtc.pocket.model import build_model, build_processor
+
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(seed=0)
+    with torch.no_grad():  # as drawn for training, attention is nearly even: every ranking would be decided by rounding
+        for name, parameter in model.model.language_model.named_parameters():
+            if name.endswith(("q_proj.weight", "k_proj.weight")):
+                parameter.mul_(8)
+    return wrap(model.eval(), build_processor())
+
+
+BACKBONES = {
+    "gqa": lambda: tiny_backbone(),
+    "mha": lambda: tiny_backbone(kv_heads=4, seed=1),
+    "pocket": pocket,
+}
+POCKET_METHODS = [
+    Case("none", 144),
+    Case("random", 16),
+    Case("avgpool", 16),
+    Case("avgpool", 16, {"dims": 1, "layer": 3}),
+    Case("fastv", 16),
+    Case("llavolta", 16),
+    Case("victor", 16),
+    Case("fwd2bot", 16),
+]
+FIRST = list({m.name: m for m in reversed(METHODS)}.values())  # one setting of each method
+CASES = [("gqa", m) for m in METHODS] + [("mha", m) for m in FIRST] + [("pocket", m) for m in POCKET_METHODS]

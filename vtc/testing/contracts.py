@@ -1,0 +1,455 @@
+"""What must be true of every method on every backbone. Each contract takes a backbone, a way to make the method, and a budget.
+
+They assert against something independent: the unmodified model, one row at a time, a pass without a cache. A contract that
+doesn't apply to a method (keeping everything, for one that replaces the visual tokens) returns without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtc.backbones import adapters
+from vtc.backbones.base import Backbone
+from vtc.compressor import Compressor, TokenMerger, TokenPruner
+from vtc.engine import compressing
+from vtc.testing.models import batch
+
+Make = Callable[[Backbone, int | None], Compressor]
+TOLERANCE = 3e-4  # float32 logits of magnitude 1-10
+
+
+def made(backbone: Backbone, make: Make, tokens: int | None) -> Compressor:
+    """The method in eval mode, with every parameter away from its initial value: LoRA's B starts at 0, where nothing shows."""
+    method = make(backbone, tokens).eval()
+    method.attach(backbone)
+    generator = torch.Generator().manual_seed(7)
+    lora = [p for n, p in backbone.model.named_parameters() if "lora_B" in n]
+    with torch.no_grad():
+        for p in [*method.parameters(), *lora]:
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.3)
+    backbone.model.eval()
+    return method
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position ids as `generate` makes them from an attention mask."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def logits(backbone: Backbone, inputs: dict[str, Tensor], **extra: Any) -> Tensor:
+    with torch.no_grad():
+        return backbone.model(**inputs, position_ids=positions(inputs["attention_mask"]), **extra).logits
+
+
+def generated(backbone: Backbone, inputs: dict[str, Tensor], count: int = 5, **options: Any) -> Any:
+    options = {"do_sample": False} | options
+    return backbone.model.generate(
+        **inputs,
+        max_new_tokens=count,
+        min_new_tokens=count,
+        suppress_tokens=[backbone.image_token_id],
+        return_dict_in_generate=True,
+        output_logits=True,
+        **options,
+    )
+
+
+def close(a: Tensor, b: Tensor, what: str) -> None:
+    worst = (a - b).abs().max().item()
+    assert worst < TOLERANCE, f"{what}: logits differ by {worst:.2e}"
+
+
+def texts(backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:
+    """[B, L]: real text tokens."""
+    return inputs["attention_mask"].bool() & (inputs["input_ids"] != backbone.image_token_id)
+
+
+def appended(inputs: dict[str, Tensor], new: Tensor) -> dict[str, Tensor]:
+    return inputs | {
+        "input_ids": torch.cat([inputs["input_ids"], new], 1),
+        "attention_mask": torch.cat([inputs["attention_mask"], torch.ones_like(new)], 1),
+    }
+
+
+def ends(inputs: dict[str, Tensor]) -> Tensor:
+    """[B]: the last column of left-padded inputs, where their prompt ends."""
+    return torch.full((len(inputs["input_ids"]),), inputs["input_ids"].shape[1] - 1)
+
+
+# ---------------------------------------------------------------------- budgets
+def budget_is_exact(backbone: Backbone, make: Make, tokens: int) -> None:
+    """Exactly `tokens` per image at the end, counted in the cache too: nothing is merely masked."""
+    method = made(backbone, make, tokens)
+    inputs = batch(backbone, images=(1, 2, 0))
+    with compressing(backbone, method) as engine:
+        cache = backbone.model(**inputs, use_cache=True).past_key_values
+        report = engine.report
+    assert report.images == [1, 2, 0]
+    assert report.tokens_in == [backbone.shape.visual_tokens * i for i in (1, 2, 0)]
+    assert report.tokens_out == [tokens * i for i in (1, 2, 0)]
+    text = texts(backbone, inputs).sum(1)
+    for layer in range(backbone.shape.depth):
+        held = max(int(t) + v for t, v in zip(text, report.layers[layer], strict=True))
+        assert cache.layers[layer].get_seq_length() == held, f"layer {layer} caches more than it should"
+
+
+def layers_are_as_announced(backbone: Backbone, make: Make, tokens: int) -> None:
+    """`layer_tokens`, by which budgets are resolved, says what each layer truly sees."""
+    method = made(backbone, make, tokens)
+    with compressing(backbone, method) as engine:
+        logits(backbone, batch(backbone))
+        seen = [layer[0] for layer in engine.report.layers]
+    assert seen == method.layer_tokens(tokens, backbone.shape, **getattr(method, "options", {}))
+
+
+def kept_are_sorted_and_unique(backbone: Backbone, make: Make, tokens: int) -> None:
+    """What is kept is a subset of the row's visual tokens, in raster order, none twice."""
+    method = made(backbone, make, tokens)
+    inputs = batch(backbone, images=(1, 2, 1))
+    with compressing(backbone, method) as engine:
+        logits(backbone, inputs)
+        kept = engine.report.kept
+    for row, chosen in enumerate(kept):
+        assert chosen == sorted(set(chosen))
+        assert all(inputs["input_ids"][row, i] == backbone.image_token_id for i in chosen)
+        if isinstance(method, TokenPruner):
+            assert len(chosen) == tokens * (1, 2, 1)[row]
+
+
+def each_layer_runs_once(backbone: Backbone, make: Make, tokens: int) -> None:
+    """A pass runs each decoder layer once (a probe adds none); a method that runs the LLM itself, once more."""
+    method = made(backbone, make, tokens)
+    calls = [0] * backbone.shape.depth
+
+    def counter(index: int):
+        def hook(*_: Any) -> None:
+            calls[index] += 1
+
+        return hook
+
+    hooks = [layer.register_forward_hook(counter(i)) for i, layer in enumerate(backbone.decoder.layers)]
+    try:
+        with compressing(backbone, method):
+            logits(backbone, batch(backbone))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert len(set(calls)) == 1 and calls[0] <= 2
+
+
+# ---------------------------------------------------------------------- the same as something simpler
+def keeping_everything_changes_nothing(backbone: Backbone, make: Make, tokens: int) -> None:
+    """With all visual tokens, bit for bit the unmodified model: prefill, greedy, sampling, beams."""
+    method = made(backbone, make, backbone.shape.visual_tokens)
+    if not isinstance(method, (TokenPruner, TokenMerger)) and method.layers():
+        return
+    for inputs in (batch(backbone), batch(backbone, (3, 3), (5, 5), (1, 1))):
+        runs: list[Callable[[], Tensor]] = [
+            lambda x=inputs: logits(backbone, x),
+            lambda x=inputs: torch.stack(generated(backbone, x).logits),
+            lambda x=inputs: generated(backbone, x, num_beams=3).sequences,
+            lambda x=inputs: _seeded(lambda: generated(backbone, x, do_sample=True).sequences),
+        ]
+        for run in runs:
+            plain = run()
+            with compressing(backbone, method):
+                assert torch.equal(run(), plain)
+
+
+def batch_equals_singles(backbone: Backbone, make: Make, tokens: int) -> None:
+    """Rows of different lengths, left-padded together, give what each gives alone."""
+    method = made(backbone, make, tokens)
+    inputs = batch(backbone, images=(1, 2, 1))
+    first = 0
+    with compressing(backbone, method), torch.no_grad():
+        together, steps = logits(backbone, inputs), torch.stack(generated(backbone, inputs).logits, 1)
+        for row, images in enumerate((1, 2, 1)):
+            real = inputs["attention_mask"][row].bool()
+            alone = {k: inputs[k][row, real][None] for k in ("input_ids", "attention_mask")}
+            alone["pixel_values"] = inputs["pixel_values"][first : first + images]
+            first += images
+            text = texts(backbone, inputs)[row]
+            close(together[row, text], logits(backbone, alone)[0, text[real]], f"row {row}")
+            close(steps[row], torch.stack(generated(backbone, alone).logits, 1)[0], f"row {row}, generated")
+
+
+def cached_equals_uncached(backbone: Backbone, make: Make, tokens: int) -> None:
+    """Each cached step gives what one pass over the whole sequence gives at that place."""
+    method = made(backbone, make, tokens)
+    inputs = batch(backbone)
+    at = inputs["input_ids"].shape[1] - 1
+    with compressing(backbone, method) as engine:
+        out = generated(backbone, inputs)
+        with engine.prompt_ends(ends(inputs)):
+            whole = logits(backbone, appended(inputs, out.sequences[:, at + 1 :]), use_cache=False)
+    for step, got in enumerate(out.logits):
+        close(whole[:, at + step], got, f"step {step}")
+
+
+def eager_equals_sdpa(backbone: Backbone, make: Make, tokens: int) -> None:
+    """The attention implementation makes no difference."""
+    method = made(backbone, make, tokens)
+    inputs = batch(backbone, images=(1, 2, 0))
+    before, results = backbone.decoder.config._attn_implementation, []
+    try:
+        for implementation in ("sdpa", "eager"):
+            backbone.model.set_attn_implementation(implementation)
+            with compressing(backbone, method):
+                results.append((logits(backbone, inputs), torch.stack(generated(backbone, inputs).logits)))
+    finally:
+        backbone.model.set_attn_implementation(before)
+    text = texts(backbone, inputs)
+    close(results[0][0][text], results[1][0][text], "prefill")
+    close(results[0][1], results[1][1], "generated")
+
+
+def text_rows_are_unchanged(backbone: Backbone, make: Make, tokens: int) -> None:
+    """A row without an image gives what it gives without the method (but under its adapter)."""
+    method = made(backbone, make, tokens)
+    inputs = batch(backbone, before=(2, 5), after=(6, 9), images=(1, 0))
+    real = inputs["attention_mask"][1].bool()
+    alone = {k: inputs[k][1:, real] for k in ("input_ids", "attention_mask")}
+    with adapters.using(backbone.decoder, method.adapter):
+        plain = logits(backbone, alone)
+    with compressing(backbone, method):
+        assert torch.equal(logits(backbone, alone), plain)
+        close(logits(backbone, inputs)[1, real], plain[0], "in a batch with images")
+
+
+# ---------------------------------------------------------------------- generate()
+def beams_work(backbone: Backbone, make: Make, tokens: int) -> None:
+    """Beam search with the cache finds what it finds without."""
+    method = made(backbone, make, tokens)
+    inputs = batch(backbone)
+    with compressing(backbone, method) as engine, engine.prompt_ends(ends(inputs)):
+        cached = generated(backbone, inputs, num_beams=3)
+        plain = generated(backbone, inputs, num_beams=3, use_cache=False)
+    assert torch.equal(cached.sequences, plain.sequences)
+
+
+def turns_go_on_from_the_cache(backbone: Backbone, make: Make, tokens: int) -> None:
+    """A second question from the cache gives what one pass over both turns gives; so does a second image."""
+    method = made(backbone, make, tokens)
+    inputs = batch(backbone)
+    generator = torch.Generator().manual_seed(3)
+    words = torch.randint(10, 60, (3, 4), generator=generator)
+    with compressing(backbone, method) as engine, torch.no_grad():
+        out = generated(backbone, inputs)
+        # generate() leaves the last token it made out of the cache
+        so_far = appended(inputs, out.sequences[:, inputs["input_ids"].shape[1] :])
+        turn = appended(so_far, words)
+        text_only = {k: turn[k] for k in ("input_ids", "attention_mask")}
+        second = generated(backbone, text_only, past_key_values=out.past_key_values)
+        with engine.prompt_ends(ends(inputs)):
+            whole = logits(backbone, turn, use_cache=False)
+        close(whole[:, -1], second.logits[0], "second question")
+        if method.probes():
+            return  # the second image would be chosen by another question than in one pass
+        image = torch.full((3, backbone.shape.visual_tokens), backbone.image_token_id)
+        grown = appended(appended(appended(turn, second.sequences[:, turn["input_ids"].shape[1] :]), image), words)
+        pixels = torch.randn(inputs["pixel_values"].shape, generator=generator)
+        seen = second.past_key_values.get_seq_length()
+        third = backbone.model(
+            input_ids=grown["input_ids"][:, seen:],
+            attention_mask=grown["attention_mask"],
+            position_ids=positions(grown["attention_mask"])[:, seen:],
+            pixel_values=pixels,
+            past_key_values=second.past_key_values,
+        )
+        order = torch.stack([inputs["pixel_values"], pixels], 1).flatten(0, 1)
+        whole = logits(backbone, grown | {"pixel_values": order}, use_cache=False)
+        close(whole[:, -1], third.logits[:, -1], "second image")
+
+
+def the_cache_can_be_cropped(backbone: Backbone, make: Make, tokens: int) -> None:
+    """Text can be taken off the end and put back; the compressed image can't be cut into."""
+    method = made(backbone, make, tokens)
+    inputs = batch(backbone)
+    with compressing(backbone, method), torch.no_grad():
+        out = generated(backbone, inputs)
+        cache, whole = out.past_key_values, appended(inputs, out.sequences[:, inputs["input_ids"].shape[1] :])
+        cache.crop(-3)
+        seen = cache.get_seq_length()
+        again = backbone.model(
+            input_ids=whole["input_ids"][:, seen:],
+            attention_mask=whole["attention_mask"],
+            position_ids=positions(whole["attention_mask"])[:, seen:],
+            past_key_values=cache,
+        )
+        close(again.logits[:, -2], out.logits[-1], "after cropping")
+        if method.layers():
+            try:
+                cache.crop(-(whole["input_ids"].shape[1] - 4))
+            except ValueError:
+                return
+            raise AssertionError("cropping into the image was let through")
+
+
+# ---------------------------------------------------------------------- training
+def the_loss_is_right(backbone: Backbone, make: Make, tokens: int) -> None:
+    """The loss of one pass is that of feeding the answer token by token, from the first token after the image on."""
+    method = made(backbone, make, tokens)
+    inputs = batch(backbone, before=(2, 2), after=(6, 6), images=(1, 1))
+    labels = inputs["input_ids"].clone()
+    first = labels.shape[1] - 6
+    labels[:, :first] = -100
+    with compressing(backbone, method), torch.no_grad():
+        loss = backbone.model(**inputs, labels=labels).loss
+        cut = {k: v if k == "pixel_values" else v[:, :first] for k, v in inputs.items()}
+        cache, total = None, []
+        for at in range(first, labels.shape[1]):
+            out = backbone.model(**cut, past_key_values=cache, use_cache=True)
+            total.append(F.cross_entropy(out.logits[:, -1], labels[:, at]))
+            cache, cut = out.past_key_values, {"input_ids": labels[:, at : at + 1]}
+    assert abs(loss.item() - torch.stack(total).mean().item()) < TOLERANCE
+
+
+def packed(backbone: Backbone, questions: int = 3, padding: int = 2) -> tuple[dict[str, Tensor], Tensor]:
+    """Two rows of an image with independent questions behind it, right-padded, and their block ids."""
+    generator = torch.Generator().manual_seed(5)
+    start = [10, 11, *[backbone.image_token_id] * backbone.shape.visual_tokens]
+    rows = []
+    for row in range(2):
+        ids, blocks, labels = list(start), [0] * len(start), [-100] * len(start)
+        place = list(range(len(start)))
+        for q in range(1, questions + 1):
+            words = torch.randint(10, 60, (3 + q + row,), generator=generator).tolist()
+            ids, blocks, labels = ids + words, blocks + [q] * len(words), labels + words  # the first token is learnt too
+            place += range(len(start), len(start) + len(words))
+        rows.append((ids, blocks, labels, place))
+    length = max(len(r[0]) for r in rows) + padding
+
+    def padded(index: int, fill: int) -> Tensor:
+        return torch.tensor([r[index] + [fill] * (length - len(r[index])) for r in rows])
+
+    side = backbone.shape.vision["image_size"]
+    mask = torch.tensor([[1] * len(r[0]) + [0] * (length - len(r[0])) for r in rows])
+    pixels = torch.randn(2, 3, side, side, generator=generator)
+    inputs = {"input_ids": padded(0, 0), "attention_mask": mask, "position_ids": padded(3, 0), "pixel_values": pixels}
+    return inputs | {"labels": padded(2, -100)}, padded(1, 0)
+
+
+def packed_questions_equal_single_ones(backbone: Backbone, make: Make, tokens: int) -> None:
+    """Questions packed behind one image lose what each loses alone, the first token of each included."""
+    method = made(backbone, make, tokens)
+    if method.probes():
+        return
+    inputs, blocks = packed(backbone)
+    total, count = 0.0, 0
+    with compressing(backbone, method) as engine, torch.no_grad():
+        with engine.blocks(blocks):
+            loss = backbone.model(**inputs, use_cache=False).loss.item()
+        for row in range(2):
+            for q in range(1, 4):
+                own = ((blocks[row] == 0) | (blocks[row] == q)) & inputs["attention_mask"][row].bool()
+                ids, labels = inputs["input_ids"][row, own][None], inputs["labels"][row, own]
+                out = backbone.model(input_ids=ids, pixel_values=inputs["pixel_values"][row : row + 1]).logits[0]
+                total += F.cross_entropy(out[:-1], labels[1:], ignore_index=-100, reduction="sum").item()
+                count += int((labels[1:] != -100).sum())
+    assert abs(loss - total / count) < TOLERANCE
+
+
+def gradients_reach_everything(backbone: Backbone, make: Make, tokens: int) -> None:
+    """Every trainable parameter of the method and of all its adapters gets a gradient, the same under checkpointing."""
+    method = made(backbone, make, tokens)
+    if method.probes():
+        inputs, blocks = packed(backbone, questions=1)
+        blocks = None
+    else:
+        inputs, blocks = packed(backbone)
+    if not adapters.tuner_layers(backbone.decoder):
+        backbone.model.requires_grad_(True)
+    wanted = {f"method.{n}": p for n, p in method.named_parameters()}
+    decoder = {n: p for n, p in backbone.decoder.named_parameters() if p.requires_grad and "embed_tokens" not in n}
+    wanted |= decoder | {f"projector.{n}": p for n, p in backbone.projector.named_parameters()}
+    method.train()
+    backbone.model.train()
+    found = []
+    try:
+        for checkpointing in (False, True):
+            if checkpointing:
+                backbone.model.gradient_checkpointing_enable()
+            for p in wanted.values():
+                p.grad = None
+            with compressing(backbone, method) as engine:
+                if blocks is None:
+                    loss = backbone.model(**inputs, use_cache=False).loss
+                else:
+                    with engine.blocks(blocks):
+                        loss = backbone.model(**inputs, use_cache=False).loss
+            loss.backward()  # outside: recomputation must not need the engine
+            found.append({n: None if p.grad is None else p.grad.clone() for n, p in wanted.items()})
+    finally:
+        backbone.model.gradient_checkpointing_disable()
+        backbone.model.eval()
+        backbone.model.zero_grad()
+    for name, gradient in found[0].items():
+        assert gradient is not None and gradient.abs().max() > 0, f"no gradient for {name}"
+        assert torch.isfinite(gradient).all(), f"gradient of {name} is not finite"
+        worst = (gradient - found[1][name]).abs().max().item()
+        assert worst < 1e-5 * max(1.0, gradient.abs().max().item()), f"checkpointing changes {name} by {worst:.1e}"
+
+
+# ---------------------------------------------------------------------- in and out
+def everything_is_removed(backbone: Backbone, make: Make, tokens: int) -> None:
+    """After `compressing`, and after an exception in it, the model is what it was, bit for bit."""
+    inputs = batch(backbone)
+    plain = logits(backbone, inputs)
+    method = made(backbone, make, tokens)
+
+    def check() -> None:
+        assert "forward" not in backbone.decoder.__dict__
+        modules = (backbone.model, backbone.core, *backbone.decoder.modules())
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+        assert not any(m.active_adapters for m in adapters.tuner_layers(backbone.decoder))
+        assert torch.equal(logits(backbone, inputs), plain)
+
+    with compressing(backbone, method):
+        logits(backbone, inputs)
+    check()
+    for broken in (method, backbone.decoder.norm):  # in the middle of a reduction, and at the end of a pass
+        name = "reduce" if broken is method else "forward"
+
+        def fail(*args: Any, **kwargs: Any) -> None:
+            raise RuntimeError("on purpose")
+
+        setattr(broken, name, fail)
+        try:
+            with compressing(backbone, method):
+                logits(backbone, inputs)
+        except RuntimeError as error:
+            assert "on purpose" in str(error)
+        finally:
+            delattr(broken, name)
+        check()
+
+
+def _seeded(run: Callable[[], Tensor]) -> Tensor:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return run()
+
+
+CONTRACTS = [
+    budget_is_exact,
+    layers_are_as_announced,
+    kept_are_sorted_and_unique,
+    each_layer_runs_once,
+    keeping_everything_changes_nothing,
+    batch_equals_singles,
+    cached_equals_uncached,
+    eager_equals_sdpa,
+    text_rows_are_unchanged,
+    beams_work,
+    turns_go_on_from_the_cache,
+    the_cache_can_be_cropped,
+    the_loss_is_right,
+    packed_questions_equal_single_ones,
+    gradients_reach_everything,
+    everything_is_removed,
+]
