@@ -1,7 +1,9 @@
-"""Bad input: exit code 2, one line that names the key, what was given and what is allowed, nothing loaded, no traceback."""
+"""Bad input: exit code 2 and one line with the key, what was given, what is allowed; nothing loaded, no traceback."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 import time
@@ -92,6 +94,7 @@ def test_output_dir_that_is_a_file(capsys, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").write_text("")
     assert "is a file" in complaint("output_dir=taken", capsys)
+    assert "taken" in complaint("-m output_dir=taken tokens=4,16", capsys)
 
 
 @pytest.mark.parametrize("command", ["token=16", "method=fastvv tokens=16"])
@@ -109,3 +112,83 @@ def test_a_bad_value_in_a_sweep_is_found_before_any_job(capsys, tmp_path: Path, 
     monkeypatch.chdir(tmp_path)
     assert "did you mean 'victor'" in complaint("-m method=fastv,victr tokens=4,16", capsys)
     assert not list(tmp_path.iterdir())
+
+
+# Mistakes that only a method and a backbone together show: `vtc.assemble.plan`, from config.json alone ----------------
+
+TINY = {
+    "model_type": "llava",
+    "architectures": ["LlavaForConditionalGeneration"],
+    "image_token_index": 4,
+    "image_seq_length": 144,
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+    "text_config": {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "vocab_size": 128,
+    },
+    "vision_config": {
+        "model_type": "clip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 96,
+        "patch_size": 8,
+        "projection_dim": 32,
+    },
+}
+PLANS = [
+    ("method=fastv tokens=200", ["tokens=200", "fastv", "144"]),
+    ("method=victor tokens=145", ["tokens=145", "victor", "144"]),
+    ("method=none tokens=16", ["tokens=16", "none", "144"]),
+    ("method=avgpool tokens=144 method.dims=3", ["dims=3"]),
+    ("method=fastv tokens=16 method.layer=40", ["layer=40"]),
+    ("method=fastv tokens=16 method.layer=6 layer_scale=none", ["layer=6"]),
+    ("method=fastv tokens=16 +method.layr=2", ["method.layr=2", "did you mean 'layer'"]),
+    ("method=fastv compression=40", ["compression=40", "fastv"]),
+    ("method=fastv flops=0.0001", ["flops=0.0001", "fastv"]),
+    ("method=victor tokens=16 checkpoint=null", ["method=victor", "action=train"]),
+    ("method=victor tokens=16 checkpoint=fwd2bot-16", ["fwd2bot", "method=victor"]),
+    ("method=fwd2bot tokens=4 checkpoint=fwd2bot-16", ["tokens=16", "tokens=4"]),
+    ("method=fwd2bot tokens=16 checkpoint=empty", ["checkpoint", "empty", "manifest.json"]),
+    ("method=fwd2bot tokens=16 checkpoint=other", ["backbone=llava15_7b", "backbone=pocket"]),
+    ("backbone.pretrained=./nowhere", ["backbone.pretrained=./nowhere", "config.json"]),
+]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch) -> Path:
+    """A folder with the configuration of a small LLaVA and a few checkpoints without weights."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(TINY))
+    manifest = {"backbone": "pocket", "method": "fwd2bot", "tokens": 16, "options": {}}
+    for name, content in (("fwd2bot-16", manifest), ("other", manifest | {"backbone": "llava15_7b"}), ("empty", None)):
+        (tmp_path / name).mkdir()
+        if content:
+            (tmp_path / name / "manifest.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("command", "words"), PLANS, ids=lambda v: v if isinstance(v, str) else "")
+def test_what_the_backbone_and_the_method_can_not_do(command: str, words: list[str], workplace: Path, capsys) -> None:
+    pretrained = [] if "pretrained" in command else ["backbone.pretrained=model"]
+    err = complaint(" ".join([command, *pretrained]), capsys)
+    for word in words:
+        assert word in err
+
+
+def test_a_budget_from_the_shell(workplace: Path) -> None:
+    """The slowest of them: the backbone's configuration is read, which imports torch and transformers."""
+    command = ["method=fastv", "tokens=200", "backbone.pretrained=model"]
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "vtc", *command], capture_output=True, text=True)
+    seconds = time.monotonic() - start
+    assert done.returncode == 2 and "tokens=200" in done.stderr and "Traceback" not in done.stderr
+    assert seconds < 5 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), "5 s, more on a machine that is busy"

@@ -123,7 +123,9 @@ def test_a_bug_shows_its_traceback(calls: list, capsys) -> None:
 
 def test_nothing_of_hydra_is_left_behind(calls: list, tmp_path: Path) -> None:
     main(["method=fastv", "tokens=4", "output_dir=here"])
-    assert [p.name for p in tmp_path.rglob("*")] == ["here"]
+    assert not list(tmp_path.iterdir())
+    main(["-m", "method=fastv", "tokens=4,16", "output_dir=here"])
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["multirun.yaml"]
 
 
 def test_actions_are_the_configured_ones() -> None:

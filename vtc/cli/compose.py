@@ -117,14 +117,12 @@ def prepare(overrides: Sequence[str]) -> None:
 
 
 def check_additions(overrides: Sequence[str]) -> None:
-    """`+key=…` and `++key=…` name a key that exists, or an option of the method, which its constructor checks.
+    """`+key=…` and `++key=…` name a key that exists.
 
     Hydra adds anything that is asked for with a plus, and a misspelt budget would be ignored in silence.
     """
     added = [o for o in parsed(overrides) if o.is_add() or o.is_force_add()]
-    added = [
-        o for o in added if not _is_group(o.key_or_group) and o.key_or_group.split(".")[0] not in ("method", "hydra")
-    ]
+    added = [o for o in added if not _is_group(o.key_or_group) and o.key_or_group.split(".")[0] != "hydra"]
     if added:
         base = _base(parsed(overrides))
         for override in added:

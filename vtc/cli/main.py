@@ -92,6 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         complain(one_line(error))
         return MISTAKE
+    except OSError as error:  # a job keeps its own errors: this is the folder in which Hydra notes a sweep
+        complain(f"output_dir: {error.filename or ''}: {error.strerror}")
+        return MISTAKE
     except ERRORS as error:
         complain(one_line(explained(error, [o for o in overrides if not _is_flag_value(o, argv)])))
         return MISTAKE

@@ -22,7 +22,7 @@ PANEL_TITLES = {ALL: "all tasks", "understanding": "understanding", "discriminat
 def pareto(setting: Setting, axis: str, file: Path) -> Path | None:
     """Score against `axis` (`tokens` or `flops`) as a PNG, a panel for all tasks and for each group of them.
 
-    Error bars are 95 % confidence intervals; the dashed line is the uncompressed backbone, the dotted one a blind model.
+    Error bars are 95 % confidence intervals; the dashed line is the uncompressed backbone, the dotted one a blind one.
     None, and no file, where fewer than two runs know their cost.
     """
     import matplotlib

@@ -28,7 +28,7 @@ def columns(setting: Setting) -> list[str]:
 
 
 def frame(setting: Setting) -> pd.DataFrame:
-    """One row a run, numbers unrounded: what `table.csv` holds. `<x>_ci95` is half the width of the interval of `<x>`."""
+    """One row a run, numbers unrounded, as in `table.csv`. `<x>_ci95` is half the width of the interval of `<x>`."""
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
@@ -71,7 +71,7 @@ def cells(setting: Setting) -> tuple[list[str], list[list[str]]]:
 
 
 def floors(setting: Setting, means: Sequence[str]) -> list[list[str]]:
-    """Rows with the score of a model that sees nothing, and of one that sees attributes but not which belong together."""
+    """Rows for a model that sees nothing, and for one that sees attributes but not which belong together."""
     out = []
     run = setting.runs[0]
     for at, name in enumerate(("blind floor", "bag-of-attributes floor")):
