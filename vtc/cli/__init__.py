@@ -1,6 +1,6 @@
 """The command line: compose a configuration, check it, run an action. Nothing heavy is imported here."""
 
 from vtc.cli.compose import compose
-from vtc.cli.main import main, run
+from vtc.cli.command import main, run
 
 __all__ = ["compose", "main", "run"]

@@ -65,7 +65,7 @@ def check(config: DictConfig) -> None:
     try:
         OmegaConf.resolve(config.copy())
     except OmegaConfBaseException as error:
-        raise UserError(" ".join(str(error).split())) from None
+        raise UserError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
     for key, (allowed, fits) in RULES.items():
         value = OmegaConf.select(config, key)
         if value is None and (key in OPTIONAL or not _has(config, key)):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vtc import __version__
 from vtc.cli import actions, help, validation
@@ -117,7 +117,8 @@ def _hydra(argv: Sequence[str], sweep: Sweep, sweeping: bool) -> None:
     """One pass through Hydra. A job's error is told at once and kept in `sweep`, so that the next job runs."""
 
     def job(config: DictConfig) -> None:
-        name = " ".join(HydraConfig.get().overrides.task)
+        # As typed: an override may hold an interpolation, which reading the list would resolve.
+        name = " ".join(OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
         if sweeping:
             say(f"\n[{HydraConfig.get().job.num + 1}/{sweep.jobs}] {name}")
         try:
