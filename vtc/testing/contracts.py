@@ -30,8 +30,10 @@ def made(backbone: Backbone, make: Make, tokens: int | None) -> Compressor:
     generator = torch.Generator().manual_seed(7)
     lora = [p for n, p in backbone.model.named_parameters() if "lora_B" in n]
     with torch.no_grad():
-        for p in [*method.parameters(), *lora]:
+        for p in method.parameters():
             p.copy_(torch.randn(p.shape, generator=generator) * 0.3)
+        for p in lora:
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.3 / p.shape[1])
     backbone.model.eval()
     return method
 

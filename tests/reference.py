@@ -1,0 +1,61 @@
+"""An independent reference of a decoder pass: full 4-D masks, no cache, no engine, one row at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vtc.backbones.base import Backbone
+
+
+def embedded(backbone: Backbone, ids: Tensor, pixels: Tensor | None) -> Tensor:
+    """[L, D] embeddings of one row [L], its images in place."""
+    x = backbone.decoder.embed_tokens(ids)
+    if pixels is not None:
+        x = x.clone()
+        x[ids == backbone.image_token_id] = torch.cat(list(backbone.core.get_image_features(pixels).pooler_output))
+    return x
+
+
+def decoder(
+    backbone: Backbone,
+    x: Tensor,
+    position: Tensor,
+    changes: dict[int, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] | None = None,
+    hidden_from: dict[int, Tensor] | None = None,
+    causal: bool = True,
+) -> Tensor:
+    """Last hidden states of one row.
+
+    Args:
+        x: [L, D]; position: [L].
+        changes: layer → (x, position) → (x, position), before that layer.
+        hidden_from: layer → [L] bool, tokens that nothing can attend to from that layer on.
+    """
+    lm = backbone.decoder
+    hide = torch.zeros(len(x), dtype=torch.bool)
+    for i, layer in enumerate(lm.layers):
+        if changes and i in changes:
+            x, position = changes[i](x, position)
+            hide = torch.zeros(len(x), dtype=torch.bool)
+        if hidden_from and i in hidden_from:
+            hide = hidden_from[i]
+        allowed = torch.ones(len(x), len(x), dtype=torch.bool)
+        allowed = allowed.tril() if causal else allowed
+        allowed = allowed & ~hide | torch.eye(len(x), dtype=torch.bool)
+        mask = torch.where(allowed, 0.0, torch.finfo(x.dtype).min)[None, None]
+        rope = lm.rotary_emb(x[None], position[None])
+        x = layer(x[None], attention_mask=mask, position_embeddings=rope)[0]
+    return lm.norm(x)
+
+
+def attention_weights(backbone: Backbone, x: Tensor, layer: int) -> Tensor:
+    """[H, L, L]: what eager attention returns in `layer` for one row."""
+    backbone.model.set_attn_implementation("eager")
+    try:
+        out = backbone.decoder(inputs_embeds=x[None], output_attentions=True, use_cache=False)
+    finally:
+        backbone.model.set_attn_implementation("sdpa")
+    return out.attentions[layer][0]
