@@ -3,7 +3,8 @@
 A real LLaVA starts from a tower that already sees and a language model that already reads; pocket has to make both.
 
 1. ``tower``: CLIP's stand-in. Each patch learns to tell the colour, name and size of what stands on it, the class token
-   which attributes the picture holds.
+   which attributes the picture holds. ``locate`` goes on with one more thing to tell: the patch's own row and column,
+   which nothing before it needs and the tower forgets.
 2. ``language``: Vicuna's stand-in. The decoder learns to answer about scenes that are *told* instead of shown: a few
    tokens a thing, each the sum of the embeddings of its words and of its place.
 3. ``align``: LLaVA's first stage. The projector learns to put each patch where the words of what stands on it are.
@@ -43,27 +44,37 @@ BACKGROUND_WEIGHT = 0.15  # background patches are nine in ten and easy
 
 
 class TowerStage(Stage):
-    """Dense labels for the tower: 9 colours, 17 names and 3 sizes a patch (background among them)."""
+    """Dense labels for the tower: 9 colours, 17 names and 3 sizes a patch (background among them).
 
-    name = "tower"
+    After :meth:`locate`, its row and its column too.
+    """
 
     def __init__(self, model: LlavaForConditionalGeneration, seed: int, batch_size: int = 32):
+        self.name = "tower"
         self.tower = model.model.vision_tower
         self.seed, self.batch_size = seed, batch_size
         torch.manual_seed(seed)
         outputs = (1 + len(COLORS), 1 + len(NAMES), 1 + len(SIZES))
         self.heads = nn.ModuleList([nn.Linear(WIDTH, n) for n in outputs])
         self.presence = nn.Linear(WIDTH, len(COLORS) + len(NAMES))
+        self.places = nn.ModuleList([nn.Linear(WIDTH, GRID) for _ in range(2)])
+
+    def locate(self) -> TowerStage:
+        """The same stage under the name ``locate``, with rows and columns to tell."""
+        self.name = "locate"
+        return self
 
     def to(self, device: torch.device) -> None:
         super().to(device)
-        self.heads.to(device)
-        self.presence.to(device)
+        for module in (self.heads, self.presence, self.places):
+            module.to(device)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from self.tower.named_parameters(prefix="tower")
         yield from self.heads.named_parameters(prefix="head")
         yield from self.presence.named_parameters(prefix="presence_head")
+        if self.name == "locate":
+            yield from self.places.named_parameters(prefix="place_head")
 
     def _draw(self, rng: np.random.Generator, split: str) -> tuple[Tensor, Tensor]:
         scenes = draw_scenes(rng, self.batch_size, split)
@@ -90,6 +101,9 @@ class TowerStage(Stage):
         present = torch.cat([present[:, 1 : len(COLORS) + 1], present[:, len(COLORS) + 2 :]], 1)
         logits = self.presence(out.pooler_output).float()
         terms["presence"] = 0.2 * F.binary_cross_entropy_with_logits(logits, present)
+        if self.name == "locate":
+            for name, head, place in zip(("row", "column"), self.places, _rows_and_columns(pixels), strict=True):
+                terms[name] = 0.5 * F.cross_entropy(head(patches).float().flatten(0, 1), place.flatten())
         return terms
 
     @torch.no_grad()
@@ -106,6 +120,12 @@ class TowerStage(Stage):
             for name, head, label in zip(right, self.heads, labels, strict=True):
                 right[name] += float((head(patches).argmax(-1) == label)[thing].sum())
         return {name: value / total for name, value in right.items()}
+
+
+def _rows_and_columns(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The row and the column of every patch, ``[B, 144]`` each."""
+    patch = torch.arange(GRID * GRID, device=pixels.device).expand(len(pixels), -1)
+    return patch // GRID, patch % GRID
 
 
 class Places(nn.Module):

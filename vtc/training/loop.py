@@ -183,7 +183,8 @@ def train_stage(stage: Stage, plan: Plan, folder: str | os.PathLike, resume: boo
         refresh_per_second=1,
     )
     running: dict[str, float] = {}
-    validation: dict[str, float] = {}
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    validation: dict[str, float] = next((e["validation"] for e in reversed(lines) if "validation" in e), {})
     with progress:
         bar = progress.add_task(stage.name, total=plan.steps, completed=first, figures="")
         for step in range(first, plan.steps):

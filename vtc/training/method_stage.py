@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vtc.backbones.base import Backbone
@@ -12,6 +13,7 @@ from vtc.compressor import Compressor
 from vtc.engine import compressing
 from vtc.errors import UserError, unknown
 from vtc.pocket.data import Packed, draw_questions, draw_scenes, image_prefix, pack, render, scene_rng
+from vtc.pocket.model import encode, vocabulary_index
 from vtc.pocket.recipe import QuestionStage, answer_loss
 from vtc.pocket.scenes import Scene
 
@@ -111,5 +113,19 @@ class MethodStage(QuestionStage):
         return self.forward(batch)[0]
 
     def losses(self, batch: Packed) -> dict[str, Tensor]:
-        logits, _ = self.forward(batch)
-        return {"answer": answer_loss(logits, batch.labels)}
+        """L_AR of the answers, and what the method adds: Fwd2Bot's contrastive loss, from the same first pass."""
+        logits, engine = self.forward(batch)
+        terms = {"answer": answer_loss(logits, batch.labels)}
+        if engine.context is not None:
+            engine.context.captions = caption_batch(batch.captions, self.device)
+            terms |= self.method.losses(engine.context)
+        return terms
+
+
+def caption_batch(captions: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Captions → token ids ``[B, L]`` and mask ``[B, L]``, left-padded."""
+    rows = [encode(caption) for caption in captions]
+    length = max(map(len, rows))
+    pad = vocabulary_index()["<pad>"]
+    ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows], device=device)
+    return ids, ids != pad

@@ -95,7 +95,7 @@ def _folder(cfg: Mapping[str, Any], name: str) -> Path:
 
 
 def _base(cfg: Mapping[str, Any]) -> Path:
-    """The pocket model: tower, language, align, instruct (:mod:`vtc.pocket.recipe`)."""
+    """The pocket model: tower, locate, language, align, instruct (:mod:`vtc.pocket.recipe`)."""
     import torch
 
     from vtc.pocket import recipe
@@ -105,7 +105,7 @@ def _base(cfg: Mapping[str, Any]) -> Path:
         raise UserError(f"training.recipe=base makes the pocket model; backbone={cfg['backbone']['name']} was given")
     config, seed = cfg["training"], int(cfg["seed"])
     stages = {s["name"]: s for s in config["stages"]}
-    names = ("tower", "language", "align", "instruct")
+    names = ("tower", "locate", "language", "align", "instruct")
     if tuple(stages) != names:
         given = ", ".join(stages)
         raise UserError(f"training.stages: the base recipe has {', '.join(names)}, in this order; got {given}")
@@ -120,11 +120,13 @@ def _base(cfg: Mapping[str, Any]) -> Path:
         kinds = tuple(data["first_kinds"]), float(data["first_share"]) if name == "language" else 0.0
         return model, seed, int(data["batch_size"]), int(data["questions"]), dict(data["weights"]), *kinds
 
+    tower = recipe.TowerStage(model, seed, int(data["tower_batch_size"]))
     language = recipe.LanguageStage(*questions("language"))
     makers: dict[str, Callable[[], Any]] = {
-        "tower": lambda: recipe.TowerStage(model, seed, int(data["batch_size"])),
+        "tower": lambda: tower,
+        "locate": tower.locate,
         "language": lambda: language,
-        "align": lambda: recipe.AlignStage(model, language.places, seed, int(data["batch_size"])),
+        "align": lambda: recipe.AlignStage(model, language.places, seed, int(data["tower_batch_size"])),
         "instruct": lambda: recipe.InstructStage(*questions("instruct")),
     }
     reports = []
@@ -140,6 +142,24 @@ def _base(cfg: Mapping[str, Any]) -> Path:
     (target / "training.json").write_text(json.dumps(provenance, indent=2) + "\n")
     _logs(folder, list(names), target / "training.jsonl")
     return target
+
+
+ALIGNED = "benchmarks/pocket/weights/aligned"
+
+
+def _starting_from(cfg: Mapping[str, Any], pretrained: str | None) -> Any:
+    """The configuration with the backbone's weights of before: ``aligned`` is pocket before it was instructed."""
+    from omegaconf import OmegaConf
+
+    from vtc import shipped
+
+    if pretrained is None:
+        return cfg
+    if pretrained == "aligned":
+        if cfg["backbone"]["name"] != "pocket":
+            raise UserError("training.pretrained=aligned: pocket has such weights; give a folder or null")
+        pretrained = str(shipped.path(ALIGNED))
+    return OmegaConf.merge(OmegaConf.create(_plain(cfg)), {"backbone": {"pretrained": pretrained}})
 
 
 def _plain(config: Any) -> Any:
@@ -175,7 +195,7 @@ def _method(cfg: Mapping[str, Any]) -> Path:
     start = config.get("start")
     if start and not os.path.isdir(start):
         raise UserError(f"training.start={start!r}: no such folder; give a checkpoint to start from, or null")
-    backbone, method = assemble(cfg, trained=False)
+    backbone, method = assemble(_starting_from(cfg, config.get("pretrained")), trained=False)
     method.attach(backbone)
     if start:
         checkpoint.load(start, backbone, method, fit=False)
