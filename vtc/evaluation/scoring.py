@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 _WORD = re.compile(r"[a-z0-9]+")
+TIE = 1e-9  # cosines this close are equal
 
 
 def words(text: str) -> list[str]:
@@ -130,7 +131,7 @@ def hits(records: Sequence[dict[str, Any]], k: int, direction: str) -> np.ndarra
     captions = np.asarray([normalise(r["caption"]) for r in records])
     relevant = captions[:, None] == captions[None, :]
     best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
-    ahead = ((scores >= best) & ~relevant).sum(axis=1)
+    ahead = ((scores >= best - TIE) & ~relevant).sum(axis=1)
     return (ahead < k).astype(float)
 
 
@@ -153,7 +154,7 @@ def retrieval(records: Sequence[dict[str, Any]]) -> float:
 def prefers(image: Sequence[float], right: Sequence[float], wrong: Sequence[float]) -> float:
     """1 where the image is closer to the right caption than to the wrong one; a tie is not."""
     v, a, b = unit([image, right, wrong])
-    return float(v @ a > v @ b)
+    return float(v @ a > v @ b + TIE)
 
 
 def by_kind(records: Sequence[tuple[str, float]]) -> float:

@@ -19,6 +19,8 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
         vision_flops: tower and projector, one image.
         prefill_flops: decoder and output row for one image and the prompt, every pass of the method included, LoRA too;
             prefill_flops_uncompressed the same without compression; flops_ratio their quotient.
+        answer_flops: the part of prefill_flops that is left where the image was compressed beforehand and stored: the last
+            pass of the decoder. It differs for methods with a pass of their own (Fwd2Bot).
         decode_flops_per_token: the first decoding step after that prefill.
         ttft_ms: {median, p95}, one row, from pixels on the device to the first token; ttft_ms_uncompressed.
         decode_ms_per_token: a step of a whole batch.
@@ -28,7 +30,7 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
         kv_cache_bytes: of one row after the prefill; kv_cache_bytes_uncompressed.
         extra_parameters: what the method adds to the backbone.
         storage_bytes_per_image: what must be kept of an image to answer later questions about it, in 16 bit.
-        layer_tokens: visual tokens and registers in each decoder layer.
+        visual_tokens: of the image, uncompressed; layer_tokens: visual tokens and registers in each decoder layer.
         protocol: what was measured, and on what.
     """
     import torch
@@ -51,6 +53,7 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
     prefill = calls[: len(calls) - shape.depth]
     layer_tokens = [layer[0] for layer in report.layers] if report is not None else [full] * shape.depth
     prefill_flops = flops.total(shape, prefill) + flops.head(shape)
+    answer_flops = flops.total(shape, prefill[-shape.depth :]) + flops.head(shape)
     plain_flops = flops.uncompressed(shape, text)
     cached = [c.keys - c.queries for c in sorted(steps, key=lambda c: c.layer)]
     item = torch.empty((), dtype=backbone.dtype).element_size()
@@ -66,6 +69,7 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
         "prefill_flops": prefill_flops,
         "prefill_flops_uncompressed": plain_flops,
         "flops_ratio": prefill_flops / plain_flops,
+        "answer_flops": answer_flops,
         "decode_flops_per_token": flops.total(shape, steps) + flops.head(shape),
         "ttft_ms": mine.ttft_ms(),
         "ttft_ms_uncompressed": plain.ttft_ms(),
@@ -82,6 +86,7 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
         "kv_cache_bytes_uncompressed": flops.cache_bytes(shape, [full + text] * shape.depth, item),
         "extra_parameters": int(method.extra_parameters),
         "storage_bytes_per_image": 2 * shape.width * min(full, layer_tokens[0]),
+        "visual_tokens": full,
         "layer_tokens": layer_tokens,
         "protocol": {
             "batch_size": protocol.batch_size,
