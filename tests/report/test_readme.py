@@ -1,0 +1,60 @@
+"""README.md and the committed results agree, and what it shows as an example is the file that is tested."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from test_report import make
+
+from vtc import shipped
+from vtc.cli import choices
+from vtc.report import readme
+
+ROOT = shipped.root()
+README = (ROOT / "README.md").read_text()
+
+
+def test_readme_is_what_the_committed_files_say() -> None:
+    assert readme.filled(README, ROOT) == README, "run python -m vtc.report.readme"
+    assert {part["name"] for part in readme.PART.finditer(README)} == set(readme.PARTS)
+
+
+def test_the_example_is_about_thirty_lines() -> None:
+    code = (ROOT / readme.EXAMPLE).read_text()
+    assert code in README
+    assert len([line for line in code.splitlines() if line.strip()]) <= 32
+
+
+def test_the_two_commands_come_first() -> None:
+    commands = re.findall(r"^    (make \w+)", README, re.MULTILINE)
+    assert commands[:2] == ["make bench", "make test"]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+def test_links_and_commands_of_a_page_exist(page: Path) -> None:
+    text = page.read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", text):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for command in re.findall(r"python -m vtc ([^\n`#]+)", text):
+        for key, values in re.findall(r"(?<![.\w])(action|backbone|benchmark)=([\w,]+)", command):
+            for value in values.split(","):
+                assert value in choices.configured(key), f"{page.name}: {key}={value}"
+        for values in re.findall(r"(?<![.\w])method=([\w,]+)", command):
+            assert set(values.split(",")) <= {*choices.configured("method"), "loudest"}, f"{page.name}: method={values}"
+
+
+def test_parts_from_results(tmp_path: Path) -> None:
+    """With results committed the sweep's part is their table; without, it says that there is none."""
+    assert "No sweep is committed yet" in readme.sweep_part(tmp_path)
+    assert "No result is committed yet" in readme.result_part(tmp_path)
+    folder = tmp_path / readme.RESULTS
+    make(folder, "none", None, 0.9)
+    make(folder, "fastv", 16, 0.6)
+    (folder / "notes.json").write_text("{}")
+    part = readme.sweep_part(tmp_path)
+    assert "| fastv | 16 |" in part and "0.500 ±0.011" in part and "62.5 %" in part
+    assert readme.filled("a\n<!-- begin sweep -->\nold\n<!-- end sweep -->\nb", tmp_path) == (
+        f"a\n<!-- begin sweep -->\n{part}<!-- end sweep -->\nb"
+    )
