@@ -112,8 +112,14 @@ class MethodStage(QuestionStage):
     def logits(self, batch: Packed) -> Tensor:
         return self.forward(batch)[0]
 
+    def validate(self) -> dict[str, float]:
+        """As it is scored: a scheme of stages is over then."""
+        self.method.eval()
+        return super().validate()
+
     def losses(self, batch: Packed) -> dict[str, Tensor]:
         """L_AR of the answers, and what the method adds: Fwd2Bot's contrastive loss, from the same first pass."""
+        self.method.train()
         logits, engine = self.forward(batch)
         terms = {"answer": answer_loss(logits, batch.labels)}
         if engine.context is not None:

@@ -20,7 +20,14 @@ RECIPES = ("base", "method")
 
 def run(cfg: Mapping[str, Any]) -> Path:
     """Train what ``cfg`` asks for; see :func:`vtc.training.train`."""
-    recipe = (cfg.get("training") or {}).get("recipe")
+    if not cfg.get("training"):  # a method without a recipe of its own: a plug-in, say
+        from omegaconf import OmegaConf
+
+        from vtc import shipped
+
+        default = OmegaConf.load(shipped.path("conf/training/default.yaml"))
+        cfg = OmegaConf.merge(OmegaConf.create(_plain(cfg)), {"training": default})
+    recipe = cfg["training"].get("recipe")
     if recipe not in RECIPES:
         raise unknown("training.recipe", recipe, RECIPES)
     return _base(cfg) if recipe == "base" else _method(cfg)
