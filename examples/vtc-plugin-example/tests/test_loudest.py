@@ -1,0 +1,29 @@
+"""What every method must hold (vtc's own contracts), and what is particular to this one. No weights are needed."""
+
+import pytest
+import torch
+from vtc_plugin_example.loudest import Loudest
+
+from vtc.engine import compressing
+from vtc.testing import CONTRACTS, batch, tiny_backbone
+
+TOKENS = 4
+
+
+@pytest.mark.parametrize("contract", CONTRACTS, ids=lambda contract: contract.__name__)
+def test_contract(contract) -> None:
+    contract(tiny_backbone(), lambda backbone, tokens: Loudest(tokens, backbone.shape), TOKENS)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_the_loudest_are_kept(quiet: bool) -> None:
+    backbone = tiny_backbone()
+    inputs = batch(backbone)
+    norms = backbone.encode_pixels(inputs["pixel_values"]).norm(dim=-1)
+    with torch.no_grad(), compressing(backbone, Loudest(TOKENS, backbone.shape, quiet=quiet)) as engine:
+        backbone.model(**inputs)
+        kept = engine.report.kept
+    for row, chosen in enumerate(kept):
+        visual = (inputs["input_ids"][row] == backbone.image_token_id).nonzero()[:, 0]
+        best = norms[row].topk(TOKENS, largest=not quiet).indices.sort().values
+        assert chosen == visual[best].tolist()
