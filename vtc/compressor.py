@@ -118,7 +118,7 @@ class TokenSequence:
         counts = kept.sum(1)
         n = int(counts.max())
         if bool((counts == n).all()):
-            order = kept.nonzero()[:, 1].view(-1, n)
+            order = kept.nonzero()[:, 1].view(len(kept), n)
             mask = torch.ones_like(order, dtype=torch.bool)
         else:
             order = kept.to(torch.uint8).argsort(dim=1, stable=True)[:, self.mask.shape[1] - n :]

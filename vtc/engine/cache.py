@@ -39,6 +39,15 @@ class Ledger:
     segments: list[Segment] = field(default_factory=list)
 
 
+def refuse(cache: Cache) -> None:
+    """Raises `UserError` for a cache whose layers can't hold different numbers of tokens."""
+    if type(cache) not in (DynamicCache, CompressedCache) or any(layer.is_sliding for layer in cache.layers):
+        raise UserError(
+            f"cache: compression drops tokens layer by layer, which a {type(cache).__name__} can't hold; "
+            "allowed: a DynamicCache with full attention (generate's default)"
+        )
+
+
 class CompressedCache(DynamicCache):
     """A DynamicCache with a ledger. Without a layer number its length is the external one, which `generate` goes by."""
 
@@ -52,11 +61,6 @@ class CompressedCache(DynamicCache):
             starts: first layer of each segment.
             mask: [B, cached] of the tokens that it already holds, uncompressed; None: none, or all real.
         """
-        if type(cache) is not DynamicCache or any(layer.is_sliding for layer in cache.layers):
-            raise UserError(
-                f"cache: compression drops tokens layer by layer, which a {type(cache).__name__} can't hold; "
-                "allowed: a DynamicCache with full attention (generate's default)"
-            )
         seen = DynamicCache.get_seq_length(cache)
         cache.__class__ = cls
         cache.ledger = Ledger(seen, seen, [Segment(s, mask) for s in starts])

@@ -27,7 +27,7 @@ from vtc.backbones import adapters
 from vtc.backbones.base import Backbone
 from vtc.compressor import TEXT, VISUAL, Compressor, Context, TokenSequence
 from vtc.engine import layout, probe
-from vtc.engine.cache import CompressedCache, Ledger, Segment, extend
+from vtc.engine.cache import CompressedCache, Ledger, Segment, extend, refuse
 from vtc.engine.passes import run_decoder
 from vtc.errors import UserError
 
@@ -226,10 +226,12 @@ class Engine:
         decoder, method, count = self.decoder, self.method, x.shape[1]
         starts = sorted({0, *method.layers()})
         cuts = method.layers() if self._images is not None else set()
-        if mask is not None and mask.ndim != 2:
-            raise UserError(f"attention_mask of {mask.ndim} dimensions: compression needs the 2-D padding mask")
         if use_cache and cache is None:
             cache = DynamicCache(config=decoder.config)
+        if cache is not None:
+            refuse(cache)
+        if mask is not None and mask.ndim != 2:
+            raise UserError(f"attention_mask of {mask.ndim} dimensions: compression needs the 2-D padding mask")
         ledger = None if cache is None else self._ledger(cache, starts, mask)
         seen = ledger.seen if ledger else 0
         if seen and self._blocks is not None:

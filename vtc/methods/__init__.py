@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from vtc.errors import UserError, unknown
+from vtc.errors import UserError, nearest
 from vtc.registry import methods
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ def check_options(name: str, options: dict[str, Any]) -> None:
         if key not in known:
             if not known:
                 raise UserError(f"method.{key}={options[key]}: {name} takes no options")
-            raise unknown(f"method.{key}", options[key], known)
+            allowed = f"allowed: {', '.join(sorted(known))}{nearest(key, known)}"
+            raise UserError(f"method.{key}={options[key]}: {name} has no such option; {allowed}")
     for key, default in known.items():
         if default is inspect.Parameter.empty and key not in options:
             raise UserError(f"method.{key}: {name} needs it")

@@ -1,0 +1,217 @@
+"""The decoder runner beyond what the contracts of `vtc.testing` cover."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+from vtc.compressor import Compressor
+from vtc.engine import compressing
+from vtc.errors import UserError
+from vtc.methods import build
+from vtc.testing import batch, tiny_backbone
+from vtc.testing.contracts import generated, logits, packed
+
+
+def test_static_cache_is_refused_in_one_line() -> None:
+    backbone = tiny_backbone()
+    inputs = batch(backbone)
+    with compressing(backbone, build("fastv", 4, backbone.shape)):
+        with pytest.raises(UserError, match="StaticCache") as error:
+            cache = StaticCache(config=backbone.decoder.config, max_cache_len=64)
+            backbone.model(**inputs, past_key_values=cache, use_cache=True)
+        with pytest.raises(UserError, match="StaticCache"):
+            generated(backbone, inputs, cache_implementation="static")
+    assert "\n" not in str(error.value)
+
+
+def test_sliding_windows_are_refused() -> None:
+    backbone = tiny_backbone()
+    backbone.decoder.config.layer_types = ["sliding_attention"] * 4
+    with pytest.raises(UserError, match="sliding_attention"), compressing(backbone, build("none", None, backbone.shape)):
+        pass
+    assert "forward" not in backbone.decoder.__dict__
+
+
+def test_a_cache_of_another_method_is_refused() -> None:
+    backbone = tiny_backbone()
+    inputs = batch(backbone)
+    cache = DynamicCache(config=backbone.decoder.config)
+    with compressing(backbone, build("fastv", 4, backbone.shape)):
+        backbone.model(**inputs, past_key_values=cache)
+    with compressing(backbone, build("random", 4, backbone.shape)), pytest.raises(UserError, match="cache"):
+        backbone.model(input_ids=torch.tensor([[11]] * 3), past_key_values=cache)
+
+
+def test_a_conversation_may_begin_without_an_image() -> None:
+    backbone = tiny_backbone()
+    method = build("avgpool", 4, backbone.shape)
+    inputs = batch(backbone, before=(4, 4), after=(5, 5), images=(1, 1))
+    with torch.no_grad(), compressing(backbone, method):
+        whole = backbone.model(**inputs).logits
+        cache = DynamicCache(config=backbone.decoder.config)
+        backbone.model(input_ids=inputs["input_ids"][:, :4], past_key_values=cache)
+        rest = backbone.model(
+            input_ids=inputs["input_ids"][:, 4:], pixel_values=inputs["pixel_values"], past_key_values=cache
+        )
+    assert (whole[:, -5:] - rest.logits[:, -5:]).abs().max() < 1e-4
+
+
+def test_padding_on_the_right_makes_no_difference() -> None:
+    backbone = tiny_backbone()
+    for name, tokens in (("fastv", 4), ("victor", 4), ("avgpool", 4), ("fwd2bot", 4)):
+        method = build(name, tokens, backbone.shape)
+        results = []
+        for padding in ("left", "right"):
+            inputs = batch(backbone, padding=padding)
+            with compressing(backbone, method):
+                out = logits(backbone, inputs)
+            text = inputs["attention_mask"].bool() & (inputs["input_ids"] != backbone.image_token_id)
+            results.append(out[text])
+        assert (results[0] - results[1]).abs().max() < 1e-4, name
+
+
+def test_hidden_states_can_be_asked_for() -> None:
+    backbone = tiny_backbone()
+    inputs = batch(backbone, before=(2, 2), after=(5, 5), images=(1, 1))
+    with compressing(backbone, build("fastv", 4, backbone.shape)), torch.no_grad():
+        out = backbone.model(**inputs, output_hidden_states=True)
+    assert [h.shape[1] for h in out.hidden_states[:-1]] == [23, 23, 23, 11]  # embeddings, layers 0-2
+    assert out.hidden_states[-1].shape[1] == 23
+
+
+def test_engines_nest() -> None:
+    backbone = tiny_backbone()
+    inputs = batch(backbone)
+    plain = logits(backbone, inputs)
+    fastv, victor = build("fastv", 4, backbone.shape), build("victor", 4, backbone.shape)
+    with compressing(backbone, fastv):
+        outer = logits(backbone, inputs)
+        with compressing(backbone, victor):
+            inner = logits(backbone, inputs)
+        assert torch.equal(logits(backbone, inputs), outer)
+    with compressing(backbone, victor):
+        assert torch.equal(logits(backbone, inputs), inner)
+    assert torch.equal(logits(backbone, inputs), plain) and not torch.equal(inner, outer)
+
+
+def test_a_bare_transformers_model_will_do() -> None:
+    backbone = tiny_backbone()
+    inputs = batch(backbone)
+    with compressing(backbone.model, build("fastv", 4, backbone.shape)) as engine:
+        backbone.model(**inputs)
+        assert engine.report.tokens_out == [4, 4, 4]
+    with pytest.raises(UserError, match="no backbone adapter"), compressing(torch.nn.Linear(2, 2), build("none", None, backbone.shape)):
+        pass
+
+
+def test_no_backend_is_asked_for_attentions() -> None:
+    """The probe works where attention weights don't exist, and the layer's attention isn't replaced."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    backbone = tiny_backbone()
+    before, calls = dict(ALL_ATTENTION_FUNCTIONS.items()), []
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def spy(*args, **kwargs):
+        calls.append(kwargs.get("output_attentions"))
+        return sdpa(*args, **kwargs)
+
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = spy
+    try:
+        with compressing(backbone, build("fastv", 4, backbone.shape)):
+            logits(backbone, batch(backbone))
+    finally:
+        del ALL_ATTENTION_FUNCTIONS["sdpa"]
+    assert dict(ALL_ATTENTION_FUNCTIONS.items()) == before
+    assert calls and not any(calls)
+
+
+def test_blocks_see_the_prefix_and_themselves_only() -> None:
+    """Against a mask written out pair by pair."""
+    from vtc.engine.layout import block_mask
+
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 0]]).bool()
+    block = torch.tensor([[0, 0, 1, 1, 2, 2, 0]])
+    got = block_mask(mask, block, torch.float32)[0, 0] == 0
+    for q in range(7):
+        for k in range(7):
+            want = q == k or (k <= q and bool(mask[0, k]) and int(block[0, k]) in (0, int(block[0, q])))
+            assert bool(got[q, k]) == want, (q, k)
+
+
+def test_blocks_work_without_compression_too() -> None:
+    backbone = tiny_backbone()
+    inputs, blocks = packed(backbone)
+    with compressing(backbone, build("none", None, backbone.shape)) as engine, torch.no_grad():
+        with engine.blocks(blocks):
+            apart = backbone.model(**inputs, use_cache=False).logits
+            inputs["input_ids"][:, 19] = 12  # a word of the first question
+            changed = backbone.model(**inputs, use_cache=False).logits
+    own = blocks == 1
+    own[:, 17] = True  # the last of the prefix predicts the first word of the first question
+    others = inputs["attention_mask"].bool() & (blocks != 1)
+    assert torch.equal(apart[others], changed[others])
+    assert not torch.equal(apart[own], changed[own])
+
+
+def test_checkpointing_recomputes_under_the_adapter_of_its_pass() -> None:
+    """Plain `checkpoint`, without the memory of the adapter, recomputes another pass than the one that ran."""
+    from torch.utils.checkpoint import CheckpointError
+
+    from vtc.backbones import adapters
+    from vtc.testing.contracts import made
+
+    backbone = tiny_backbone()
+    method = made(backbone, lambda b, t: build("fwd2bot", t, b.shape, rank=4), 4).train()
+    backbone.model.train()
+    backbone.model.gradient_checkpointing_enable()
+    inputs, blocks = packed(backbone)
+
+    def gradient() -> torch.Tensor:
+        backbone.model.zero_grad()
+        method.zero_grad()
+        with compressing(backbone, method) as engine, engine.blocks(blocks):
+            loss = backbone.model(**inputs, use_cache=False).loss
+        loss.backward()
+        return method.summary.grad.clone()
+
+    gradient()
+    remembering = adapters._remembering
+    adapters._remembering = lambda checkpoint, layers, names: checkpoint
+    try:
+        with pytest.raises(CheckpointError):  # outside the passes no adapter is active
+            gradient()
+    finally:
+        adapters._remembering = remembering
+
+
+class DoublesUp(Compressor):
+    """Inserts registers before layer 2, to see positions that change between segments."""
+
+    name = "doubles"
+
+    def layers(self) -> set[int]:
+        return {2}
+
+    def reduce(self, tokens, layer, context):
+        return tokens.insert(torch.full((3, self.shape.width), 0.5))
+
+
+def test_insertion_inside_the_decoder_keeps_later_turns_right() -> None:
+    from vtc.testing.contracts import batch_equals_singles, cached_equals_uncached, turns_go_on_from_the_cache
+
+    def make(backbone, tokens):
+        return DoublesUp(tokens, backbone.shape)
+
+    for contract in (batch_equals_singles, cached_equals_uncached, turns_go_on_from_the_cache):
+        contract(tiny_backbone(), make, 16)
+
+
+def test_input_embeddings_with_images_are_refused() -> None:
+    backbone = tiny_backbone()
+    inputs = batch(backbone)
+    embeddings = backbone.decoder.embed_tokens(inputs["input_ids"])
+    with compressing(backbone, build("fastv", 4, backbone.shape)), pytest.raises(UserError, match="inputs_embeds"):
+        backbone.model(inputs_embeds=embeddings, pixel_values=inputs["pixel_values"])

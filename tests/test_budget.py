@@ -1,0 +1,96 @@
+"""Budgets: met exactly, or refused with what there is."""
+
+from __future__ import annotations
+
+import pytest
+
+from vtc.backbones.base import BackboneShape
+from vtc.budget import Budget, compression_ratio, relative_flops
+from vtc.errors import UserError
+from vtc.registry import methods
+
+LLAVA = BackboneShape("llava", 32, 4096, 576, (24, 24), 11008, 32, 32, 32064)
+
+
+def resolved(name: str, options: dict | None = None, **budget) -> int | None:
+    return Budget(**budget).resolve(methods.get(name), LLAVA, options or {})
+
+
+def test_tokens_are_met_exactly_or_refused() -> None:
+    assert resolved("fastv", tokens=64) == 64
+    assert resolved("avgpool", {"dims": 1}, tokens=37) == 37
+    for name, tokens, text in (
+        ("fastv", 577, "offers 1 to 576"),
+        ("avgpool", 37, "offers 1, 2, 3, 4, 6"),
+        ("none", 16, "offers 576"),
+    ):
+        with pytest.raises(UserError, match=f"tokens={tokens}: {name} on llava {text}"):
+            resolved(name, tokens=tokens)
+
+
+def test_a_budget_is_one_of_four_and_sane() -> None:
+    for wrong in (
+        {"tokens": 16, "ratio": 0.1},
+        {"tokens": 0},
+        {"tokens": 1.5},
+        {"tokens": "16"},
+        {"tokens": True},
+        {"ratio": 0},
+        {"ratio": 1.1},
+        {"compression": 0.9},
+        {"flops": 0},
+    ):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            Budget(**wrong)
+
+
+def test_no_budget_is_the_methods_default() -> None:
+    defaults = {"none": None, "random": None, "avgpool": None, "llavolta": None, "fastv": 288, "victor": 8, "fwd2bot": 16}
+    assert {name: resolved(name) for name in defaults} == defaults
+
+
+def test_ratio_takes_the_nearest_count_there_is() -> None:
+    assert resolved("fastv", ratio=0.1) == 58
+    assert resolved("avgpool", ratio=0.1) == 64  # 57.6 asked; 2-D offers 48 and 64
+    assert resolved("none", ratio=1.0) == 576
+
+
+def test_compression_is_equation_3_of_llavolta() -> None:
+    assert resolved("llavolta", compression=5.57) == 72  # stride 8 before layer 2
+    assert resolved("llavolta", {"layer": 16}, compression=16 / 9) == 72
+    assert resolved("fastv", compression=1.88) == 288
+    assert compression_ratio([576] * 32, LLAVA) == 1
+    with pytest.raises(UserError, match="compression=40: fastv on llava reaches 1 to"):
+        resolved("fastv", compression=40)
+
+
+def test_flops_compare_methods_that_act_at_different_depths() -> None:
+    early, late = resolved("random", flops=0.25), resolved("random", {"layer": 2}, flops=0.25)
+    assert early > late  # dropping before the LLM costs less, so more may stay
+    for layer, tokens in ((0, early), (2, late)):
+        cost = relative_flops(methods.get("random").layer_tokens(tokens, LLAVA, layer=layer), LLAVA)
+        assert cost == pytest.approx(0.25, abs=0.002)
+    with pytest.raises(UserError, match="flops=0.1: fastv"):
+        resolved("fastv", {"layer": 16}, flops=0.1)
+
+
+def test_flops_are_those_that_torch_counts() -> None:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from vtc.budget import decoder_flops
+    from vtc.testing import tiny_backbone
+
+    backbone = tiny_backbone(width=64, attention="eager", kv_heads=2)
+    x = torch.randn(1, 16 + 64, 64)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        backbone.decoder(inputs_embeds=x, use_cache=False)
+    counted = counter.get_total_flops()
+    # eager computes the whole square of the attention, of which causal attention needs half
+    square = 2 * 2 * 80**2 * 64 * 4
+    assert decoder_flops([16] * 4, backbone.shape) == pytest.approx(counted - square / 2, rel=0.01)
+
+
+def test_registers_count_where_they_run() -> None:
+    assert methods.get("victor").layer_tokens(8, LLAVA) == [584] * 3 + [8] * 29
+    assert methods.get("fwd2bot").layer_tokens(16, LLAVA) == [16] * 32

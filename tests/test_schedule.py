@@ -1,0 +1,68 @@
+"""Layers on other depths, and LLaVolta's stages."""
+
+from __future__ import annotations
+
+import pytest
+
+from vtc.errors import UserError
+from vtc.schedule import SCHEMES, Stage, parse_stages, resolve_layer, scaled_layer, stage_at
+
+
+def test_layers_scale_with_depth_by_one_rule() -> None:
+    assert [scaled_layer(k, 32) for k in range(32)] == list(range(32))
+    assert [scaled_layer(k, 40) for k in (0, 1, 2, 3, 16)] == [0, 1, 3, 4, 20]
+    assert [scaled_layer(k, 6) for k in (0, 1, 2, 3, 16)] == [0, 1, 2, 2, 3]
+
+
+def test_layers_that_do_not_exist_are_refused() -> None:
+    assert resolve_layer(16, 6) == 3 and resolve_layer(5, 6, "none") == 5
+    for layer, scale, lowest in ((32, "auto", 0), (6, "none", 0), (-1, "auto", 0), (0, "auto", 1)):
+        with pytest.raises(UserError, match=f"method.layer={layer}: this decoder has 6 layers; allowed: {lowest} to"):
+            resolve_layer(layer, 6, scale, lowest)
+    for layer in (1.5, True, "2", None):
+        with pytest.raises(UserError, match="a whole number"):
+            resolve_layer(layer, 6)
+    with pytest.raises(UserError, match="layer_scale"):
+        resolve_layer(2, 6, "half")
+
+
+def test_the_six_schemes_of_table_1() -> None:
+    expected = {
+        "single": [None],
+        "two": [(2, 8), None],
+        "three_deeper": [(2, 8), (16, 8), None],
+        "three_wider": [(2, 8), (2, 2), None],
+        "four_wider_then_deeper": [(2, 8), (2, 2), (16, 2), None],
+        "four_deeper_then_wider": [(2, 8), (16, 8), (16, 2), None],
+    }
+    found = {n: [(s.layer, s.stride) if s.compresses else None for s in stages] for n, stages in SCHEMES.items()}
+    assert found == expected
+    for stages in SCHEMES.values():
+        assert all(s.share == pytest.approx(1 / len(stages)) for s in stages)
+        assert not stages[-1].compresses  # the last stage is the model as it is used
+
+
+def test_stages_count_optimizer_steps() -> None:
+    stages = SCHEMES["four_wider_then_deeper"]
+    names = [stages.index(stage_at(stages, step, 10)) for step in range(10)]
+    assert names == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
+    assert [stages.index(stage_at(stages, s, 4)) for s in range(4)] == [0, 1, 2, 3]
+    assert stage_at(stages, 99, 10) is stages[-1]
+    thirds = SCHEMES["three_wider"]
+    assert [thirds.index(stage_at(thirds, s, 9)) for s in range(9)] == [0] * 3 + [1] * 3 + [2] * 3
+
+
+def test_stages_of_ones_own() -> None:
+    stages = parse_stages([{"layer": 2, "stride": 8, "share": 0.5}, {"layer": None, "stride": None}])
+    assert stages == (Stage(2, 8, 0.5), Stage(None, None, 0.5))
+    assert parse_stages("two") is SCHEMES["two"]
+    for wrong, text in (
+        ("twoo", "did you mean 'two'"),
+        ([{"layer": 2}], "give both"),
+        ([{"layer": 2, "strides": 8}], "did you mean 'stride'"),
+        ([{"share": 0.5}], "sum to 1"),
+        ([{"layer": 2, "stride": 0}], "1 or more"),
+        ([], "at least one"),
+    ):
+        with pytest.raises(UserError, match=text):
+            parse_stages(wrong)
