@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
-from PIL import Image
+from PIL import Image, ImageFile
 
 from vtc.errors import UserError
 
@@ -128,7 +129,8 @@ class VtcModel(lmms):
                 questions = []
                 for i in batch:
                     try:
-                        questions.append(self._read(i, requests[i]))
+                        with whole_images():
+                            questions.append(self._read(i, requests[i]))
                     except Exception as error:
                         failed[i] = _describe(error)
                 self._answer(questions, requests, answers, failed)
@@ -311,8 +313,18 @@ def kept_of(report: Any, visual: Sequence[int], images: Sequence[int], depth: in
     return out
 
 
+@contextlib.contextmanager
+def whole_images() -> Iterator[None]:
+    """A truncated file is an error: lmms-eval's tasks tell Pillow to fill what is missing with grey."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
 def _opened(image: Any) -> Image.Image:
-    """A PIL image, fully decoded: a truncated file fails here, where it is one sample's failure."""
+    """A PIL image, fully decoded: what is wrong with it shows here, where it is one sample's failure."""
     if isinstance(image, str):
         image = Image.open(image)
     if not isinstance(image, Image.Image):

@@ -1,0 +1,170 @@
+"""`evaluate`: from a configuration to its result, with a backbone that has fresh weights."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from vtc import results
+from vtc.cli.compose import compose
+from vtc.evaluation import compare, evaluate
+from vtc.evaluation import run as running
+
+TASKS = ["pocket_existence", "pocket_captions", "pocket_retrieval", "pocket_hard_captions"]
+QUICK = {"batch_size": 2, "prompt_tokens": 24, "new_tokens": [2, 4], "repeats": 1, "first_token_repeats": 2}
+
+
+@pytest.fixture(scope="module")
+def config(weights, data, tmp_path_factory):
+    """`config(*overrides)`: a run of a few samples of four tasks."""
+    output = tmp_path_factory.mktemp("outputs")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(running, "code_hash", lambda settings: "code")  # a file saved while the tests run renames no run
+
+    def make(*overrides):
+        given = [f"output_dir={output}", f"benchmark.data={data}", f"benchmark.tasks=[{','.join(TASKS)}]"]
+        given += ["benchmark.limit=6", f"backbone.pretrained={weights}", "backbone.device=cpu", "batch_size=4"]
+        return {**running.as_dict(compose([*given, *overrides])), "profile": QUICK}
+
+    yield make
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def finished(config):
+    return evaluate(config("method=fastv", "method.layer=2", "tokens=16"))
+
+
+def test_the_result_has_every_section_and_states_what_was_kept(finished):
+    result = results.load(finished)
+    assert {"id", "created", "command", "versions", "git_commit", "seed", "device", "attention", "dtype", "batch_size"} <= set(result["run"])
+    assert {"vtc", "torch", "transformers", "lmms_eval"} <= set(result["run"]["versions"])
+    assert result["config"]["tokens"] == 16 and "hydra" not in result["config"]
+    assert result["method"] == {**result["method"], "name": "fastv", "tokens": 16, "layers": [2]}
+    budget = result["budget"]
+    assert budget["requested"] == {"tokens": 16}
+    assert (budget["visual_tokens_in"], budget["visual_tokens_out"]) == (144, 16)
+    assert budget["layer_tokens"] == [144, 144, 16, 16, 16, 16]
+    average = (2 * 144 + 4 * 16) / 6
+    assert budget["layer_average_tokens"] == pytest.approx(average)
+    assert budget["compression_ratio"] == pytest.approx(144 / average)  # LLaVolta, eq. 3
+    assert 0 < budget["flops_ratio"] < 1
+    assert result["bad_samples"] == {"count": 0, "samples": []}
+    wanted = {"vision_flops", "prefill_flops", "decode_flops_per_token", "ttft_ms", "decode_ms_per_token", "throughput", "speedup"}
+    wanted |= {"peak_memory_bytes", "extra_parameters", "storage_bytes_per_image"}
+    assert wanted <= set(result["efficiency"])
+
+
+def test_scores_stand_beside_floors_and_baseline(finished):
+    result = results.load(finished)
+    assert [row["task"] for row in result["scores"]] == TASKS
+    baselines = list((finished.parent.parent / "baselines").glob("*/result.json"))
+    assert len(baselines) == 1
+    plain = {row["task"]: row for row in results.load(baselines[0])["scores"]}
+    for row in result["scores"]:
+        assert {"task", "metric", "value", "stderr", "n", "baseline", "retained", "p_value", "blind", "bag"} <= set(row)
+        assert row["n"] == 6 and row["baseline"] == plain[row["task"]]["value"]
+        assert row["retained"] == (pytest.approx(row["value"] / row["baseline"]) if row["baseline"] else None)
+        assert 0 < row["p_value"] <= 1
+    assert plain["pocket_existence"]["retained"] in (None, 1.0) and plain["pocket_existence"]["p_value"] is None
+    means = result["means"]
+    assert means["understanding"]["tasks"] == 2 and means["discriminative"]["tasks"] == 2
+    values = [r["value"] for r in result["scores"] if r["group"] == "understanding"]
+    assert means["understanding"]["value"] == pytest.approx(sum(values) / 2)
+
+
+def test_samples_and_summary_lie_beside_it(finished):
+    frame = results.samples(finished)
+    assert frame.groupby("task").size().to_dict() == dict.fromkeys(TASKS, 6)
+    generated = frame[frame["task"] == "pocket_existence"]
+    assert set(generated["tokens_kept"]) == {16} and set(generated["tokens_in"]) == {144}
+    summary = (finished.parent / results.SUMMARY).read_text()
+    assert "| pocket_existence | accuracy | 6 |" in summary and "mean, understanding" in summary and "miniature" in summary
+    assert not (finished.parent / running.PARTIAL).exists()
+
+
+def test_a_finished_run_is_read_not_repeated(finished, config, monkeypatch, capsys):
+    monkeypatch.setattr(running, "make", lambda *_: pytest.fail("scored again"))
+    before = finished.stat().st_mtime_ns
+    assert evaluate(config("method=fastv", "method.layer=2", "tokens=16")) == finished
+    assert finished.stat().st_mtime_ns == before
+    out = capsys.readouterr().out
+    assert "already scored" in out and "pocket_existence" in out
+
+
+def test_the_baseline_is_made_once(finished, config, monkeypatch, capsys):
+    made = []
+    original = running.make
+    monkeypatch.setattr(running, "make", lambda run, *rest: made.append(run.settings["method"]["name"]) or original(run, *rest))
+    path = evaluate(config("method=random", "tokens=16"))
+    assert made == ["random"] and "reused" in capsys.readouterr().out
+    assert results.load(path)["baseline"] == results.load(finished)["baseline"]
+    assert evaluate(config("method=none")).parent.parent.name == "baselines" and made == ["random"]
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(config, monkeypatch, capsys):
+    from vtc.evaluation import harness
+
+    original, tasks = harness.run_task, []
+
+    def interrupted(model, task, *rest, **more):
+        if len(tasks) == 2:
+            raise KeyboardInterrupt
+        tasks.append(task)
+        return original(model, task, *rest, **more)
+
+    asked = config("method=avgpool", "tokens=16")
+    monkeypatch.setattr(harness, "run_task", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(asked)
+    assert tasks == TASKS[:2]
+    monkeypatch.setattr(harness, "run_task", lambda model, task, *r, **m: tasks.append(task) or original(model, task, *r, **m))
+    path = evaluate(asked)
+    assert tasks == TASKS  # none twice
+    assert "kept from the interrupted run" in capsys.readouterr().out
+    assert [row["task"] for row in results.load(path)["scores"]] == TASKS
+
+
+def test_resume_false_scores_again(finished, config, monkeypatch):
+    made = []
+    original = running.make
+    monkeypatch.setattr(running, "make", lambda run, *rest: made.append(run.id) or original(run, *rest))
+    again = evaluate(config("method=fastv", "method.layer=2", "tokens=16", "resume=false"))
+    assert len(made) == 1 and again == finished
+    assert results.samples(again)["score"].tolist() == results.samples(finished)["score"].tolist()
+
+
+def test_comparing_two_runs(finished, config):
+    other = evaluate(config("method=random", "tokens=16"))
+    table = compare(finished, other)
+    assert set(table) == {*TASKS, "understanding", "discriminative", "all"}
+    assert table["all"]["n"] == 24 and table["pocket_existence"]["n"] == 6
+    scores = {r["task"]: r["value"] for r in results.load(finished)["scores"]}
+    for task in TASKS:
+        assert table[task]["a"] == pytest.approx(scores[task])
+        assert table[task]["difference"] == pytest.approx(table[task]["a"] - table[task]["b"])
+    same = compare(finished, finished)
+    assert all(row["p_value"] == 1.0 and row["difference"] == 0.0 for row in same.values())
+
+
+def test_bad_samples_are_in_the_file_and_on_the_screen(config, data, tmp_path, capsys):
+    from pocket_rows import make_rows, write_rows
+
+    rows = make_rows("pocket_existence")
+    rows[1]["image"]["bytes"] = b"not an image"
+    write_rows(tmp_path / "pocket_existence.parquet", rows)
+    path = evaluate(
+        config("method=none", "benchmark.tasks=[pocket_existence]", f"benchmark.data={tmp_path}", f"output_dir={tmp_path}/out")
+    )
+    result = results.load(path)
+    assert result["bad_samples"]["count"] == 1 and result["bad_samples"]["samples"][0]["id"] == "existence-1"
+    assert result["scores"][0]["n"] == 5 and result["scores"][0]["bad"] == 1
+    out = capsys.readouterr().out
+    assert "sample existence-1 set aside" in out and "1 bad samples are not in the scores" in out
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, vtc.evaluation; print([m for m in ('torch', 'transformers', 'lmms_eval', 'datasets') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -1,0 +1,84 @@
+"""What is timed, in which order, and what is made of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_flops import backbone  # noqa: F401  (the fixture)
+
+from vtc.errors import UserError
+from vtc.methods import build
+from vtc.profiling import efficiency, latency
+from vtc.profiling.display import rows as rows_of
+from vtc.profiling.run import protocol_of
+
+QUICK = latency.Protocol(batch_size=2, prompt_tokens=32, new_tokens=(2, 6), repeats=2, first_token_repeats=3)
+
+
+def test_prompts_have_the_length_of_the_protocol(backbone):  # noqa: F811
+    inputs = latency.example(backbone, 3, 64)
+    ids = inputs["input_ids"]
+    assert ids.shape[0] == 3 and int((ids[0] == backbone.image_token_id).sum()) == 144
+    assert int((ids[0] != backbone.image_token_id).sum()) == 64
+
+
+def test_models_take_turns_and_generate_every_token(backbone, monkeypatch):  # noqa: F811
+    calls = []
+    original = latency.generator
+
+    def spy(b, method, inputs, new_tokens):
+        run = original(b, method, inputs, new_tokens)
+        return lambda: (calls.append((method.name, new_tokens, inputs["input_ids"].shape[0])), run())
+
+    monkeypatch.setattr(latency, "generator", spy)
+    methods = [build("random", 8, backbone.shape), build("none", None, backbone.shape)]
+    timings = latency.measure(backbone, methods, QUICK)
+    timed = calls[6:]  # behind the calls that warm up
+    assert timed[:4] == [("random", 1, 1), ("none", 1, 1), ("none", 1, 1), ("random", 1, 1)]
+    assert timed[6:10] == [("random", 2, 2), ("none", 2, 2), ("random", 6, 2), ("none", 6, 2)]
+    assert [len(t.first_token) for t in timings] == [3, 3] and [len(t.generate[6]) for t in timings] == [2, 2]
+
+
+def test_exactly_as_many_tokens_as_asked(backbone, monkeypatch):  # noqa: F811
+    made = []
+    original = backbone.model.generate
+    monkeypatch.setattr(backbone.model, "generate", lambda **k: made.append((original(**k), k["input_ids"].shape[1])))
+    latency.generator(backbone, build("none", None, backbone.shape), latency.example(backbone, 2, 32), 9)()
+    ids, given = made[0]
+    assert ids.shape[1] - given == 9
+
+
+def test_numbers_made_of_times():
+    timing = latency.Timing(first_token=[0.01, 0.03, 0.02, 0.5], generate={2: [0.3, 0.1, 0.2], 128: [1.46, 1.5, 1.4]})
+    assert timing.ttft_ms() == {"median": pytest.approx(25.0), "p95": pytest.approx(500.0)}
+    assert timing.decode_ms() == pytest.approx(1e3 * (1.46 - 0.2) / 126)
+    assert timing.throughput(16) == {"2": pytest.approx(160.0), "128": pytest.approx(16 * 128 / 1.46)}
+
+
+def test_the_section_of_a_result(backbone):  # noqa: F811
+    costs = efficiency(backbone, build("fwd2bot", 4, backbone.shape, rank=4).eval(), QUICK)
+    json.dumps(costs, allow_nan=False)
+    assert costs["layer_tokens"] == [4] * 5 and costs["visual_tokens"] == 144
+    assert costs["storage_bytes_per_image"] == 2 * 4 * 64  # k'·d numbers of 16 bit
+    # Two passes: the first over everything, so more than without compression, and an answer that costs a fraction.
+    assert costs["flops_ratio"] > 1 and costs["answer_flops"] < 0.5 * costs["prefill_flops_uncompressed"]
+    assert costs["extra_parameters"] > 0 and costs["peak_memory_bytes"] is None
+    assert costs["kv_cache_bytes"] == (4 + 32) * 5 * 2 * 2 * 8 * 4
+    assert costs["kv_cache_bytes_uncompressed"] == (144 + 32) * 5 * 2 * 2 * 8 * 4
+    assert set(costs["throughput"]) == {"2", "6"} and costs["speedup"] == costs["speedup_by_tokens"]["6"]
+    pruned = efficiency(backbone, build("fastv", 16, backbone.shape, layer=2).eval(), QUICK)
+    assert pruned["storage_bytes_per_image"] == 2 * 144 * 64  # it needs the question, so all tokens must be kept
+    assert pruned["answer_flops"] == pruned["prefill_flops"] < pruned["prefill_flops_uncompressed"]
+
+
+def test_no_compression_is_the_measure_of_itself(backbone):  # noqa: F811
+    costs = efficiency(backbone, build("none", None, backbone.shape), QUICK)
+    assert costs["flops_ratio"] == pytest.approx(1.0) and costs["speedup"] == 1.0 and costs["extra_parameters"] == 0
+    assert len(rows_of(costs)) >= 7
+
+
+def test_a_protocol_of_ones_own():
+    assert protocol_of({"profile": {"batch_size": 4}}, repeats=2) == latency.Protocol(batch_size=4, repeats=2)
+    with pytest.raises(UserError, match="profile=batchsize: unknown; .*'batch_size'"):
+        protocol_of({"profile": {"batchsize": 4}})
