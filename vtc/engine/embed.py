@@ -1,8 +1,8 @@
 """One vector per image or text, from the same model and the same compressed tokens that answer questions.
 
 Fwd2Bot: the mean of the summary tokens (fwd2bot, eq. 3). Every other method: the last hidden state at the last token of
-"<image>\\nSummarize the image in a few words." (E5-V's way, arXiv 2407.12580), compressed on the image side. Text goes where the
-image would be, before the same prompt.
+"<image>\\nSummarize the image in a few words." (E5-V's way, arXiv 2407.12580), compressed on the image side. Text goes
+where the image would be, before the same prompt.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def encode_images(backbone: Backbone, method: Compressor, pixel_values: Tensor) 
         return method.summarise(visual, real, context_of(backbone)).float().mean(1)
     from vtc.engine import compressing
 
-    ids = _ids(backbone, "<image>\n" + SUMMARY_PROMPT, special=True)
+    ids = _ids(backbone, backbone.prompt(SUMMARY_PROMPT), special=True)
     count = pixel_values.shape[0]
     if int((ids == backbone.image_token_id).sum()) == 1:  # the tokenizer alone gives one placeholder an image
         at = int((ids == backbone.image_token_id).nonzero()[0])
@@ -55,15 +55,18 @@ def encode_images(backbone: Backbone, method: Compressor, pixel_values: Tensor) 
 
 
 def encode_texts(backbone: Backbone, method: Compressor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Token ids and mask [T, L] (padded on either side, no prompt) → embeddings [T, D], float32, not normalised. Differentiable."""
+    """Token ids and mask [T, L] (padded on either side) → embeddings [T, D], float32, not normalised. Differentiable."""
     words = backbone.decoder.embed_tokens(input_ids)
     real = attention_mask.bool()
     if isinstance(method, SelfCompressor):
         method.attach(backbone)
         return method.summarise(words, real, context_of(backbone)).float().mean(1)
-    prompt = backbone.decoder.embed_tokens(_ids(backbone, "\n" + SUMMARY_PROMPT))
-    words = torch.cat([words, prompt.expand(len(words), -1, -1)], 1)
-    real = torch.cat([real, real.new_ones(len(real), prompt.shape[0])], 1)
+    before, after = backbone.prompt("|", images=0).split("|")
+    around = [_ids(backbone, before, special=True), _ids(backbone, f"\n{SUMMARY_PROMPT}{after}")]
+    before, after = (backbone.decoder.embed_tokens(ids).expand(len(words), -1, -1) for ids in around)
+    words = torch.cat([before, words, after], 1)
+    ones = real.new_ones
+    real = torch.cat([ones(before.shape[:2]), real, ones(after.shape[:2])], 1)
     return run_decoder(backbone, words, real, method.adapter)[:, -1].float()
 
 
@@ -77,9 +80,8 @@ def embed_images(backbone: Backbone, method: Compressor, images: Sequence[Image]
 @torch.no_grad()
 def embed_texts(backbone: Backbone, method: Compressor, texts: Sequence[str]) -> Tensor:
     """Texts → embeddings [T, D], float32, not normalised."""
-    special = not isinstance(method, SelfCompressor)
     batch = backbone.tokenizer(
-        list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=special
+        list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
     ).to(backbone.device)
     return encode_texts(backbone, method, batch["input_ids"], batch["attention_mask"])
 

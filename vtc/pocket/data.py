@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtc.pocket.model import GRID, PATCH, encode, vocabulary_index
+from vtc.pocket.model import GRID, PATCH, SUMMARY_PROMPT, encode, vocabulary_index
 from vtc.pocket.questions import KINDS, Question
 from vtc.pocket.scenes import COLORS, NAMES, SIZES, Scene, Split, Thing, draw_scene, recolor
 
@@ -70,6 +70,7 @@ class Packed:
         pixel_values: ``[B, 3, 96, 96]`` or None.
         kinds: for each row the kind of each block.
         captions: for each row the caption of its scene, for contrastive losses.
+        embed_at: ``[B]`` where the image's embedding is read, at the end of a block of its own; None without one.
     """
 
     input_ids: Tensor
@@ -80,6 +81,7 @@ class Packed:
     pixel_values: Tensor | None
     kinds: list[list[str]]
     captions: list[str] = field(default_factory=list)
+    embed_at: Tensor | None = None
 
     def to(self, device: torch.device) -> Packed:
         """The same batch on a device."""
@@ -95,11 +97,16 @@ class Packed:
         return (allowed | torch.eye(length, dtype=torch.bool, device=q.device))[:, None]
 
 
-def pack(prefix: Sequence[int], rows: Sequence[Sequence[Question]], pixels: Tensor | None) -> Packed:
-    """Lay out each row's questions behind the prefix."""
+def pack(
+    prefix: Sequence[int], rows: Sequence[Sequence[Question]], pixels: Tensor | None, embed: bool = False
+) -> Packed:
+    """Lay out each row's questions behind the prefix, and with ``embed`` the summary prompt as a last block."""
     index = vocabulary_index()
     assistant, end, pad = index["ASSISTANT:"], index["</s>"], index["<pad>"]
     laid_out = [[(encode(q.text) + (assistant,), encode(q.answer) + (end,)) for q in row] for row in rows]
+    if embed:
+        for row in laid_out:
+            row.append((encode(SUMMARY_PROMPT) + (assistant,), ()))
     start = len(prefix)
     length = start + max(sum(len(q) + len(a) for q, a in row) for row in laid_out)
     ids = np.full((len(rows), length), pad, dtype=np.int64)
@@ -120,7 +127,24 @@ def pack(prefix: Sequence[int], rows: Sequence[Sequence[Question]], pixels: Tens
         real[b, :at] = 1
         blocks[b, at:] = len(row)
     tensors = (torch.from_numpy(t) for t in (ids, labels, positions, blocks, real))
-    return Packed(*tensors, pixels, [[q.kind for q in row] for row in rows])
+    packed = Packed(*tensors, pixels, [[q.kind for q in row] for row in rows])
+    if embed:
+        packed.embed_at = packed.attention_mask.sum(1) - 1
+    return packed
+
+
+def caption_batch(captions: Sequence[str], prompted: bool = False) -> tuple[Tensor, Tensor]:
+    """Captions → token ids ``[B, L]`` and mask ``[B, L]``, left-padded.
+
+    With ``prompted``, a caption stands where an image would, before the summary prompt: the text side of embeddings
+    that are read at the last token (:func:`vtc.engine.encode_texts`).
+    """
+    index = vocabulary_index()
+    before, after = (encode(PREFIX[0]), (*encode(SUMMARY_PROMPT), index["ASSISTANT:"])) if prompted else ((), ())
+    rows = [[*before, *encode(caption), *after] for caption in captions]
+    length = max(map(len, rows))
+    ids = torch.tensor([[index["<pad>"]] * (length - len(row)) + row for row in rows])
+    return ids, (ids != index["<pad>"]).long()
 
 
 def image_prefix() -> list[int]:

@@ -26,6 +26,7 @@ from transformers import LlavaForConditionalGeneration
 from vtc.pocket.data import (
     IGNORE,
     Packed,
+    caption_batch,
     draw_questions,
     draw_scenes,
     image_prefix,
@@ -193,6 +194,7 @@ class QuestionStage(Stage):
         self.batch_size, self.questions, self.weights = batch_size, questions, weights
         self.first_kinds, self.first_share = first_kinds, first_share
         self.total = 1
+        self.twins = False  # every other picture is its neighbour with the colours dealt out anew
 
     def start_step(self, step: int, total: int) -> None:
         self.total = total
@@ -206,19 +208,20 @@ class QuestionStage(Stage):
     def pack(self, rng: np.random.Generator, scenes: list[Scene], weights: dict[str, float], count: int) -> Packed:
         raise NotImplementedError
 
-    def logits(self, batch) -> Tensor:
+    def hidden(self, batch) -> Tensor:
+        """Last hidden states ``[B, L, D]`` in the layout of the packed batch."""
         raise NotImplementedError
 
     def batch(self, step: int):
         rng = scene_rng(self.seed, self.name, step)
-        scenes = draw_scenes(rng, self.batch_size, "train")
+        scenes = draw_scenes(rng, self.batch_size, "train", self.twins)
         return self.pack(rng, scenes, self.mixture(step), self.questions)
 
     def images(self, batch) -> int:
         return self.batch_size
 
     def losses(self, batch) -> dict[str, Tensor]:
-        return {"answer": answer_loss(self.logits(batch), self._packed(batch).labels)}
+        return {"answer": answer_loss(self.model.lm_head(self.hidden(batch)), self._packed(batch).labels)}
 
     def _packed(self, batch) -> Packed:
         return batch if isinstance(batch, Packed) else batch[0]
@@ -227,16 +230,24 @@ class QuestionStage(Stage):
     def validate(self) -> dict[str, float]:
         """Share of exactly right answers by kind (those of :mod:`vtc.pocket.questions`) on 128 validation scenes."""
         found: dict[str, list[float]] = {}
+        nearest = []
         for step in range(4):
             rng = scene_rng(0, "question-validation", step)
             kinds = {k: 1.0 for k in KINDS if k != "captions"}
             batch = on_device(self.pack(rng, draw_scenes(rng, 32, "validation"), kinds, 16), self.device)
-            for kind, values in exact_answers(self.logits(batch), self._packed(batch)).items():
+            hidden, packed = self.hidden(batch), self._packed(batch)
+            for kind, values in exact_answers(self.model.lm_head(hidden), packed).items():
                 found.setdefault(kind, []).extend(values)
+            if packed.embed_at is not None:
+                image, text = embeddings(self.model, hidden, packed)
+                near = F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
+                nearest += (near.argmax(1) == torch.arange(len(near), device=near.device)).tolist()
         scores = {kind: float(np.mean(values)) for kind, values in sorted(found.items())}
         tasks: dict[str, list[float]] = {}
         for kind, values in found.items():
             tasks.setdefault(TASK_OF_KIND[kind], []).extend(values)
+        if nearest:
+            scores["caption nearest of 32"] = float(np.mean(nearest))
         return scores | {"mean": float(np.mean([np.mean(values) for values in tasks.values()]))}
 
 
@@ -283,7 +294,7 @@ class LanguageStage(QuestionStage):
         packed.attention_mask[:, len(start) : len(prefix)] = (index >= 0).long()
         return packed, words, index.clamp(min=0)
 
-    def logits(self, batch) -> Tensor:
+    def hidden(self, batch) -> Tensor:
         packed, words, patch = batch
         decoder = self.model.model.language_model
         embedded = decoder.embed_tokens(packed.input_ids)
@@ -291,13 +302,12 @@ class LanguageStage(QuestionStage):
         start = len(encode("<s> USER:"))
         stop = start + patch.shape[1]
         embedded = torch.cat([embedded[:, :start], concepts, embedded[:, stop:]], 1)
-        hidden = decoder(
+        return decoder(
             inputs_embeds=embedded,
             attention_mask=packed.mask(),
             position_ids=packed.position_ids,
             use_cache=False,
         ).last_hidden_state
-        return self.model.lm_head(hidden)
 
 
 class AlignStage(Stage):
@@ -331,9 +341,21 @@ class AlignStage(Stage):
 
 
 class InstructStage(QuestionStage):
-    """Pictures and questions; projector and decoder learn, the tower does not."""
+    """Pictures and questions; projector and decoder learn, the tower does not.
+
+    The model also learns to embed, as E5-V makes LLaVA do: the hidden state behind the summary prompt is to be near
+    that of the picture's caption behind the same prompt, and far from the others'.
+
+    Args:
+        contrastive: weight of that loss; every other picture of a batch is then its neighbour recoloured.
+    """
 
     name = "instruct"
+
+    def __init__(self, *args, contrastive: float = 0.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.contrastive = contrastive
+        self.twins = contrastive > 0
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from self.model.model.multi_modal_projector.named_parameters(prefix="projector")
@@ -341,9 +363,11 @@ class InstructStage(QuestionStage):
 
     def pack(self, rng, scenes, weights, count) -> Packed:
         questions = [draw_questions(rng, s, count, weights, caption=True) for s in scenes]
-        return pack(image_prefix(), questions, render(scenes))
+        packed = pack(image_prefix(), questions, render(scenes), embed=self.contrastive > 0)
+        packed.captions = [scene.caption for scene in scenes]
+        return packed
 
-    def logits(self, batch: Packed) -> Tensor:
+    def hidden(self, batch: Packed) -> Tensor:
         with torch.no_grad():
             features = self.model.model.vision_tower(pixel_values=batch.pixel_values).last_hidden_state[:, 1:]
         visual = self.model.model.multi_modal_projector(features)
@@ -351,10 +375,37 @@ class InstructStage(QuestionStage):
         embedded = decoder.embed_tokens(batch.input_ids)
         start = int((batch.input_ids[0] == vocabulary_index()["<image>"]).nonzero()[0])
         embedded = torch.cat([embedded[:, :start], visual.to(embedded.dtype), embedded[:, start + GRID * GRID :]], 1)
-        hidden = decoder(
+        return decoder(
             inputs_embeds=embedded,
             attention_mask=batch.mask(),
             position_ids=batch.position_ids,
             use_cache=False,
         ).last_hidden_state
-        return self.model.lm_head(hidden)
+
+    def losses(self, batch: Packed) -> dict[str, Tensor]:
+        hidden = self.hidden(batch)
+        terms = {"answer": answer_loss(self.model.lm_head(hidden), batch.labels)}
+        if self.contrastive:
+            terms["contrastive"] = self.contrastive * embedding_loss(self.model, hidden, batch)
+        return terms
+
+
+EMBED_TEMPERATURE = 0.07  # CLIP's
+
+
+def embeddings(model: LlavaForConditionalGeneration, hidden: Tensor, batch: Packed) -> tuple[Tensor, Tensor]:
+    """Pictures and their captions, ``[B, D]`` each, both read at the last token of the summary prompt.
+
+    Args:
+        hidden: ``[B, L, D]`` last hidden states of ``batch``, which must hold an embedding block.
+    """
+    ids, mask = (t.to(hidden.device) for t in caption_batch(batch.captions, prompted=True))
+    text = model.model.language_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, -1]
+    return hidden[torch.arange(len(hidden), device=hidden.device), batch.embed_at], text
+
+
+def embedding_loss(model: LlavaForConditionalGeneration, hidden: Tensor, batch: Packed) -> Tensor:
+    """Symmetric InfoNCE between pictures and captions (eq. 3 of Fwd2Bot, on E5-V's embeddings)."""
+    from vtc.methods.fwd2bot import info_nce
+
+    return info_nce(*embeddings(model, hidden, batch), EMBED_TEMPERATURE)

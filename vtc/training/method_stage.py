@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vtc.backbones.base import Backbone
 from vtc.compressor import Compressor
 from vtc.engine import compressing
 from vtc.errors import UserError, unknown
-from vtc.pocket.data import Packed, draw_questions, draw_scenes, image_prefix, pack, render, scene_rng
-from vtc.pocket.model import encode, vocabulary_index
-from vtc.pocket.recipe import QuestionStage, answer_loss
+from vtc.pocket.data import Packed, caption_batch, draw_questions, image_prefix, pack, render
+from vtc.pocket.recipe import QuestionStage, answer_loss, embedding_loss
 from vtc.pocket.scenes import Scene
 
 # What a stage may train, by the places of the parameters in a LLaVA.
@@ -67,6 +65,7 @@ class MethodStage(QuestionStage):
         )
         self.name, self.backbone, self.method = name, backbone, method
         self.twins = bool(data.get("twins", False))
+        self.contrastive = float(data.get("contrastive", 0.0))
         self.trained = {n: p for part in train for n, p in parameters_of(part, backbone, method)}
         if not self.trained:
             raise UserError(f"training.stages: stage {name!r} trains {list(train)}, but {method.name} has none of it")
@@ -88,28 +87,23 @@ class MethodStage(QuestionStage):
 
     def pack(self, rng, scenes: list[Scene], weights, count) -> Packed:
         questions = [draw_questions(rng, s, count, weights, caption=True) for s in scenes]
-        packed = pack(image_prefix(), questions, render(scenes))
+        packed = pack(image_prefix(), questions, render(scenes), embed=self.contrastive > 0)
         packed.captions = [scene.caption for scene in scenes]
         return packed
 
-    def batch(self, step: int) -> Packed:
-        rng = scene_rng(self.seed, self.name, step)
-        scenes = draw_scenes(rng, self.batch_size, "train", self.twins)
-        return self.pack(rng, scenes, self.mixture(step), self.questions)
-
     def forward(self, batch: Packed) -> tuple[Tensor, Any]:
-        """Logits ``[B, L, V]`` in the layout of ``batch``, and the engine that made them."""
+        """Last hidden states ``[B, L, D]`` in the layout of ``batch``, and the engine that made them."""
         with compressing(self.backbone, self.method) as engine, engine.blocks(batch.blocks):
-            out = self.backbone.model(
+            out = self.backbone.core(
                 input_ids=batch.input_ids,
                 pixel_values=batch.pixel_values,
                 position_ids=batch.position_ids,
                 attention_mask=batch.attention_mask,
                 use_cache=False,
             )
-        return out.logits, engine
+        return out.last_hidden_state, engine
 
-    def logits(self, batch: Packed) -> Tensor:
+    def hidden(self, batch: Packed) -> Tensor:
         return self.forward(batch)[0]
 
     def validate(self) -> dict[str, float]:
@@ -118,20 +112,17 @@ class MethodStage(QuestionStage):
         return super().validate()
 
     def losses(self, batch: Packed) -> dict[str, Tensor]:
-        """L_AR of the answers, and what the method adds: Fwd2Bot's contrastive loss, from the same first pass."""
+        """L_AR of the answers, and what the method adds: Fwd2Bot's contrastive loss, from the same first pass.
+
+        With ``data.contrastive``, the loss of the embeddings that all other methods are scored by (the base model's own
+        instruction stage has it).
+        """
         self.method.train()
-        logits, engine = self.forward(batch)
-        terms = {"answer": answer_loss(logits, batch.labels)}
+        hidden, engine = self.forward(batch)
+        terms = {"answer": answer_loss(self.model.lm_head(hidden), batch.labels)}
         if engine.context is not None:
-            engine.context.captions = caption_batch(batch.captions, self.device)
+            engine.context.captions = tuple(t.to(self.device) for t in caption_batch(batch.captions))
             terms |= self.method.losses(engine.context)
+        if self.contrastive:
+            terms["contrastive"] = self.contrastive * embedding_loss(self.model, hidden, batch)
         return terms
-
-
-def caption_batch(captions: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Captions → token ids ``[B, L]`` and mask ``[B, L]``, left-padded."""
-    rows = [encode(caption) for caption in captions]
-    length = max(map(len, rows))
-    pad = vocabulary_index()["<pad>"]
-    ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows], device=device)
-    return ids, ids != pad

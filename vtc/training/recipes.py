@@ -134,7 +134,7 @@ def _base(cfg: Mapping[str, Any]) -> Path:
         "locate": tower.locate,
         "language": lambda: language,
         "align": lambda: recipe.AlignStage(model, language.places, seed, int(data["tower_batch_size"])),
-        "instruct": lambda: recipe.InstructStage(*questions("instruct")),
+        "instruct": lambda: recipe.InstructStage(*questions("instruct"), contrastive=float(data["contrastive"])),
     }
     reports = []
     for name in names:
