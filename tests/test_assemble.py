@@ -38,7 +38,10 @@ def test_assembled_it_runs(backbone: dict) -> None:
     ("change", "text"),
     [
         ({"method": {"name": "fastvv"}}, "method=fastvv: unknown; .*did you mean 'fastv'"),
-        ({"method": {"name": "fastv", "layr": 2}}, "method.layr=2: fastv has no such option; allowed: layer, .*did you mean 'layer'"),
+        (
+            {"method": {"name": "fastv", "layr": 2}},
+            "method.layr=2: fastv has no such option; allowed: layer, .*did you mean 'layer'",
+        ),
         ({"method": {"name": "none", "layer": 2}}, "none takes no options"),
         ({"method": {"name": "fastv", "layer": 40}}, "method.layer=40: this decoder has 8 layers"),
         ({"tokens": 17}, "tokens=17: fastv on llava15_7b offers 1 to 16"),

@@ -45,7 +45,15 @@ def test_a_budget_is_one_of_four_and_sane() -> None:
 
 
 def test_no_budget_is_the_methods_default() -> None:
-    defaults = {"none": None, "random": None, "avgpool": None, "llavolta": None, "fastv": 288, "victor": 8, "fwd2bot": 16}
+    defaults = {
+        "none": None,
+        "random": None,
+        "avgpool": None,
+        "llavolta": None,
+        "fastv": 288,
+        "victor": 8,
+        "fwd2bot": 16,
+    }
     assert {name: resolved(name) for name in defaults} == defaults
 
 

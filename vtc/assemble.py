@@ -61,8 +61,8 @@ def plan(cfg: Mapping[str, Any], trained: bool = True) -> Plan:
         trained: whether trained weights are wanted; training itself wants none.
 
     Raises:
-        UserError: an unknown name or option, a budget that the method can't meet, a layer that the decoder doesn't have, a
-            checkpoint for another backbone, method, budget or setting, or none for a method that needs one.
+        UserError: an unknown name or option, a budget that the method can't meet, a layer that the decoder doesn't
+            have, a checkpoint for another backbone, method, budget or setting, or none for a method that needs one.
     """
     from vtc.methods import build, check_options
 

@@ -88,7 +88,8 @@ class Budget:
         lowest, highest = min(costs.values()), max(costs.values())
         if not lowest * 0.98 <= asked <= highest * 1.02:
             raise UserError(
-                f"{key}={asked}: {name} on {shape.name} reaches {lowest:.3g} to {highest:.3g} ({_listed(offers)} tokens)"
+                f"{key}={asked}: {name} on {shape.name} reaches {lowest:.3g} to {highest:.3g}, "
+                f"with {_listed(offers)} tokens"
             )
         return min(offers, key=lambda t: (abs(costs[t] - asked), t))
 
@@ -99,7 +100,7 @@ def compression_ratio(layer_tokens: Sequence[int], shape: BackboneShape) -> floa
 
 
 def decoder_flops(layer_tokens: Sequence[int], shape: BackboneShape, text: int = PROMPT) -> float:
-    """FLOPs of a prefill through the decoder layers (a multiplication and an addition are two), causal attention halved.
+    """FLOPs of a prefill through the decoder layers; a multiply-add is two, and causal attention is halved.
 
     Args:
         layer_tokens: visual tokens in each decoder layer.

@@ -1,7 +1,8 @@
 """The one interface: what a compression method sees (`TokenSequence`, `Context`) and what it is (`Compressor`).
 
-A method says at which decoder layers it acts, which attention rows it needs there, and what it does to the tokens. It never
-touches positions, masks, caches or padding: the verbs of `TokenSequence` keep those true, and `vtc.engine` does the rest.
+A method says at which decoder layers it acts, which attention rows it needs there, and what it does to the tokens.
+It never touches positions, masks, caches or padding: the verbs of `TokenSequence` keep those true, and `vtc.engine`
+does the rest.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class TokenSequence:
 
     @property
     def images(self) -> tuple[Tensor, Tensor]:
-        """The visual tokens image by image: flat indices [I, N] into the B·L tokens, and which of them are real [I, N] bool.
+        """The visual tokens image by image: indices [I, N] into the B·L tokens, and which are real, [I, N] bool.
 
         Images come row by row, in each row from left to right; N is the length of the longest.
         """
@@ -82,7 +83,7 @@ class TokenSequence:
     def visual_hidden(self) -> Tensor:
         """[I, N, D] hidden states of the visual tokens, image by image (see `images`; padded ones repeat token 0)."""
         index, _ = self.images
-        return self.hidden.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, -1)
+        return self.hidden.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
 
     def per_token(self, values: Tensor, fill: float = 0) -> Tensor:
         """Spreads values [I, N] of the visual tokens (see `images`) to [B, L]; `fill` elsewhere."""
@@ -137,7 +138,8 @@ class TokenSequence:
     def merge(self, groups: Tensor, weights: Tensor | None = None) -> TokenSequence:
         """Replaces each group of tokens by one token, their weighted mean, at the place of its first member.
 
-        Its position is the mean of its members' positions, rounded down (LLaVolta), or, before the LLM, the next free one.
+        Its position is the mean of its members' positions, rounded down (LLaVolta), or, before the LLM, the next free
+        one.
 
         Args:
             groups: [B, L] group of each token, 0… in each row; -1 leaves a token as it is.
@@ -259,7 +261,7 @@ class TokenSequence:
         if with_hidden:
             flat = order + length * torch.arange(rows, device=order.device)[:, None]
             # index_select copies whole rows, and its backward is one index_add: both cheaper than an expanded gather
-            hidden = hidden.flatten(0, 1).index_select(0, flat.flatten()).view(*order.shape, -1)
+            hidden = hidden.flatten(0, 1).index_select(0, flat.flatten()).view(*order.shape, hidden.shape[-1])
         return TokenSequence(
             hidden=hidden,
             mask=mask,
@@ -275,7 +277,7 @@ class TokenSequence:
     def _from_pool(self, pool: Tensor) -> TokenSequence:
         """`self`, whose `hidden` holds row numbers [B, L, 1], with the rows of `pool` instead."""
         index = self.hidden[..., 0]
-        return dataclasses.replace(self, hidden=pool.index_select(0, index.flatten()).view(*index.shape, -1))
+        return dataclasses.replace(self, hidden=pool.index_select(0, index.flatten()).unflatten(0, index.shape))
 
 
 RunDecoder = Callable[..., Tensor]
@@ -290,8 +292,8 @@ class Context:
         grids: (height, width) in visual tokens of each image, in the order of `TokenSequence.images`; None if unknown.
         features: the projector's output per image, a list of [N_i, D]; empty where tokens come from a cache.
         rows: layer → [B, L] attention that the last prompt token paid in that layer, mean over heads (see `probes`).
-        run_decoder: `run_decoder(embeddings [B, L, D], mask [B, L], adapter=None, bidirectional=False) -> [B, L, D]`, the last
-            hidden states of the LLM (after its norm), uncompressed and without a cache, under a LoRA adapter.
+        run_decoder: `run_decoder(embeddings [B, L, D], mask [B, L], adapter=None, bidirectional=False) -> [B, L, D]`,
+            the last hidden states of the LLM (after its norm), uncompressed and without a cache, under a LoRA adapter.
         embed: token ids [...] → embeddings [..., D].
         training: whether gradients are wanted.
         summary: [I, M, D], what a `SelfCompressor` made of the images; None before.
@@ -360,7 +362,7 @@ class Compressor(nn.Module):
         return {}
 
     def attach(self, backbone: Backbone) -> None:
-        """Puts what it needs into the backbone (LoRA adapters, tokenized prompts). Called once per backbone; idempotent."""
+        """Puts what it needs into the backbone (LoRA adapters), or takes it from there (tokenized prompts); idempotent."""
 
     @property
     def extra_parameters(self) -> int:
@@ -385,7 +387,7 @@ class Compressor(nn.Module):
 
 
 def two_level(tokens: int | None, shape: BackboneShape, layer: int, extra: int = 0) -> list[int]:
-    """`layer_tokens` of a method that acts once: all visual tokens (and `extra`) before `layer`, `tokens` from there on."""
+    """`layer_tokens` of a method that acts once: all visual tokens (and `extra`) up to `layer`, then `tokens`."""
     full = shape.visual_tokens or 0
     return [full + extra] * layer + [full if tokens is None else tokens] * (shape.depth - layer)
 
@@ -425,7 +427,10 @@ class TokenMerger(Compressor):
         return {self.layer}
 
     def assign(self, tokens: TokenSequence, context: Context) -> tuple[Tensor, Tensor | None]:
-        """Groups [I, N], 0… in each image (-1 leaves a token alone), and weights [I, N] or None; images as in `tokens.images`."""
+        """Groups [I, N], 0… in each image (-1 leaves a token alone), and weights [I, N] or None.
+
+        Images as in `tokens.images`.
+        """
         raise NotImplementedError
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:

@@ -1,7 +1,8 @@
 """Names of methods and backbones → classes.
 
 Built-ins are a table of import paths, so that listing names imports nothing heavy; third parties add theirs through the
-entry points `vtc.methods` and `vtc.backbones`, or with the `register` decorator. The registry holds classes, never instances.
+entry points `vtc.methods` and `vtc.backbones`, or with the `register` decorator. The registry holds classes, never
+instances.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def scaled_layer(k: int, depth: int) -> int:
 
 @dataclass(frozen=True)
 class Stage:
-    """One training stage: average pooling with `stride` before `layer` (both None: no compression) for `share` of the steps."""
+    """For `share` of the steps, average pooling with `stride` before `layer` (both None: no compression)."""
 
     layer: int | None = None
     stride: int | None = None
@@ -89,7 +89,7 @@ def parse_stages(spec: str | Sequence[Stage | Mapping[str, Any]]) -> tuple[Stage
 
 
 def stage_at(stages: Sequence[Stage], step: int, total: int) -> Stage:
-    """The stage of optimizer step `step` (0-based) of `total`. A stage with share s covers s·total steps, rounded to whole steps."""
+    """The stage of optimizer step `step` (0-based) of `total`; shares are rounded to whole steps."""
     end = 0.0
     for stage in stages:
         end += stage.share or 0.0

@@ -29,7 +29,10 @@ def test_static_cache_is_refused_in_one_line() -> None:
 def test_sliding_windows_are_refused() -> None:
     backbone = tiny_backbone()
     backbone.decoder.config.layer_types = ["sliding_attention"] * 4
-    with pytest.raises(UserError, match="sliding_attention"), compressing(backbone, build("none", None, backbone.shape)):
+    with (
+        pytest.raises(UserError, match="sliding_attention"),
+        compressing(backbone, build("none", None, backbone.shape)),
+    ):
         pass
     assert "forward" not in backbone.decoder.__dict__
 
@@ -102,7 +105,10 @@ def test_a_bare_transformers_model_will_do() -> None:
     with compressing(backbone.model, build("fastv", 4, backbone.shape)) as engine:
         backbone.model(**inputs)
         assert engine.report.tokens_out == [4, 4, 4]
-    with pytest.raises(UserError, match="no backbone adapter"), compressing(torch.nn.Linear(2, 2), build("none", None, backbone.shape)):
+    with (
+        pytest.raises(UserError, match="no backbone adapter"),
+        compressing(torch.nn.Linear(2, 2), build("none", None, backbone.shape)),
+    ):
         pass
 
 

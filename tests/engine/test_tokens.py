@@ -136,7 +136,9 @@ def test_images_next_to_each_other_stay_apart() -> None:
     tokens = sequence([[-1, 0, 0, 1, 1, 1, -1], [0, 0, -1]])
     index, real = tokens.images
     assert real.sum(1).tolist() == [2, 3, 2]
-    assert [[i for i, r in zip(a, b, strict=True) if r] for a, b in zip(index.tolist(), real.tolist(), strict=True)] == [
+    assert [
+        [i for i, r in zip(a, b, strict=True) if r] for a, b in zip(index.tolist(), real.tolist(), strict=True)
+    ] == [
         [1, 2],
         [3, 4, 5],
         [11, 12],

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from method_cases import BACKBONES, CASES, Case
+
 from vtc.testing import CONTRACTS
 
 

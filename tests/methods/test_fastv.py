@@ -74,6 +74,9 @@ def test_packed_questions_are_refused() -> None:
 
     backbone = tiny_backbone()
     inputs, blocks = packed(backbone)
-    with pytest.raises(UserError, match="one question"), compressing(backbone, build("fastv", 5, backbone.shape)) as engine:
-        with engine.blocks(blocks):
-            backbone.model(**inputs)
+    with (
+        pytest.raises(UserError, match="one question"),
+        compressing(backbone, build("fastv", 5, backbone.shape)) as engine,
+        engine.blocks(blocks),
+    ):
+        backbone.model(**inputs)

@@ -15,7 +15,9 @@ from vtc.methods.avgpool import pooled_grid, raster_groups
 from vtc.testing import batch, tiny_backbone
 
 
-def expected_logits(backbone, inputs, row: int, layer: int, groups: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def expected_logits(
+    backbone, inputs, row: int, layer: int, groups: list[list[int]]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits at the text after the image, from lists of raster indices that are averaged before `layer`."""
     real = inputs["attention_mask"][row].bool()
     ids = inputs["input_ids"][row, real]
@@ -35,8 +37,14 @@ def expected_logits(backbone, inputs, row: int, layer: int, groups: list[list[in
     return backbone.model.lm_head(out[first + len(groups) :]), real.nonzero()[first + n :, 0]
 
 
-RUNS = {4: [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]], 5: [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12], [13, 14, 15]]}
-CELLS = {4: [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]], 8: [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11], [12, 13], [14, 15]]}
+RUNS = {
+    4: [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]],
+    5: [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12], [13, 14, 15]],
+}
+CELLS = {
+    4: [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]],
+    8: [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11], [12, 13], [14, 15]],
+}
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])

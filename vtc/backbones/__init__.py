@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 def load(cfg: Mapping[str, Any]) -> Backbone:
-    """The backbone of a config with `name` and, optionally, pretrained, dtype, device, attention, device_map, trust_remote_code.
+    """The backbone of a config with `name` and, optionally, pretrained, dtype, device, attention, device_map,
+    trust_remote_code.
 
     Raises:
         UserError: unknown name, or weights that can't be found.

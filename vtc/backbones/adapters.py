@@ -1,7 +1,8 @@
 """Which LoRA adapter the decoder runs under, also when gradient checkpointing runs a layer again in the backward pass.
 
-peft's own `set_adapter` freezes every other adapter, so that the first of two passes would get no gradient; and a layer that
-is recomputed in the backward pass would take whichever adapter is set by then. Both would train wrongly without a word.
+peft's own `set_adapter` freezes every other adapter, so that the first of two passes would get no gradient; and a
+layer that is recomputed in the backward pass would take whichever adapter is set by then. Both would train wrongly
+without a word.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def using(decoder: nn.Module, name: str | None) -> Iterator[None]:
     finally:
         for layer, function in replaced:
             layer._gradient_checkpointing_func = function
-        for module, was in zip(every, before):
+        for module, was in zip(every, before, strict=True):
             module._active_adapter = was
 
 
@@ -61,7 +62,7 @@ def _remembering(checkpoint, layers: list[nn.Module], names: list[str]):
             try:
                 return forward(*inner)
             finally:
-                for module, was in zip(layers, before):
+                for module, was in zip(layers, before, strict=True):
                     module._active_adapter = was
 
         return checkpoint(under, *args)

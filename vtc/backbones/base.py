@@ -100,8 +100,8 @@ class Backbone:
         """The model, in eval mode, on its device, with its processor.
 
         Args:
-            cfg: name; pretrained; dtype ("float32", "bfloat16", "float16", "auto"); device ("auto", "cpu", "cuda:0", …);
-                attention ("sdpa", "eager", "flash_attention_2"); device_map; trust_remote_code.
+            cfg: name; pretrained; dtype ("float32", "bfloat16", "float16", "auto"); device ("auto", "cpu", "cuda:0",
+                …); attention ("sdpa", "eager", "flash_attention_2"); device_map; trust_remote_code.
 
         Raises:
             UserError: a value that isn't allowed, or weights that aren't there. Weights are safetensors only.
@@ -185,7 +185,8 @@ class Backbone:
     )  # of the decoder's layers
 
     def add_adapters(self, names: Sequence[str], rank: int, alpha: float, dropout: float = 0.0) -> None:
-        """Puts LoRA adapters (peft) on all linear layers of the decoder and freezes the language model. Does nothing where they are.
+        """Puts LoRA adapters (peft) on all linear layers of the decoder and freezes the language model. Does nothing
+        where they are.
 
         They are inactive until the engine runs the decoder under one: the model by itself stays what it was.
 
@@ -196,7 +197,7 @@ class Backbone:
 
         there = adapters.tuner_layers(self.decoder)
         if there:
-            if dict(there[0].r) == {name: rank for name in names}:
+            if dict(there[0].r) == dict.fromkeys(names, rank):
                 return
             found = ", ".join(f"{n} of rank {r}" for n, r in there[0].r.items())
             raise UserError(f"backbone={self.name}: its language model already has adapters ({found}); load it anew")
@@ -212,7 +213,8 @@ class Backbone:
         self.model.get_output_embeddings().requires_grad_(False)
 
     def image_features(self, kwargs: dict[str, Any]) -> list[Tensor] | None:
-        """Projected features per image, a list of [N_i, D], of a call of `core` with these keyword arguments; None without images.
+        """Projected features per image, a list of [N_i, D], of a call of `core` with these keyword arguments; None
+        without images.
 
         Where they had to be computed, `kwargs` is changed so that `core` doesn't compute them again.
         """

@@ -34,8 +34,9 @@ __all__ = [
 def compressing(model: nn.Module | Backbone, method: Compressor) -> Iterator[Engine]:
     """Installs `method` in the backbone; whatever happens inside, it is removed at the end.
 
-    `model(**inputs)` and `model.generate(...)` then work as ever, on fewer visual tokens. The model's class and weights stay as
-    they are; a method with LoRA adapters (Fwd2Bot) has them injected beside the weights, inactive outside.
+    `model(**inputs)` and `model.generate(...)` then work as ever, on fewer visual tokens. The model's class and
+    weights stay as they are; a method with LoRA adapters (Fwd2Bot) has them injected beside the weights, inactive
+    outside.
 
     Args:
         model: a `Backbone`, or a transformers model of a known family (also inside DDP or a PeftModel).

@@ -1,7 +1,8 @@
 """A DynamicCache whose layers hold different numbers of tokens, and which still counts as the user does.
 
-`generate()` knows the external layout only: the original input_ids, their mask and positions. The ledger beside the keys and
-values says how each segment of layers differs from it, and goes wherever the cache goes: beams, further turns, cropping.
+`generate()` knows the external layout only: the original input_ids, their mask and positions. The ledger beside the
+keys and values says how each segment of layers differs from it, and goes wherever the cache goes: beams, further turns,
+cropping.
 """
 
 from __future__ import annotations

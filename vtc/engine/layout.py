@@ -11,10 +11,10 @@ from vtc.compressor import TEXT, TokenSequence
 def to_external(hidden: Tensor, tokens: TokenSequence, last: Tensor, length: int) -> Tensor:
     """Puts last hidden states [B, L, D] into the external layout [B, length, D], by what they PREDICT.
 
-    A language model's state at slot t predicts token t + 1. After a reduction the state that predicts a text token is that of
-    the token now before it (the last register, say), so it goes to the slot before that text token, whose own visual token may be
-    gone. For the first token of a block it is the last of the shared prefix: the token before it is of another question.
-    Slots that predict nothing and whose token is gone are 0.
+    A language model's state at slot t predicts token t + 1. After a reduction the state that predicts a text token is
+    that of the token now before it (the last register, say), so it goes to the slot before that text token, whose own
+    visual token may be gone. For the first token of a block it is the last of the shared prefix: the token before it
+    is of another question. Slots that predict nothing and whose token is gone are 0.
 
     Args:
         tokens: what `hidden` belongs to.

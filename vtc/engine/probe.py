@@ -1,6 +1,6 @@
-"""The ONE attention row that a method may ask for: what the last prompt token pays to every token before it, in one layer.
+"""The ONE attention row that a method may ask for: what the last prompt token pays to every token, in one layer.
 
-Queries and keys are taken as the layer itself projects them (LoRA included), so nothing runs twice, the cache isn't touched,
+Queries and keys are taken as the layer itself projects them (LoRA included), so nothing runs twice, no cache is touched,
 and the layer keeps whatever attention implementation it has: no backend returns weights except eager, none is asked to.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def projections(attention: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """While it lasts, what `q_proj` and `k_proj` of this attention last gave: `{"q": [B, L, H·d], "k": [B, L, Hkv·d]}`."""
+    """What `q_proj` and `k_proj` of this attention give meanwhile: `{"q": [B, L, H·d], "k": [B, L, Hkv·d]}`."""
     got: dict[str, Tensor] = {}
 
     def keep(name: str):

@@ -1,8 +1,9 @@
 """The decoder runner: walks the decoder's layers in segments and lets the method reduce the tokens between them.
 
-It takes the place of `forward` on ONE language-model instance. Around it everything stays as transformers has it: `generate()`,
-its `input_ids`, masks and positions (the external layout), losses, gradient checkpointing, attention backends. Between two
-reductions all layers see the same tokens: one mask, one set of positions, one entry in the cache's ledger (a segment).
+It takes the place of `forward` on ONE language-model instance. Around it everything stays as transformers has it:
+`generate()`, its `input_ids`, masks and positions (the external layout), losses, gradient checkpointing, attention
+backends. Between two reductions all layers see the same tokens: one mask, one set of positions, one entry in the
+cache's ledger (a segment).
 """
 
 from __future__ import annotations
@@ -142,8 +143,9 @@ class Engine:
         """Packed training: independent questions behind one shared prefix, in the forward passes inside.
 
         Args:
-            block_ids: [B, L] in the user's layout; 0 = the prefix (everything up to and including the images), q = 1… = the q-th
-                question. Attention is causal AND (key.block == 0 or key.block == query.block); position_ids are the caller's.
+            block_ids: [B, L] in the user's layout; 0 = the prefix (everything up to and including the images), q = 1…
+                = the q-th question. Attention is causal AND (key.block == 0 or key.block == query.block); position_ids
+                are the caller's.
         """
         self._blocks, before = block_ids, self._blocks
         try:
@@ -153,11 +155,12 @@ class Engine:
 
     @contextmanager
     def prompt_ends(self, index: Tensor) -> Iterator[None]:
-        """Says where the prompt ends, where that isn't the last token: uncached or teacher-forced passes with an answer.
+        """Says where the prompt ends, where that isn't the last token: uncached or teacher-forced passes with an
+        answer.
 
         Args:
-            index: [B] of each row's last prompt token in the user's layout. (With `labels` it is known: the token before
-                the first one with a label.)
+            index: [B] of each row's last prompt token in the user's layout. (With `labels` it is known: the token
+                before the first one with a label.)
         """
         self._prompt, before = index, self._prompt
         try:
@@ -265,9 +268,12 @@ class Engine:
                 counts += [((tokens.role != TEXT) & tokens.mask).sum(1)] * (end - segment.start)
             hidden = tokens.hidden
             for i in range(segment.start, end):
-                run = dict(
-                    attention_mask=attention, position_embeddings=rope, past_key_values=cache, use_cache=use_cache
-                )
+                run = {
+                    "attention_mask": attention,
+                    "position_embeddings": rope,
+                    "past_key_values": cache,
+                    "use_cache": use_cache,
+                }
                 # no position_ids: layers would take gaps in them for the seams of packed sequences
                 if context is None or i not in method.probes():
                     hidden = decoder.layers[i](hidden, **run, **kwargs)
@@ -305,7 +311,7 @@ class Engine:
         if position is None:
             position = torch.arange(seen, seen + count, device=x.device)[None]
         position = position if position.ndim == 3 else position[None]
-        full, images = dict(size=(rows, count), device=x.device), self._images
+        full, images = {"size": (rows, count), "device": x.device}, self._images
         zero = torch.zeros(**full, dtype=torch.long)
         return TokenSequence(
             hidden=x,

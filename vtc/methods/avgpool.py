@@ -33,7 +33,7 @@ def raster_groups(real: Tensor, count: int | Tensor) -> Tensor:
 
 
 def pooled_grid(tokens: int, grid: tuple[int, int]) -> tuple[int, int] | None:
-    """(h, w) with h·w = tokens whose cells tile the grid evenly (h divides its height, w its width), nearest to its aspect."""
+    """(h, w) with h·w = tokens whose cells tile the grid evenly, nearest to its aspect; None if there is none."""
     height, width = grid
     fits = [(h, tokens // h) for h in range(1, height + 1) if tokens % h == 0 and height % h == 0]
     fits = [(h, w) for h, w in fits if w <= width and width % w == 0]
@@ -44,8 +44,8 @@ class AveragePooling(TokenMerger):
     """Each group of neighbouring visual tokens becomes their mean.
 
     Args:
-        tokens: groups per image. 1-D meets any number; 2-D those whose cells tile the grid evenly (on 12×12: 4, 16, 36, 144 as
-            squares, and rectangles such as 6 = 2×3).
+        tokens: groups per image. 1-D meets any number; 2-D those whose cells tile the grid evenly (on 12×12: 4, 16,
+            36, 144 as squares, and rectangles such as 6 = 2×3).
         layer: before which decoder layer (papers' count); 0 = before the LLM.
         dims: 1 = runs of the raster sequence (LLaVolta), 2 = cells of the image.
     """

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class FastV(TokenPruner):
     """Before layer K keeps the visual tokens to which the last prompt token attends most in layer K−1.
 
-    The score of token j is A_j = mean over heads of softmax(q_last · k / √d)_j in layer K−1 (section 4.1). The best are kept in
-    raster order with their original positions; one choice, at prefill; the caches of layers K… hold the kept tokens only.
-    Exactly `tokens` are kept, where the authors keep round(N·(1−R)).
+    The score of token j is A_j = mean over heads of softmax(q_last · k / √d)_j in layer K−1 (section 4.1). The best
+    are kept in raster order with their original positions; one choice, at prefill; the caches of layers K… hold the
+    kept tokens only. Exactly `tokens` are kept, where the authors keep round(N·(1−R)).
 
     Args:
         tokens: default: half of the visual tokens (R = 50 %).

@@ -32,9 +32,10 @@ def info_nce(e_v: Tensor, e_t: Tensor, temperature: float | Tensor = 1.0) -> Ten
 class Fwd2Bot(SelfCompressor):
     """The LLM summarises the image into k' tokens, then answers from those alone (section 3.2).
 
-    First pass, under the adapter "compress": [·, ·, H_v^c] = f(H_v; H_p; H_r) (eq. 1), H_p the prompt's embeddings, H_r the k'
-    learnable summary tokens, H_v^c their last hidden states. Second pass, under "generate": H_v^c takes the place of the image. The
-    gradient of the answer flows through H_v^c into the first pass (eq. 2); the LLM itself is frozen (section 3.5).
+    First pass, under the adapter "compress": [·, ·, H_v^c] = f(H_v; H_p; H_r) (eq. 1), H_p the prompt's embeddings,
+    H_r the k' learnable summary tokens, H_v^c their last hidden states. Second pass, under "generate": H_v^c takes the
+    place of the image. The gradient of the answer flows through H_v^c into the first pass (eq. 2); the LLM itself is
+    frozen (section 3.5).
 
     Args:
         tokens: k'; default 16.

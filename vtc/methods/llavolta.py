@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 class LLaVolta(TokenMerger):
     """The visual context compressor (section 3.2): 1-D average pooling of the visual hidden states before layer K.
 
-    In training (`.train()` and `set_stage`) the stage of the scheme says K and the stride S (table 1): heavy compression first,
-    none at the end. N tokens become ceil(N / S); the authors' code loses the N mod S last ones. A pooled token takes the mean of its
-    members' positions.
+    In training (`.train()` and `set_stage`) the stage of the scheme says K and the stride S (table 1): heavy
+    compression first, none at the end. N tokens become ceil(N / S); the authors' code loses the N mod S last ones. A
+    pooled token takes the mean of its members' positions.
 
-    At evaluation (`.eval()`) a trained model runs as in its last stage, without compression; `tokens` asks for test-time
-    pooling instead (figure 1), to exactly that many tokens, before layer `layer`.
+    At evaluation (`.eval()`) a trained model runs as in its last stage, without compression; `tokens` asks for
+    test-time pooling instead (figure 1), to exactly that many tokens, before layer `layer`.
 
     Args:
         tokens: None at evaluation: no compression.

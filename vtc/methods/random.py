@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class RandomDropping(TokenPruner):
     """A uniform random subset of each image's visual tokens, in raster order.
 
-    The draw depends on `seed` and on the image's number of tokens alone, so an image keeps the same places in whatever batch, beam
+    The draw depends on `seed` and on the image's number of tokens alone, so an image keeps the same places in whatever
+    batch, beam
     or order it comes: results don't hang on the batch size.
 
     Args:

@@ -18,8 +18,9 @@ class Victor(Compressor):
     """M learnable registers stand behind each image's visual tokens; before layer k ALL visual tokens go (algorithm 1).
 
     x = [x_V; x_R; x_T] runs through layers 0…k−1, which learn to write the image into the registers; [x_R; x_T] through
-    layers k…n. Registers are ordinary tokens with positions of their own, right behind the image's; what is left keeps its
-    positions. Nothing but next-token prediction trains it: projector and registers first, then the LLM too (section 4).
+    layers k…n. Registers are ordinary tokens with positions of their own, right behind the image's; what is left keeps
+    its positions. Nothing but next-token prediction trains it: projector and registers first, then the LLM too
+    (section 4).
 
     Args:
         tokens: M, the registers; default 8, the paper's headline.

@@ -1,6 +1,8 @@
-"""What must be true of every method on every backbone. Each contract takes a backbone, a way to make the method, and a budget.
+"""What must be true of every method on every backbone. Each contract takes a backbone, a way to make the method, and a
+budget.
 
-They assert against something independent: the unmodified model, one row at a time, a pass without a cache. A contract that
+They assert against something independent: the unmodified model, one row at a time, a pass without a cache. A contract
+    that
 doesn't apply to a method (keeping everything, for one that replaces the visual tokens) returns without a word.
 """
 
@@ -24,7 +26,9 @@ TOLERANCE = 3e-4  # float32 logits of magnitude 1-10
 
 
 def made(backbone: Backbone, make: Make, tokens: int | None) -> Compressor:
-    """The method in eval mode, with every parameter away from its initial value: LoRA's B starts at 0, where nothing shows."""
+    """The method in eval mode, with every parameter away from its initial value: LoRA's B starts at 0, where nothing
+    shows.
+    """
     method = make(backbone, tokens).eval()
     method.attach(backbone)
     generator = torch.Generator().manual_seed(7)
@@ -321,7 +325,11 @@ def packed(backbone: Backbone, questions: int = 3, padding: int = 2) -> tuple[di
         place = list(range(len(start)))
         for q in range(1, questions + 1):
             words = torch.randint(10, 60, (3 + q + row,), generator=generator).tolist()
-            ids, blocks, labels = ids + words, blocks + [q] * len(words), labels + words  # the first token is learnt too
+            ids, blocks, labels = (
+                ids + words,
+                blocks + [q] * len(words),
+                labels + words,
+            )  # the first token is learnt too
             place += range(len(start), len(start) + len(words))
         rows.append((ids, blocks, labels, place))
     length = max(len(r[0]) for r in rows) + padding

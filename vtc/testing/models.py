@@ -11,7 +11,30 @@ from vtc.backbones import wrap
 from vtc.backbones.base import Backbone
 
 PAD, BOS, EOS, IMAGE, FIRST_WORD = 0, 1, 2, 3, 4
-WORDS = "summarize the image in a few words . USER: ASSISTANT: what is this one two three red blue circle square left right".split()
+WORDS = [
+    "summarize",
+    "the",
+    "image",
+    "in",
+    "a",
+    "few",
+    "words",
+    ".",
+    "USER:",
+    "ASSISTANT:",
+    "what",
+    "is",
+    "this",
+    "one",
+    "two",
+    "three",
+    "red",
+    "blue",
+    "circle",
+    "square",
+    "left",
+    "right",
+]
 
 
 def tokenizer():
@@ -25,7 +48,7 @@ def tokenizer():
     core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     core.add_special_tokens(["<pad>", "<s>", "</s>", "<image>"])
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
-    special = dict(unk_token="<unk>", pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    special = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
     return PreTrainedTokenizerFast(tokenizer_object=core, extra_special_tokens={"image_token": "<image>"}, **special)
 
 
