@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -14,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vtc import __version__
 from vtc.cli import actions, help, validation
-from vtc.cli.compose import CONFIG, ERRORS, config_dir, explained, prepare, sweep_size
+from vtc.cli.compose import CONFIG, ERRORS, config_dir, explained, prepare, swept
 from vtc.errors import UserError
 
 MISTAKE = 2  # exit code for what the user can mend; 1 is for what only a programmer can
@@ -37,9 +39,16 @@ FLAGS = (
 
 @dataclass
 class Sweep:
-    """What became of the jobs of one command."""
+    """What became of the jobs of one command.
+
+    Attributes:
+        jobs: how many there are.
+        keys: what differs between them.
+        failed: what each job that failed was, and why.
+    """
 
     jobs: int = 1
+    keys: frozenset[str] = frozenset()
     failed: list[tuple[str, Exception]] = field(default_factory=list)
 
     def summary(self) -> list[str]:
@@ -84,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweeping = any(f in ("-m", "--multirun") for f in flags)
     try:
         prepare(overrides)
-        sweep = Sweep(sweep_size(overrides) if sweeping else 1)
+        varied = swept(overrides) if sweeping else {}
+        sweep = Sweep(math.prod(varied.values()), frozenset(varied))
         _hydra(argv, sweep, sweeping)
     except KeyboardInterrupt:
         complain("interrupted; finished runs are kept, the same command goes on with the rest")
@@ -118,7 +128,8 @@ def _hydra(argv: Sequence[str], sweep: Sweep, sweeping: bool) -> None:
 
     def job(config: DictConfig) -> None:
         # As typed: an override may hold an interpolation, which reading the list would resolve.
-        name = " ".join(OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
+        given = cast("list[str]", OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
+        name = " ".join(text for text in given if text.lstrip("+").split("=")[0] in sweep.keys or not sweep.keys)
         if sweeping:
             say(f"\n[{HydraConfig.get().job.num + 1}/{sweep.jobs}] {name}")
         try:

@@ -75,13 +75,10 @@ def values(override: Override) -> list[Any]:
     return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
 
 
-def sweep_size(overrides: Sequence[str]) -> int:
-    """How many jobs `-m` makes of these overrides."""
-    size = 1
-    for override in parsed(overrides):
-        if override.is_sweep_override() and override.is_discrete_sweep():
-            size *= len(values(override))
-    return size
+def swept(overrides: Sequence[str]) -> dict[str, int]:
+    """The keys that `-m` varies, with how many values each."""
+    discrete = [o for o in parsed(overrides) if o.is_sweep_override() and o.is_discrete_sweep()]
+    return {override.key_or_group: len(values(override)) for override in discrete}
 
 
 def prepare(overrides: Sequence[str]) -> None:

@@ -68,7 +68,7 @@ def _draw(ax: Axes, setting: Setting, points: Sequence[Run], panel: str, cost: C
             continue
         scores = [r.score(panel) for r in mine]
         ax.errorbar(
-            [cost(r) for r in mine],
+            [cost(r) or math.nan for r in mine],
             [s.value for s in scores],
             yerr=[s.half or 0.0 for s in scores],
             label=label,
@@ -101,8 +101,8 @@ def _reference_lines(ax: Axes, setting: Setting, panel: str) -> None:
     elif all(t in run.baseline for t in tasks):
         value = sum(run.baseline[t] for t in tasks) / len(tasks)
         ax.axhline(value, color="0.35", linestyle="--", linewidth=1.2, label="uncompressed")
-    blind = [run.floors[t][0] for t in tasks]
-    if all(b is not None for b in blind):
+    blind = [floor for t in tasks if (floor := run.floors[t][0]) is not None]
+    if len(blind) == len(tasks):
         ax.axhline(sum(blind) / len(blind), color="0.35", linestyle=":", linewidth=1.2, label="blind (no image)")
 
 

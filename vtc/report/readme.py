@@ -3,8 +3,8 @@
     python -m vtc.report.readme            # README.md and docs/images/ from benchmarks/results/
     python -m vtc.report.readme --check    # exit code 1 if README.md would change
 
-A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. `result` is the table that `make bench` prints, `sweep`
-the comparison of all committed runs with its plots, `method` the example method's file.
+A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`: `result` is the table that `make bench` prints,
+`sweep` the comparison of all committed runs with its plots, `method` the example method's file.
 """
 
 from __future__ import annotations

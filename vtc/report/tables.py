@@ -75,7 +75,7 @@ def floors(setting: Setting, means: Sequence[str]) -> list[list[str]]:
     out = []
     run = setting.runs[0]
     for at, name in enumerate(("blind floor", "bag-of-attributes floor")):
-        known = {t: run.floors[t][at] for t in setting.tasks if run.floors[t][at] is not None}
+        known = {t: floor for t in setting.tasks if (floor := run.floors[t][at]) is not None}
         if not known:
             continue
         row = [name, "–", "–"]
