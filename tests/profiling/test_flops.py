@@ -8,12 +8,9 @@ import sys
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from vtc.backbones.llava import Pocket
 from vtc.engine import compressing
 from vtc.methods import build
-from vtc.pocket.model import build_processor, vocabulary_index
 from vtc.profiling import flops, latency
 from vtc.profiling.recorder import recorded
 
@@ -26,26 +23,6 @@ METHODS = [
     ("victor", 8, {"layer": 3}),
     ("fwd2bot", 4, {"rank": 4}),
 ]
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    """96-pixel images, 144 visual tokens, heads that share keys, sizes that no two of are equal."""
-    torch.manual_seed(0)
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4, image_size=96, patch_size=8
-        ),
-        text_config=LlamaConfig(
-            vocab_size=160, hidden_size=64, intermediate_size=112, num_hidden_layers=5, num_attention_heads=8,
-            num_key_value_heads=2, max_position_embeddings=512,
-        ),
-        image_token_index=vocabulary_index()["<image>"],
-        image_seq_length=144,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-    )  # fmt: skip
-    return Pocket.wrap(LlavaForConditionalGeneration(config).eval(), build_processor(), "tiny")
 
 
 def counted(run) -> float:
@@ -67,23 +44,16 @@ def test_a_prefill_costs_what_torch_counts(name, tokens, options, backbone):
 
 
 def test_a_decoding_step_costs_what_torch_counts(backbone):
-    from vtc.profiling.run import generate_two
-
-    method = build("fastv", 16, backbone.shape, layer=2).eval()
+    method, shape = build("fastv", 16, backbone.shape, layer=2).eval(), backbone.shape
     inputs = latency.example(backbone, 1, 40)
-    shape = backbone.shape
-    with torch.no_grad(), compressing(backbone, method), recorded(backbone) as calls:
-        generate_two(backbone, inputs)
-    step = calls[-shape.depth :]
-    assert {c.queries for c in step} == {1}
+    token, mask = inputs["input_ids"][:, -1:], torch.ones(1, 144 + 40 + 1, dtype=torch.long)
+    with torch.no_grad(), compressing(backbone, method):
+        cache = backbone.model(**inputs, use_cache=True).past_key_values
+        with recorded(backbone) as calls:
+            truth = counted(lambda: backbone.model(input_ids=token, attention_mask=mask, past_key_values=cache))
     full, kept = 144 + 40 + 1, 16 + 40 + 1
-    assert [c.keys for c in step] == [full, full, kept, kept, kept]
-    alone = counted(
-        lambda: torch.nn.functional.scaled_dot_product_attention(
-            torch.zeros(1, 8, 1, 8), torch.zeros(1, 8, kept, 8), torch.zeros(1, 8, kept, 8)
-        )
-    )
-    assert flops.layer(shape, 1, kept) - flops.layer(shape, 1, 1) == pytest.approx(alone * (kept - 1 + 0.5) / kept - 2 * 64, abs=200)
+    assert [(c.queries, c.keys) for c in calls] == [(1, full), (1, full), (1, kept), (1, kept), (1, kept)]
+    assert flops.total(shape, calls, causal=False) + flops.head(shape) == pytest.approx(truth, rel=1e-9)
 
 
 def test_the_prefills_parts_add_up_by_hand(backbone):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_flops import backbone  # noqa: F401  (the fixture)
 
 from vtc.errors import UserError
 from vtc.methods import build
@@ -16,14 +15,14 @@ from vtc.profiling.run import protocol_of
 QUICK = latency.Protocol(batch_size=2, prompt_tokens=32, new_tokens=(2, 6), repeats=2, first_token_repeats=3)
 
 
-def test_prompts_have_the_length_of_the_protocol(backbone):  # noqa: F811
+def test_prompts_have_the_length_of_the_protocol(backbone):
     inputs = latency.example(backbone, 3, 64)
     ids = inputs["input_ids"]
     assert ids.shape[0] == 3 and int((ids[0] == backbone.image_token_id).sum()) == 144
     assert int((ids[0] != backbone.image_token_id).sum()) == 64
 
 
-def test_models_take_turns_and_generate_every_token(backbone, monkeypatch):  # noqa: F811
+def test_models_take_turns_and_generate_every_token(backbone, monkeypatch):
     calls = []
     original = latency.generator
 
@@ -40,7 +39,7 @@ def test_models_take_turns_and_generate_every_token(backbone, monkeypatch):  # n
     assert [len(t.first_token) for t in timings] == [3, 3] and [len(t.generate[6]) for t in timings] == [2, 2]
 
 
-def test_exactly_as_many_tokens_as_asked(backbone, monkeypatch):  # noqa: F811
+def test_exactly_as_many_tokens_as_asked(backbone, monkeypatch):
     made = []
     original = backbone.model.generate
     monkeypatch.setattr(backbone.model, "generate", lambda **k: made.append((original(**k), k["input_ids"].shape[1])))
@@ -56,7 +55,7 @@ def test_numbers_made_of_times():
     assert timing.throughput(16) == {"2": pytest.approx(160.0), "128": pytest.approx(16 * 128 / 1.46)}
 
 
-def test_the_section_of_a_result(backbone):  # noqa: F811
+def test_the_section_of_a_result(backbone):
     costs = efficiency(backbone, build("fwd2bot", 4, backbone.shape, rank=4).eval(), QUICK)
     json.dumps(costs, allow_nan=False)
     assert costs["layer_tokens"] == [4] * 5 and costs["visual_tokens"] == 144
@@ -72,7 +71,7 @@ def test_the_section_of_a_result(backbone):  # noqa: F811
     assert pruned["answer_flops"] == pruned["prefill_flops"] < pruned["prefill_flops_uncompressed"]
 
 
-def test_no_compression_is_the_measure_of_itself(backbone):  # noqa: F811
+def test_no_compression_is_the_measure_of_itself(backbone):
     costs = efficiency(backbone, build("none", None, backbone.shape), QUICK)
     assert costs["flops_ratio"] == pytest.approx(1.0) and costs["speedup"] == 1.0 and costs["extra_parameters"] == 0
     assert len(rows_of(costs)) >= 7

@@ -1,0 +1,30 @@
+"""A backbone in memory, too small to be of any use but for counting."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from vtc.backbones.llava import Pocket
+from vtc.pocket.model import build_processor, vocabulary_index
+
+
+@pytest.fixture(scope="session")
+def backbone():
+    """96-pixel images, 144 visual tokens, heads that share keys, sizes that no two of are equal."""
+    torch.manual_seed(0)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4, image_size=96, patch_size=8
+        ),
+        text_config=LlamaConfig(
+            vocab_size=160, hidden_size=64, intermediate_size=112, num_hidden_layers=5, num_attention_heads=8,
+            num_key_value_heads=2, max_position_embeddings=512,
+        ),
+        image_token_index=vocabulary_index()["<image>"],
+        image_seq_length=144,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )  # fmt: skip
+    return Pocket.wrap(LlavaForConditionalGeneration(config).eval(), build_processor(), "tiny")
