@@ -78,12 +78,10 @@ class Budget:
                 raise UserError(f"tokens={self.tokens}: {name} on {shape.name} offers {_listed(offers)}")
             return int(self.tokens)
         if self.ratio is not None:
-            return min(offers, key=lambda t: (abs(t - self.ratio * full), t))
-        key, asked, measure = (
-            ("compression", self.compression, compression_ratio)
-            if self.compression is not None
-            else ("flops", self.flops, relative_flops)
-        )
+            wanted = self.ratio * full
+            return min(offers, key=lambda t: (abs(t - wanted), t))
+        key, asked = next(iter(self.given().items()))
+        measure = compression_ratio if key == "compression" else relative_flops
         costs = {t: measure(method_cls.layer_tokens(t, shape, **options), shape) for t in offers}
         lowest, highest = min(costs.values()), max(costs.values())
         if not lowest * 0.98 <= asked <= highest * 1.02:
@@ -96,7 +94,7 @@ class Budget:
 
 def compression_ratio(layer_tokens: Sequence[int], shape: BackboneShape) -> float:
     """LLaVolta's CR (eq. 3): n·L / ((n−K)·L_out + K·L), for any list of visual tokens per decoder layer."""
-    return shape.depth * shape.visual_tokens / sum(layer_tokens)
+    return shape.depth * (shape.visual_tokens or 0) / sum(layer_tokens)
 
 
 def decoder_flops(layer_tokens: Sequence[int], shape: BackboneShape, text: int = PROMPT) -> float:
@@ -113,7 +111,7 @@ def decoder_flops(layer_tokens: Sequence[int], shape: BackboneShape, text: int =
 
 def relative_flops(layer_tokens: Sequence[int], shape: BackboneShape, text: int = PROMPT) -> float:
     """`decoder_flops` relative to those of the uncompressed decoder."""
-    full = [shape.visual_tokens] * shape.depth
+    full = [shape.visual_tokens or 0] * shape.depth
     return decoder_flops(layer_tokens, shape, text) / decoder_flops(full, shape, text)
 
 

@@ -280,7 +280,8 @@ class TokenSequence:
         return dataclasses.replace(self, hidden=pool.index_select(0, index.flatten()).unflatten(0, index.shape))
 
 
-RunDecoder = Callable[..., Tensor]
+def _nothing(*args: Any, **kwargs: Any) -> Tensor:
+    raise RuntimeError("this context has no backbone behind it")
 
 
 @dataclass
@@ -304,8 +305,8 @@ class Context:
     grids: list[tuple[int, int] | None] = field(default_factory=list)
     features: Sequence[Tensor] = ()
     rows: dict[int, Tensor] = field(default_factory=dict)
-    run_decoder: RunDecoder | None = None
-    embed: Callable[[Tensor], Tensor] | None = None
+    run_decoder: Callable[..., Tensor] = _nothing
+    embed: Callable[[Tensor], Tensor] = _nothing
     training: bool = False
     summary: Tensor | None = None
     captions: tuple[Tensor, Tensor] | None = None
@@ -362,7 +363,7 @@ class Compressor(nn.Module):
         return {}
 
     def attach(self, backbone: Backbone) -> None:
-        """Puts what it needs into the backbone (LoRA adapters), or takes it from there (tokenized prompts); idempotent."""
+        """Puts what it needs into the backbone (LoRA), or takes it from there (a tokenized prompt); idempotent."""
 
     @property
     def extra_parameters(self) -> int:

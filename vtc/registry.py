@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vtc.errors import UserError, unknown
 
@@ -37,7 +37,7 @@ class Registry:
         """All names, sorted. Imports no method."""
         return sorted({*self._builtin, *self._registered, *self._plugins()})
 
-    def get(self, name: str) -> type:
+    def get(self, name: str) -> Any:
         """The class of `name`.
 
         Raises:

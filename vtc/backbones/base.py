@@ -12,7 +12,7 @@ from vtc.errors import UserError, unknown
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import BatchFeature
 
 
@@ -57,7 +57,7 @@ class Backbone:
     default_pretrained: ClassVar[str | None] = None
     model_class: ClassVar[str] = ""
 
-    def __init__(self, name: str, model: nn.Module, processor: Any | None, shape: BackboneShape) -> None:
+    def __init__(self, name: str, model: Any, processor: Any, shape: BackboneShape) -> None:
         self.name, self.model, self.processor, self.shape = name, model, processor, shape
 
     # -- loading
@@ -135,13 +135,13 @@ class Backbone:
         return cls(name, model.eval(), processor, cls.shape_from(config, name))
 
     @classmethod
-    def wrap(cls, model: nn.Module, processor: Any | None = None, name: str = "model") -> Backbone:
+    def wrap(cls, model: Any, processor: Any | None = None, name: str = "model") -> Backbone:
         """A model that is already in memory, as a backbone of this family."""
         return cls(name, model, processor, cls.shape_from(model.config, name))
 
     # -- parts
     @property
-    def tokenizer(self) -> Any | None:
+    def tokenizer(self) -> Any:
         return getattr(self.processor, "tokenizer", None)
 
     @property
@@ -153,21 +153,21 @@ class Backbone:
         return self.decoder.embed_tokens.weight.dtype
 
     @property
-    def core(self) -> nn.Module:
+    def core(self) -> Any:
         """The multimodal model below the language-model head: it merges image features into the embeddings."""
         raise NotImplementedError
 
     @property
-    def decoder(self) -> nn.Module:
+    def decoder(self) -> Any:
         """The language model: `.layers`, `.norm`, `.rotary_emb`, `.embed_tokens`."""
         raise NotImplementedError
 
     @property
-    def projector(self) -> nn.Module:
+    def projector(self) -> Any:
         raise NotImplementedError
 
     @property
-    def vision_tower(self) -> nn.Module:
+    def vision_tower(self) -> Any:
         raise NotImplementedError
 
     @property
@@ -184,7 +184,7 @@ class Backbone:
         "down_proj",
     )  # of the decoder's layers
 
-    def add_adapters(self, names: Sequence[str], rank: int, alpha: float, dropout: float = 0.0) -> None:
+    def add_adapters(self, names: Sequence[str], rank: int, alpha: int, dropout: float = 0.0) -> None:
         """Puts LoRA adapters (peft) on all linear layers of the decoder and freezes the language model. Does nothing
         where they are.
 
@@ -195,7 +195,7 @@ class Backbone:
         """
         from vtc.backbones import adapters
 
-        there = adapters.tuner_layers(self.decoder)
+        there: list[Any] = adapters.tuner_layers(self.decoder)
         if there:
             if dict(there[0].r) == dict.fromkeys(names, rank):
                 return

@@ -10,7 +10,7 @@ from vtc.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import BatchFeature
 
 
@@ -58,19 +58,19 @@ class Llava(Backbone):
         )
 
     @property
-    def core(self) -> nn.Module:
+    def core(self) -> Any:
         return self.model.model
 
     @property
-    def decoder(self) -> nn.Module:
+    def decoder(self) -> Any:
         return self.model.model.language_model
 
     @property
-    def projector(self) -> nn.Module:
+    def projector(self) -> Any:
         return self.model.model.multi_modal_projector
 
     @property
-    def vision_tower(self) -> nn.Module:
+    def vision_tower(self) -> Any:
         return self.model.model.vision_tower
 
     @property

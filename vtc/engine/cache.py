@@ -8,6 +8,7 @@ cropping.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class Ledger:
 
 def refuse(cache: Cache) -> None:
     """Raises `UserError` for a cache whose layers can't hold different numbers of tokens."""
-    if type(cache) not in (DynamicCache, CompressedCache) or any(layer.is_sliding for layer in cache.layers):
+    if type(cache) not in (DynamicCache, CompressedCache) or any(cache.is_sliding):
         raise UserError(
             f"cache: compression drops tokens layer by layer, which a {type(cache).__name__} can't hold; "
             "allowed: a DynamicCache with full attention (generate's default)"
@@ -64,8 +65,9 @@ class CompressedCache(DynamicCache):
         """
         seen = DynamicCache.get_seq_length(cache)
         cache.__class__ = cls
-        cache.ledger = Ledger(seen, seen, [Segment(s, mask) for s in starts])
-        return cache
+        adopted = cast(CompressedCache, cache)
+        adopted.ledger = Ledger(seen, seen, [Segment(s, mask) for s in starts])
+        return adopted
 
     def get_seq_length(self, layer_idx: int | None = None) -> int:
         return self.ledger.seen if layer_idx is None else super().get_seq_length(layer_idx)
@@ -86,7 +88,7 @@ class CompressedCache(DynamicCache):
         super().reset()
         self.ledger = Ledger(0, 0, [Segment(s.start) for s in self.ledger.segments])
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Any) -> None:
         super().reorder_cache(beam_idx)
         self._rows(lambda t: t.index_select(0, beam_idx.to(t.device)))
 

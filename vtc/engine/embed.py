@@ -1,8 +1,8 @@
 """One vector per image or text, from the same model and the same compressed tokens that answer questions.
 
 Fwd2Bot: the mean of the summary tokens (fwd2bot, eq. 3). Every other method: the last hidden state at the last token of
-"<image>\\nSummarize the image in a few words." (E5-V's way, arXiv 2407.12580), compressed on the image side. Text goes
-where the image would be, before the same prompt.
+the family's chat prompt around "Summarize the image in a few words." (E5-V's way, arXiv 2407.12580), compressed on the
+image side. Text goes where the image would be, in the same prompt.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def encode_images(backbone: Backbone, method: Compressor, pixel_values: Tensor) 
     count = pixel_values.shape[0]
     if int((ids == backbone.image_token_id).sum()) == 1:  # the tokenizer alone gives one placeholder an image
         at = int((ids == backbone.image_token_id).nonzero()[0])
-        visual = ids[at].repeat(backbone.shape.visual_tokens)
+        visual = ids[at].repeat(backbone.shape.visual_tokens or 1)
         ids = torch.cat([ids[:at], visual, ids[at + 1 :]])
     with compressing(backbone, method):
         out = backbone.core(input_ids=ids.expand(count, -1), pixel_values=pixel_values, use_cache=False)
@@ -55,7 +55,7 @@ def encode_images(backbone: Backbone, method: Compressor, pixel_values: Tensor) 
 
 
 def encode_texts(backbone: Backbone, method: Compressor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Token ids and mask [T, L] (padded on either side) → embeddings [T, D], float32, not normalised. Differentiable."""
+    """Token ids and mask [T, L] (padded on either side) → embeddings [T, D], as `encode_images`. Differentiable."""
     words = backbone.decoder.embed_tokens(input_ids)
     real = attention_mask.bool()
     if isinstance(method, SelfCompressor):

@@ -1,7 +1,7 @@
 """The ONE attention row that a method may ask for: what the last prompt token pays to every token, in one layer.
 
-Queries and keys are taken as the layer itself projects them (LoRA included), so nothing runs twice, no cache is touched,
-and the layer keeps whatever attention implementation it has: no backend returns weights except eager, none is asked to.
+Queries and keys are taken as the layer itself projects them (LoRA included), so nothing runs twice, no cache is
+touched, and the layer keeps whatever attention implementation it has: none is asked to return its weights.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ def attention_row(
         valid: [B, S] bool real tokens among the S = past + L keys; None: all.
         cached: [B, Hkv, S, d] keys after RoPE where there is a cache, else None.
     """
+    query = query.to(got["q"].device)  # a model may be spread over devices
+    valid = None if valid is None else valid.to(query.device)
     rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
     rows, length, _ = got["q"].shape
     d = attention.head_dim

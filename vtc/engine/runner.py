@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -113,7 +113,8 @@ class Engine:
             return engine._walk(x, attention_mask, position_ids, past_key_values, use_cache, kwargs)
 
         def forward(decoder: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            with adapters.using(decoder, engine.method.adapter):
+            adapter = engine.method.adapter  # without one there is nothing to switch: outside the engine none is active
+            with adapters.using(decoder, adapter) if adapter else nullcontext():
                 if args or not engine._wanted(kwargs.get("past_key_values")):
                     engine._count_plain()
                     return original(*args, **kwargs)
@@ -252,7 +253,7 @@ class Engine:
             entered = tokens
             if n:
                 tokens = _moved(tokens, prior[n - 1][1], prior[n][1])
-            if segment.start in cuts:
+            if segment.start in cuts and context is not None:
                 tokens = self._reduce(tokens, segment.start, context)
             if n == 0 or not (_same_layout(tokens, entered) and _same_past(prior[n], prior[n - 1])):
                 if tokens.mask is not first.mask:
@@ -293,7 +294,7 @@ class Engine:
             self._counts = first.image.amax(1) + 1, first.visual.sum(1), counts, kept, tokens.origin
         hidden = decoder.norm(tokens.hidden)
         if self._blocks is not None or not _same_layout(tokens, first):
-            hidden = layout.to_external(hidden, tokens, last.to(hidden.device), count)
+            hidden = layout.to_external(hidden, tokens.to(hidden.device), last.to(hidden.device), count)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
 
     def _ledger(self, cache: Any, starts: list[int], mask: Tensor | None) -> Ledger:
@@ -311,11 +312,11 @@ class Engine:
         if position is None:
             position = torch.arange(seen, seen + count, device=x.device)[None]
         position = position if position.ndim == 3 else position[None]
-        full, images = {"size": (rows, count), "device": x.device}, self._images
-        zero = torch.zeros(**full, dtype=torch.long)
+        images = self._images
+        zero = torch.zeros(rows, count, dtype=torch.long, device=x.device)
         return TokenSequence(
             hidden=x,
-            mask=torch.ones(**full, dtype=torch.bool) if mask is None else mask,
+            mask=torch.ones_like(zero, dtype=torch.bool) if mask is None else mask,
             position=position.expand(-1, rows, -1),
             role=zero if images is None else images.visual * VISUAL,
             origin=torch.arange(count, device=x.device).expand(rows, -1),
@@ -330,7 +331,7 @@ class Engine:
         return dataclasses.replace(self.method.reduce(tokens, layer, context), compact=False)
 
     def _context(self) -> Context:
-        features = self._images.features
+        features = self._images.features if self._images is not None else []
         return Context(
             shape=self.backbone.shape,
             grids=[self.backbone.grid_of(f.shape[0]) for f in features],
@@ -394,6 +395,7 @@ def _moved(tokens: TokenSequence, was: Tensor | None, to: Tensor | None) -> Toke
     """The same tokens with the shift that earlier turns left in another segment."""
     if was is to:
         return tokens
-    delta = (0 if to is None else to) - (0 if was is None else was)
+    nothing = torch.zeros_like(tokens.position[0, :, :1])
+    delta = (nothing if to is None else to) - (nothing if was is None else was)
     shift = delta if tokens.shift is None else tokens.shift + delta
     return dataclasses.replace(tokens, position=tokens.position + delta, shift=shift)

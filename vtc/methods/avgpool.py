@@ -70,10 +70,10 @@ class AveragePooling(TokenMerger):
         return groups, None
 
     def _cells(self, rank: Tensor, grid: tuple[int, int] | None) -> Tensor:
-        cells = pooled_grid(self.tokens, grid) if grid and self.tokens else None
-        if grid and self.tokens is None:
+        if self.tokens is None:
             return rank
-        if cells is None:
+        cells = pooled_grid(self.tokens, grid) if grid else None
+        if grid is None or cells is None:
             raise UserError(
                 f"tokens={self.tokens}: no h×w cells tile an image of {grid or 'unknown'} visual tokens; use dims=1"
             )

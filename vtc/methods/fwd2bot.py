@@ -62,13 +62,14 @@ class Fwd2Bot(SelfCompressor):
         bidirectional: bool = False,
         temperature: float = 0.07,
     ) -> None:
-        super().__init__(tokens if tokens is not None else 16, shape)
+        k = 16 if tokens is None else tokens
+        super().__init__(k, shape)
         if rank < 1:
             raise UserError(f"method.rank={rank}: allowed: 1 or more")
         self.rank, self.alpha, self.dropout, self.bidirectional = rank, alpha or 2 * rank, dropout, bidirectional
         self.temperature = temperature
-        self.summary = nn.Parameter(torch.randn(self.tokens, shape.width) * 0.02)  # H_r
-        self.prompt_ids: Tensor | None = None
+        self.summary = nn.Parameter(torch.randn(k, shape.width) * 0.02)  # H_r
+        self.prompt_ids: Any = None  # tokens of H_p, once attached to a backbone and so to a tokenizer
 
     def attach(self, backbone: Backbone) -> None:
         """Adds the two adapters to the LLM's linear layers, freezes the LLM, and tokenizes the prompt."""
@@ -86,7 +87,7 @@ class Fwd2Bot(SelfCompressor):
         hidden = context.run_decoder(
             torch.cat([embeddings, tail], 1), mask, adapter=COMPRESS, bidirectional=self.bidirectional
         )
-        return hidden[:, -self.tokens :]
+        return hidden[:, -len(summary) :]
 
     def losses(self, context: Context) -> dict[str, Tensor]:
         """L_disc (eq. 3-4) where the images have captions; the text goes through the same first pass (section 3.3)."""

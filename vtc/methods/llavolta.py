@@ -56,21 +56,16 @@ class LLaVolta(TokenMerger):
     def set_stage(self, step: int, total: int) -> None:
         self.stage = stage_at(self.stages, step, total)
 
-    @property
-    def in_stage(self) -> bool:
-        """Whether a training stage, not `tokens`, says what to do."""
-        return self.training and self.stage is not None
-
     def layers(self) -> set[int]:
-        if self.in_stage:
-            return {self.stage.layer} if self.stage.compresses else set()
+        if self.training and self.stage is not None:
+            return set() if self.stage.layer is None or not self.stage.compresses else {self.stage.layer}
         return set() if self.tokens is None else {self.layer}
 
     def assign(self, tokens: TokenSequence, context: Context) -> tuple[Tensor, None]:
         _, real = tokens.images
-        if self.in_stage:
+        if self.training and self.stage is not None and self.stage.stride:
             return (real.cumsum(1) - 1) // self.stage.stride, None
-        return raster_groups(real, self.tokens), None
+        return raster_groups(real, self.tokens or real.shape[1]), None
 
     @classmethod
     def layer_tokens(

@@ -33,9 +33,10 @@ class Victor(Compressor):
     trained_options = ("layer", "layer_scale")
 
     def __init__(self, tokens: int | None, shape: BackboneShape, layer: int = 3, layer_scale: str = "auto") -> None:
-        super().__init__(tokens if tokens is not None else 8, shape)
+        m = 8 if tokens is None else tokens
+        super().__init__(m, shape)
         self.layer = resolve_layer(layer, shape.depth, layer_scale, lowest=1)
-        self.registers = nn.Parameter(torch.randn(self.tokens, shape.width) * 0.02)
+        self.registers = nn.Parameter(torch.randn(m, shape.width) * 0.02)
 
     def layers(self) -> set[int]:
         return {0, self.layer}

@@ -18,8 +18,8 @@ from torch import Tensor
 from vtc.backbones import adapters
 from vtc.backbones.base import Backbone
 from vtc.compressor import Compressor, TokenMerger, TokenPruner
-from vtc.engine import compressing
-from vtc.testing.models import batch
+from vtc.engine import Engine, Report, compressing
+from vtc.testing.models import batch, full
 
 Make = Callable[[Backbone, int | None], Compressor]
 TOLERANCE = 3e-4  # float32 logits of magnitude 1-10
@@ -82,6 +82,11 @@ def appended(inputs: dict[str, Tensor], new: Tensor) -> dict[str, Tensor]:
     }
 
 
+def reported(engine: Engine) -> Report:
+    assert engine.report is not None, "the pass saw no images"
+    return engine.report
+
+
 def ends(inputs: dict[str, Tensor]) -> Tensor:
     """[B]: the last column of left-padded inputs, where their prompt ends."""
     return torch.full((len(inputs["input_ids"]),), inputs["input_ids"].shape[1] - 1)
@@ -94,9 +99,9 @@ def budget_is_exact(backbone: Backbone, make: Make, tokens: int) -> None:
     inputs = batch(backbone, images=(1, 2, 0))
     with compressing(backbone, method) as engine:
         cache = backbone.model(**inputs, use_cache=True).past_key_values
-        report = engine.report
+        report = reported(engine)
     assert report.images == [1, 2, 0]
-    assert report.tokens_in == [backbone.shape.visual_tokens * i for i in (1, 2, 0)]
+    assert report.tokens_in == [full(backbone) * i for i in (1, 2, 0)]
     assert report.tokens_out == [tokens * i for i in (1, 2, 0)]
     text = texts(backbone, inputs).sum(1)
     for layer in range(backbone.shape.depth):
@@ -109,7 +114,7 @@ def layers_are_as_announced(backbone: Backbone, make: Make, tokens: int) -> None
     method = made(backbone, make, tokens)
     with compressing(backbone, method) as engine:
         logits(backbone, batch(backbone))
-        seen = [layer[0] for layer in engine.report.layers]
+        seen = [layer[0] for layer in reported(engine).layers]
     assert seen == method.layer_tokens(tokens, backbone.shape, **getattr(method, "options", {}))
 
 
@@ -119,7 +124,7 @@ def kept_are_sorted_and_unique(backbone: Backbone, make: Make, tokens: int) -> N
     inputs = batch(backbone, images=(1, 2, 1))
     with compressing(backbone, method) as engine:
         logits(backbone, inputs)
-        kept = engine.report.kept
+        kept = reported(engine).kept
     for row, chosen in enumerate(kept):
         assert chosen == sorted(set(chosen))
         assert all(inputs["input_ids"][row, i] == backbone.image_token_id for i in chosen)
@@ -151,20 +156,14 @@ def each_layer_runs_once(backbone: Backbone, make: Make, tokens: int) -> None:
 # ---------------------------------------------------------------------- the same as something simpler
 def keeping_everything_changes_nothing(backbone: Backbone, make: Make, tokens: int) -> None:
     """With all visual tokens, bit for bit the unmodified model: prefill, greedy, sampling, beams."""
-    method = made(backbone, make, backbone.shape.visual_tokens)
+    method = made(backbone, make, full(backbone))
     if not isinstance(method, (TokenPruner, TokenMerger)) and method.layers():
         return
     for inputs in (batch(backbone), batch(backbone, (3, 3), (5, 5), (1, 1))):
-        runs: list[Callable[[], Tensor]] = [
-            lambda x=inputs: logits(backbone, x),
-            lambda x=inputs: torch.stack(generated(backbone, x).logits),
-            lambda x=inputs: generated(backbone, x, num_beams=3).sequences,
-            lambda x=inputs: _seeded(lambda: generated(backbone, x, do_sample=True).sequences),
-        ]
-        for run in runs:
-            plain = run()
-            with compressing(backbone, method):
-                assert torch.equal(run(), plain)
+        plain = _runs(backbone, inputs)
+        with compressing(backbone, method):
+            for way, result in _runs(backbone, inputs).items():
+                assert torch.equal(result, plain[way]), way
 
 
 def batch_equals_singles(backbone: Backbone, make: Make, tokens: int) -> None:
@@ -256,7 +255,7 @@ def turns_go_on_from_the_cache(backbone: Backbone, make: Make, tokens: int) -> N
         close(whole[:, -1], second.logits[0], "second question")
         if method.probes():
             return  # the second image would be chosen by another question than in one pass
-        image = torch.full((3, backbone.shape.visual_tokens), backbone.image_token_id)
+        image = torch.full((3, full(backbone)), backbone.image_token_id)
         grown = appended(appended(appended(turn, second.sequences[:, turn["input_ids"].shape[1] :]), image), words)
         pixels = torch.randn(inputs["pixel_values"].shape, generator=generator)
         seen = second.past_key_values.get_seq_length()
@@ -318,7 +317,7 @@ def the_loss_is_right(backbone: Backbone, make: Make, tokens: int) -> None:
 def packed(backbone: Backbone, questions: int = 3, padding: int = 2) -> tuple[dict[str, Tensor], Tensor]:
     """Two rows of an image with independent questions behind it, right-padded, and their block ids."""
     generator = torch.Generator().manual_seed(5)
-    start = [10, 11, *[backbone.image_token_id] * backbone.shape.visual_tokens]
+    start = [10, 11, *[backbone.image_token_id] * full(backbone)]
     rows = []
     for row in range(2):
         ids, blocks, labels = list(start), [0] * len(start), [-100] * len(start)
@@ -367,11 +366,7 @@ def packed_questions_equal_single_ones(backbone: Backbone, make: Make, tokens: i
 def gradients_reach_everything(backbone: Backbone, make: Make, tokens: int) -> None:
     """Every trainable parameter of the method and of all its adapters gets a gradient, the same under checkpointing."""
     method = made(backbone, make, tokens)
-    if method.probes():
-        inputs, blocks = packed(backbone, questions=1)
-        blocks = None
-    else:
-        inputs, blocks = packed(backbone)
+    inputs, blocks = packed(backbone, questions=1 if method.probes() else 3)
     if not adapters.tuner_layers(backbone.decoder):
         backbone.model.requires_grad_(True)
     wanted = {f"method.{n}": p for n, p in method.named_parameters()}
@@ -387,7 +382,7 @@ def gradients_reach_everything(backbone: Backbone, make: Make, tokens: int) -> N
             for p in wanted.values():
                 p.grad = None
             with compressing(backbone, method) as engine:
-                if blocks is None:
+                if method.probes():
                     loss = backbone.model(**inputs, use_cache=False).loss
                 else:
                     with engine.blocks(blocks):
@@ -401,7 +396,9 @@ def gradients_reach_everything(backbone: Backbone, make: Make, tokens: int) -> N
     for name, gradient in found[0].items():
         assert gradient is not None and gradient.abs().max() > 0, f"no gradient for {name}"
         assert torch.isfinite(gradient).all(), f"gradient of {name} is not finite"
-        worst = (gradient - found[1][name]).abs().max().item()
+        again = found[1][name]
+        assert again is not None, f"no gradient for {name} under checkpointing"
+        worst = (gradient - again).abs().max().item()
         assert worst < 1e-5 * max(1.0, gradient.abs().max().item()), f"checkpointing changes {name} by {worst:.1e}"
 
 
@@ -439,10 +436,15 @@ def everything_is_removed(backbone: Backbone, make: Make, tokens: int) -> None:
         check()
 
 
-def _seeded(run: Callable[[], Tensor]) -> Tensor:
+def _runs(backbone: Backbone, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return run()
+        return {
+            "prefill": logits(backbone, inputs),
+            "greedy": torch.stack(generated(backbone, inputs).logits),
+            "beams": generated(backbone, inputs, num_beams=3).sequences,
+            "sampling": generated(backbone, inputs, do_sample=True).sequences,
+        }
 
 
 CONTRACTS = [

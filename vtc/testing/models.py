@@ -123,6 +123,12 @@ def tiny_backbone(
     return wrap(model, processor)
 
 
+def full(backbone: Backbone) -> int:
+    """Visual tokens per image of a backbone that has a fixed number."""
+    assert backbone.shape.visual_tokens is not None
+    return backbone.shape.visual_tokens
+
+
 def batch(
     backbone: Backbone,
     before: Sequence[int] = (2, 5, 3),
@@ -143,7 +149,7 @@ def batch(
     for b, a, i in zip(before, after, images, strict=True):
         words = torch.randint(10, top, (b + a,), generator=generator)
         words[words == image] = 10 if image != 10 else 11
-        rows.append(torch.cat([words[:b], torch.full((i * backbone.shape.visual_tokens,), image), words[b:]]))
+        rows.append(torch.cat([words[:b], torch.full((i * full(backbone),), image), words[b:]]))
     length = max(len(r) for r in rows)
     ids = torch.full((len(rows), length), PAD if image != PAD else 1)
     mask = torch.zeros(len(rows), length, dtype=torch.long)
