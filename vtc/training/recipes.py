@@ -123,18 +123,20 @@ def _base(cfg: Mapping[str, Any]) -> Path:
     model = build_model(seed).to(device)
     data = config["data"]
 
-    def questions(name: str) -> tuple:
-        kinds = tuple(data["first_kinds"]), float(data["first_share"]) if name == "language" else 0.0
-        return model, seed, int(data["batch_size"]), int(data["questions"]), dict(data["weights"]), *kinds
+    def questions(count: int, first_share: float) -> tuple:
+        kinds = tuple(data["first_kinds"]), first_share
+        return model, seed, int(data["batch_size"]), count, dict(data["weights"]), *kinds
 
     tower = recipe.TowerStage(model, seed, int(data["tower_batch_size"]))
-    language = recipe.LanguageStage(*questions("language"))
+    language = recipe.LanguageStage(*questions(int(data["questions"]), float(data["first_share"])))
     makers: dict[str, Callable[[], Any]] = {
         "tower": lambda: tower,
         "locate": tower.locate,
         "language": lambda: language,
         "align": lambda: recipe.AlignStage(model, language.places, seed, int(data["tower_batch_size"])),
-        "instruct": lambda: recipe.InstructStage(*questions("instruct"), contrastive=float(data["contrastive"])),
+        "instruct": lambda: recipe.InstructStage(
+            *questions(int(data["instruct_questions"]), 0.0), contrastive=float(data["contrastive"])
+        ),
     }
     reports = []
     for name in names:
