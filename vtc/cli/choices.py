@@ -12,7 +12,6 @@ GROUPS = {
     "method": "the compression method",
     "benchmark": "what it is scored on",
     "training": "how it is trained (action=train)",
-    "schedule": "compression stages during training (action=train)",
     "experiment": "complete presets: every setting of one experiment",
 }
 
