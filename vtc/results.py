@@ -30,11 +30,12 @@ _CODE = (
     "budget.py", "compressor.py", "schedule.py", "assemble.py", "registry.py",
     "engine", "backbones", "methods", "evaluation", "pocket",
 )  # fmt: skip
+_TRAINING = ("recipe.py",)  # what it makes are weights, and those are hashed
 _WHOLE = 64 << 20  # bytes: up to here a weight file is hashed whole, beyond by its header and samples
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: numpy scalars and arrays, tensors, paths and configs become plain; NaN becomes None."""
+    """`value` as JSON can hold it: numpy, tensors, paths and configs become plain; NaN becomes None."""
     if isinstance(value, Mapping) or hasattr(value, "items"):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)) or type(value).__name__ == "ListConfig":
@@ -204,7 +205,8 @@ def hash_code(extra: Iterable[str | Path] = ()) -> str:
     files: list[tuple[str, Path]] = []
     for name in _CODE:
         path = package / name
-        files += [(str(p.relative_to(package)), p) for p in ([path] if path.is_file() else path.rglob("*.py"))]
+        found = [path] if path.is_file() else [p for p in path.rglob("*.py") if p.name not in _TRAINING]
+        files += [(str(p.relative_to(package)), p) for p in found]
     try:
         tasks = shipped.path("benchmarks/tasks")
         files += [(f"tasks/{p.name}", p) for p in tasks.iterdir() if p.is_file()]

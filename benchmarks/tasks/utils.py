@@ -23,8 +23,8 @@ Doc = dict[str, Any]
 class PocketTask(ConfigurableMessagesTask):
     """A task over one parquet file of (id, image, question, answer, options, kind, references, blind, bag).
 
-    Unlike the base class it keeps the image column undecoded, so that a corrupt image is met by the model, which reports
-    it, and not by the harness, which stops; and it reads the file itself, which leaves no second copy in a cache.
+    Unlike the base class it keeps the image column undecoded, so that a corrupt image is met by the model, which
+    reports it, and not by the harness, which stops; and it reads the file itself, which leaves no copy in a cache.
     """
 
     def __init__(

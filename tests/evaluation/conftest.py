@@ -75,7 +75,7 @@ def oracle():
 
         def _embed(self, questions):
             out = []
-            for question, doc in zip(questions, self._docs(questions)):
+            for question, doc in zip(questions, self._docs(questions), strict=True):
                 image = vector(doc["answer"]) if self.right else vector("same")
                 texts = [vector(t) if self.right else vector("same") for t in question.text.split("\n")]
                 out.append((GenerationResult(json.dumps({"image": image, "texts": texts})), None))

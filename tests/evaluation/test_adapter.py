@@ -45,7 +45,8 @@ def requests_of(model, task, manager, data, count=N):
 
 
 @pytest.mark.parametrize(
-    "name, tokens, options", [("none", None, {}), ("fastv", 16, {"layer": 2}), ("victor", 9, {"layer": 3}), ("fwd2bot", 4, {})]
+    "name, tokens, options",
+    [("none", None, {}), ("fastv", 16, {"layer": 2}), ("victor", 9, {"layer": 3}), ("fwd2bot", 4, {})],
 )
 def test_batches_answer_as_singles_do(name, tokens, options, backbone, manager, data):
     method = build(name, tokens, backbone, **options)
@@ -90,17 +91,19 @@ def test_embeddings_are_the_engines_and_batches_equal_singles(name, tokens, back
     right, wrong = embed_texts(backbone, method, question.text.split("\n")).tolist()
     np.testing.assert_allclose(vectors[1][0]["image"], image, atol=1e-4)
     np.testing.assert_allclose(vectors[1][0]["texts"], [right, wrong], atol=1e-4)
-    for a, b in zip(vectors[1], vectors[3]):
+    for a, b in zip(vectors[1], vectors[3], strict=True):
         np.testing.assert_allclose(a["image"], b["image"], atol=1e-4)
         np.testing.assert_allclose(a["texts"], b["texts"], atol=1e-4)
 
 
 def test_requests_are_grouped_by_their_settings_and_answered_in_order(oracle, manager, data):
     model = oracle(batch_size=4)
-    asked = requests_of(model, "pocket_captions", manager, data, 6) + requests_of(model, "pocket_choice", manager, data, 6)
+    asked = requests_of(model, "pocket_captions", manager, data, 6) + requests_of(
+        model, "pocket_choice", manager, data, 6
+    )
     mixed = [asked[i] for i in (0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11)]
     answers = model.generate_until(mixed)
-    for request, answer in zip(mixed, answers):
+    for request, answer in zip(mixed, answers, strict=True):
         doc = model.task_dict[request.task_name]["test"][request.doc_id]
         assert answer.text == (doc["references"][0] if doc["references"] else doc["answer"])
     for batch in model.batches:

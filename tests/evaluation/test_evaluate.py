@@ -39,7 +39,18 @@ def finished(config):
 
 def test_the_result_has_every_section_and_states_what_was_kept(finished):
     result = results.load(finished)
-    assert {"id", "created", "command", "versions", "git_commit", "seed", "device", "attention", "dtype", "batch_size"} <= set(result["run"])
+    assert {
+        "id",
+        "created",
+        "command",
+        "versions",
+        "git_commit",
+        "seed",
+        "device",
+        "attention",
+        "dtype",
+        "batch_size",
+    } <= set(result["run"])
     assert {"vtc", "torch", "transformers", "lmms_eval"} <= set(result["run"]["versions"])
     assert result["config"]["tokens"] == 16 and "hydra" not in result["config"]
     assert result["method"] == {**result["method"], "name": "fastv", "tokens": 16, "layers": [2]}
@@ -52,7 +63,15 @@ def test_the_result_has_every_section_and_states_what_was_kept(finished):
     assert budget["compression_ratio"] == pytest.approx(144 / average)  # LLaVolta, eq. 3
     assert 0 < budget["flops_ratio"] < 1
     assert result["bad_samples"] == {"count": 0, "samples": []}
-    wanted = {"vision_flops", "prefill_flops", "decode_flops_per_token", "ttft_ms", "decode_ms_per_token", "throughput", "speedup"}
+    wanted = {
+        "vision_flops",
+        "prefill_flops",
+        "decode_flops_per_token",
+        "ttft_ms",
+        "decode_ms_per_token",
+        "throughput",
+        "speedup",
+    }
     wanted |= {"peak_memory_bytes", "extra_parameters", "storage_bytes_per_image"}
     assert wanted <= set(result["efficiency"])
 
@@ -81,7 +100,9 @@ def test_samples_and_summary_lie_beside_it(finished):
     generated = frame[frame["task"] == "pocket_existence"]
     assert set(generated["tokens_kept"]) == {16} and set(generated["tokens_in"]) == {144}
     summary = (finished.parent / results.SUMMARY).read_text()
-    assert "| pocket_existence | accuracy | 6 |" in summary and "mean, understanding" in summary and "miniature" in summary
+    assert (
+        "| pocket_existence | accuracy | 6 |" in summary and "mean, understanding" in summary and "miniature" in summary
+    )
     assert not (finished.parent / running.PARTIAL).exists()
 
 
@@ -97,7 +118,9 @@ def test_a_finished_run_is_read_not_repeated(finished, config, monkeypatch, caps
 def test_the_baseline_is_made_once(finished, config, monkeypatch, capsys):
     made = []
     original = running.make
-    monkeypatch.setattr(running, "make", lambda run, *rest: made.append(run.settings["method"]["name"]) or original(run, *rest))
+    monkeypatch.setattr(
+        running, "make", lambda run, *rest: made.append(run.settings["method"]["name"]) or original(run, *rest)
+    )
     path = evaluate(config("method=random", "tokens=16"))
     assert made == ["random"] and "reused" in capsys.readouterr().out
     assert results.load(path)["baseline"] == results.load(finished)["baseline"]
@@ -120,7 +143,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(config, monkeypatch, capsys
     with pytest.raises(KeyboardInterrupt):
         evaluate(asked)
     assert tasks == TASKS[:2]
-    monkeypatch.setattr(harness, "run_task", lambda model, task, *r, **m: tasks.append(task) or original(model, task, *r, **m))
+    monkeypatch.setattr(
+        harness, "run_task", lambda model, task, *r, **m: tasks.append(task) or original(model, task, *r, **m)
+    )
     path = evaluate(asked)
     assert tasks == TASKS  # none twice
     assert "kept from the interrupted run" in capsys.readouterr().out
@@ -156,7 +181,12 @@ def test_bad_samples_are_in_the_file_and_on_the_screen(config, data, tmp_path, c
     rows[1]["image"]["bytes"] = b"not an image"
     write_rows(tmp_path / "pocket_existence.parquet", rows)
     path = evaluate(
-        config("method=none", "benchmark.tasks=[pocket_existence]", f"benchmark.data={tmp_path}", f"output_dir={tmp_path}/out")
+        config(
+            "method=none",
+            "benchmark.tasks=[pocket_existence]",
+            f"benchmark.data={tmp_path}",
+            f"output_dir={tmp_path}/out",
+        )
     )
     result = results.load(path)
     assert result["bad_samples"]["count"] == 1 and result["bad_samples"]["samples"][0]["id"] == "existence-1"
@@ -166,5 +196,8 @@ def test_bad_samples_are_in_the_file_and_on_the_screen(config, data, tmp_path, c
 
 
 def test_importing_the_package_imports_nothing_heavy():
-    code = "import sys, vtc.evaluation; print([m for m in ('torch', 'transformers', 'lmms_eval', 'datasets') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    heavy = "('torch', 'transformers', 'lmms_eval', 'datasets')"
+    code = f"import sys, vtc.evaluation; print([m for m in {heavy} if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

@@ -17,7 +17,9 @@ def test_letter(said, meant):
     assert scoring.letter(said) == meant
 
 
-@pytest.mark.parametrize("said, meant", [("Yes, there is", "yes"), ("no.", "no"), ("maybe", ""), ("", ""), ("nobody", "")])
+@pytest.mark.parametrize(
+    "said, meant", [("Yes, there is", "yes"), ("no.", "no"), ("maybe", ""), ("", ""), ("nobody", "")]
+)
 def test_yes_no(said, meant):
     assert scoring.yes_no(said) == meant
 
@@ -39,7 +41,11 @@ def records(*pairs):
 
 
 def test_captions_equal_to_their_reference_score_one():
-    same = ["a small red circle, a large blue star.", "a large green ring, a yellow 3.", "a purple 7, a small cyan cross."]
+    same = [
+        "a small red circle, a large blue star.",
+        "a large green ring, a yellow 3.",
+        "a purple 7, a small cyan cross.",
+    ]
     given = records(*[(c, c) for c in same])
     assert scoring.cider(given) == pytest.approx(1.0)
     assert scoring.bleu4(given) == pytest.approx(1.0, abs=1e-6)
@@ -54,7 +60,11 @@ def test_captions_agree_with_pycocoevalcap():
         ("a large green ring", "a large green ring, a yellow 3."),
         ("a dog", "a purple 7, a small cyan cross."),
     )
-    references = {0: ["a small red circle a large blue star"], 1: ["a large green ring a yellow 3"], 2: ["a purple 7 a small cyan cross"]}
+    references = {
+        0: ["a small red circle a large blue star"],
+        1: ["a large green ring a yellow 3"],
+        2: ["a purple 7 a small cyan cross"],
+    }
     said = {0: ["a small red circle a star"], 1: ["a large green ring"], 2: ["a dog"]}
     mean, each = Cider().compute_score(references, said)
     assert scoring.cider(given) == pytest.approx(mean / 10) and scoring.cider_samples(given) == pytest.approx(each / 10)
@@ -63,7 +73,7 @@ def test_captions_agree_with_pycocoevalcap():
 
 def pairs(images, texts, captions=None):
     captions = captions or [f"caption {i}" for i in range(len(texts))]
-    return [{"image": i, "text": t, "caption": c} for i, t, c in zip(images, texts, captions)]
+    return [{"image": i, "text": t, "caption": c} for i, t, c in zip(images, texts, captions, strict=True)]
 
 
 def test_recall_is_a_brute_force_count():

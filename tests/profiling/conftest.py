@@ -16,7 +16,8 @@ def backbone():
     torch.manual_seed(0)
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4, image_size=96, patch_size=8
+            hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
+            image_size=96, patch_size=8,
         ),
         text_config=LlamaConfig(
             vocab_size=160, hidden_size=64, intermediate_size=112, num_hidden_layers=5, num_attention_heads=8,

@@ -83,5 +83,6 @@ def test_recording_leaves_nothing_behind(backbone):
 
 
 def test_profiling_needs_no_harness():
-    code = "import sys, vtc.profiling.run, vtc.profiling.latency, vtc.profiling.recorder; assert 'lmms_eval' not in sys.modules"
+    modules = "vtc.profiling.run, vtc.profiling.latency, vtc.profiling.recorder"
+    code = f"import sys, {modules}; assert 'lmms_eval' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -26,7 +26,9 @@ def compare(a: str | Path, b: str | Path) -> dict[str, dict[str, Any]]:
 
 def compare_samples(a: Any, b: Any, groups: dict[str, str]) -> dict[str, dict[str, Any]]:
     """`compare` on two frames of samples (columns task, id, score, stratum)."""
-    both = a[["task", "id", "score", "stratum"]].merge(b[["task", "id", "score"]], on=["task", "id"], suffixes=("_a", "_b"))
+    both = a[["task", "id", "score", "stratum"]].merge(
+        b[["task", "id", "score"]], on=["task", "id"], suffixes=("_a", "_b")
+    )
     both = both.dropna(subset=["score_a", "score_b"])
     out: dict[str, dict[str, Any]] = {}
     weighted: dict[str, np.ndarray] = {}

@@ -43,7 +43,8 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
         mark = "†" if near_floor(row) else ""
         bad = f" ({row['bad']} bad)" if row.get("bad") else ""
         out.append(
-            (row["task"], METRICS.get(row["metric"], row["metric"]), f"{row['n']}{bad}", score(row["value"], row["stderr"]) + mark,
+            (row["task"], METRICS.get(row["metric"], row["metric"]), f"{row['n']}{bad}",
+             score(row["value"], row["stderr"]) + mark,
              score(row.get("blind")), score(row.get("bag")), score(row["baseline"]), percent(row["retained"]),
              p_value(row["p_value"]))
         )  # fmt: skip
@@ -82,9 +83,13 @@ def costs_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         gain = f" ({e['speedup_by_tokens'][n]:.2f}×)"
         plain = e["throughput_uncompressed"][n]
         out.append((f"throughput, {n} new tokens", f"{number(value)} tokens/s{gain}", f"{number(plain)} tokens/s"))
-    out.append(("KV cache after the prefill", number(e["kv_cache_bytes"], "B"), number(e["kv_cache_bytes_uncompressed"], "B")))
+    out.append(
+        ("KV cache after the prefill", number(e["kv_cache_bytes"], "B"), number(e["kv_cache_bytes_uncompressed"], "B"))
+    )
     if e["peak_memory_bytes"] is not None:
-        out.append(("peak GPU memory", number(e["peak_memory_bytes"], "B"), number(e["peak_memory_bytes_uncompressed"], "B")))
+        out.append(
+            ("peak GPU memory", number(e["peak_memory_bytes"], "B"), number(e["peak_memory_bytes_uncompressed"], "B"))
+        )
     full = 2 * tokens * result["backbone"]["shape"]["width"]
     out.append(("stored per image, 16 bit", number(e["storage_bytes_per_image"], "B"), number(full, "B")))
     out.append(("extra parameters", number(e["extra_parameters"]), "0"))
@@ -99,10 +104,13 @@ def remarks(result: dict[str, Any]) -> list[str]:
     bad = result["bad_samples"]
     if bad["count"]:
         first = bad["samples"][0]
-        lines.append(f"{bad['count']} bad samples are not in the scores; the first: {first['task']} {first['id']}: {first['error']}")
+        lines.append(
+            f"{bad['count']} bad samples are not in the scores; "
+            f"the first: {first['task']} {first['id']}: {first['error']}"
+        )
     if result["config"]["benchmark"]["name"] == "pocket":
         lines.append(MINIATURE)
-    return [escape(line) for line in lines]
+    return lines
 
 
 def scores(result: dict[str, Any]) -> Table:
@@ -112,7 +120,11 @@ def scores(result: dict[str, Any]) -> Table:
     cells = rows(result)
     means = len(result.get("means") or {})
     for i, row in enumerate(cells):
-        table.add_row(*map(escape, row), style="bold" if i >= len(cells) - means else None, end_section=i == len(cells) - means - 1)
+        table.add_row(
+            *map(escape, row),
+            style="bold" if i >= len(cells) - means else None,
+            end_section=i == len(cells) - means - 1,
+        )
     return table
 
 
@@ -146,11 +158,7 @@ def markdown(result: dict[str, Any]) -> str:
             "",
             *_markdown_table(("cost", "this method", "uncompressed"), costs_rows(result), 1),
             "",
-            *remarks_plain(result),
+            *(line + "\n" for line in remarks(result)),
             "",
         ]
     )
-
-
-def remarks_plain(result: dict[str, Any]) -> list[str]:
-    return [line.replace("\\[", "[") + "\n" for line in remarks(result)]

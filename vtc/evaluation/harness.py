@@ -86,8 +86,6 @@ class TaskRun:
 # Quiet ---------------------------------------------------------------------------------------------------------------
 
 
-
-
 def quiet_logging() -> None:
     """Undo what importing lmms_eval.models does to loguru (all handlers removed, one to stdout added): warnings go to
     Python's logging, the rest nowhere. Call it after the import."""
@@ -278,7 +276,7 @@ def _read(task: str, results: dict[str, Any], model: VtcModel) -> TaskRun:
             raise RuntimeError(f"{task}: the samples' scores don't make {headline}={value}")
         scores = [None] * len(scores)  # a metric that isn't a mean over samples (MME): no error bar, no paired test
     samples = []
-    for i, (sample, doc, score, stratum) in enumerate(zip(logged, docs, scores, strata)):
+    for i, (sample, doc, score, stratum) in enumerate(zip(logged, docs, scores, strata, strict=True)):
         kept = model.kept.get((task, int(sample["doc_id"])))
         samples.append(
             Sample(
@@ -303,7 +301,7 @@ def _read(task: str, results: dict[str, Any], model: VtcModel) -> TaskRun:
         floors={floor: _floor(floor, docs, strata, metadata) for floor in ("blind", "bag")},
         samples=samples,
         bad=bad,
-        layers=[sum(c) / len(layers) for c in zip(*layers)] if layers else [],
+        layers=[sum(c) / len(layers) for c in zip(*layers, strict=True)] if layers else [],
         version=str(metadata.get("version", results.get("versions", {}).get(task, ""))),
     )
 
@@ -321,7 +319,9 @@ def _text(value: Any) -> str:
     return " | ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _prediction(kind: str | None, metadata: dict[str, Any], sample: dict[str, Any], doc: Any, records: list, i: int) -> str:
+def _prediction(
+    kind: str | None, metadata: dict[str, Any], sample: dict[str, Any], doc: Any, records: list, i: int
+) -> str:
     """The answer in words; for embeddings the caption that is closest to the image."""
     answer = sample["filtered_resps"][0]
     answer = answer[0] if isinstance(answer, list) and answer else answer
@@ -330,7 +330,7 @@ def _prediction(kind: str | None, metadata: dict[str, Any], sample: dict[str, An
     if kind == "retrieval":
         if i == 0:
             closest = scoring.similarities(records).argmax(axis=1)
-            for record, best in zip(records, closest):
+            for record, best in zip(records, closest, strict=True):
                 record["found"] = records[int(best)]["caption"]
         return records[i]["found"]
     return doc["answer"] if _number(sample[metadata["headline"]]) else doc["options"][0]
@@ -350,5 +350,7 @@ def _floor(name: str, docs: Sequence[dict[str, Any]], strata: Sequence[str], met
         return max(value, 1 / len(docs)) if metadata.get("samples") == "retrieval" else value
     guesses = [d.get(f"{name}_prediction") for d in docs]
     if metadata.get("samples") == "captions" and all(guesses):
-        return scoring.cider([{"prediction": g, "references": d["references"]} for g, d in zip(guesses, docs)])
+        return scoring.cider(
+            [{"prediction": g, "references": d["references"]} for g, d in zip(guesses, docs, strict=True)]
+        )
     return None

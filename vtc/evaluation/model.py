@@ -42,7 +42,7 @@ class _Question:
 
 @dataclass
 class Kept:
-    """Visual tokens (registers among them) of one sample, per image: at first, at the end, and in each decoder layer."""
+    """Visual tokens (and registers) of one sample, per image: at first, at the end, and in each decoder layer."""
 
     tokens_in: float
     tokens_out: float
@@ -52,9 +52,9 @@ class Kept:
 class VtcModel(lmms):
     """The adapter around a built backbone and method.
 
-    Answers are greedy, so the same command gives the same answers; batches are left-padded and group requests that share
-    their generation settings. A request with `vtc_embed: true` is answered by the embeddings of its image and of each
-    line of its text, as JSON `{"image": [D numbers], "texts": [[D numbers], …]}`.
+    Answers are greedy, so the same command gives the same answers; batches are left-padded and group requests that
+    share their generation settings. A request with `vtc_embed: true` is answered by the embeddings of its image and of
+    each line of its text, as JSON `{"image": [D numbers], "texts": [[D numbers], …]}`.
 
     Args:
         backbone, method: as `vtc.assemble.assemble` gives them.
@@ -103,7 +103,9 @@ class VtcModel(lmms):
         )
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        raise UserError(f"benchmark.tasks={self._names(requests)}: asks over several rounds; allowed: generate_until tasks")
+        raise UserError(
+            f"benchmark.tasks={self._names(requests)}: asks over several rounds; allowed: generate_until tasks"
+        )
 
     @staticmethod
     def _names(requests: list[Instance]) -> str:
@@ -212,12 +214,14 @@ class VtcModel(lmms):
         lengths = inputs["attention_mask"].sum(1).tolist()
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
         out = []
-        for row, (text, k) in enumerate(zip(texts, kept)):
+        for row, (text, k) in enumerate(zip(texts, kept, strict=True)):
             made = int((new[row] != pad).sum())
             # What the decoder reads in the end: the prompt with its visual tokens replaced by those that are left.
             lost = (k.tokens_in - k.tokens_out) * len(questions[row].images) if k else 0
             read = int(lengths[row]) - round(lost)
-            answer = GenerationResult(_until(text, options.get("until")), TokenCounts(input_tokens=read, output_tokens=made))
+            answer = GenerationResult(
+                _until(text, options.get("until")), TokenCounts(input_tokens=read, output_tokens=made)
+            )
             out.append((answer, k))
         return out
 
@@ -238,7 +242,7 @@ class VtcModel(lmms):
                 vectors += embed_texts(self.backbone, self.method, part).float().cpu().tolist()
         out: list[tuple[GenerationResult, Kept | None]] = []
         at = 0
-        for image, texts in zip(images, lines):
+        for image, texts in zip(images, lines, strict=True):
             if not all(abs(x) < float("inf") for x in image):
                 raise ValueError("the image's embedding is not finite")
             text = json.dumps({"image": _short(image), "texts": [_short(v) for v in vectors[at : at + len(texts)]]})
@@ -263,7 +267,7 @@ class VtcModel(lmms):
         except Exception:  # only a nicer name
             log.debug("no id for sample %s of %s", doc_id, task, exc_info=True)
         self.bad.append(BadSample(str(task), name, error))
-        log.warning("%s: sample %s set aside: %s", task, name, error)
+        log.info("%s: sample %s set aside: %s", task, name, error)
 
 
 class RegisteredModel(VtcModel):
@@ -291,6 +295,14 @@ class RegisteredModel(VtcModel):
         super().__init__(backbone, method, int(asked), description=f"{given}, checkpoint={config.checkpoint}")
         quiet_logging()
 
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        """As the base class's; bad samples are named in the log, as there is no result file of vtc's to name them."""
+        before = len(self.bad)
+        answers = super().generate_until(requests)
+        for bad in self.bad[before:]:
+            log.warning("%s: sample %s set aside and not scored: %s", bad.task, bad.id, bad.error)
+        return answers
+
 
 def kept_of(report: Any, visual: Sequence[int], images: Sequence[int], depth: int) -> list[Kept | None]:
     """What became of each row's visual tokens; None for rows without images.
@@ -302,7 +314,7 @@ def kept_of(report: Any, visual: Sequence[int], images: Sequence[int], depth: in
         depth: decoder layers.
     """
     out: list[Kept | None] = []
-    for row, (tokens, count) in enumerate(zip(visual, images)):
+    for row, (tokens, count) in enumerate(zip(visual, images, strict=True)):
         if not count:
             out.append(None)
         elif report is None:

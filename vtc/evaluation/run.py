@@ -37,9 +37,9 @@ SHOWN = 100  # bad samples that a result file names; all are in samples.parquet
 def evaluate(config: Mapping[str, Any]) -> Path:
     """Score a method on a benchmark, beside the uncompressed backbone; returns the path of `result.json`.
 
-    The uncompressed run is made first where its result doesn't exist, kept under `output_dir/baselines/<id>` and reused.
-    Every finished task is stored at once, so that an interrupted run goes on where it stopped; a run whose result exists
-    is read, not repeated, unless `resume` is false.
+    The uncompressed run is made first where its result doesn't exist, kept under `output_dir/baselines/<id>` and
+    reused. Every finished task is stored at once, so that an interrupted run goes on where it stopped; a run whose
+    result exists is read, not repeated, unless `resume` is false.
 
     Args:
         config: the resolved configuration (`vtc.cli.compose.compose` makes one).
@@ -68,8 +68,8 @@ def evaluate(config: Mapping[str, Any]) -> Path:
     console.print(display.scores(result))
     console.print(display.costs(result))
     for line in display.remarks(result):
-        console.print(line)
-    console.print(f"[dim]{run.path}[/dim]", soft_wrap=True)
+        console.print(line, markup=False)
+    console.print(str(run.path), style="dim", soft_wrap=True, markup=False)
     return run.path
 
 
@@ -86,7 +86,7 @@ def as_dict(config: Mapping[str, Any]) -> dict[str, Any]:
 def baseline_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The same run without compression."""
     plain = copy.deepcopy(dict(settings))
-    plain.update({key: None for key in BUDGETS}, method={"name": "none"}, checkpoint=None, layer_scale="auto")
+    plain.update(dict.fromkeys(BUDGETS), method={"name": "none"}, checkpoint=None, layer_scale="auto")
     return plain
 
 
@@ -159,12 +159,12 @@ class Run:
     def read(self) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
         """Its result, and task → sample id → score."""
         frame = results.samples(self.path).dropna(subset=["score"])
-        scores = {str(t): dict(zip(rows["id"], rows["score"])) for t, rows in frame.groupby("task")}
+        scores = {str(t): dict(zip(rows["id"], rows["score"], strict=True)) for t, rows in frame.groupby("task")}
         return results.load(self.path), scores
 
 
 def sources(settings: Mapping[str, Any]) -> tuple[str, Path | None]:
-    """Where the weights come from: the backbone's folder or hub id, and the checkpoint's folder (None: no checkpoint)."""
+    """Where the weights come from: the backbone's folder or hub id, and the checkpoint's folder (or None)."""
     from vtc.assemble import checkpoint_folder
     from vtc.registry import backbones
 
@@ -211,36 +211,53 @@ class Bar:
     """One progress bar over all samples of all tasks, those of the baseline among them."""
 
     def __init__(self, console: Console, runs: list[Run]) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self.console = console
         self.progress = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
             TextColumn("samples"), TimeElapsedColumn(), TimeRemainingColumn(), console=console,
         )  # fmt: skip
-        self.sizes = {id(r): {t: _size(r, t) for t in r.tasks} for r in runs}
+        self.runs = runs
+        self.sizes: dict[int, dict[str, int | None]] = {}
 
     def __enter__(self) -> Bar:
-        known = [n for sizes in self.sizes.values() for n in sizes.values()]
         self.progress.start()
-        self.task = self.progress.add_task("loading lmms-eval", total=sum(n or 0 for n in known))
-        self.note(f"{sum(n or 0 for n in known)} samples, baseline included" if len(self.sizes) > 1 else "")
+        self.task = self.progress.add_task("test sets", total=None)
+        try:
+            self.say("test sets (drawn once, a minute at most)")
+            self.sizes.update({id(r): {t: _size(r, t) for t in r.tasks} for r in self.runs})
+        except BaseException:
+            self.progress.stop()
+            raise
+        known = sum(n or 0 for sizes in self.sizes.values() for n in sizes.values())
+        self.progress.update(self.task, total=known)
+        if known:
+            self.note(f"{known} samples" + (", baseline included" if len(self.runs) > 1 else ""))
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.progress.stop()
 
-    def note(self, line: str) -> None:
+    def note(self, line: str, style: str | None = None) -> None:
         if line:
-            self.console.print(line, soft_wrap=True)
+            self.console.print(line, style=style, soft_wrap=True, markup=False)
 
     def say(self, what: str) -> None:
         """What is being done; a line now and then where nobody watches a terminal."""
         self.progress.update(self.task, description=what)
         if not self.console.is_terminal:
             state = self.progress.tasks[0]
-            self.note(f"[{int(state.completed)}/{int(state.total or 0)}] {what}")
+            counted = f"{int(state.completed)}/{int(state.total)} " if state.total else ""
+            self.note(f"{counted}{what}")
 
     def begin(self, run: Run, task: str, samples: int) -> None:
         """Counts the samples of a task whose number wasn't known before."""
@@ -299,9 +316,9 @@ def make(run: Run, baseline: Run | None, bar: Bar) -> dict[str, Any]:
         mirror = None if task.startswith("pocket") else run.data
         scored = harness.run_task(model, task, manager, run.limit, run.data, mirror, int(settings.get("seed") or 0))
         for bad in scored.bad[:3]:
-            bar.note(f"[yellow]{task}: sample {bad['id']} set aside: {bad['error']}[/yellow]")
+            bar.note(f"{task}: sample {bad['id']} set aside: {bad['error']}", "yellow")
         if len(scored.bad) > 3:
-            bar.note(f"[yellow]{task}: {len(scored.bad)} samples set aside, the others count[/yellow]")
+            bar.note(f"{task}: {len(scored.bad)} samples set aside, the others count", "yellow")
         run.store(scored)
         done.append(scored)
     bar.say(f"{label}: measuring costs")
@@ -333,10 +350,17 @@ def method_label(settings: Mapping[str, Any]) -> str:
 
 def assembled(settings: Mapping[str, Any]) -> tuple[Backbone, Compressor]:
     from omegaconf import OmegaConf
+    from transformers.utils import logging as transformers_logging
 
     from vtc.assemble import assemble
 
-    return assemble(OmegaConf.create(dict(settings)))
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # its bar for loading weights would be drawn over ours
+    try:
+        return assemble(OmegaConf.create(dict(settings)))
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def measured(backbone: Backbone, method: Compressor, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -449,7 +473,9 @@ def _paired(task: TaskRun, known: Mapping[str, float], value: float | None) -> P
     return Paired(value, statistics.paired(mine, theirs, strata) if both else None, mine, theirs, strata)
 
 
-def _mean(group: str, done: list[TaskRun], pairs: Mapping[str, Paired], rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _mean(
+    group: str, done: list[TaskRun], pairs: Mapping[str, Paired], rows: list[dict[str, Any]]
+) -> dict[str, Any] | None:
     """The mean score of a group's tasks, each counting alike, with its error and the paired test over all samples."""
     import numpy as np
 
@@ -467,7 +493,9 @@ def _mean(group: str, done: list[TaskRun], pairs: Mapping[str, Paired], rows: li
     differences = [statistics.weights(p.strata) * (np.asarray(p.mine) - np.asarray(p.theirs)) for p in tested]
     return {
         "value": value,
-        "stderr": float(np.sqrt(np.sum(np.square(errors))) / len(members)) if all(e is not None for e in errors) else None,
+        "stderr": float(np.sqrt(np.sum(np.square(errors))) / len(members))
+        if all(e is not None for e in errors)
+        else None,
         "n": sum(r["n"] for r in members),
         "tasks": len(members),
         "baseline": base,
@@ -482,7 +510,9 @@ def _average(values: list[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def budget_section(settings: Mapping[str, Any], done: list[TaskRun], costs: Mapping[str, Any], depth: int) -> dict[str, Any]:
+def budget_section(
+    settings: Mapping[str, Any], done: list[TaskRun], costs: Mapping[str, Any], depth: int
+) -> dict[str, Any]:
     """What was asked for, and what was truly kept on the scored samples (per image); where no task generates, on the
     image that the costs were measured with."""
     kept = [s for t in done for s in t.samples if s.tokens_in is not None]
@@ -567,7 +597,10 @@ def git_commit() -> str | None:
         return subprocess.run(line, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
-        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no", "--", "vtc", "conf")
+        commit, changes = (
+            git("rev-parse", "HEAD"),
+            git("status", "--porcelain", "--untracked-files=no", "--", "vtc", "conf"),
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return f"{commit}-dirty" if changes else commit

@@ -167,5 +167,3 @@ def by_kind(records: Sequence[tuple[str, float]]) -> float:
 
 # How a sample's share of its task's score is found where it needs the other samples; else it is the metric itself.
 OVER_ALL = {"captions": cider_samples, "retrieval": retrieval_samples}
-
-

@@ -72,7 +72,7 @@ def sign_flips(differences: Sequence[float], seed: int = SEED) -> float:
         signs = np.random.default_rng(seed).integers(0, 2, (RESAMPLES, len(d)), dtype=np.int8) * 2.0 - 1.0
     observed = abs(d.sum())
     extreme = int((np.abs(signs @ d) >= observed * (1 - 1e-12)).sum())
-    # The observed signs are one of the ways: enumerated, they are counted; drawn, they are added (Phipson & Smyth 2010).
+    # The observed signs are one of the ways: enumerated, they are counted; drawn, they are added (Phipson & Smyth).
     return extreme / len(signs) if exact else (extreme + 1) / (RESAMPLES + 1)
 
 

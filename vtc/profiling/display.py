@@ -35,7 +35,9 @@ def rows(costs: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             out.append((what, number(mine, unit), number(plain, unit), f"{mine / plain:.2f}×"))
     for n, value in costs["throughput"].items():
         plain = costs["throughput_uncompressed"][n]
-        out.append((f"throughput at {n} new tokens", number(value, "tok/s"), number(plain, "tok/s"), f"{value / plain:.2f}×"))
+        out.append(
+            (f"throughput at {n} new tokens", number(value, "tok/s"), number(plain, "tok/s"), f"{value / plain:.2f}×")
+        )
     out.append(("stored bytes per image, 16 bit", number(costs["storage_bytes_per_image"], "B"), "", ""))
     out.append(("extra parameters", number(costs["extra_parameters"]), "", ""))
     return out

@@ -78,7 +78,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def example(backbone: Backbone, rows: int, prompt_tokens: int, seed: int = 0) -> Any:
-    """Inputs of `rows` equal rows: one image of noise and about `prompt_tokens` text tokens, the template's included."""
+    """Inputs of `rows` equal rows: one image of noise and `prompt_tokens` text tokens, the template's included."""
     import numpy as np
     from PIL import Image
 

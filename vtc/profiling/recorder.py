@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def recorded(backbone: Backbone) -> Iterator[list[Call]]:
     """Collects one `Call` a pass of a decoder layer while it is open.
 
-    It sees whatever the method does with the decoder: Fwd2Bot's first pass is in it, and so are the tokens that a method
-    drops between layers, for each layer as it was.
+    It sees whatever the method does with the decoder: Fwd2Bot's first pass is in it, and so are the tokens that a
+    method drops between layers, for each layer as it was.
     """
     calls: list[Call] = []
     hooks = []

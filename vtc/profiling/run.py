@@ -19,8 +19,8 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
         vision_flops: tower and projector, one image.
         prefill_flops: decoder and output row for one image and the prompt, every pass of the method included, LoRA too;
             prefill_flops_uncompressed the same without compression; flops_ratio their quotient.
-        answer_flops: the part of prefill_flops that is left where the image was compressed beforehand and stored: the last
-            pass of the decoder. It differs for methods with a pass of their own (Fwd2Bot).
+        answer_flops: the part of prefill_flops that is left where the image was compressed beforehand and stored: the
+            last pass of the decoder. It differs for methods with a pass of their own (Fwd2Bot).
         decode_flops_per_token: the first decoding step after that prefill.
         ttft_ms: {median, p95}, one row, from pixels on the device to the first token; ttft_ms_uncompressed.
         decode_ms_per_token: a step of a whole batch.
@@ -104,7 +104,14 @@ def generate_two(backbone: Backbone, inputs: Any) -> None:
     tokenizer = backbone.tokenizer
     pad = tokenizer.pad_token_id if tokenizer is not None and tokenizer.pad_token_id is not None else 0
     backbone.model.generate(
-        **inputs, max_new_tokens=2, min_new_tokens=2, do_sample=False, temperature=None, top_p=None, top_k=None, pad_token_id=pad
+        **inputs,
+        max_new_tokens=2,
+        min_new_tokens=2,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        pad_token_id=pad,
     )
 
 
