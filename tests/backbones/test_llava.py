@@ -36,7 +36,11 @@ def test_any_folder_of_the_architecture_loads(folder: str) -> None:
     assert load(cfg | {"dtype": "bfloat16"}).dtype == torch.bfloat16
 
 
-def test_shape_of_llava_15_7b_and_13b() -> None:
+@pytest.mark.parametrize(
+    ("name", "depth", "width", "mlp", "heads"), [("7b", 32, 4096, 11008, 32), ("13b", 40, 5120, 13824, 40)]
+)
+def test_sizes_of_llava_15_need_no_network(name: str, depth: int, width: int, mlp: int, heads: int) -> None:
+    """What is known of the two equals what their configuration comes to."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
     vision = CLIPVisionConfig(
@@ -47,10 +51,16 @@ def test_shape_of_llava_15_7b_and_13b() -> None:
         image_size=336,
         patch_size=14,
     )
-    text = LlamaConfig(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40)
-    shape = Llava.shape_from(LlavaConfig(vision_config=vision, text_config=text), "llava15_13b")
-    assert (shape.visual_tokens, shape.grid, shape.depth, shape.width) == (576, (24, 24), 40, 5120)
-    assert shape.vision["tokens"] == 577
+    text = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=mlp,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        vocab_size=32064,
+    )
+    expected = Llava.shape_from(LlavaConfig(vision_config=vision, text_config=text), f"llava15_{name}")
+    assert shape_of({"name": f"llava15_{name}"}) == expected
+    assert shape_of({"name": f"llava15_{name}", "pretrained": f"llava-hf/llava-1.5-{name}-hf"}) == expected
 
 
 def test_prompts_are_llava_15s() -> None:

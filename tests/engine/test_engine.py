@@ -150,11 +150,11 @@ def test_blocks_see_the_prefix_and_themselves_only() -> None:
 def test_blocks_work_without_compression_too() -> None:
     backbone = tiny_backbone()
     inputs, blocks = packed(backbone)
-    with compressing(backbone, build("none", None, backbone.shape)) as engine, torch.no_grad():
-        with engine.blocks(blocks):
-            apart = backbone.model(**inputs, use_cache=False).logits
-            inputs["input_ids"][:, 19] = 12  # a word of the first question
-            changed = backbone.model(**inputs, use_cache=False).logits
+    none = build("none", None, backbone.shape)
+    with torch.no_grad(), compressing(backbone, none) as engine, engine.blocks(blocks):
+        apart = backbone.model(**inputs, use_cache=False).logits
+        inputs["input_ids"][:, 19] = 12  # a word of the first question
+        changed = backbone.model(**inputs, use_cache=False).logits
     own = blocks == 1
     own[:, 17] = True  # the last of the prefix predicts the first word of the first question
     others = inputs["attention_mask"].bool() & (blocks != 1)
@@ -221,3 +221,27 @@ def test_input_embeddings_with_images_are_refused() -> None:
     embeddings = backbone.decoder.embed_tokens(inputs["input_ids"])
     with compressing(backbone, build("fastv", 4, backbone.shape)), pytest.raises(UserError, match="inputs_embeds"):
         backbone.model(inputs_embeds=embeddings, pixel_values=inputs["pixel_values"])
+
+
+def test_adapters_made_in_inference_mode_can_be_trained() -> None:
+    backbone = tiny_backbone()
+    method = build("fwd2bot", 4, backbone.shape, rank=4)
+    inputs = batch(backbone)
+    with torch.inference_mode(), compressing(backbone, method):
+        backbone.model(**inputs)
+    with compressing(backbone, method):
+        backbone.model(**inputs, labels=inputs["input_ids"], use_cache=False).loss.backward()
+    assert method.summary.grad is not None
+
+
+@pytest.mark.parametrize("name", ["random", "avgpool", "fastv", "llavolta", "victor", "fwd2bot"])
+def test_half_precision(name: str) -> None:
+    backbone = tiny_backbone()
+    method = build(name, 4, backbone.shape).bfloat16().eval()
+    backbone.model.bfloat16()
+    inputs = batch(backbone)
+    inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
+    with torch.no_grad(), compressing(backbone, method) as engine:
+        out = generated(backbone, inputs)
+        assert engine.report.tokens_out == [4, 4, 4]
+    assert all(step.isfinite().all() for step in out.logits)

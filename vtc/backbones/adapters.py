@@ -10,24 +10,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
 
-def tuner_layers(module: nn.Module) -> list[nn.Module]:
+def tuner_layers(module: nn.Module) -> list[Any]:
     """The peft layers inside `module`; none unless peft has been imported by whoever put them there."""
     peft = sys.modules.get("peft.tuners.tuners_utils")
     return [] if peft is None else [m for m in module.modules() if isinstance(m, peft.BaseTunerLayer)]
 
 
-def activate(layers: list[nn.Module], names: list[str]) -> None:
+def activate(layers: list[Any], names: list[str]) -> None:
     """Makes these adapters the active ones, without touching `requires_grad` as peft's `set_adapter` does."""
     for layer in layers:
         layer._active_adapter = names
 
 
 @contextmanager
-def using(decoder: nn.Module, name: str | None) -> Iterator[None]:
+def using(decoder: Any, name: str | None) -> Iterator[None]:
     """Runs `decoder` under adapter `name` (None: its own weights), then as before.
 
     A layer under gradient checkpointing remembers `name` and takes it again when it is recomputed.
@@ -54,7 +55,7 @@ def using(decoder: nn.Module, name: str | None) -> Iterator[None]:
             module._active_adapter = was
 
 
-def _remembering(checkpoint, layers: list[nn.Module], names: list[str]):
+def _remembering(checkpoint, layers: list[Any], names: list[str]):
     def wrapped(forward, *args):
         def under(*inner):
             before = [m._active_adapter for m in layers]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vtc.errors import UserError, unknown
@@ -89,7 +91,17 @@ class Backbone:
     @classmethod
     def shape_of(cls, cfg: Mapping[str, Any]) -> BackboneShape:
         """The sizes, from config.json alone. Raises `UserError` where there is none or it is of another family."""
-        return cls.shape_from(cls._config(cfg), cfg.get("name") or cls.__name__)
+        source, name = cls.pretrained(cfg), cfg.get("name") or cls.__name__
+        file = Path(source) / "config.json"
+        if file.is_file():
+            # Importing transformers' configurations takes seconds, and a mistake in the budget should be told at once.
+            try:
+                config = json.loads(file.read_text(encoding="utf-8"), object_hook=lambda d: SimpleNamespace(**d))
+                cls._check(config, source)
+                return cls.shape_from(config, name)
+            except (AttributeError, TypeError, ValueError):
+                pass  # not written out in full (transformers knows the defaults), or damaged (it says how)
+        return cls.shape_from(cls._config(cfg), name)
 
     @classmethod
     def shape_from(cls, config: Any, name: str) -> BackboneShape:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vtc.backbones.base import Backbone, BackboneShape
 from vtc.errors import UserError
@@ -34,7 +34,6 @@ class Llava(Backbone):
         full = config.vision_feature_select_strategy == "full"  # keeps the CLS token
         layers = vision.num_hidden_layers
         level = config.vision_feature_layer
-        # features of layer -2 need all layers but the last; transformers still runs that one
         return BackboneShape(
             name=name,
             depth=text.num_hidden_layers,
@@ -118,13 +117,50 @@ class Pocket(Llava):
         return str(path("benchmarks/pocket/weights/base"))
 
 
-class Llava15_7B(Llava):
+class _Llava15(Llava):
+    """LLaVA-1.5 in one of its sizes, which is known without asking the hub: a plan needs no network."""
+
+    depth: ClassVar[int]
+    width: ClassVar[int]
+    intermediate: ClassVar[int]
+    heads: ClassVar[int]
+
+    @classmethod
+    def shape_of(cls, cfg: Mapping[str, Any]) -> BackboneShape:
+        if cls.pretrained(cfg) != cls.default_pretrained:
+            return super().shape_of(cfg)
+        return BackboneShape(
+            name=cfg.get("name") or cls.__name__,
+            depth=cls.depth,
+            width=cls.width,
+            visual_tokens=576,
+            grid=(24, 24),
+            intermediate=cls.intermediate,
+            heads=cls.heads,
+            kv_heads=cls.heads,
+            vocab=32064,
+            vision={
+                "depth": 24,
+                "feature_layer": -2,
+                "width": 1024,
+                "intermediate": 4096,
+                "heads": 16,
+                "tokens": 577,
+                "image_size": 336,
+                "patch_size": 14,
+            },
+        )
+
+
+class Llava15_7B(_Llava15):
     """LLaVA-1.5 7B."""
 
     default_pretrained = "llava-hf/llava-1.5-7b-hf"
+    depth, width, intermediate, heads = 32, 4096, 11008, 32
 
 
-class Llava15_13B(Llava):
+class Llava15_13B(_Llava15):
     """LLaVA-1.5 13B."""
 
     default_pretrained = "llava-hf/llava-1.5-13b-hf"
+    depth, width, intermediate, heads = 40, 5120, 13824, 40

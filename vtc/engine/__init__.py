@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vtc.backbones.base import Backbone
 from vtc.compressor import Compressor
 from vtc.engine.embed import embed_images, embed_texts, encode_images, encode_texts
-from vtc.engine.passes import run_decoder
+from vtc.engine.passes import attach, run_decoder
 from vtc.engine.runner import Engine, Report
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def compressing(model: nn.Module | Backbone, method: Compressor) -> Iterator[Eng
     from vtc.backbones import wrap
 
     backbone = model if isinstance(model, Backbone) else wrap(model)
-    method.attach(backbone)
+    attach(backbone, method)
     engine = Engine(backbone, method)
     engine.install()
     try:

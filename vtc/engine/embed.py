@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vtc.compressor import SUMMARY_PROMPT, Compressor, Context, SelfCompressor
-from vtc.engine.passes import run_decoder
+from vtc.engine.passes import attach, run_decoder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,7 +37,7 @@ def context_of(backbone: Backbone, training: bool = False) -> Context:
 def encode_images(backbone: Backbone, method: Compressor, pixel_values: Tensor) -> Tensor:
     """Pixels [I, 3, H, W] → embeddings [I, D], float32, not normalised. Differentiable."""
     if isinstance(method, SelfCompressor):
-        method.attach(backbone)
+        attach(backbone, method)
         visual = backbone.encode_pixels(pixel_values)
         real = torch.ones(visual.shape[:2], dtype=torch.bool, device=visual.device)
         return method.summarise(visual, real, context_of(backbone)).float().mean(1)
@@ -59,7 +59,7 @@ def encode_texts(backbone: Backbone, method: Compressor, input_ids: Tensor, atte
     words = backbone.decoder.embed_tokens(input_ids)
     real = attention_mask.bool()
     if isinstance(method, SelfCompressor):
-        method.attach(backbone)
+        attach(backbone, method)
         return method.summarise(words, real, context_of(backbone)).float().mean(1)
     before, after = backbone.prompt("|", images=0).split("|")
     around = [_ids(backbone, before, special=True), _ids(backbone, f"\n{SUMMARY_PROMPT}{after}")]

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from vtc.backbones import adapters
 from vtc.backbones.base import Backbone
+from vtc.compressor import Compressor
+
+
+def attach(backbone: Backbone, method: Compressor) -> None:
+    """`method.attach(backbone)`, also inside `torch.inference_mode`, whose parameters could never be trained."""
+    with torch.inference_mode(False):
+        method.attach(backbone)
 
 
 def run_decoder(

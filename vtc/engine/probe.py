@@ -9,13 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 @contextmanager
-def projections(attention: nn.Module) -> Iterator[dict[str, Tensor]]:
+def projections(attention: Any) -> Iterator[dict[str, Tensor]]:
     """What `q_proj` and `k_proj` of this attention give meanwhile: `{"q": [B, L, H·d], "k": [B, L, Hkv·d]}`."""
     got: dict[str, Tensor] = {}
 
@@ -35,7 +36,7 @@ def projections(attention: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 @torch.no_grad()
 def attention_row(
-    attention: nn.Module,
+    attention: Any,
     got: dict[str, Tensor],
     rope: tuple[Tensor, Tensor],
     query: Tensor,

@@ -100,7 +100,7 @@ class Engine:
         @merge_with_config_defaults
         @capture_outputs
         def walk(
-            decoder: nn.Module,
+            decoder: Any,
             input_ids: Tensor | None = None,
             attention_mask: Tensor | None = None,
             position_ids: Tensor | None = None,

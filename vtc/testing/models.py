@@ -103,7 +103,7 @@ def tiny_backbone(
         config = LlavaConfig(
             vision_config=vision,
             text_config=text,
-            image_token_id=IMAGE,
+            image_token_id=IMAGE,  # type: ignore[call-arg]
             vision_feature_layer=-2,
             vision_feature_select_strategy="default",
         )
