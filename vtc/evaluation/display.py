@@ -38,7 +38,7 @@ def near_floor(row: dict[str, Any]) -> bool:
 
 def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """The score table's cells: a row a task, and the means."""
-    out = []
+    out: list[tuple[str, ...]] = []
     for row in result["scores"]:
         mark = "†" if near_floor(row) else ""
         bad = f" ({row['bad']} bad)" if row.get("bad") else ""
@@ -64,12 +64,12 @@ def title(result: dict[str, Any]) -> str:
     return f"{name} on {result['backbone']['name']} ({kept})"
 
 
-def costs_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+def costs_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """(what, this method, uncompressed) of what it costs."""
     budget, e = result["budget"], result["efficiency"]
     tokens = budget["visual_tokens_in"]
     one_row = "one row"
-    out = [
+    out: list[tuple[str, ...]] = [
         ("visual tokens at the end", f"{budget['visual_tokens_out']:.4g}", f"{tokens:.4g}"),
         ("visual tokens, mean over layers", f"{budget['layer_average_tokens']:.4g}", f"{tokens:.4g}"),
         ("compression ratio", f"{budget['compression_ratio']:.2f}×", "1.00×"),

@@ -239,7 +239,7 @@ def run_task(
     return _read(task, results, model)
 
 
-def _cause(error: BaseException) -> BaseException:
+def _cause(error: Any) -> BaseException:
     """What is behind tenacity's RetryError, which hides it."""
     while getattr(error, "last_attempt", None) is not None:
         error = error.last_attempt.exception()
@@ -271,7 +271,7 @@ def _read(task: str, results: dict[str, Any], model: VtcModel) -> TaskRun:
     strata = [str(d.get(metadata["strata"], "")) if "strata" in metadata else "" for d in docs]
     value = metrics.get(headline)
     known = [x for x in scores if x is not None]
-    if len(known) < len(scores) or not known or abs(statistics.mean(known, strata) - (value or 0.0)) > 1e-6:
+    if len(known) < len(scores) or not known or abs((statistics.mean(known, strata) or 0.0) - (value or 0.0)) > 1e-6:
         if metadata.get("headline") and known:
             raise RuntimeError(f"{task}: the samples' scores don't make {headline}={value}")
         scores = [None] * len(scores)  # a metric that isn't a mean over samples (MME): no error bar, no paired test
@@ -344,10 +344,10 @@ def _floor(name: str, docs: Sequence[dict[str, Any]], strata: Sequence[str], met
     """
     if not docs:
         return None
-    expected = [d.get(name) for d in docs]
-    if all(isinstance(e, (int, float)) and e == e for e in expected):
-        value = statistics.mean([float(e) for e in expected], strata)
-        return max(value, 1 / len(docs)) if metadata.get("samples") == "retrieval" else value
+    expected = [float(e) for d in docs if (e := d.get(name)) is not None and e == e]
+    if len(expected) == len(docs):
+        value = statistics.mean(expected, strata)
+        return max(value or 0.0, 1 / len(docs)) if metadata.get("samples") == "retrieval" else value
     guesses = [d.get(f"{name}_prediction") for d in docs]
     if metadata.get("samples") == "captions" and all(guesses):
         return scoring.cider(

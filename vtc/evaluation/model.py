@@ -138,10 +138,10 @@ class VtcModel(lmms):
                 self._answer(questions, requests, answers, failed)
                 if self.on_sample:
                     self.on_sample(sum(not _padding(requests[i]) for i in batch))
-        for i, error in sorted(failed.items()):
+        for i, reason in sorted(failed.items()):
             answers[i] = GenerationResult("", TokenCounts(input_tokens=0, output_tokens=0))
             if not _padding(requests[i]):
-                self._set_aside(requests[i], error)
+                self._set_aside(requests[i], reason)
         return answers  # type: ignore[return-value]
 
     def _read(self, index: int, request: Instance) -> _Question:
@@ -252,8 +252,8 @@ class VtcModel(lmms):
 
     def _set_aside(self, request: Instance, error: str) -> None:
         """Record a bad sample and take its request out of its task: lmms-eval scores documents that have requests."""
-        doc_to_messages, doc_id, task, split = request.args[1], *request.args[3:6]
-        owner = getattr(doc_to_messages, "__self__", None)
+        _, doc_to_messages, _, doc_id, task, split = request.args
+        owner: Any = getattr(doc_to_messages, "__self__", None)
         instances = getattr(owner, "_instances", None)
         if isinstance(instances, list):
             owner._instances = [i for i in instances if i is not request]

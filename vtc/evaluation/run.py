@@ -468,7 +468,7 @@ def _paired(task: TaskRun, known: Mapping[str, float], value: float | None) -> P
     from vtc.evaluation import statistics
 
     both = [s for s in task.scored if s.id in known]
-    mine, theirs = [s.score for s in both], [known[s.id] for s in both]
+    mine, theirs = [float(s.score) for s in both if s.score is not None], [known[s.id] for s in both]
     strata = [s.stratum for s in both]
     return Paired(value, statistics.paired(mine, theirs, strata) if both else None, mine, theirs, strata)
 

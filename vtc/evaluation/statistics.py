@@ -7,8 +7,11 @@ and so an ordinary mean. Hard captions have three: replace, swap and add count a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+
+Scores = Any  # [n] numbers: a sequence or an array
 
 RESAMPLES = 9_999
 SEED = 0
@@ -20,18 +23,18 @@ def weights(strata: Sequence[str]) -> np.ndarray:
     return 1.0 / (len(names) * counts[index])
 
 
-def mean(scores: Sequence[float], strata: Sequence[str] | None = None) -> float | None:
+def mean(scores: Scores, strata: Sequence[str] | None = None) -> float | None:
     """The score; None where there is no sample."""
     if len(scores) == 0:
         return None
     return float(np.dot(weights(strata or [""] * len(scores)), np.asarray(scores, dtype=float)))
 
 
-def is_binary(scores: Sequence[float]) -> bool:
+def is_binary(scores: Scores) -> bool:
     return bool(np.isin(np.asarray(scores, dtype=float), (0.0, 1.0)).all())
 
 
-def stderr(scores: Sequence[float], strata: Sequence[str] | None = None, seed: int = SEED) -> float | None:
+def stderr(scores: Scores, strata: Sequence[str] | None = None, seed: int = SEED) -> float | None:
     """Standard error of `mean`: binomial, sqrt(p(1-p)/n), for 0/1 scores, else bootstrap over the samples, each
     stratum resampled within itself. None below two samples."""
     if len(scores) < 2:
@@ -48,7 +51,7 @@ def stderr(scores: Sequence[float], strata: Sequence[str] | None = None, seed: i
     return float(means.std(ddof=1))
 
 
-def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
+def mcnemar(a: Scores, b: Scores) -> float:
     """Exact two-sided McNemar test of paired 0/1 scores: of the samples on which `a` and `b` differ, as many should
     favour either. 1 where they never differ."""
     from scipy.stats import binomtest
@@ -58,7 +61,7 @@ def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
     return float(binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
 
 
-def sign_flips(differences: Sequence[float], seed: int = SEED) -> float:
+def sign_flips(differences: Scores, seed: int = SEED) -> float:
     """Two-sided paired permutation test that (weighted) differences are symmetric about 0: all 2^n ways to flip their
     signs where those are fewer than `RESAMPLES`, else that many random ones. 1 where there is no difference."""
     d = np.asarray(differences, dtype=float)
@@ -76,7 +79,7 @@ def sign_flips(differences: Sequence[float], seed: int = SEED) -> float:
     return extreme / len(signs) if exact else (extreme + 1) / (RESAMPLES + 1)
 
 
-def paired(a: Sequence[float], b: Sequence[float], strata: Sequence[str] | None = None) -> float | None:
+def paired(a: Scores, b: Scores, strata: Sequence[str] | None = None) -> float | None:
     """p-value that `a` and `b`, scores of the same samples, differ: exact McNemar for 0/1, else sign flips of the
     weighted differences. None where there is no sample."""
     if len(a) != len(b):
