@@ -147,7 +147,8 @@ def _base(cfg: Mapping[str, Any]) -> Path:
             _save_model(model, folder / "aligned", build_processor())
     with torch.no_grad():
         target = _save_model(model, folder / "weights", build_processor())
-    provenance = {"backbone": "pocket", "recipe": _plain(config)} | _provenance(cfg, reports)
+    recipe_config = {k: v for k, v in _plain(config).items() if k != "folder"}
+    provenance = {"backbone": "pocket", "recipe": recipe_config} | _provenance(cfg, reports)
     (target / "training.json").write_text(json.dumps(provenance, indent=2) + "\n")
     _logs(folder, list(names), target / "training.jsonl")
     return target
@@ -221,7 +222,7 @@ def _method(cfg: Mapping[str, Any]) -> Path:
         "method": method.name,
         "tokens": method.tokens,
         "options": _plain(cfg["method"]),
-        "training": _plain(config),
+        "training": {k: v for k, v in _plain(config).items() if k != "folder"},
     } | _provenance(cfg, reports)
     import torch
 
