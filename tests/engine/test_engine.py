@@ -245,3 +245,24 @@ def test_half_precision(name: str) -> None:
         out = generated(backbone, inputs)
         assert engine.report.tokens_out == [4, 4, 4]
     assert all(step.isfinite().all() for step in out.logits)
+
+
+@pytest.mark.parametrize("way", ["reorder_cache", "batch_select_indices", "batch_repeat_interleave"])
+def test_the_ledger_follows_the_rows_of_the_cache(way: str) -> None:
+    """Rows of different lengths and images, moved about in the cache, go on as they would have in place."""
+    backbone = tiny_backbone()
+    inputs = batch(backbone, images=(1, 2, 0))
+    rows = torch.tensor([0, 0, 1, 1, 2, 2] if way == "batch_repeat_interleave" else [2, 0, 1])
+    word, mask = torch.full((3, 1), 11), torch.cat([inputs["attention_mask"], torch.ones(3, 1, dtype=torch.long)], 1)
+    position = mask.sum(1, keepdim=True) - 1
+    results = []
+    with torch.no_grad(), compressing(backbone, build("victor", 4, backbone.shape)):
+        for order in (torch.arange(3), rows):
+            cache = backbone.model(**inputs, use_cache=True).past_key_values
+            if order is rows:
+                getattr(cache, way)(2 if way == "batch_repeat_interleave" else rows)
+            out = backbone.model(
+                input_ids=word[order], attention_mask=mask[order], position_ids=position[order], past_key_values=cache
+            )
+            results.append(out.logits)
+    assert (results[0][rows] - results[1]).abs().max() < 1e-5
