@@ -201,3 +201,8 @@ def test_importing_the_package_imports_nothing_heavy():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_the_command_of_a_baseline_compresses_nothing():
+    given = ["method=fastv", "method.layer=3", "tokens=16", "backbone=pocket", "benchmark.limit=5", "checkpoint=null"]
+    assert running.uncompressed(given) == ["backbone=pocket", "benchmark.limit=5", "method=none"]

@@ -426,7 +426,7 @@ def assemble_result(
         "run": {
             "id": run.id,
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "command": command(),
+            "command": command(run.is_baseline),
             "versions": versions(),
             "git_commit": git_commit(),
             "seed": settings.get("seed"),
@@ -563,16 +563,24 @@ def shared(value: Any) -> Any:
     return value
 
 
-def command() -> str:
-    """What to type to do it again."""
-    try:
-        from hydra.core.hydra_config import HydraConfig
+def command(baseline: bool = False) -> str:
+    """What to type to do it again.
 
-        if HydraConfig.initialized():
-            return shlex.join(["python", "-m", "vtc", *HydraConfig.get().overrides.task])
-    except ImportError:
-        pass
+    Args:
+        baseline: of the uncompressed run that the command made on its way.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    if HydraConfig.initialized():
+        overrides = list(HydraConfig.get().overrides.task)
+        return shlex.join(["python", "-m", "vtc", *(uncompressed(overrides) if baseline else overrides)])
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def uncompressed(overrides: list[str]) -> list[str]:
+    """The same overrides without those that say how to compress."""
+    dropped = ("method", "layer_scale", "checkpoint", "resume", *BUDGETS)
+    return [o for o in overrides if o.lstrip("+~").split("=")[0].split(".")[0] not in dropped] + ["method=none"]
 
 
 def versions() -> dict[str, str]:
