@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from vtc.pocket import splits
-from vtc.pocket.data import IGNORE, draw_questions, draw_scenes, image_prefix, pack, render, scene_rng
+from vtc.pocket.data import IGNORE, draw_questions, draw_scenes, image_prefix, pack, render
 from vtc.pocket.model import build_model, build_processor, build_tokenizer, encode
 from vtc.pocket.questions import KINDS
+from vtc.pocket.scenes import scene_rng
 
 WEIGHTS = {kind: 1.0 for kind in KINDS if kind != "captions"}
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vtc.pocket.data import draw_scenes, patch_labels, scene_rng
-from vtc.pocket.scenes import CELL, COLORS, MAX_OBJECTS, Scene, _glyphs_of, draw_scene, recolor
+from vtc.pocket.data import draw_scenes, patch_labels
+from vtc.pocket.scenes import CELL, COLORS, MAX_OBJECTS, Scene, _glyphs_of, draw_scene, recolor, scene_rng
 
 SPLITS = ("train", "validation", "test")
 

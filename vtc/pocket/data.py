@@ -22,11 +22,6 @@ IGNORE = -100
 PREFIX = ("<s> USER:", "<image>")  # what stands before the first question
 
 
-def scene_rng(seed: int, stream: str, step: int) -> np.random.Generator:
-    """The randomness of one batch: depends on the seed, the stream's name and the step, on nothing that ran before."""
-    return np.random.default_rng([seed, *stream.encode(), step])
-
-
 def normalise(images: np.ndarray) -> Tensor:
     """``[B, 96, 96, 3]`` uint8 → ``[B, 3, 96, 96]`` in -1..1, exactly as the processor does."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1

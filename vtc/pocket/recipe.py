@@ -34,11 +34,10 @@ from vtc.pocket.data import (
     patch_labels,
     patches_of,
     render,
-    scene_rng,
 )
 from vtc.pocket.model import GRID, WIDTH, encode, vocabulary_index
 from vtc.pocket.questions import KINDS, TASK_OF_KIND
-from vtc.pocket.scenes import COLORS, NAMES, SIZES, Scene
+from vtc.pocket.scenes import COLORS, NAMES, SIZES, Scene, scene_rng
 from vtc.training.loop import Stage, on_device
 
 BACKGROUND_WEIGHT = 0.15  # background patches are nine in ten and easy

@@ -123,6 +123,11 @@ class Scene:
         return Image.fromarray(self.render())
 
 
+def scene_rng(seed: int, stream: str, step: int) -> np.random.Generator:
+    """The randomness of one batch: depends on the seed, the stream's name and the step, on nothing that ran before."""
+    return np.random.default_rng([seed, *stream.encode(), step])
+
+
 @functools.cache
 def _shape(name: str, pixels: int) -> np.ndarray:
     """Coverage of a shape, ``[pixels, pixels]`` in 0..1, drawn four times as large and reduced."""

@@ -19,9 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vtc.pocket.data import scene_rng
 from vtc.pocket.questions import CAPTION_PROMPT, KINDS, Question, hard_negative
-from vtc.pocket.scenes import Scene, Split, draw_scene, recolor
+from vtc.pocket.scenes import Scene, Split, draw_scene, recolor, scene_rng
 
 VERSION = 1  # raise whenever a set changes: results of different versions must not be compared
 SEED = 20_240

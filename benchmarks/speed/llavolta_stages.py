@@ -1,0 +1,105 @@
+"""What one training step costs in each stage of LLaVolta's four-stage scheme, beside an uncompressed step.
+
+    python benchmarks/speed/llavolta_stages.py [--rounds 12] [--out benchmarks/results/llavolta-stages.json]
+
+Steps of all stages are interleaved, one of each a round, so that a slow moment of the machine hits all of them; times
+are given as ratios to the uncompressed step of the same round. FLOPs are counted by torch's FlopCounterMode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from torch.utils.flop_counter import FlopCounterMode
+
+from vtc.assemble import assemble
+from vtc.cli import compose
+from vtc.training.method_stage import MethodStage
+
+STAGES = ("layer 2, stride 8", "layer 2, stride 2", "layer 16, stride 2", "uncompressed")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    config = compose(["action=train", "method=llavolta", "method.scheme=four_wider_then_deeper"])
+    backbone, method = assemble(config, trained=False)
+    data = OmegaConf.to_container(config.training.data)
+    stage = MethodStage("instruct", backbone, method, ["projector", "decoder"], data, seed=0)
+    optimizer = torch.optim.AdamW([p for _, p in stage.named_parameters()], lr=1e-4)
+
+    def step(index: int, batch) -> None:
+        stage.start_step(index, len(STAGES))  # four steps in all: step i is in stage i
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = torch.stack(list(stage.losses(batch).values())).sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    batch = stage.batch(0)
+    flops, ratios, compression = [], [[] for _ in STAGES], []
+    full = backbone.shape.visual_tokens
+    for index in range(len(STAGES)):
+        with FlopCounterMode(display=False) as counter:
+            step(index, batch)
+        flops.append(counter.get_total_flops())
+        pooled, depth = method.stage, backbone.shape.depth
+        left = -(-full // pooled.stride) if pooled.compresses else full
+        layer = pooled.layer if pooled.compresses else 0
+        compression.append(depth * full / ((depth - layer) * left + layer * full))
+    for number in range(options.rounds):
+        batch = stage.batch(number)
+        seconds = []
+        for index in range(len(STAGES)):
+            began = time.perf_counter()
+            step(index, batch)
+            seconds.append(time.perf_counter() - began)
+        for index, value in enumerate(seconds):
+            ratios[index].append(value / seconds[-1])
+    rows = [
+        {
+            "stage": name,
+            "compression_ratio": round(compression[i], 3),
+            "step_flops_ratio": round(flops[i] / flops[-1], 4),
+            "step_time_ratio": {
+                "median": round(statistics.median(ratios[i]), 4),
+                "min": round(min(ratios[i]), 4),
+                "max": round(max(ratios[i]), 4),
+            },
+        }
+        for i, name in enumerate(STAGES)
+    ]
+    whole = {
+        "step_flops_ratio": round(statistics.mean(r["step_flops_ratio"] for r in rows), 4),
+        "step_time_ratio": round(statistics.mean(r["step_time_ratio"]["median"] for r in rows), 4),
+    }
+    result = {
+        "command": "python benchmarks/speed/llavolta_stages.py",
+        "rounds": options.rounds,
+        "batch": {"pictures": stage.batch_size, "questions": stage.questions},
+        "threads": torch.get_num_threads(),
+        "stages": rows,
+        "four_stages_against_single": whole,
+    }
+    for row in rows:
+        spread = row["step_time_ratio"]
+        print(
+            f"{row['stage']:20s} CR {row['compression_ratio']:5.2f}   FLOPs x{row['step_flops_ratio']:.3f}   "
+            f"time x{spread['median']:.3f} ({spread['min']:.3f} to {spread['max']:.3f})"
+        )
+    print(f"four stages against one: FLOPs x{whole['step_flops_ratio']:.3f}, time x{whole['step_time_ratio']:.3f}")
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
