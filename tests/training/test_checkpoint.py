@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-
 from method_cases import pocket
+
 from vtc.errors import UserError
 from vtc.methods import build
 from vtc.training import checkpoint

@@ -94,12 +94,20 @@ def test_schedule_shapes():
             optimizers[0].step()
             scheduler.step()
         assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0)
-        assert {"cosine": rates[55] == pytest.approx(0.5, abs=0.02), "linear": rates[50] == 1.0, "constant": True}[decay]
+        assert {"cosine": rates[55] == pytest.approx(0.5, abs=0.02), "linear": rates[50] == 1.0, "constant": True}[
+            decay
+        ]
         assert rates[-1] == 1.0 if decay == "constant" else rates[-1] < 0.05
 
 
 def test_muon_gets_hidden_matrices_only():
-    names = ["layers.0.q_proj.weight", "embed_tokens.weight", "norm.weight", "q_proj.lora_A.compress.weight", "registers"]
+    names = [
+        "layers.0.q_proj.weight",
+        "embed_tokens.weight",
+        "norm.weight",
+        "q_proj.lora_A.compress.weight",
+        "registers",
+    ]
     shapes = [(4, 4), (9, 4), (4,), (2, 4), (3, 4)]
     parameters = [(n, nn.Parameter(torch.zeros(s))) for n, s in zip(names, shapes, strict=True)]
     muon, adam = build_optimizers(parameters, "muon", lr=1e-2)

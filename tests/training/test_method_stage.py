@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from method_cases import pocket
+
 from vtc.errors import UserError
 from vtc.methods import build
 from vtc.pocket.data import IGNORE, encode, image_prefix
@@ -65,7 +65,9 @@ def test_parts_cover_the_model_once():
     backbone = pocket()
     method = build("fwd2bot", 4, backbone.shape, rank=2)
     method.attach(backbone)
-    names = [n for part in ("method", "adapters", "projector", "decoder") for n, _ in parameters_of(part, backbone, method)]
+    names = [
+        n for part in ("method", "adapters", "projector", "decoder") for n, _ in parameters_of(part, backbone, method)
+    ]
     assert len(names) == len(set(names))
     tower = {f"backbone.{n}" for n, _ in backbone.model.named_parameters() if "vision_tower" in n}
     everything = {f"backbone.{n}" for n, _ in backbone.model.named_parameters()} | {"method.summary"}
@@ -77,7 +79,9 @@ def test_parts_cover_the_model_once():
 
 
 def test_the_losses_that_apply():
-    terms = {recipe: set(stage_of(recipe).losses(stage_of(recipe).batch(0))) for recipe in ("victor-finetune", "fwd2bot")}
+    terms = {
+        recipe: set(stage_of(recipe).losses(stage_of(recipe).batch(0))) for recipe in ("victor-finetune", "fwd2bot")
+    }
     assert terms["victor-finetune"] == {"answer", "contrastive"}
     assert terms["fwd2bot"] == {"answer", "contrastive"}
     stage = stage_of("victor-finetune")
