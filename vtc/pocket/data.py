@@ -8,14 +8,14 @@ from one question to the next, as it does between the turns of a conversation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vtc.pocket.model import GRID, PATCH, SUMMARY_PROMPT, encode, vocabulary_index
-from vtc.pocket.questions import KINDS, Question
+from vtc.pocket.questions import KINDS, Question, captions
 from vtc.pocket.scenes import COLORS, NAMES, SIZES, Scene, Split, Thing, draw_scene, recolor
 
 IGNORE = -100
@@ -80,8 +80,8 @@ class Packed:
 
     def to(self, device: torch.device) -> Packed:
         """The same batch on a device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Packed(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+        moved = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **{name: tensor.to(device) for name, tensor in moved.items()})
 
     def mask(self) -> Tensor:
         """The same attention as one explicit mask, ``[B, 1, L, L]`` bool."""
@@ -121,8 +121,15 @@ def pack(
             at = stop
         real[b, :at] = 1
         blocks[b, at:] = len(row)
-    tensors = (torch.from_numpy(t) for t in (ids, labels, positions, blocks, real))
-    packed = Packed(*tensors, pixels, [[q.kind for q in row] for row in rows])
+    packed = Packed(
+        input_ids=torch.from_numpy(ids),
+        labels=torch.from_numpy(labels),
+        position_ids=torch.from_numpy(positions),
+        blocks=torch.from_numpy(blocks),
+        attention_mask=torch.from_numpy(real),
+        pixel_values=pixels,
+        kinds=[[q.kind for q in row] for row in rows],
+    )
     if embed:
         packed.embed_at = packed.attention_mask.sum(1) - 1
     return packed
@@ -160,7 +167,7 @@ def draw_questions(
         if question is not None:
             questions.append(question)
     if caption:
-        questions.append(KINDS["captions"](rng, scene))
+        questions.append(captions(rng, scene))
     return questions
 
 

@@ -157,7 +157,7 @@ def choice(rng: np.random.Generator, scene: Scene) -> Question | None:
     return Question(text, letter, f"choice-{question.kind}", 0.25, bag, tuple(options))
 
 
-def caption(rng: np.random.Generator, scene: Scene) -> Question:
+def captions(rng: np.random.Generator, scene: Scene) -> Question:
     """``describe the image.``: everything in it, in raster order."""
     return Question(CAPTION_PROMPT, scene.caption, "caption", float("nan"), float("nan"))
 
@@ -186,7 +186,7 @@ KINDS: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
     "relations": relations,
     "reading": reading,
     "choice": choice,
-    "captions": caption,
+    "captions": captions,
 }
 
 

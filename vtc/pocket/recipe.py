@@ -37,7 +37,7 @@ from vtc.pocket.data import (
 )
 from vtc.pocket.model import GRID, WIDTH, encode, vocabulary_index
 from vtc.pocket.questions import KINDS, TASK_OF_KIND
-from vtc.pocket.scenes import COLORS, NAMES, SIZES, Scene, scene_rng
+from vtc.pocket.scenes import COLORS, NAMES, SIZES, Scene, Split, scene_rng
 from vtc.training.loop import Stage, on_device
 
 BACKGROUND_WEIGHT = 0.15  # background patches are nine in ten and easy
@@ -76,7 +76,7 @@ class TowerStage(Stage):
         if self.name == "locate":
             yield from self.places.named_parameters(prefix="place_head")
 
-    def _draw(self, rng: np.random.Generator, split: str) -> tuple[Tensor, Tensor]:
+    def _draw(self, rng: np.random.Generator, split: Split) -> tuple[Tensor, Tensor]:
         scenes = draw_scenes(rng, self.batch_size, split)
         return render(scenes), patch_labels(scenes)
 

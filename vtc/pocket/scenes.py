@@ -116,7 +116,7 @@ class Scene:
         for thing in self.things:
             mask = (_glyph(thing.glyph) if thing.is_digit else _shape(thing.name, thing.pixels))[..., None]
             window = (slice(thing.top, thing.top + thing.pixels), slice(thing.left, thing.left + thing.pixels))
-            canvas[window] = canvas[window] * (1 - mask) + np.float32(COLORS[thing.color]) * mask
+            canvas[window] = canvas[window] * (1 - mask) + np.array(COLORS[thing.color], dtype=np.float32) * mask
         return canvas.clip(0, 255).astype(np.uint8)
 
     def image(self) -> Image.Image:

@@ -26,7 +26,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
         from vtc import shipped
 
         default = OmegaConf.load(shipped.path("conf/training/default.yaml"))
-        cfg = OmegaConf.merge(OmegaConf.create(_plain(cfg)), {"training": default})
+        cfg = {**_plain(cfg), "training": OmegaConf.to_container(default)}
     recipe = cfg["training"].get("recipe")
     if recipe not in RECIPES:
         raise unknown("training.recipe", recipe, RECIPES)
