@@ -103,7 +103,9 @@ def test_make_knows(target: str, tmp_path: Path) -> None:
 def test_an_installed_environment_is_not_installed_again(tmp_path: Path) -> None:
     stamp = tmp_path / ".vtc-installed"
     stamp.touch()
-    done = subprocess.run(["make", "-n", "bench", f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "-n", "bench", f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.stdout.strip().endswith("-m vtc method=fwd2bot tokens=16") and "pip install" not in done.stdout
 
 
