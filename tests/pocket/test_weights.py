@@ -1,0 +1,61 @@
+"""The shipped weights: each loads by the command that names it, says what it is, and sees."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from vtc import shipped
+from vtc.assemble import assemble
+from vtc.cli import compose
+from vtc.pocket.data import draw_scenes
+from vtc.pocket.questions import KINDS, TASK_OF_KIND
+from vtc.pocket.recipe import exact_answers
+from vtc.pocket.scenes import scene_rng
+from vtc.training.method_stage import MethodStage
+
+WEIGHTS = shipped.path("benchmarks/pocket/weights")
+TRAINED = sorted(p.name for p in WEIGHTS.iterdir() if (p / "manifest.json").is_file())
+DATA = {"batch_size": 16, "questions": 10, "weights": {k: 1.0 for k in KINDS if k != "captions"}}
+
+
+def commands():
+    yield "base", ["method=none"]
+    for name in TRAINED:
+        method, _, budget = name.partition("-")
+        yield name, [f"method={method}", *([f"tokens={budget}"] if budget.isdigit() else [])]
+
+
+@pytest.mark.parametrize("name, overrides", commands(), ids=lambda v: v if isinstance(v, str) else "")
+def test_shipped_weights_answer_questions_they_never_saw(name, overrides):
+    """Exact answers on validation scenes, the mean over six tasks: guessing without the picture gets 0.3, knowing the
+    bag of attributes 0.45."""
+    backbone, method = assemble(compose(overrides))
+    parts = ["projector", "decoder"]
+    stage = MethodStage("check", backbone, method, parts, DATA, seed=0)
+    method.eval()
+    rng = scene_rng(1, "weights", 0)
+    batch = stage.pack(rng, draw_scenes(rng, 16, "validation"), DATA["weights"], 10)
+    with torch.no_grad():
+        found = exact_answers(backbone.model.lm_head(stage.hidden(batch)), batch)
+    tasks = {}
+    for kind, values in found.items():
+        tasks.setdefault(TASK_OF_KIND[kind], []).extend(values)
+    score = np.mean([np.mean(values) for task, values in tasks.items() if task != "captions"])
+    assert score > (0.85 if name == "base" else 0.6), {task: float(np.mean(v)) for task, v in tasks.items()}
+
+
+@pytest.mark.parametrize("name", ["base", *TRAINED])
+def test_weights_say_what_made_them_and_name_no_machine(name):
+    folder = WEIGHTS / name
+    text = (folder / ("training.json" if name == "base" else "manifest.json")).read_text()
+    manifest = json.loads(text)
+    assert {"seed", "stages", "seconds", "versions", "finished"} <= set(manifest)
+    assert not re.search(r'"/[a-z]+/', text), "an absolute path"
+    log = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+    for stage in manifest["stages"]:
+        steps = [entry["step"] for entry in log if entry["stage"] == stage["name"]]
+        assert steps[-1] == stage["steps"], "the log must reach the last step"
+    assert sum(p.stat().st_size for p in folder.glob("*.safetensors")) < 5e6
