@@ -30,7 +30,7 @@ _CODE = (
     "budget.py", "compressor.py", "schedule.py", "assemble.py", "registry.py",
     "engine", "backbones", "methods", "evaluation", "pocket",
 )  # fmt: skip
-_TRAINING = ("recipe.py",)  # what it makes are weights, and those are hashed
+_OTHER = ("recipe.py", "display.py")  # what the one makes are weights, and those are hashed; the other shows
 _WHOLE = 64 << 20  # bytes: up to here a weight file is hashed whole, beyond by its header and samples
 
 
@@ -205,7 +205,7 @@ def hash_code(extra: Iterable[str | Path] = ()) -> str:
     files: list[tuple[str, Path]] = []
     for name in _CODE:
         path = package / name
-        found = [path] if path.is_file() else [p for p in path.rglob("*.py") if p.name not in _TRAINING]
+        found = [path] if path.is_file() else [p for p in path.rglob("*.py") if p.name not in _OTHER]
         files += [(str(p.relative_to(package)), p) for p in found]
     try:
         tasks = shipped.path("benchmarks/tasks")

@@ -45,6 +45,7 @@ def test_the_result_has_every_section_and_states_what_was_kept(finished):
         "command",
         "versions",
         "git_commit",
+        "code",
         "seed",
         "device",
         "attention",

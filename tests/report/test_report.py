@@ -169,6 +169,23 @@ def test_rows_from_different_code_are_stated(tmp_path: Path) -> None:
     assert any("git commits" in note and "aaaa" in note and "bbbb" in note for note in setting.notes)
 
 
+def test_commits_that_change_no_number_are_not_stated(tmp_path: Path) -> None:
+    """Runs that carry the hash of the code are compared by it."""
+    for method, commit, code in (
+        ("fastv", "a" * 40, "same"),
+        ("victor", "b" * 40, "same"),
+        ("avgpool", "b" * 40, "else"),
+    ):
+        path = make(tmp_path, method, 16, 0.5, commit=commit) / results.RESULT
+        result = results.load(path)
+        result["run"]["code"] = code
+        results.write_json(path, result)
+    (setting,), _ = collect([tmp_path])
+    assert any("hashes" in note and "same" in note and "else" in note for note in setting.notes)
+    (setting,), _ = collect([p for p in tmp_path.rglob("result.json") if "avgpool" not in str(p)])
+    assert not any("code" in note for note in setting.notes)
+
+
 def test_runs_of_one_method_are_told_apart_by_what_differs(tmp_path: Path) -> None:
     make(tmp_path, "avgpool", 16, 0.5, dims=1)
     make(tmp_path, "avgpool", 16, 0.6, dims=2)

@@ -75,6 +75,7 @@ def costs_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
         ("compression ratio", f"{budget['compression_ratio']:.2f}×", "1.00×"),
         ("prefill FLOPs of the decoder", f"{number(e['prefill_flops'])} ({e['flops_ratio']:.2f}×)",
          number(e["prefill_flops_uncompressed"])),
+        *_stored(e),
         (f"TTFT, {one_row}", f"{e['ttft_ms']['median']:.1f} ms", f"{e['ttft_ms_uncompressed']['median']:.1f} ms"),
         (f"decoding, a step of {e['protocol']['batch_size']} rows", f"{e['decode_ms_per_token']:.1f} ms",
          f"{e['decode_ms_per_token_uncompressed']:.1f} ms"),
@@ -94,6 +95,14 @@ def costs_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     out.append(("stored per image, 16 bit", number(e["storage_bytes_per_image"], "B"), number(full, "B")))
     out.append(("extra parameters", number(e["extra_parameters"]), "0"))
     return out
+
+
+def _stored(e: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The row of methods that compress an image once, beforehand, whatever is asked of it later (Fwd2Bot)."""
+    answer, full = e["answer_flops"], e["prefill_flops_uncompressed"]
+    if answer == e["prefill_flops"]:
+        return []
+    return [("… of an image compressed beforehand", f"{number(answer)} ({answer / full:.2f}×)", number(full))]
 
 
 def remarks(result: dict[str, Any]) -> list[str]:

@@ -429,6 +429,7 @@ def assemble_result(
             "command": command(run.is_baseline),
             "versions": versions(),
             "git_commit": git_commit(),
+            "code": results.hash_code()[:12],
             "seed": settings.get("seed"),
             "device": costs["protocol"]["device"],
             "attention": settings["backbone"].get("attention"),

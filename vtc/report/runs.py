@@ -249,8 +249,10 @@ def number(value: float | None) -> str:
 def _provenance(runs: Sequence[Run]) -> list[str]:
     """What differs between the runs of a table beside their configuration."""
     notes = []
+    # Commits that change no number (docs, weights of another method) are none of a reader's business.
+    hashed = all(r.result["run"].get("code") for r in runs)
     about = (
-        ("git_commit", "code (git commits)"),
+        ("code", "code (hashes of what decides numbers)") if hashed else ("git_commit", "code (git commits)"),
         ("device", "devices"),
         ("dtype", "dtypes"),
         ("attention", "attention implementations"),
