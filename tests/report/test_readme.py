@@ -16,9 +16,11 @@ ROOT = shipped.root()
 README = (ROOT / "README.md").read_text()
 
 
-def test_readme_is_what_the_committed_files_say() -> None:
-    assert readme.filled(README, ROOT) == README, "run python -m vtc.report.readme"
-    assert {part["name"] for part in readme.PART.finditer(README)} == set(readme.PARTS)
+def test_pages_are_what_the_committed_files_say() -> None:
+    pages = {name: (ROOT / name).read_text() for name in readme.PAGES}
+    for name, text in pages.items():
+        assert readme.filled(text, ROOT) == text, f"{name}: run python -m vtc.report.readme"
+    assert {part["name"] for text in pages.values() for part in readme.PART.finditer(text)} == set(readme.PARTS)
 
 
 def test_the_example_is_about_thirty_lines() -> None:

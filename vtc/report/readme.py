@@ -1,14 +1,16 @@
-"""Fills the marked parts of README.md from committed files, so that no number there is typed by hand.
+"""Fills the marked parts of README.md and docs/findings.md from committed files, so that no number is typed by hand.
 
-    python -m vtc.report.readme            # README.md and docs/images/ from benchmarks/results/
-    python -m vtc.report.readme --check    # exit code 1 if README.md would change
+    python -m vtc.report.readme            # both pages and docs/images/ from benchmarks/results/
+    python -m vtc.report.readme --check    # exit code 1 if a page would change
 
 A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`: `result` is the table that `make bench` prints,
-`sweep` the comparison of all committed runs with its plots, `method` the example method's file.
+`sweep` the comparison of all committed runs with its plots, `method` the example method's file, `pairs` the trained
+methods against the others at equal tokens, `stages` what LLaVolta's stages cost and what they lead to.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -20,9 +22,12 @@ from vtc.errors import UserError
 from vtc.report import plots, tables
 from vtc.report.runs import Setting, collect
 
+PAGES = ("README.md", "docs/findings.md")
 RESULTS = "benchmarks/results"
+STAGES = f"{RESULTS}/llavolta-stages.json"
 IMAGES = "docs/images"
 EXAMPLE = "examples/vtc-plugin-example/src/vtc_plugin_example/loudest.py"
+TRAINED = ("fwd2bot", "victor")
 MAIN = {"backbone": "pocket", "method": "fwd2bot", "benchmark": "pocket", "tokens": 16}
 PART = re.compile(r"(<!-- begin (?P<name>\w+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
 
@@ -91,7 +96,68 @@ def method_part(root: Path) -> str:
     return f"```python\n{(root / EXAMPLE).read_text(encoding='utf-8')}```\n"
 
 
-PARTS: dict[str, Callable[[Path], str]] = {"result": result_part, "sweep": sweep_part, "method": method_part}
+def pairs_part(root: Path) -> str:
+    """Fwd2Bot and Victor against every other method, at equal tokens, by group of tasks."""
+    from vtc.evaluation.compare import compare
+
+    setting = sweep_setting(root)
+    runs = [r for r in setting.runs if not r.is_baseline] if setting else []
+    rows: list[tuple[str, ...]] = []
+    p_values: list[float | None] = []
+    for a in runs:
+        for b in runs:
+            if a.tokens != b.tokens or a.method not in TRAINED or b.method in TRAINED:
+                continue
+            found = compare(a.path, b.path)
+            for group in results.GROUPS:
+                pair = found[group]
+                means = f"{pair['a']:.3f}", f"{pair['b']:.3f}", f"{pair['difference']:+.3f}"
+                rows.append((f"{a.tokens:.0f}", group, a.label, b.label, *means))
+                p_values.append(pair["p_value"])
+    if not rows:
+        return "No sweep is committed yet.\n"
+    adjusted = tables.holm(p_values)
+    cells = [[*row, tables.p_text(p), tables.p_text(q)] for row, p, q in zip(rows, p_values, adjusted, strict=True)]
+    cells.sort(key=lambda row: (int(row[0]), row[2], row[1] != "understanding"))
+    header = ["tokens", "tasks", "method", "against", "score", "its score", "difference", "p", "p (Holm)"]
+    return tables.markdown(header, cells) + "\n"
+
+
+def stages_part(root: Path) -> str:
+    """LLaVolta: cost of a training step in each stage, and the scores after one stage and after four."""
+    if not (root / STAGES).is_file():
+        return "Not measured yet.\n"
+    measured = json.loads((root / STAGES).read_text(encoding="utf-8"))
+    cells = []
+    for row in measured["stages"]:
+        time = row["step_time_ratio"]
+        spread = f"{time['median']:.2f} ({time['min']:.2f} to {time['max']:.2f})"
+        cells.append([row["stage"], f"{row['compression_ratio']:.2f}", f"{row['step_flops_ratio']:.2f}", spread])
+    whole = measured["four_stages_against_single"]
+    cells.append(["all four", "", f"{whole['step_flops_ratio']:.2f}", f"{whole['step_time_ratio']:.2f}"])
+    head = ["stage (layers of 32)", "CR of the decoder", "FLOPs of a step", "time of a step, median (range)"]
+    lines = [tables.markdown(head, cells), ""]
+    lines.append(f"`{measured['command']}`, {measured['rounds']} interleaved rounds, relative to an uncompressed step.")
+    scored = []
+    for path in committed(root):
+        result = results.load(path)
+        four = result["method"]["name"] == "llavolta" and result["config"]["tokens"] is None and result["checkpoint"]
+        if result["method"]["name"] == "none" or four:
+            name = "four stages" if four else "single stage (the base model)"
+            means = [f"{result['means'][g]['value']:.3f} ± {result['means'][g]['stderr']:.3f}" for g in results.GROUPS]
+            scored.append([name, *means])
+    if len(scored) > 1:
+        lines += ["", tables.markdown(["trained in", *results.GROUPS], sorted(scored, reverse=True))]
+    return "\n".join(lines) + "\n"
+
+
+PARTS: dict[str, Callable[[Path], str]] = {
+    "result": result_part,
+    "sweep": sweep_part,
+    "method": method_part,
+    "pairs": pairs_part,
+    "stages": stages_part,
+}
 
 
 def image(axis: str) -> str:
@@ -109,18 +175,20 @@ def filled(text: str, root: Path) -> str:
 
 def main(argv: list[str]) -> int:
     root = shipped.root()
-    file = root / "README.md"
-    text = file.read_text(encoding="utf-8")
-    new = filled(text, root)
+    texts = {name: (root / name).read_text(encoding="utf-8") for name in PAGES}
+    stale = {name: new for name, text in texts.items() if (new := filled(text, root)) != text}
     if "--check" in argv:
-        print("README.md is up to date" if new == text else "README.md is out of date: python -m vtc.report.readme")
-        return int(new != text)
+        for name in PAGES:
+            print(f"{name} is {'out of date: python -m vtc.report.readme' if name in stale else 'up to date'}")
+        return int(bool(stale))
     setting = sweep_setting(root)
     if setting is not None and len(setting.runs) > 1:
         for axis in ("tokens", "flops"):
             plots.pareto(setting, axis, root / image(axis))
-    results.write_text(file, new)
-    print(f"README.md: {'changed' if new != text else 'as it was'}")
+    for name in PAGES:
+        if name in stale:
+            results.write_text(root / name, stale[name])
+        print(f"{name}: {'changed' if name in stale else 'as it was'}")
     return 0
 
 
