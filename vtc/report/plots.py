@@ -82,8 +82,8 @@ def _draw(ax: Axes, setting: Setting, points: Sequence[Run], panel: str, cost: C
         )
     _reference_lines(ax, setting, panel)
     ax.set_xscale("log", base=2)
-    ticks = _ticks([cost(r) or 0.0 for r in points])
-    ax.set_xticks(ticks, [f"{t:g}" if t > 1 else f"{100 * t:g} %" for t in ticks])
+    costs = [cost(r) or 0.0 for r in points]
+    ax.set_xticks(ticks := _ticks(costs), [f"{100 * t:g} %" if _shares(costs) else f"{t:g}" for t in ticks])
     ax.minorticks_off()
     ax.grid(alpha=0.25, linewidth=0.6)
 
@@ -108,11 +108,15 @@ def _reference_lines(ax: Axes, setting: Setting, panel: str) -> None:
 
 def _ticks(costs: Sequence[float], apart: float = 1.22) -> list[float]:
     """Where a log axis is labelled: token counts themselves, but none too close to the one before; round shares."""
-    low, high = min(costs), max(costs)
-    if high <= 1:
-        round_shares = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
-        return _spread([s for s in round_shares if 0.85 * low <= s <= 1.15 * high], 1.1)
+    if _shares(costs):
+        steps = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
+        return _spread([s for s in steps if 0.85 * min(costs) <= s <= 1.15 * max(costs)], apart)
     return _spread(sorted(set(costs)), apart)
+
+
+def _shares(costs: Sequence[float]) -> bool:
+    """Shares of the uncompressed cost (a method that runs the decoder twice goes beyond 1), not token counts."""
+    return min(costs) < 1
 
 
 def _spread(ticks: Sequence[float], apart: float) -> list[float]:
