@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc.errors import UserError
+from vtc.training.folders import replacing
 
 if TYPE_CHECKING:
     import torch
@@ -76,17 +76,9 @@ def save(
     tensors |= {f"backbone.{n}": p.detach() for n, p in backbone.model.named_parameters() if n in names}
     # Tied weights appear once among named_parameters(), so that nothing is stored twice.
     tensors = {n: t.to(dtype or t.dtype).contiguous().cpu() for n, t in tensors.items()}
-    fresh = folder.with_name(folder.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_file(tensors, fresh / WEIGHTS)
-    (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2, default=str) + "\n")
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(fresh, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with replacing(folder) as fresh:
+        save_file(tensors, fresh / WEIGHTS)
+        (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2, default=str) + "\n")
     return folder
 
 

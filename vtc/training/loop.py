@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vtc.training.folders import replacing
 from vtc.training.optim import build_optimizers, build_schedulers
 
 
@@ -85,7 +85,7 @@ class Plan:
 def _save_state(
     folder: Path, step: int, parameters: dict[str, nn.Parameter], optimizers: list, schedulers: list, seconds: float
 ) -> None:
-    """Write a checkpoint whole or not at all: into a folder beside it, then one rename."""
+    """Write a checkpoint, whole or not at all."""
     tensors = {f"parameter/{n}": p.detach().contiguous() for n, p in parameters.items()}
     meta: dict[str, Any] = {"step": step, "seconds": seconds, "groups": [], "scalars": []}
     for i, optimizer in enumerate(optimizers):
@@ -100,17 +100,9 @@ def _save_state(
         meta["groups"].append(state["param_groups"])
         meta["scalars"].append(scalars)
     meta["schedulers"] = [{"last_epoch": s.last_epoch, "_step_count": s._step_count} for s in schedulers]
-    fresh = folder.with_name(folder.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_file(tensors, fresh / "state.safetensors")
-    (fresh / "state.json").write_text(json.dumps(meta, default=list))
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(fresh, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with replacing(folder) as fresh:
+        save_file(tensors, fresh / "state.safetensors")
+        (fresh / "state.json").write_text(json.dumps(meta, default=list))
 
 
 def _load_state(folder: Path, parameters: dict[str, nn.Parameter], optimizers: list, schedulers: list) -> dict:
