@@ -211,6 +211,19 @@ class QuestionStage(Stage):
         """Last hidden states ``[B, L, D]`` in the layout of the packed batch."""
         raise NotImplementedError
 
+    def decode(self, packed: Packed, visual: Tensor) -> Tensor:
+        """Last hidden states with ``visual`` ``[B, N, D]`` in the place of the prefix's N image tokens."""
+        decoder = self.model.model.language_model
+        embedded = decoder.embed_tokens(packed.input_ids)
+        start = len(encode("<s> USER:"))
+        after = embedded[:, start + visual.shape[1] :]
+        return decoder(
+            inputs_embeds=torch.cat([embedded[:, :start], visual.to(embedded.dtype), after], 1),
+            attention_mask=packed.mask(),
+            position_ids=packed.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+
     def batch(self, step: int):
         rng = scene_rng(self.seed, self.name, step)
         scenes = draw_scenes(rng, self.batch_size, "train", self.twins)
@@ -295,18 +308,8 @@ class LanguageStage(QuestionStage):
 
     def hidden(self, batch) -> Tensor:
         packed, words, patch = batch
-        decoder = self.model.model.language_model
-        embedded = decoder.embed_tokens(packed.input_ids)
-        concepts = told(decoder.embed_tokens.weight, words, self.places(patch)).to(embedded.dtype)
-        start = len(encode("<s> USER:"))
-        stop = start + patch.shape[1]
-        embedded = torch.cat([embedded[:, :start], concepts, embedded[:, stop:]], 1)
-        return decoder(
-            inputs_embeds=embedded,
-            attention_mask=packed.mask(),
-            position_ids=packed.position_ids,
-            use_cache=False,
-        ).last_hidden_state
+        embedding = self.model.model.language_model.embed_tokens.weight
+        return self.decode(packed, told(embedding, words, self.places(patch)))
 
 
 class AlignStage(Stage):
@@ -369,17 +372,7 @@ class InstructStage(QuestionStage):
     def hidden(self, batch: Packed) -> Tensor:
         with torch.no_grad():
             features = self.model.model.vision_tower(pixel_values=batch.pixel_values).last_hidden_state[:, 1:]
-        visual = self.model.model.multi_modal_projector(features)
-        decoder = self.model.model.language_model
-        embedded = decoder.embed_tokens(batch.input_ids)
-        start = int((batch.input_ids[0] == vocabulary_index()["<image>"]).nonzero()[0])
-        embedded = torch.cat([embedded[:, :start], visual.to(embedded.dtype), embedded[:, start + GRID * GRID :]], 1)
-        return decoder(
-            inputs_embeds=embedded,
-            attention_mask=batch.mask(),
-            position_ids=batch.position_ids,
-            use_cache=False,
-        ).last_hidden_state
+        return self.decode(batch, self.model.model.multi_modal_projector(features))
 
     def losses(self, batch: Packed) -> dict[str, Tensor]:
         hidden = self.hidden(batch)
