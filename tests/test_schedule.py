@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
+from vtc.cli import choices, compose, main
 from vtc.errors import UserError
 from vtc.schedule import SCHEMES, Stage, parse_stages, resolve_layer, scaled_layer, stage_at
 
@@ -66,3 +68,45 @@ def test_stages_of_ones_own() -> None:
     ):
         with pytest.raises(UserError, match=text):
             parse_stages(wrong)
+
+
+# conf/schedule beside the paper: table 7's splits of two stages.
+SPLITS = {"two_25_75": 0.25, "two": 0.5, "two_75_25": 0.75, "two_90_10": 0.9, "two_100_0": 1.0}
+
+
+def test_the_files_are_the_schemes_of_table_1_and_the_splits_of_table_7() -> None:
+    stages = {
+        n: parse_stages(yaml.safe_load(f.read_text())["stages"]) for n, f in choices.configured("schedule").items()
+    }
+    assert set(stages) == {*SCHEMES, *SPLITS}
+    for name, scheme in SCHEMES.items():
+        assert stages[name] == scheme
+    for name, share in SPLITS.items():
+        assert (stages[name][0].layer, stages[name][0].stride, stages[name][0].share) == (2, 8, share)
+        assert not any(stage.compresses for stage in stages[name][1:])
+
+
+def test_a_schedule_reaches_the_method() -> None:
+    from omegaconf import OmegaConf
+
+    from vtc.assemble import method_options
+
+    assert compose(["method=llavolta"]).method.scheme == "four_wider_then_deeper"
+    assert compose(["method=llavolta", "method.scheme=two"]).method.scheme == "two"
+    config = compose(["method=llavolta", "schedule=two_25_75"])
+    found = method_options(OmegaConf.to_container(config, resolve=True))[1]["scheme"]
+    assert parse_stages(found) == (Stage(2, 8, 0.25), Stage(None, None, 0.75))
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("schedule=two method=fastv", ["method=fastv is not trained in stages", "llavolta"]),
+        ("schedule=two method=llavolta method.scheme=single", ["give one of the two"]),
+        ("schedule=twoo method=llavolta", ["schedule=twoo", "did you mean 'two'"]),
+    ],
+)
+def test_a_schedule_that_says_nothing_is_refused(command: str, words: list[str], capsys) -> None:
+    assert main(command.split()) == 2
+    err = capsys.readouterr().err
+    assert len(err.strip().splitlines()) == 1 and all(word in err for word in words), err

@@ -12,6 +12,7 @@ GROUPS = {
     "method": "the compression method",
     "benchmark": "what it is scored on",
     "training": "how it is trained (action=train)",
+    "schedule": "training stages of a method that has them (LLaVolta)",
     "experiment": "complete presets: every setting of one experiment",
 }
 

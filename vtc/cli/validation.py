@@ -75,6 +75,7 @@ def check(config: DictConfig) -> None:
             close = nearest(str(value), allowed.split(", ")) if isinstance(value, str) else ""
             raise UserError(f"{key}={given}: allowed: {allowed}{close}")
     Budget(config.tokens, config.ratio, config.compression, config.flops)
+    _check_schedule(config)
     if config.action == "evaluate":
         _check_tasks(config)
     _check_files(config)
@@ -84,6 +85,20 @@ def _has(config: DictConfig, key: str) -> bool:
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else config
     return node is not None and name in node
+
+
+def _check_schedule(config: DictConfig) -> None:
+    """Stages only for a method that has them, and said once."""
+    stages = OmegaConf.select(config, "schedule.stages")
+    if stages is None:
+        return
+    if "scheme" not in config.method:
+        raise UserError(
+            f"schedule={stages}: method={config.method.get('name')} is not trained in stages; "
+            "allowed with method=llavolta"
+        )
+    if config.method.scheme != stages:
+        raise UserError(f"schedule={stages}, method.scheme={config.method.scheme}: give one of the two")
 
 
 def _check_tasks(config: DictConfig) -> None:
