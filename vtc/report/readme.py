@@ -33,9 +33,11 @@ PART = re.compile(r"(<!-- begin (?P<name>\w+) -->\n).*?(<!-- end (?P=name) -->)"
 
 
 def committed(root: Path) -> list[Path]:
-    """The result files under `benchmarks/results`."""
+    """The result files under `benchmarks/results`, but for those of the ablations, which have a page of their own."""
     found = []
     for path in sorted((root / RESULTS).rglob("*.json")):
+        if path.is_relative_to(root / RESULTS / "ablations"):
+            continue
         try:
             results.load(path)
         except ValueError:
