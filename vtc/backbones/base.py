@@ -246,6 +246,18 @@ class Backbone:
         """The family's chat prompt for one question about `images` images, up to where the answer begins."""
         raise NotImplementedError
 
+    def conversation(self, turns: Sequence[tuple[str, str]], images: int = 1) -> list[tuple[str, bool]]:
+        """Questions and answers as text to train on, in pieces: (text, whether the model is to say it).
+
+        Joined, they begin as `prompt` of the first question does, with all images there, so that what is trained is
+        what is asked in evaluation; every answer ends with the end-of-text token.
+        """
+        pieces: list[tuple[str, bool]] = []
+        for turn, (question, answer) in enumerate(turns):
+            pieces.append((self.prompt(question, 0 if turn else images), False))
+            pieces.append((f" {answer}{self.tokenizer.eos_token}", True))
+        return pieces
+
     def inputs(self, questions: Sequence[str], images: Sequence[Sequence[Image]]) -> BatchFeature:
         """Questions with their images as model inputs: left-padded, on the model's device, in its dtype."""
         raise NotImplementedError
