@@ -147,6 +147,21 @@ class Backbone:
         return cls(name, model.eval(), processor, cls.shape_from(config, name))
 
     @classmethod
+    def skeleton(cls, cfg: Mapping[str, Any]) -> Backbone:
+        """The model without weights, on torch's meta device, and without a processor: to count what it has."""
+        import torch
+        import transformers
+
+        config, name = cls._skeleton_config(cfg), cfg.get("name") or cls.__name__
+        with torch.device("meta"):
+            model = getattr(transformers, cls.model_class)(config)
+        return cls(name, model, None, cls.shape_from(config, name))
+
+    @classmethod
+    def _skeleton_config(cls, cfg: Mapping[str, Any]) -> Any:
+        return cls._config(cfg)
+
+    @classmethod
     def wrap(cls, model: Any, processor: Any | None = None, name: str = "model") -> Backbone:
         """A model that is already in memory, as a backbone of this family."""
         return cls(name, model, processor, cls.shape_from(model.config, name))

@@ -151,6 +151,32 @@ class _Llava15(Llava):
             },
         )
 
+    @classmethod
+    def _skeleton_config(cls, cfg: Mapping[str, Any]) -> Any:
+        if cls.pretrained(cfg) != cls.default_pretrained:
+            return super()._skeleton_config(cfg)
+        from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+        shape = cls.shape_of(cfg)
+        v = shape.vision
+        text = LlamaConfig(
+            hidden_size=shape.width,
+            intermediate_size=shape.intermediate,
+            num_hidden_layers=shape.depth,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            vocab_size=shape.vocab,
+        )
+        vision = CLIPVisionConfig(
+            hidden_size=v["width"],
+            intermediate_size=v["intermediate"],
+            num_hidden_layers=v["depth"],
+            num_attention_heads=v["heads"],
+            image_size=v["image_size"],
+            patch_size=v["patch_size"],
+        )
+        return LlavaConfig(text_config=text, vision_config=vision, vision_feature_layer=v["feature_layer"])
+
 
 class Llava15_7B(_Llava15):
     """LLaVA-1.5 7B."""
