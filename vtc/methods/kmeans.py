@@ -1,0 +1,112 @@
+"""K-Means over the visual tokens (compared in LLaVolta, arXiv 2406.20092, section 3.2 and table 3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vtc.compressor import Context, TokenMerger, TokenSequence, two_level
+from vtc.errors import UserError
+from vtc.methods.avgpool import raster_groups
+from vtc.schedule import resolve_layer
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import BackboneShape
+
+
+class KMeans(TokenMerger):
+    """Each cluster of an image's visual tokens becomes its mean: N_C = N / S centroids, before layer K.
+
+    Lloyd's algorithm on the hidden states that reach layer K, Euclidean, in float32, image by image. The paper says
+    neither how the centroids start nor what becomes of an empty cluster; here:
+
+    - They start as average pooling does, from runs of the raster sequence whose lengths differ by one at most. That
+      needs no random numbers, so an image has the same clusters in any batch, and no clustering ends farther from its
+      means than average pooling is.
+    - A cluster that lost all its tokens takes the token that is farthest from its own centroid, out of a cluster that
+      has others. So exactly `tokens` are left, even of an image of one colour.
+
+    Gradients flow through the means to the tokens; the assignment has none. A centroid stands at the place of its first
+    member, with the mean of its members' positions.
+
+    Args:
+        tokens: clusters per image; default N / 8, the stride of table 3. An image with fewer tokens keeps them all.
+        layer: K; 2 in table 3; 0 = before the LLM.
+        iterations: of Lloyd's algorithm at most; it ends before, where nothing moves any more.
+    """
+
+    name = "kmeans"
+
+    def __init__(
+        self,
+        tokens: int | None,
+        shape: BackboneShape,
+        layer: int = 2,
+        iterations: int = 10,
+        layer_scale: str = "auto",
+    ) -> None:
+        super().__init__(tokens, shape, resolve_layer(layer, shape.depth, layer_scale))
+        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+            raise UserError(f"method.iterations={iterations}: allowed: a whole number from 1 on")
+        self.iterations = iterations
+
+    def assign(self, tokens: TokenSequence, context: Context) -> tuple[Tensor, None]:
+        _, real = tokens.images
+        groups = raster_groups(real, self.tokens or real.shape[1])
+        if self.tokens is None or self.tokens >= real.shape[1]:
+            return groups, None
+        return lloyd(tokens.visual_hidden().detach().float(), real, groups, self.iterations), None
+
+    @classmethod
+    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
+        return shape.visual_tokens and max(1, round(shape.visual_tokens / 8))
+
+    @classmethod
+    def layer_tokens(
+        cls, tokens: int | None, shape: BackboneShape, layer: int = 2, layer_scale: str = "auto", **options: Any
+    ) -> list[int]:
+        return two_level(tokens, shape, resolve_layer(layer, shape.depth, layer_scale))
+
+
+@torch.no_grad()
+def lloyd(points: Tensor, real: Tensor, groups: Tensor, iterations: int) -> Tensor:
+    """[I, N]: the clusters after at most `iterations` of Lloyd's algorithm, as many as there were, none empty.
+
+    Args:
+        points: [I, N, D].
+        real: [I, N] bool, the points that there are; the clusters of the others mean nothing.
+        groups: [I, N] clusters to start from, 0… in each image without gaps.
+    """
+    there = torch.arange(int(groups.max()) + 1, device=groups.device) <= groups.masked_fill(~real, -1).amax(1)[:, None]
+    for _ in range(iterations):
+        member = torch.nn.functional.one_hot(groups, there.shape[1]).to(points.dtype) * real[..., None]  # [I, N, M]
+        centroids = member.transpose(1, 2) @ points / member.sum(1).clamp(min=1)[..., None]
+        # the differences themselves: in float32 |x|² − 2x·c + |c|² drowns in an LLM's few very large channels
+        distance = torch.cdist(points, centroids, compute_mode="donot_use_mm_for_euclid_dist")
+        distance = distance.masked_fill(~there[:, None], float("inf"))
+        nearest = _filled(distance.argmin(2), distance, real, there)
+        if torch.equal(nearest[real], groups[real]):
+            break
+        groups = nearest
+    return groups
+
+
+def _filled(groups: Tensor, distance: Tensor, real: Tensor, there: Tensor) -> Tensor:
+    """`groups` [I, N] without empty clusters: one after the other takes the farthest token of those that can be spared.
+
+    Args:
+        distance: [I, N, M] to the centroids. there: [I, M] bool, the clusters that an image has.
+    """
+    groups, image = groups.clone(), torch.arange(len(groups), device=groups.device)
+    while True:
+        size = torch.zeros_like(there, dtype=torch.long).scatter_add(1, groups, real.long())
+        empty = there & (size == 0)
+        wanting = empty.any(1)
+        if not wanting.any():
+            return groups
+        own = distance.gather(2, groups[..., None])[..., 0]
+        spare = own.masked_fill(~real | (size.gather(1, groups) < 2), -1)
+        token, cluster = spare.argmax(1), empty.long().argmax(1)
+        groups[image[wanting], token[wanting]] = cluster[wanting]
