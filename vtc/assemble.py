@@ -101,9 +101,36 @@ def assemble(cfg: Mapping[str, Any], trained: bool = True) -> tuple[Backbone, Co
     if made.checkpoint is not None:
         from vtc.training import checkpoint
 
+        tune(backbone, method, checkpoint.read_manifest(made.checkpoint).get("training", {}).get("lora"))
         checkpoint.load(made.checkpoint, backbone, method)
     backbone.model.eval()
     return backbone, method.eval()
+
+
+TUNED = "tuned"  # the adapter of a method that brings none of its own
+
+
+def tune(backbone: Backbone, method: Compressor, lora: Mapping[str, Any] | None) -> None:
+    """Puts LoRA on the decoder, under which `method` answers from then on; None: nothing.
+
+    Args:
+        lora: rank; alpha (default 2·rank); dropout (default 0).
+
+    Raises:
+        UserError: an unknown key, no rank, or a method that has adapters of its own.
+    """
+    if not lora:
+        return
+    for key in lora:
+        if key not in ("rank", "alpha", "dropout"):
+            raise unknown("training.lora", key, ("rank", "alpha", "dropout"))
+    if not isinstance(lora.get("rank"), int) or lora["rank"] < 1:
+        raise UserError(f"training.lora.rank={lora.get('rank')}: allowed: a whole number from 1 on")
+    if method.adapter is not None:
+        raise UserError(f"training.lora: method={method.name} has adapters of its own; see method.rank")
+    rank = lora["rank"]
+    backbone.add_adapters((TUNED,), rank, lora.get("alpha") or 2 * rank, float(lora.get("dropout") or 0.0))
+    method.adapter = TUNED  # type: ignore[misc]
 
 
 def checkpoint_folder(cfg: Mapping[str, Any]) -> Path | None:

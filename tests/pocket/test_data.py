@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from vtc.pocket import splits
-from vtc.pocket.data import IGNORE, draw_questions, draw_scenes, image_prefix, pack, render
+from vtc.pocket.data import attention, draw_questions, draw_scenes, image_prefix, pack, render
 from vtc.pocket.model import build_model, build_processor, build_tokenizer, encode
 from vtc.pocket.questions import KINDS
 from vtc.pocket.scenes import scene_rng
+from vtc.training.batch import IGNORE
 
 WEIGHTS = {kind: 1.0 for kind in KINDS if kind != "captions"}
 
@@ -45,18 +46,20 @@ def test_a_packed_question_gets_the_logits_it_gets_alone(batch):
     questions, packed = batch
     model = build_model(0).double().eval()
     embed = model.get_input_embeddings()(packed.input_ids)
-    visual = model.model.get_image_features(packed.pixel_values.double()).pooler_output
+    visual = model.model.get_image_features(packed.inputs["pixel_values"].double()).pooler_output
     with torch.no_grad():
         start = 2
         embed = torch.cat([embed[:, :start], torch.stack(list(visual)), embed[:, start + 144 :]], 1)
         together = model.model.language_model(
-            inputs_embeds=embed, attention_mask=packed.mask(), position_ids=packed.position_ids
+            inputs_embeds=embed, attention_mask=attention(packed), position_ids=packed.inputs["position_ids"]
         ).last_hidden_state
         for row, block in ((0, 1), (1, 4), (2, 6)):
             question = questions[row][block - 1]
             ids = torch.tensor([[*image_prefix(), *encode(question.text), *encode("ASSISTANT:" + question.answer)]])
             alone = model(
-                input_ids=ids, pixel_values=packed.pixel_values[row : row + 1].double(), output_hidden_states=True
+                input_ids=ids,
+                pixel_values=packed.inputs["pixel_values"][row : row + 1].double(),
+                output_hidden_states=True,
             ).hidden_states[-1]
             inside = (packed.blocks[row] == block) & (packed.attention_mask[row] == 1)
             mine = together[row][inside][:-1]  # without </s>

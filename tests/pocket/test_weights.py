@@ -5,15 +5,14 @@ import re
 
 import numpy as np
 import pytest
-import torch
 
 from vtc import shipped
 from vtc.assemble import assemble
 from vtc.cli import compose
 from vtc.pocket.data import draw_scenes
 from vtc.pocket.questions import KINDS, TASK_OF_KIND
-from vtc.pocket.recipe import exact_answers
 from vtc.pocket.scenes import scene_rng
+from vtc.pocket.source import PocketSource, exact_answers
 from vtc.training.method_stage import MethodStage
 
 WEIGHTS = shipped.path("benchmarks/pocket/weights")
@@ -34,12 +33,12 @@ def test_shipped_weights_answer_questions_they_never_saw(name, overrides):
     bag of attributes 0.45."""
     backbone, method = assemble(compose(overrides))
     parts = ["projector", "decoder"]
-    stage = MethodStage("check", backbone, method, parts, DATA, seed=0)
-    method.eval()
+    source = PocketSource("check", DATA, seed=0)
+    stage = MethodStage("check", backbone, method, parts, source)
     rng = scene_rng(1, "weights", 0)
-    batch = stage.pack(rng, draw_scenes(rng, 16, "validation"), DATA["weights"], 10)
-    with torch.no_grad():
-        found = exact_answers(backbone.model.lm_head(stage.hidden(batch)), batch)
+    batch = source.pack(rng, draw_scenes(rng, 16, "validation"), DATA["weights"], 10)
+    method.eval()
+    found = exact_answers(stage.answers(batch)[0], batch)
     tasks = {}
     for kind, values in found.items():
         tasks.setdefault(TASK_OF_KIND[kind], []).extend(values)

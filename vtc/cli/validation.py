@@ -66,6 +66,12 @@ def check(config: DictConfig) -> None:
         OmegaConf.resolve(config.copy())
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
+    if config.action == "train":
+        missing = sorted(key for key in OmegaConf.missing_keys(config) if key.startswith("training"))
+        if missing:
+            raise UserError(
+                f"{missing[0]}: the recipe needs it; give {missing[0].replace('[', '.').replace(']', '')}=…"
+            )
     for key, (allowed, fits) in RULES.items():
         value = OmegaConf.select(config, key)
         if value is None and (key in OPTIONAL or not _has(config, key)):

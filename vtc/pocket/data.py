@@ -8,7 +8,6 @@ from one question to the next, as it does between the turns of a conversation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -17,8 +16,8 @@ from torch import Tensor
 from vtc.pocket.model import GRID, PATCH, SUMMARY_PROMPT, encode, vocabulary_index
 from vtc.pocket.questions import KINDS, Question, captions
 from vtc.pocket.scenes import COLORS, NAMES, SIZES, Scene, Split, Thing, draw_scene, recolor
+from vtc.training.batch import IGNORE, Batch
 
-IGNORE = -100
 PREFIX = ("<s> USER:", "<image>")  # what stands before the first question
 
 
@@ -52,50 +51,25 @@ def patch_labels(scenes: Sequence[Scene]) -> Tensor:
     return torch.from_numpy(labels).flatten(2)
 
 
-@dataclass
-class Packed:
-    """Questions in blocks behind a shared prefix; right-padded.
-
-    Attributes:
-        input_ids: ``[B, L]``.
-        labels: ``[B, L]``, -100 outside the answers.
-        position_ids: ``[B, L]``; every block starts again where the prefix ends.
-        blocks: ``[B, L]``; 0 the prefix, 1.. the questions, in padding the number of the last one.
-        attention_mask: ``[B, L]``, 0 in padding.
-        pixel_values: ``[B, 3, 96, 96]`` or None.
-        kinds: for each row the kind of each block.
-        captions: for each row the caption of its scene, for contrastive losses.
-        embed_at: ``[B]`` where the image's embedding is read, at the end of a block of its own; None without one.
-    """
-
-    input_ids: Tensor
-    labels: Tensor
-    position_ids: Tensor
-    blocks: Tensor
-    attention_mask: Tensor
-    pixel_values: Tensor | None
-    kinds: list[list[str]]
-    captions: list[str] = field(default_factory=list)
-    embed_at: Tensor | None = None
-
-    def to(self, device: torch.device) -> Packed:
-        """The same batch on a device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return replace(self, **{name: tensor.to(device) for name, tensor in moved.items()})
-
-    def mask(self) -> Tensor:
-        """The same attention as one explicit mask, ``[B, 1, L, L]`` bool."""
-        q, k = self.blocks[:, :, None], self.blocks[:, None, :]
-        length = self.input_ids.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
-        allowed = ((k == 0) | (k == q)) & causal & self.attention_mask[:, None, :].bool()
-        return (allowed | torch.eye(length, dtype=torch.bool, device=q.device))[:, None]
+def attention(batch: Batch) -> Tensor:
+    """Who sees whom in a packed batch, as one explicit mask ``[B, 1, L, L]`` bool, for a decoder without the engine."""
+    blocks, length = batch.blocks, batch.input_ids.shape[1]
+    if blocks is None:
+        raise ValueError("a batch of packed questions is needed")
+    q, k = blocks[:, :, None], blocks[:, None, :]
+    causal = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+    allowed = ((k == 0) | (k == q)) & causal & batch.attention_mask[:, None, :].bool()
+    return (allowed | torch.eye(length, dtype=torch.bool, device=q.device))[:, None]
 
 
 def pack(
     prefix: Sequence[int], rows: Sequence[Sequence[Question]], pixels: Tensor | None, embed: bool = False
-) -> Packed:
-    """Lay out each row's questions behind the prefix, and with ``embed`` the summary prompt as a last block."""
+) -> Batch:
+    """Lay out each row's questions behind the prefix, and with ``embed`` the summary prompt as a last block.
+
+    Rows are right-padded; every block starts again at the position where the prefix ends; in padding, ``blocks`` holds
+    the number of the last one.
+    """
     index = vocabulary_index()
     assistant, end, pad = index["ASSISTANT:"], index["</s>"], index["<pad>"]
     laid_out = [[(encode(q.text) + (assistant,), encode(q.answer) + (end,)) for q in row] for row in rows]
@@ -121,32 +95,24 @@ def pack(
             at = stop
         real[b, :at] = 1
         blocks[b, at:] = len(row)
-    packed = Packed(
-        input_ids=torch.from_numpy(ids),
+    mask = torch.from_numpy(real)
+    inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": mask, "position_ids": torch.from_numpy(positions)}
+    return Batch(
+        inputs=inputs if pixels is None else inputs | {"pixel_values": pixels},
         labels=torch.from_numpy(labels),
-        position_ids=torch.from_numpy(positions),
         blocks=torch.from_numpy(blocks),
-        attention_mask=torch.from_numpy(real),
-        pixel_values=pixels,
+        embed_at=mask.sum(1) - 1 if embed else None,
         kinds=[[q.kind for q in row] for row in rows],
     )
-    if embed:
-        packed.embed_at = packed.attention_mask.sum(1) - 1
-    return packed
 
 
-def caption_batch(captions: Sequence[str], prompted: bool = False) -> tuple[Tensor, Tensor]:
-    """Captions → token ids ``[B, L]`` and mask ``[B, L]``, left-padded.
-
-    With ``prompted``, a caption stands where an image would, before the summary prompt: the text side of embeddings
-    that are read at the last token (:func:`vtc.engine.encode_texts`).
-    """
-    index = vocabulary_index()
-    before, after = (encode(PREFIX[0]), (*encode(SUMMARY_PROMPT), index["ASSISTANT:"])) if prompted else ((), ())
-    rows = [[*before, *encode(caption), *after] for caption in captions]
+def caption_batch(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Captions → token ids ``[B, L]`` and mask ``[B, L]``, left-padded."""
+    pad = vocabulary_index()["<pad>"]
+    rows = [list(encode(caption)) for caption in captions]
     length = max(map(len, rows))
-    ids = torch.tensor([[index["<pad>"]] * (length - len(row)) + row for row in rows])
-    return ids, (ids != index["<pad>"]).long()
+    ids = torch.tensor([[pad] * (length - len(row)) + row for row in rows])
+    return ids, (ids != pad).long()
 
 
 def image_prefix() -> list[int]:

@@ -8,14 +8,16 @@ A real LLaVA starts from a tower that already sees and a language model that alr
 2. ``language``: Vicuna's stand-in. The decoder learns to answer about scenes that are *told* instead of shown: a few
    tokens a thing, each the sum of the embeddings of its words and of its place.
 3. ``align``: LLaVA's first stage. The projector learns to put each patch where the words of what stands on it are.
-4. ``instruct``: LLaVA's second stage. Projector and decoder learn to answer about pictures; the tower stays frozen.
+4. ``instruct``: LLaVA's second stage. Projector and decoder learn to answer about pictures; the tower stays frozen:
+   :class:`vtc.training.method_stage.MethodStage` without a method.
 
 Without 3, a decoder of this size learns what is present but not what belongs together, however long it is trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,23 +25,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from vtc.pocket.data import (
-    IGNORE,
-    Packed,
-    caption_batch,
-    draw_questions,
-    draw_scenes,
-    image_prefix,
-    pack,
-    patch_labels,
-    patches_of,
-    render,
-)
+from vtc.pocket.data import attention, draw_questions, draw_scenes, pack, patch_labels, patches_of, render
 from vtc.pocket.model import GRID, WIDTH, encode, vocabulary_index
-from vtc.pocket.questions import KINDS, TASK_OF_KIND
-from vtc.pocket.scenes import COLORS, NAMES, SIZES, Scene, Split, scene_rng
-from vtc.training.loop import Stage, on_device
+from vtc.pocket.scenes import COLORS, NAMES, SIZES, Split, scene_rng
+from vtc.pocket.source import validated
+from vtc.training.batch import Batch
+from vtc.training.loop import Part, Stage, on_device
+from vtc.training.losses import answer_loss
 
+Told = tuple[Batch, Tensor, Tensor]  # questions, the words of the told tokens [3, B, N], their patches [B, N]
 BACKGROUND_WEIGHT = 0.15  # background patches are nine in ten and easy
 
 
@@ -80,8 +74,17 @@ class TowerStage(Stage):
         scenes = draw_scenes(rng, self.batch_size, split)
         return render(scenes), patch_labels(scenes)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        return self._draw(scene_rng(self.seed, self.name, step), "train")
+    def modules(self) -> dict[str, nn.Module]:
+        own = {"heads": self.heads, "presence": self.presence}
+        return {"tower": self.tower} | own | ({"places": self.places} if self.name == "locate" else {})
+
+    def batch(self, step: int, part: Part | None = None) -> tuple[Tensor, Tensor]:
+        pixels, labels = self._draw(scene_rng(self.seed, self.name, step), "train")
+        rows = (part or Part()).of(len(pixels))
+        return pixels[rows], labels[:, rows]
+
+    def weights(self, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
+        return dict.fromkeys(("color", "name", "size", "presence", "row", "column"), len(batch[0]))
 
     def images(self, batch) -> int:
         return len(batch[0])
@@ -90,7 +93,7 @@ class TowerStage(Stage):
         pixels, labels = batch
         out = self.tower(pixel_values=pixels)
         patches = out.last_hidden_state[:, 1:]
-        weight = torch.where(labels[0] > 0, 1.0, BACKGROUND_WEIGHT)
+        weight = _patch_weights(labels)
         terms = {}
         for name, head, label in zip(("color", "name", "size"), self.heads, labels, strict=True):
             loss = F.cross_entropy(head(patches).float().flatten(0, 1), label.flatten(), reduction="none")
@@ -120,6 +123,11 @@ class TowerStage(Stage):
             for name, head, label in zip(right, self.heads, labels, strict=True):
                 right[name] += float((head(patches).argmax(-1) == label)[thing].sum())
         return {name: value / total for name, value in right.items()}
+
+
+def _patch_weights(labels: Tensor) -> Tensor:
+    """What each patch counts, ``[B, 144]``."""
+    return torch.where(labels[0] > 0, 1.0, BACKGROUND_WEIGHT)
 
 
 def _rows_and_columns(pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,39 +169,33 @@ def told(embedding: Tensor, words: Tensor, places: Tensor) -> Tensor:
     return (F.embedding(words, embedding) * (words > 0)[..., None]).sum(0) + places
 
 
-def exact_answers(logits: Tensor, batch: Packed) -> dict[str, list[float]]:
-    """Which blocks are answered exactly by greedy decoding, by kind (teacher forcing tells the same)."""
-    right = (logits[:, :-1].argmax(-1) == batch.labels[:, 1:]) | (batch.labels[:, 1:] == IGNORE)
-    found: dict[str, list[float]] = {}
-    for row, kinds in enumerate(batch.kinds):
-        for block, kind in enumerate(kinds, 1):
-            found.setdefault(kind, []).append(float(right[row][batch.blocks[row, 1:] == block].all()))
-    return found
+class LanguageStage(Stage):
+    """Questions about scenes told in a few tokens each: one to four patches of every thing, and four of background.
 
+    Args:
+        data: batch_size, questions (a scene), weights (of the kinds of questions), first_kinds and first_share: the
+            share of the steps in which only these kinds are asked.
+    """
 
-def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Next-token cross entropy over answers (eq. 2 of Fwd2Bot, LLaVA's own loss)."""
-    return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE)
+    name = "language"
 
-
-class QuestionStage(Stage):
-    """What the stages that answer questions share: the mixture, its curriculum, and validation by kind."""
-
-    def __init__(
-        self,
-        model: LlavaForConditionalGeneration,
-        seed: int,
-        batch_size: int,
-        questions: int,
-        weights: dict[str, float],
-        first_kinds: tuple[str, ...] = (),
-        first_share: float = 0.0,
-    ):
+    def __init__(self, model: LlavaForConditionalGeneration, data: Mapping[str, Any], seed: int):
         self.model, self.seed = model, seed
-        self.batch_size, self.questions, self.weights = batch_size, questions, weights
-        self.first_kinds, self.first_share = first_kinds, first_share
+        self.batch_size, self.questions, self.mix = data["batch_size"], data["questions"], dict(data["weights"])
+        self.first_kinds, self.first_share = tuple(data["first_kinds"]), float(data["first_share"])
         self.total = 1
-        self.twins = False  # every other picture is its neighbour with the colours dealt out anew
+        self.places = Places(seed)
+
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.places.to(device)
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"language_model": self.model.model.language_model, "lm_head": self.model.lm_head, "places": self.places}
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from self.model.model.language_model.named_parameters(prefix="language_model")
+        yield from self.places.named_parameters(prefix="places_embed")
 
     def start_step(self, step: int, total: int) -> None:
         self.total = total
@@ -201,86 +203,10 @@ class QuestionStage(Stage):
     def mixture(self, step: int) -> dict[str, float]:
         """The weights of the kinds: ``first_kinds`` alone at first, all of them later."""
         if step < self.first_share * self.total:
-            return {k: w for k, w in self.weights.items() if k in self.first_kinds}
-        return self.weights
+            return {k: w for k, w in self.mix.items() if k in self.first_kinds}
+        return self.mix
 
-    def pack(self, rng: np.random.Generator, scenes: list[Scene], weights: dict[str, float], count: int) -> Packed:
-        raise NotImplementedError
-
-    def hidden(self, batch) -> Tensor:
-        """Last hidden states ``[B, L, D]`` in the layout of the packed batch."""
-        raise NotImplementedError
-
-    def decode(self, packed: Packed, visual: Tensor) -> Tensor:
-        """Last hidden states with ``visual`` ``[B, N, D]`` in the place of the prefix's N image tokens."""
-        decoder = self.model.model.language_model
-        embedded = decoder.embed_tokens(packed.input_ids)
-        start = len(encode("<s> USER:"))
-        after = embedded[:, start + visual.shape[1] :]
-        return decoder(
-            inputs_embeds=torch.cat([embedded[:, :start], visual.to(embedded.dtype), after], 1),
-            attention_mask=packed.mask(),
-            position_ids=packed.position_ids,
-            use_cache=False,
-        ).last_hidden_state
-
-    def batch(self, step: int):
-        rng = scene_rng(self.seed, self.name, step)
-        scenes = draw_scenes(rng, self.batch_size, "train", self.twins)
-        return self.pack(rng, scenes, self.mixture(step), self.questions)
-
-    def images(self, batch) -> int:
-        return self.batch_size
-
-    def losses(self, batch) -> dict[str, Tensor]:
-        return {"answer": answer_loss(self.model.lm_head(self.hidden(batch)), self._packed(batch).labels)}
-
-    def _packed(self, batch) -> Packed:
-        return batch if isinstance(batch, Packed) else batch[0]
-
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Share of exactly right answers by kind (those of :mod:`vtc.pocket.questions`) on 128 validation scenes."""
-        found: dict[str, list[float]] = {}
-        nearest = []
-        for step in range(4):
-            rng = scene_rng(0, "question-validation", step)
-            kinds = {k: 1.0 for k in KINDS if k != "captions"}
-            batch = on_device(self.pack(rng, draw_scenes(rng, 32, "validation"), kinds, 16), self.device)
-            hidden, packed = self.hidden(batch), self._packed(batch)
-            for kind, values in exact_answers(self.model.lm_head(hidden), packed).items():
-                found.setdefault(kind, []).extend(values)
-            if packed.embed_at is not None:
-                image, text = embeddings(self.model, hidden, packed)
-                near = F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
-                nearest += (near.argmax(1) == torch.arange(len(near), device=near.device)).tolist()
-        scores = {kind: float(np.mean(values)) for kind, values in sorted(found.items())}
-        tasks: dict[str, list[float]] = {}
-        for kind, values in found.items():
-            tasks.setdefault(TASK_OF_KIND[kind], []).extend(values)
-        if nearest:
-            scores["caption nearest of 32"] = float(np.mean(nearest))
-        return scores | {"mean": float(np.mean([np.mean(values) for values in tasks.values()]))}
-
-
-class LanguageStage(QuestionStage):
-    """Scenes told in a few tokens each: one to four patches of every thing, and four of background."""
-
-    name = "language"
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.places = Places(self.seed)
-
-    def to(self, device: torch.device) -> None:
-        super().to(device)
-        self.places.to(device)
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        yield from self.model.model.language_model.named_parameters(prefix="language_model")
-        yield from self.places.named_parameters(prefix="places_embed")
-
-    def pack(self, rng, scenes, weights, count):
+    def pack(self, rng, scenes, weights, count) -> Told:
         chosen = []
         for scene in scenes:
             patches: list[int] = []
@@ -301,15 +227,47 @@ class LanguageStage(QuestionStage):
         questions = [draw_questions(rng, s, count, weights, caption=True) for s in scenes]
         packed = pack(prefix, questions, None)
         # Told tokens stand at the positions of their patches, and questions where they stand behind a whole image.
-        packed.position_ids[:, len(start) : len(prefix)] = index.clamp(min=0) + len(start)
-        packed.position_ids[:, len(prefix) :] += GRID * GRID - longest
+        packed.inputs["position_ids"][:, len(start) : len(prefix)] = index.clamp(min=0) + len(start)
+        packed.inputs["position_ids"][:, len(prefix) :] += GRID * GRID - longest
         packed.attention_mask[:, len(start) : len(prefix)] = (index >= 0).long()
         return packed, words, index.clamp(min=0)
 
-    def hidden(self, batch) -> Tensor:
+    def batch(self, step: int, part: Part | None = None) -> Told:
+        rng = scene_rng(self.seed, self.name, step)
+        scenes = draw_scenes(rng, self.batch_size, "train")
+        packed, words, patch = self.pack(rng, scenes, self.mixture(step), self.questions)
+        rows = (part or Part()).of(len(packed))
+        return packed.rows(rows), words[:, rows], patch[rows]
+
+    def weights(self, batch: Told) -> dict[str, float]:
+        return {"answer": batch[0].answers}
+
+    def images(self, batch: Told) -> int:
+        return len(batch[0])
+
+    def tokens(self, batch: Told) -> int:
+        return int(batch[0].attention_mask.sum())
+
+    def hidden(self, batch: Told) -> Tensor:
+        """Last hidden states ``[B, L, D]``, the told tokens in the place of the prefix's image tokens."""
         packed, words, patch = batch
-        embedding = self.model.model.language_model.embed_tokens.weight
-        return self.decode(packed, told(embedding, words, self.places(patch)))
+        decoder = self.model.model.language_model
+        scene = told(decoder.embed_tokens.weight, words, self.places(patch))
+        embedded = decoder.embed_tokens(packed.input_ids)
+        start = len(encode("<s> USER:"))
+        after = embedded[:, start + scene.shape[1] :]
+        return decoder(
+            inputs_embeds=torch.cat([embedded[:, :start], scene.to(embedded.dtype), after], 1),
+            attention_mask=attention(packed),
+            position_ids=packed.inputs["position_ids"],
+            use_cache=False,
+        ).last_hidden_state
+
+    def losses(self, batch: Told) -> dict[str, Tensor]:
+        return {"answer": answer_loss(self.model.lm_head, self.hidden(batch), batch[0].labels)}
+
+    def validate(self) -> dict[str, float]:
+        return validated(self.pack, lambda batch: (self.model.lm_head(self.hidden(batch)), None), self.device)
 
 
 class AlignStage(Stage):
@@ -323,9 +281,16 @@ class AlignStage(Stage):
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from self.model.model.multi_modal_projector.named_parameters(prefix="projector")
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def modules(self) -> dict[str, nn.Module]:
+        return {"model": self.model, "places": self.places}
+
+    def batch(self, step: int, part: Part | None = None) -> tuple[Tensor, Tensor]:
         scenes = draw_scenes(scene_rng(self.seed, self.name, step), self.batch_size, "train")
-        return render(scenes), patch_labels(scenes)
+        rows = (part or Part()).of(len(scenes))
+        return render(scenes[rows]), patch_labels(scenes[rows])
+
+    def weights(self, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
+        return {"distance": _patch_weights(batch[1]).sum().item()}
 
     def images(self, batch) -> int:
         return len(batch[0])
@@ -338,66 +303,5 @@ class AlignStage(Stage):
             target = told(embedding, word_ids(labels), self.places(patches))
             features = self.model.model.vision_tower(pixel_values=pixels).last_hidden_state[:, 1:]
         error = (self.model.model.multi_modal_projector(features).float() - target).square().mean(-1)
-        weight = torch.where(labels[0] > 0, 1.0, BACKGROUND_WEIGHT)
+        weight = _patch_weights(labels)
         return {"distance": (error * weight).sum() / weight.sum() / target.square().mean()}
-
-
-class InstructStage(QuestionStage):
-    """Pictures and questions; projector and decoder learn, the tower does not.
-
-    The model also learns to embed, as E5-V makes LLaVA do: the hidden state behind the summary prompt is to be near
-    that of the picture's caption behind the same prompt, and far from the others'.
-
-    Args:
-        contrastive: weight of that loss; every other picture of a batch is then its neighbour recoloured.
-    """
-
-    name = "instruct"
-
-    def __init__(self, *args, contrastive: float = 0.0, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.contrastive = contrastive
-        self.twins = contrastive > 0
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        yield from self.model.model.multi_modal_projector.named_parameters(prefix="projector")
-        yield from self.model.model.language_model.named_parameters(prefix="language_model")
-
-    def pack(self, rng, scenes, weights, count) -> Packed:
-        questions = [draw_questions(rng, s, count, weights, caption=True) for s in scenes]
-        packed = pack(image_prefix(), questions, render(scenes), embed=self.contrastive > 0)
-        packed.captions = [scene.caption for scene in scenes]
-        return packed
-
-    def hidden(self, batch: Packed) -> Tensor:
-        with torch.no_grad():
-            features = self.model.model.vision_tower(pixel_values=batch.pixel_values).last_hidden_state[:, 1:]
-        return self.decode(batch, self.model.model.multi_modal_projector(features))
-
-    def losses(self, batch: Packed) -> dict[str, Tensor]:
-        hidden = self.hidden(batch)
-        terms = {"answer": answer_loss(self.model.lm_head(hidden), batch.labels)}
-        if self.contrastive:
-            terms["contrastive"] = self.contrastive * embedding_loss(self.model, hidden, batch)
-        return terms
-
-
-EMBED_TEMPERATURE = 0.07  # CLIP's
-
-
-def embeddings(model: LlavaForConditionalGeneration, hidden: Tensor, batch: Packed) -> tuple[Tensor, Tensor]:
-    """Pictures and their captions, ``[B, D]`` each, both read at the last token of the summary prompt.
-
-    Args:
-        hidden: ``[B, L, D]`` last hidden states of ``batch``, which must hold an embedding block.
-    """
-    ids, mask = (t.to(hidden.device) for t in caption_batch(batch.captions, prompted=True))
-    text = model.model.language_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, -1]
-    return hidden[torch.arange(len(hidden), device=hidden.device), batch.embed_at], text
-
-
-def embedding_loss(model: LlavaForConditionalGeneration, hidden: Tensor, batch: Packed) -> Tensor:
-    """Symmetric InfoNCE between pictures and captions (eq. 3 of Fwd2Bot, on E5-V's embeddings)."""
-    from vtc.methods.fwd2bot import info_nce
-
-    return info_nce(*embeddings(model, hidden, batch), EMBED_TEMPERATURE)

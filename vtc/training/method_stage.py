@@ -1,48 +1,49 @@
-"""Training a compression method on pocket: the engine runs the method, this file chooses what learns from what."""
+"""Training a compression method: the engine runs the method, this file chooses what learns from what."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from vtc.backbones.base import Backbone
-from vtc.compressor import Compressor
-from vtc.engine import compressing
+from vtc.compressor import Compressor, Context, SelfCompressor
+from vtc.engine import Engine, compressing, encode_images, encode_texts
+from vtc.engine.embed import context_of
 from vtc.errors import UserError, unknown
-from vtc.pocket.data import Packed, caption_batch, draw_questions, image_prefix, pack, render
-from vtc.pocket.recipe import QuestionStage, answer_loss, embedding_loss
-from vtc.pocket.scenes import Scene
+from vtc.methods import build
+from vtc.methods.fwd2bot import info_nce
+from vtc.training.batch import IGNORE, Batch
+from vtc.training.distributed import gather_with_gradient
+from vtc.training.loop import Part, Stage
+from vtc.training.losses import EMBED_TEMPERATURE, answer_loss
+from vtc.training.parts import parameters_of
 
-# What a stage may train, by the places of the parameters in a LLaVA.
-PARTS = ("method", "adapters", "projector", "decoder")
-
-
-def parameters_of(part: str, backbone: Backbone, method: Compressor) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters of one part, named as in a checkpoint.
-
-    ``method``: its own (registers, summary tokens); ``adapters``: LoRA; ``projector`` and ``decoder``: the backbone's.
-    """
-    if part == "method":
-        yield from ((f"method.{n}", p) for n, p in method.named_parameters())
-        return
-    if part not in PARTS:
-        raise unknown("training.stages[].train", part, PARTS)
-    for name, parameter in backbone.model.named_parameters():
-        lora = "lora_" in name
-        place = "adapters" if lora else "projector" if "multi_modal_projector" in name else "decoder"
-        if place == part and "vision_tower" not in name:
-            yield f"backbone.{name}", parameter
+LOSSES = ("both", "ar", "disc")
 
 
-class MethodStage(QuestionStage):
-    """Packed questions about pictures under a compression method, and the method's own losses.
+class Source(Protocol):
+    """Where batches come from: pocket's scenes, or files."""
+
+    def batch(self, step: int, part: Part | None = None) -> Batch: ...
+
+
+class MethodStage(Stage):
+    """Questions about pictures under a compression method, and the losses that apply to each batch.
 
     Args:
         train: the parts that learn; everything else is frozen.
-        twins: every other scene of a batch is its neighbour with the colours dealt out anew: negatives that differ in
-            their binding alone, for contrastive losses.
+        source: of the batches.
+        losses: ``ar``: next-token prediction of the answers (eq. 2 of Fwd2Bot); ``disc``: the contrastive loss (eq. 3)
+            where a batch has captions; ``both``: each where it applies (section 3.4).
+        compress: False: the uncompressed model learns in this stage (LLaVA's first, where a method begins with the
+            second).
+        contrastive: weight of the contrastive loss on the embeddings that methods without a loss of their own are
+            scored by (E5-V's); 0: none.
+        checkpointing: gradient checkpointing: a layer's activations are computed again in the backward pass.
     """
 
     def __init__(
@@ -51,25 +52,25 @@ class MethodStage(QuestionStage):
         backbone: Backbone,
         method: Compressor,
         train: Sequence[str],
-        data: Mapping[str, Any],
-        seed: int,
+        source: Source,
+        losses: str = "both",
+        contrastive: float = 0.0,
+        checkpointing: bool = False,
+        compress: bool = True,
     ):
-        super().__init__(
-            backbone.model,
-            seed,
-            int(data["batch_size"]),
-            int(data["questions"]),
-            dict(data["weights"]),
-            tuple(data.get("first_kinds", ())),
-            float(data.get("first_share", 0.0)),
-        )
-        self.name, self.backbone, self.method = name, backbone, method
-        self.twins = bool(data.get("twins", False))
-        self.contrastive = float(data.get("contrastive", 0.0))
-        self.trained = {n: p for part in train for n, p in parameters_of(part, backbone, method)}
+        if losses not in LOSSES:
+            raise unknown("training.losses", losses, LOSSES)
+        self.name, self.backbone, self.source = name, backbone, source
+        self.method = method if compress else build("none", None, backbone.shape)
+        self.wanted, self.contrastive = losses, contrastive
+        self.trained = {n: p for part in train for n, p in parameters_of(part, backbone, self.method)}
         if not self.trained:
             raise UserError(f"training.stages: stage {name!r} trains {list(train)}, but {method.name} has none of it")
         self.freeze()
+        if checkpointing:
+            backbone.decoder.gradient_checkpointing_enable({"use_reentrant": False})
+        elif any(getattr(layer, "gradient_checkpointing", False) for layer in backbone.decoder.layers):
+            backbone.decoder.gradient_checkpointing_disable()
 
     def freeze(self) -> None:
         """Gradients for what is trained, and for nothing else."""
@@ -78,51 +79,99 @@ class MethodStage(QuestionStage):
             for parameter in module.parameters():
                 parameter.requires_grad_(id(parameter) in wanted)
 
+    def modules(self) -> dict[str, nn.Module]:
+        return {"model": self.backbone.model, "method": self.method}
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from self.trained.items()
 
     def start_step(self, step: int, total: int) -> None:
-        super().start_step(step, total)
         self.method.set_stage(step, total)
 
-    def pack(self, rng, scenes: list[Scene], weights, count) -> Packed:
-        questions = [draw_questions(rng, s, count, weights, caption=True) for s in scenes]
-        packed = pack(image_prefix(), questions, render(scenes), embed=self.contrastive > 0)
-        packed.captions = [scene.caption for scene in scenes]
-        return packed
+    # ------------------------------------------------------------------ data
+    def batch(self, step: int, part: Part | None = None) -> Batch:
+        return self.source.batch(step, part)
 
-    def forward(self, batch: Packed) -> tuple[Tensor, Any]:
-        """Last hidden states ``[B, L, D]`` in the layout of ``batch``, and the engine that made them."""
-        with compressing(self.backbone, self.method) as engine, engine.blocks(batch.blocks):
-            out = self.backbone.core(
-                input_ids=batch.input_ids,
-                pixel_values=batch.pixel_values,
-                position_ids=batch.position_ids,
-                attention_mask=batch.attention_mask,
-                use_cache=False,
-            )
-        return out.last_hidden_state, engine
+    def weights(self, batch: Batch) -> dict[str, float]:
+        return {"answer": batch.answers}
 
-    def hidden(self, batch: Packed) -> Tensor:
-        return self.forward(batch)[0]
+    def images(self, batch: Batch) -> int:
+        return len(batch.inputs.get("pixel_values", ()))
+
+    def tokens(self, batch: Batch) -> int:
+        return int(batch.attention_mask.sum())
+
+    # ------------------------------------------------------------------ what is computed
+    def forward(self, batch: Batch) -> tuple[Tensor, Context | None]:
+        """Last hidden states ``[B, L, D]`` in the layout of ``batch``, and what the method saw, if anything."""
+        with compressing(self.backbone, self.method) as engine, self.layout(engine, batch):
+            out = self.backbone.core(**batch.inputs, use_cache=False)
+        return out.last_hidden_state, engine.context
+
+    def layout(self, engine: Engine, batch: Batch) -> AbstractContextManager[None]:
+        """Tells the engine how the rows are laid out, and where a prompt ends that an answer follows."""
+        if batch.blocks is not None:
+            return engine.blocks(batch.blocks)
+        counted = batch.labels[:, 1:] != IGNORE
+        last = batch.attention_mask.sum(1) - 1  # right-padded; of a row without an answer
+        return engine.prompt_ends(torch.where(counted.any(1), counted.long().argmax(1), last))
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """L_AR where the batch has answers, L_disc where it has captions, as far as each is wanted."""
+        self.training_mode(True)
+        answers = self.wanted != "disc" and batch.answers > 0
+        pairs = self.wanted != "ar" and batch.captions is not None
+        hidden = context = None
+        if answers or (pairs and batch.embed_at is not None):
+            hidden, context = self.forward(batch)
+        terms = {}
+        if answers and hidden is not None:
+            terms["answer"] = answer_loss(self.backbone.model.lm_head, hidden, batch.labels)
+        if pairs:
+            terms |= self.discriminate(batch, hidden, context)
+        if not terms:
+            what = f"losses={self.wanted}" + ("" if self.contrastive else ", data.contrastive=0")
+            raise UserError(f"training.{what}: a batch of stage {self.name!r} has nothing to learn from")
+        return terms
+
+    def discriminate(self, batch: Batch, hidden: Tensor | None, context: Context | None) -> dict[str, Tensor]:
+        """The contrastive loss: the method's own (Fwd2Bot, eq. 3-4), else of the embeddings that it is scored by."""
+        if isinstance(self.method, SelfCompressor):
+            if context is None:  # no answers: the first pass alone
+                context = context_of(self.backbone, training=True)
+                visual = self.backbone.encode_pixels(batch.inputs["pixel_values"])
+                real = torch.ones(visual.shape[:2], dtype=torch.bool, device=visual.device)
+                context.summary = self.method.summarise(visual, real, context)
+            context.captions, context.gather = batch.captions, gather_with_gradient
+            return self.method.losses(context)
+        if not self.contrastive:
+            return {}
+        image, text = (gather_with_gradient(e) for e in self.embeddings(batch, hidden))
+        return {"contrastive": self.contrastive * info_nce(image, text, EMBED_TEMPERATURE)}
+
+    def embeddings(self, batch: Batch, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Pictures and captions, ``[B, D]`` each; a picture's from the pass that answers, where it has a block."""
+        if hidden is not None and batch.embed_at is not None:
+            image = hidden[torch.arange(len(hidden), device=hidden.device), batch.embed_at]
+        else:
+            image = encode_images(self.backbone, self.method, batch.inputs["pixel_values"])
+        assert batch.captions is not None
+        return image, encode_texts(self.backbone, self.method, *batch.captions)
+
+    def training_mode(self, on: bool) -> None:
+        """Dropout and schedules of the method, and gradient checkpointing of the decoder, which asks for the mode."""
+        self.method.train(on)
+        self.backbone.decoder.train(on)
+
+    @torch.no_grad()
+    def answers(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Logits ``[B, L, V]`` of a batch, and the embeddings of pictures and captions where it has them."""
+        hidden, _ = self.forward(batch)
+        pairs = self.embeddings(batch, hidden) if batch.embed_at is not None else None
+        return self.backbone.model.lm_head(hidden), pairs
 
     def validate(self) -> dict[str, float]:
-        """As it is scored: a scheme of stages is over then."""
-        self.method.eval()
-        return super().validate()
-
-    def losses(self, batch: Packed) -> dict[str, Tensor]:
-        """L_AR of the answers, and what the method adds: Fwd2Bot's contrastive loss, from the same first pass.
-
-        With ``data.contrastive``, the loss of the embeddings that all other methods are scored by (the base model's own
-        instruction stage has it).
-        """
-        self.method.train()
-        hidden, engine = self.forward(batch)
-        terms = {"answer": answer_loss(self.model.lm_head(hidden), batch.labels)}
-        if engine.context is not None:
-            engine.context.captions = tuple(t.to(self.device) for t in caption_batch(batch.captions))
-            terms |= self.method.losses(engine.context)
-        if self.contrastive:
-            terms["contrastive"] = self.contrastive * embedding_loss(self.model, hidden, batch)
-        return terms
+        """As it is scored: a scheme of stages is over then. A source says what it can measure."""
+        validate: Any = getattr(self.source, "validate", None)
+        self.training_mode(False)
+        return validate(self.answers, self.device) if validate else {}

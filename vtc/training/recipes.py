@@ -6,14 +6,19 @@ Every stage keeps its own folder with a log and a resumable checkpoint; a run th
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtc.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import Backbone
+    from vtc.compressor import Compressor
 
 RECIPES = ("base", "method")
 
@@ -30,22 +35,55 @@ def run(cfg: Mapping[str, Any]) -> Path:
     recipe = cfg["training"].get("recipe")
     if recipe not in RECIPES:
         raise unknown("training.recipe", recipe, RECIPES)
+    if cfg["training"].get("dry_run"):
+        if recipe == "base":
+            raise UserError(
+                "training.dry_run: the pocket model is small enough to be trained; it plans a method's stages"
+            )
+        return _dry_run(cfg)
     return _base(cfg) if recipe == "base" else _method(cfg)
 
 
-def _plan(stage: Mapping[str, Any]):
+def _dry_run(cfg: Mapping[str, Any]) -> Path:
+    """Says what would be trained, and where its weights would be; trains nothing."""
+    from vtc.training.plan import describe
+
+    for line in describe(cfg):
+        print(line, flush=True)
+    return training_folder(cfg)
+
+
+STAGE_KEYS = ("name", "train", "data", "epochs", "compress")  # of a stage, beside those of `vtc.training.loop.Plan`
+
+
+def _plan(stage: Mapping[str, Any], config: Mapping[str, Any], size: int | None = None):
+    """How a stage is trained; `epochs` become steps where the source has a `size`.
+
+    Raises:
+        UserError: a key that a stage doesn't have, both or neither of steps and epochs.
+    """
     from dataclasses import fields
 
     from vtc.training.loop import Plan
 
-    allowed = {f.name for f in fields(Plan)}
+    allowed = sorted({f.name for f in fields(Plan)} | set(STAGE_KEYS))
     for key in stage:
-        if key not in allowed | {"name", "train"}:
-            raise unknown("training.stages[]", key, sorted(allowed | {"name", "train"}))
+        if key not in allowed:
+            raise unknown("training.stages[]", key, allowed)
+    given = {key: stage[key] for key in stage if key not in STAGE_KEYS}
+    epochs, where = stage.get("epochs"), f"training.stages: stage {stage.get('name')!r}"
+    if (epochs is None) == (given.get("steps") is None):
+        raise UserError(f"{where}: give steps= or epochs=, one of them")
+    if epochs is not None:
+        batch = int((config["data"] | dict(stage.get("data") or {}))["batch_size"])
+        given["steps"] = max(1, math.ceil(float(epochs) * size / batch)) if size else 1
+    for key in ("accumulate", "keep"):
+        if config.get(key) is not None:
+            given.setdefault(key, config[key])
     try:
-        return Plan(**{k: v for k, v in stage.items() if k in allowed})
+        return Plan(**given)
     except TypeError as error:
-        raise UserError(f"training.stages: stage {stage.get('name')!r}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
 
 
 def _device(cfg: Mapping[str, Any]):
@@ -88,25 +126,52 @@ def _logs(folder: Path, stages: list[str], target: Path) -> None:
                 out.write(json.dumps({"stage": name} | json.loads(line)) + "\n")
 
 
-def _train(stage, cfg: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _train(stage, cfg: Mapping[str, Any], config: Mapping[str, Any], folder: Path, size: int | None = None):
     from vtc.training.loop import train_stage
 
-    plan = _plan(config)
-    report = train_stage(stage, plan, folder / config["name"], resume=cfg.get("resume", "auto") is not False)
+    plan = _plan(config, cfg["training"], size)
+    resume = cfg.get("resume", "auto") is not False
+    report = train_stage(stage, plan, folder / config["name"], resume=resume)
     return {"name": config["name"], **report, "plan": {k: v for k, v in config.items() if k not in ("name",)}}
 
 
-def _folder(cfg: Mapping[str, Any], name: str) -> Path:
+# What does not change the weights that a training ends with.
+_NOT_IDENTITY = ("folder", "dry_run", "log", "workers", "keep", "recipe", "store", "checkpointing")
+
+
+def training_id(cfg: Mapping[str, Any]) -> str:
+    """Eight hex digits that name a training: of the same backbone, method, budget, data, stages and seed, the same."""
+    from vtc.results import hash_config
+
+    config = _plain(cfg)
+    own = {k: v for k, v in config["training"].items() if k not in _NOT_IDENTITY}
+    backbone = {k: config["backbone"].get(k) for k in ("name", "pretrained")}
+    keys = ("method", "tokens", "ratio", "compression", "flops", "layer_scale", "seed")
+    return hash_config({"recipe": own, "backbone": backbone} | {k: config.get(k) for k in keys})[:8]
+
+
+def training_folder(cfg: Mapping[str, Any], name: str | None = None) -> Path:
+    """Where a training keeps its states, logs and weights: `training.folder`, else a folder of its own by its id."""
     given = cfg["training"].get("folder")
-    return Path(given) if given else Path(cfg["output_dir"]) / "training" / name
+    if given:
+        return Path(given)
+    if name is None:
+        method = cfg["method"] if isinstance(cfg["method"], str) else cfg["method"]["name"]
+        budget = "" if cfg.get("tokens") is None else f"-{cfg['tokens']}"
+        name = f"{cfg['backbone']['name']}-{method}{budget}"
+    return Path(cfg["output_dir"]) / "training" / f"{name}-{training_id(cfg)}"
 
 
 def _base(cfg: Mapping[str, Any]) -> Path:
     """The pocket model: tower, locate, language, align, instruct (:mod:`vtc.pocket.recipe`)."""
     import torch
 
+    from vtc.backbones import wrap
+    from vtc.methods import build
     from vtc.pocket import recipe
     from vtc.pocket.model import build_model, build_processor
+    from vtc.pocket.source import PocketSource
+    from vtc.training.method_stage import MethodStage
 
     if cfg["backbone"]["name"] != "pocket":
         raise UserError(f"training.recipe=base makes the pocket model; backbone={cfg['backbone']['name']} was given")
@@ -117,26 +182,28 @@ def _base(cfg: Mapping[str, Any]) -> Path:
         given = ", ".join(stages)
         raise UserError(f"training.stages: the base recipe has {', '.join(names)}, in this order; got {given}")
     for stage in config["stages"]:
-        _plan(stage)
-    folder = _folder(cfg, "pocket")
+        _plan(stage, config)
+    folder = training_folder(cfg, "pocket")
     device = _device(cfg)
     model = build_model(seed).to(device)
     data = config["data"]
-
-    def questions(count: int, first_share: float) -> tuple:
-        kinds = tuple(data["first_kinds"]), first_share
-        return model, seed, int(data["batch_size"]), count, dict(data["weights"]), *kinds
-
     tower = recipe.TowerStage(model, seed, int(data["tower_batch_size"]))
-    language = recipe.LanguageStage(*questions(int(data["questions"]), float(data["first_share"])))
+    language = recipe.LanguageStage(model, data, seed)
+
+    def instruct() -> MethodStage:
+        """LLaVA's second stage, of the uncompressed model; half of its pictures are recoloured neighbours."""
+        backbone = wrap(model, build_processor())
+        asked = {**data, "questions": data["instruct_questions"], "twins": True}
+        source = PocketSource("instruct", asked, seed, embed=True)
+        none, parts = build("none", None, backbone.shape), ("projector", "decoder")
+        return MethodStage("instruct", backbone, none, parts, source, contrastive=float(data["contrastive"]))
+
     makers: dict[str, Callable[[], Any]] = {
         "tower": lambda: tower,
         "locate": tower.locate,
         "language": lambda: language,
         "align": lambda: recipe.AlignStage(model, language.places, seed, int(data["tower_batch_size"])),
-        "instruct": lambda: recipe.InstructStage(
-            *questions(int(data["instruct_questions"]), 0.0), contrastive=float(data["contrastive"])
-        ),
+        "instruct": instruct,
     }
     reports = []
     for name in names:
@@ -190,43 +257,79 @@ def _save_model(model, folder: Path, processor) -> Path:
     return folder
 
 
+def _source(name: str, data: Mapping[str, Any], backbone: Backbone, method: Compressor, seed: int) -> Any:
+    """Files where the configuration names some, else pocket's own scenes."""
+    if data.get("path") or data.get("sources"):
+        from vtc.training.data import Source
+
+        return Source(data, backbone, seed)
+    if backbone.name != "pocket":
+        raise UserError(
+            f"training.data: backbone={backbone.name} needs data.path=<file>; only pocket draws scenes of its own"
+        )
+    from vtc.compressor import SelfCompressor
+    from vtc.pocket.source import PocketSource
+
+    embed = float(data.get("contrastive", 0.0)) > 0 and not isinstance(method, SelfCompressor)
+    return PocketSource(name, data, seed, embed)
+
+
 def _method(cfg: Mapping[str, Any]) -> Path:
     """A compression method on a backbone: the stages that the configuration lists, one after the other."""
-    from vtc.assemble import assemble
+    from vtc.assemble import assemble, tune
     from vtc.training import checkpoint
-    from vtc.training.method_stage import PARTS, MethodStage
+    from vtc.training.method_stage import LOSSES, MethodStage
+    from vtc.training.parts import PARTS
 
-    config, seed = cfg["training"], int(cfg["seed"])
+    config, seed = _plain(cfg["training"]), int(cfg["seed"])
     for stage in config["stages"]:
-        _plan(stage)
+        _plan(stage, config)
         for part in stage["train"]:
             if part not in PARTS:
                 raise unknown("training.stages[].train", part, PARTS)
+    losses = config.get("losses", "both")
+    if losses not in LOSSES:
+        raise unknown("training.losses", losses, LOSSES)
     start = config.get("start")
     if start and not os.path.isdir(start):
         raise UserError(f"training.start={start!r}: no such folder; give a checkpoint to start from, or null")
+    folder = training_folder(cfg)
+    target = folder / "weights"
+    if cfg.get("resume", "auto") is not False and (target / checkpoint.MANIFEST).is_file():
+        return target
     backbone, method = assemble(_starting_from(cfg, config.get("pretrained")), trained=False)
     method.attach(backbone)
+    tune(backbone, method, config.get("lora"))
     if start:
         checkpoint.load(start, backbone, method, fit=False)
-    budget = "" if method.tokens is None else f"-{method.tokens}"
-    folder = _folder(cfg, f"{backbone.name}-{method.name}{budget}")
     reports, trained = [], set()
     for stage_config in config["stages"]:
-        stage = MethodStage(stage_config["name"], backbone, method, stage_config["train"], config["data"], seed)
+        name, data = stage_config["name"], config["data"] | dict(stage_config.get("data") or {})
+        source = _source(name, data, backbone, method, seed)
+        stage = MethodStage(
+            name,
+            backbone,
+            method,
+            stage_config["train"],
+            source,
+            losses=losses,
+            contrastive=float(data.get("contrastive", 0.0)),
+            checkpointing=bool(config.get("checkpointing", False)),
+            compress=bool(stage_config.get("compress", True)),
+        )
         stage.to(backbone.device)
         trained |= {n.removeprefix("backbone.") for n in stage.trained if n.startswith("backbone.")}
-        reports.append(_train(stage, cfg, stage_config, folder))
+        reports.append(_train(stage, cfg, stage_config, folder, len(source) if hasattr(source, "__len__") else None))
     manifest = {
         "backbone": backbone.name,
         "method": method.name,
         "tokens": method.tokens,
         "options": _plain(cfg["method"]),
-        "training": {k: v for k, v in _plain(config).items() if k != "folder"},
+        "training": {k: v for k, v in config.items() if k != "folder"},
     } | _provenance(cfg, reports)
     import torch
 
     dtype = torch.bfloat16 if config.get("store", "bfloat16") == "bfloat16" else None
-    target = checkpoint.save(folder / "weights", backbone, method, manifest, trained, dtype)
+    checkpoint.save(target, backbone, method, manifest, trained, dtype)
     _logs(folder, [s["name"] for s in config["stages"]], target / "training.jsonl")
     return target
