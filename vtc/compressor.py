@@ -19,6 +19,7 @@ from vtc.errors import UserError
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone, BackboneShape
+    from vtc.tower import Tower, TowerUse
 
 TEXT, VISUAL, REGISTER = 0, 1, 2
 SUMMARY_PROMPT = "Summarize the image in a few words."  # Fwd2Bot, section 3.2
@@ -234,6 +235,19 @@ class TokenSequence:
         pool = torch.cat([self.hidden.flatten(0, 1), embeddings.reshape(-1, width).to(self.hidden.dtype)])
         return dataclasses.replace(out, hidden=flat[..., None], shift=shift)._from_pool(pool)
 
+    def rewrite(self, values: Tensor, where: Tensor) -> TokenSequence:
+        """New hidden states for some visual tokens, which stay in their places.
+
+        Args:
+            values: [I, N, D] (images as in `images`).
+            where: [I, N] bool, which of them; the others stay what they are.
+        """
+        index, real = self.images
+        rows = index[where & real]
+        hidden = self.hidden.flatten(0, 1).index_copy(0, rows, values[where & real].to(self.hidden.dtype))
+        origin = self.origin.flatten().index_fill(0, rows, -1)
+        return dataclasses.replace(self, hidden=hidden.view_as(self.hidden), origin=origin.view_as(self.origin))
+
     def replace(self, embeddings: Tensor, role: int = VISUAL) -> TokenSequence:
         """Puts M tokens in the place of each image's visual tokens, with positions as if the image had only ever had M.
 
@@ -296,6 +310,8 @@ class Context:
         run_decoder: `run_decoder(embeddings [B, L, D], mask [B, L], adapter=None, bidirectional=False) -> [B, L, D]`,
             the last hidden states of the LLM (after its norm), uncompressed and without a cache, under a LoRA adapter.
         embed: token ids [...] → embeddings [..., D].
+        project: tower features [..., C] → visual tokens [..., D], as the backbone's projector does.
+        tower: what the method asked to see of the vision tower (`Compressor.tower`); None where it asks nothing.
         training: whether gradients are wanted.
         summary: [I, M, D], what a `SelfCompressor` made of the images; None before.
         captions: (token ids [I, L], mask [I, L]) of a caption of each image, where training has them; None otherwise.
@@ -307,6 +323,8 @@ class Context:
     rows: dict[int, Tensor] = field(default_factory=dict)
     run_decoder: Callable[..., Tensor] = _nothing
     embed: Callable[[Tensor], Tensor] = _nothing
+    project: Callable[[Tensor], Tensor] = _nothing
+    tower: Tower | None = None
     training: bool = False
     summary: Tensor | None = None
     captions: tuple[Tensor, Tensor] | None = None
@@ -314,6 +332,12 @@ class Context:
     def attention(self, layer: int) -> Tensor:
         """[B, L]: the probed row of `layer`, over the tokens as they now are."""
         return self.rows[layer]
+
+    def seen(self) -> Tower:
+        """What the method asked to see of the vision tower."""
+        if self.tower is None:
+            raise RuntimeError("this context has no vision tower behind it")
+        return self.tower
 
 
 class Compressor(nn.Module):
@@ -349,6 +373,10 @@ class Compressor(nn.Module):
     def probes(self) -> set[int]:
         """Layers whose attention row of the last prompt token it needs."""
         return set()
+
+    def tower(self) -> TowerUse | None:
+        """What it needs of the vision tower, or changes in it; None leaves the tower alone and unwatched."""
+        return None
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
         """The tokens that `layer` gets to see."""

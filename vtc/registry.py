@@ -90,6 +90,10 @@ methods = Registry(
         "avgpool": ("vtc.methods.avgpool:AveragePooling", "1-D or 2-D average pooling before any layer"),
         "fastv": ("vtc.methods.fastv:FastV", "drops what the last prompt token attends to least (arXiv 2403.06764)"),
         "kmeans": ("vtc.methods.kmeans:KMeans", "K-Means clusters of the visual tokens become their means"),
+        "fastervlm": (
+            "vtc.methods.fastervlm:FasterVLM",
+            "keeps what the vision tower's CLS attends to (arXiv 2412.01818v1)",
+        ),
         "llavolta": ("vtc.methods.llavolta:LLaVolta", "stage-wise average pooling in training (arXiv 2406.20092)"),
         "victor": ("vtc.methods.victor:Victor", "learnable registers take over, visual tokens go before layer k"),
         "fwd2bot": (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +31,8 @@ class BackboneShape:
         intermediate: MLP width of the decoder.
         heads, kv_heads: attention heads of the decoder, and those of keys and values.
         vocab: vocabulary size.
-        vision: {depth, width, intermediate, heads, tokens, image_size, patch_size} of the tower.
+        vision: {depth, width, intermediate, heads, tokens, cls, image_size, patch_size} of the tower; `cls` is how
+            many tokens stand before the patches (CLIP 1, SigLIP 0), `feature_layer` which hidden states are projected.
     """
 
     name: str
@@ -196,6 +197,17 @@ class Backbone:
     @property
     def vision_tower(self) -> Any:
         raise NotImplementedError
+
+    @property
+    def tower_layers(self) -> Sequence[Any]:
+        """The vision tower's layers: each has `self_attn` with `q_proj` and `k_proj`."""
+        raise UserError(f"backbone={self.name}: the layers of its vision tower can't be watched")
+
+    def tower_halves(self, layer: int) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """A layer of the tower cut in two, both with their residuals: `attend(hidden [I, T, C], bias [I, 1, 1, T])`,
+        whose bias is added to the attention scores, and `mlp(hidden)`.
+        """
+        raise UserError(f"backbone={self.name}: tokens can't be merged inside the layers of its vision tower")
 
     @property
     def image_token_id(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vtc.backbones.base import Backbone, BackboneShape
@@ -34,6 +34,7 @@ class Llava(Backbone):
         full = config.vision_feature_select_strategy == "full"  # keeps the CLS token
         layers = vision.num_hidden_layers
         level = config.vision_feature_layer
+        cls = int(getattr(vision, "model_type", "clip_vision_model") != "siglip_vision_model")
         return BackboneShape(
             name=name,
             depth=text.num_hidden_layers,
@@ -50,7 +51,8 @@ class Llava(Backbone):
                 "width": vision.hidden_size,
                 "intermediate": vision.intermediate_size,
                 "heads": vision.num_attention_heads,
-                "tokens": count + 1,
+                "tokens": count + cls,
+                "cls": cls,
                 "image_size": vision.image_size,
                 "patch_size": vision.patch_size,
             },
@@ -71,6 +73,21 @@ class Llava(Backbone):
     @property
     def vision_tower(self) -> Any:
         return self.model.model.vision_tower
+
+    @property
+    def tower_layers(self) -> Sequence[Any]:
+        return self.vision_tower.encoder.layers
+
+    def tower_halves(self, layer: int) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        block = self.tower_layers[layer]
+
+        def attend(hidden: Tensor, bias: Tensor) -> Tensor:
+            return hidden + block.self_attn(block.layer_norm1(hidden), attention_mask=bias)[0]
+
+        def mlp(hidden: Tensor) -> Tensor:
+            return hidden + block.mlp(block.layer_norm2(hidden))
+
+        return attend, mlp
 
     @property
     def image_token_id(self) -> int:
@@ -146,6 +163,7 @@ class _Llava15(Llava):
                 "intermediate": 4096,
                 "heads": 16,
                 "tokens": 577,
+                "cls": 1,
                 "image_size": 336,
                 "patch_size": 14,
             },

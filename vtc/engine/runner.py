@@ -30,6 +30,7 @@ from vtc.compressor import TEXT, VISUAL, Compressor, Context, TokenSequence
 from vtc.engine import layout, probe
 from vtc.engine.cache import CompressedCache, Ledger, Segment, extend, refuse
 from vtc.engine.passes import run_decoder
+from vtc.engine.tower import Watch
 from vtc.errors import UserError
 
 
@@ -88,6 +89,7 @@ class Engine:
         self._counts: tuple | None = None
         self.context: Context | None = None
         self._hooks: list = []
+        self._tower = Watch(backbone, method)
 
     # ------------------------------------------------------------------ in and out
     def install(self) -> None:
@@ -127,12 +129,14 @@ class Engine:
             self.backbone.core.register_forward_pre_hook(self._before_core, with_kwargs=True),
             self.backbone.core.register_forward_hook(self._after_core, always_call=True),
         ]
+        self._tower.install()
 
     def remove(self) -> None:
         """Leaves the model as it was found."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._tower.remove()
         if self._own is None:
             self.decoder.__dict__.pop("forward", None)
         else:
@@ -338,6 +342,8 @@ class Engine:
             features=features,
             run_decoder=partial(run_decoder, self.backbone),
             embed=self.backbone.decoder.embed_tokens,
+            project=self.backbone.projector,
+            tower=self._tower.tower(features),
             training=self.method.training and torch.is_grad_enabled(),
         )
 

@@ -1,0 +1,196 @@
+"""What is seen of the vision tower, against an eager float64 pass that returns attention weights and hidden states.
+
+(Its softmax is float32 all the same: hence 1e-6.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vtc.compressor import Compressor
+from vtc.engine import compressing, encode_images
+from vtc.errors import UserError
+from vtc.methods import build
+from vtc.testing import batch, tiny_backbone
+from vtc.testing.contracts import generated
+from vtc.tower import TowerUse, projected_layer, resolve_tower_layer
+
+
+class Looks(Compressor):
+    """Keeps every token and remembers what it saw."""
+
+    name = "looks"
+    seen = None
+
+    def layers(self):
+        return {0}
+
+    def tower(self):
+        return TowerUse(watch=frozenset({0, 1}))
+
+    def reduce(self, tokens, layer, context):
+        self.seen = context.seen()
+        return tokens
+
+
+def eager(backbone, pixels):
+    """The tower's own hidden states and attention weights."""
+    backbone.model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            return backbone.vision_tower(pixels, output_hidden_states=True, output_attentions=True)
+    finally:
+        backbone.model.set_attn_implementation("sdpa")
+
+
+def double(**options):
+    backbone = tiny_backbone(**options)
+    backbone.model.double()
+    return backbone
+
+
+def inputs_of(backbone, images=(1, 2, 0)):
+    inputs = batch(backbone, images=images)
+    return inputs | {"pixel_values": inputs["pixel_values"].double()}
+
+
+@pytest.mark.parametrize("level", [-1, -2, 2, 1])
+def test_equals_what_eager_attention_returns(level: int) -> None:
+    backbone = double()
+    backbone.model.config.vision_feature_layer = backbone.core.config.vision_feature_layer = level
+    backbone.shape = type(backbone).shape_from(backbone.model.config, "tiny")
+    method, inputs = Looks(None, backbone.shape), inputs_of(backbone)
+    with compressing(backbone, method), torch.no_grad():
+        backbone.model(**inputs)
+    want, seen = eager(backbone, inputs["pixel_values"]), method.seen
+    for layer in (0, 1):
+        assert (seen.cls_attention(layer) - want.attentions[layer][:, :, 0, 1:]).abs().max() < 1e-6
+        inner = backbone.tower_layers[layer]
+        keys = inner.self_attn.k_proj(inner.layer_norm1(want.hidden_states[layer]))
+        assert (seen.patch_keys(layer) - keys[:, 1:]).abs().max() < 1e-6
+        q = inner.self_attn.q_proj(inner.layer_norm1(want.hidden_states[layer]))
+        whole = (q @ keys.transpose(1, 2) / keys.shape[-1] ** 0.5).softmax(-1)[:, 0, 1:]  # one head of the full width
+        assert (seen.cls_attention(layer, heads=1)[:, 0] - whole).abs().max() < 1e-6
+    assert (seen.features - want.hidden_states[level][:, 1:]).abs().max() < 1e-6
+    assert torch.equal(want.hidden_states[level], want.hidden_states[projected_layer(backbone.shape) + 1])
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generate_computes_features_once_and_every_beam_finds_its_images(beams: int) -> None:
+    backbone = double()
+    method, inputs, calls = Looks(None, backbone.shape), inputs_of(backbone, (1, 2, 1)), []
+    hook = backbone.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+    with compressing(backbone, method):
+        generated(backbone, inputs, count=2, num_beams=beams, use_cache=True)
+    hook.remove()
+    assert len(calls) == 1
+    want = eager(backbone, inputs["pixel_values"]).attentions[0][:, :, 0, 1:]
+    order = [i for row in ([0], [1, 2], [3]) for _ in range(beams) for i in row]
+    assert (method.seen.cls_attention(0) - want[order]).abs().max() < 1e-6
+
+
+def test_a_text_row_and_a_text_batch_see_nothing() -> None:
+    backbone = double()
+    method, inputs = Looks(None, backbone.shape), inputs_of(backbone)
+    with compressing(backbone, method):
+        backbone.model(input_ids=inputs["input_ids"][2:], attention_mask=inputs["attention_mask"][2:])
+        assert method.seen is None
+        backbone.model(**inputs)
+        assert len(method.seen.features) == 3
+
+
+def test_embedding_an_image_sees_it_too() -> None:
+    backbone = double()
+    method, pixels = Looks(None, backbone.shape), inputs_of(backbone)["pixel_values"]
+    encode_images(backbone, method, pixels)
+    want = eager(backbone, pixels).attentions[1][:, :, 0, 1:]
+    assert (method.seen.cls_attention(1) - want).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_features_carry_gradients_and_scores_none(checkpointing: bool) -> None:
+    backbone = tiny_backbone()
+    backbone.model.train()
+    if checkpointing:
+        backbone.model.gradient_checkpointing_enable()
+    method = Looks(None, backbone.shape)
+    with compressing(backbone, method):
+        loss = backbone.model(**batch(backbone), use_cache=False).logits.sum()
+    assert method.seen.features.requires_grad and not method.seen.cls_attention(0).requires_grad
+    (method.seen.features.sum() + loss).backward()
+    assert backbone.tower_layers[0].mlp.fc1.weight.grad.abs().max() > 0
+
+
+def test_features_from_elsewhere_are_refused() -> None:
+    backbone = tiny_backbone()
+    inputs = batch(backbone)
+    outputs = backbone.core.get_image_features(inputs.pop("pixel_values"), return_dict=True)
+    with (
+        pytest.raises(UserError, match="method=fastervlm: .*pixel_values"),
+        compressing(backbone, build("fastervlm", 4, backbone.shape)),
+    ):
+        backbone.model(**inputs, mm_encoder_outputs={"image": outputs})
+
+
+def test_nothing_stays_behind_whatever_happens() -> None:
+    backbone = tiny_backbone()
+    inputs = batch(backbone)
+    eager(backbone, inputs["pixel_values"])  # transformers' own hooks, which it never takes away
+
+    def hooks():
+        return [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in backbone.vision_tower.modules()]
+
+    before, broken = hooks(), backbone.tower_layers[1].mlp
+    for failing in (False, True):
+        if failing:
+            broken.forward = lambda *_: 1 / 0
+        try:
+            with compressing(backbone, build("fastervlm", 4, backbone.shape)):
+                backbone.model(**inputs)
+        except ZeroDivisionError:
+            assert failing
+        assert hooks() == before
+        assert "get_image_features" not in backbone.core.__dict__
+        assert not backbone.projector._forward_pre_hooks
+        assert all("forward" not in layer.__dict__ for layer in backbone.tower_layers)
+    del broken.forward
+
+
+def test_engines_nest_in_the_tower_too() -> None:
+    backbone = tiny_backbone()
+    inputs = batch(backbone)
+    outer, inner = build("fastervlm", 4, backbone.shape), build("fastervlm", 7, backbone.shape)
+    with compressing(backbone, outer) as first:
+        with compressing(backbone, inner) as second:
+            backbone.model(**inputs)
+            assert second.report.tokens_out == [7, 7, 7]
+        backbone.model(**inputs)
+        assert first.report.tokens_out == [4, 4, 4]
+
+
+def test_a_method_that_asks_nothing_leaves_the_tower_alone() -> None:
+    backbone = tiny_backbone()
+    with compressing(backbone, build("fastv", 4, backbone.shape)):
+        assert "get_image_features" not in backbone.core.__dict__
+
+
+def test_towers_without_cls_are_refused_by_name() -> None:
+    shape = tiny_backbone().shape
+    bare = replace(shape, vision=shape.vision | {"cls": 0})
+    with pytest.raises(UserError, match="method=fastervlm: .*no CLS"):
+        build("fastervlm", 4, bare)
+    with pytest.raises(UserError, match="method=fastervlm: .*one visual token a patch"):
+        build("fastervlm", 4, replace(shape, visual_tokens=17))
+
+
+def test_layers_are_counted_as_the_papers_count() -> None:
+    shape = tiny_backbone().shape
+    shape = replace(shape, vision=shape.vision | {"depth": 24, "feature_layer": -2})
+    assert resolve_tower_layer(None, shape) == resolve_tower_layer(-2, shape) == 22
+    assert resolve_tower_layer(-1, shape) == resolve_tower_layer(23, shape) == 23
+    for wrong in (24, -25, 1.5, True):
+        with pytest.raises(UserError, match=r"method.tower_layer=.*allowed: -24 to 23"):
+            resolve_tower_layer(wrong, shape)

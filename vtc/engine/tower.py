@@ -1,0 +1,171 @@
+"""Watching the vision tower while the model calls it: queries and keys of single layers, and what is projected.
+
+The model's `get_image_features` is wrapped on the instance for as long as the engine is installed; hooks live only
+inside its call. Nothing runs twice and no attention weights are asked for. `generate()` computes the features once and
+hands them on (repeated for beams): what was seen is found again by the features themselves.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from vtc.engine import probe
+from vtc.errors import UserError
+from vtc.tower import Tower, TowerUse, projected_layer
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import Backbone
+    from vtc.compressor import Compressor
+
+
+class Watch:
+    """The vision tower of one backbone under one method. Does nothing for a method that asks nothing of the tower."""
+
+    def __init__(self, backbone: Backbone, method: Compressor) -> None:
+        self.backbone, self.method = backbone, method
+        self._seen: WeakIdKeyDictionary = WeakIdKeyDictionary()  # features of an image → (Tower, its number there)
+        self._installed = False
+
+    def install(self) -> None:
+        """Takes the place of the model's `get_image_features`; `remove` gives it back."""
+        if self.method.tower() is None:
+            return
+        core = self.backbone.core
+        self._own = core.__dict__.get("get_image_features")  # of an engine around this one, which is passed over
+        original = getattr(core.get_image_features, "vtc_original", core.get_image_features)
+
+        @functools.wraps(original)  # generate() reads its signature
+        def get_image_features(pixel_values: Tensor, *args: Any, **kwargs: Any) -> Any:
+            use = self.method.tower()
+            if use is None:
+                return original(pixel_values, *args, **kwargs)
+            if use.image_size is not None and use.image_size != pixel_values.shape[-1]:
+                pixel_values = resized(pixel_values, use.image_size)
+                kwargs["interpolate_pos_encoding"] = True
+            with self._watching(use) as got:
+                outputs = original(pixel_values, *args, **kwargs)
+            self._remember(outputs, self._tower(got))
+            return outputs
+
+        get_image_features.vtc_original = original  # type: ignore[attr-defined]
+        core.get_image_features = get_image_features
+        self._installed = True
+
+    def remove(self) -> None:
+        """Leaves the model as it was found."""
+        if not self._installed:
+            return
+        if self._own is None:
+            self.backbone.core.__dict__.pop("get_image_features", None)
+        else:
+            self.backbone.core.get_image_features = self._own
+        self._seen.clear()
+        self._installed = False
+
+    def tower(self, features: Sequence[Tensor]) -> Tower | None:
+        """What was seen while these features [N, D] of I images were made; None where nothing was asked for.
+
+        Raises:
+            UserError: they were made outside.
+        """
+        if self.method.tower() is None or not len(features):
+            return None
+        found = [self._seen.get(f) for f in features]
+        towers = {id(entry[0]): entry[0] for entry in found if entry is not None}
+        if len(towers) != 1 or None in found:
+            raise UserError(
+                f"method={self.method.name}: it looks at the vision tower; give it pixel_values, not features that "
+                "were computed elsewhere"
+            )
+        tower, rows = next(iter(towers.values())), [row for _, row in found]
+        if rows == list(range(len(tower.features))):
+            return tower
+        return tower.images(torch.tensor(rows, device=tower.features.device))
+
+    # ------------------------------------------------------------------ inside one call
+    @contextmanager
+    def _watching(self, use: TowerUse) -> Iterator[dict[Any, Any]]:
+        """Collects `{"features": what is projected, layer: {"q", "k"}}` meanwhile."""
+        got: dict[Any, Any] = {}
+
+        def projected(module: Any, args: tuple) -> None:
+            got["features"] = args[0]
+
+        with ExitStack() as stack:
+            hook = self.backbone.projector.register_forward_pre_hook(projected)
+            stack.callback(hook.remove)
+            for layer in sorted(use.watch):
+                attention = self.backbone.tower_layers[layer].self_attn
+                got[layer] = stack.enter_context(probe.projections(attention))
+            if use.merge is not None:
+                stack.enter_context(self._merging(use))
+            yield got
+
+    @contextmanager
+    def _merging(self, use: TowerUse) -> Iterator[None]:
+        """Lets the method merge tokens in every layer up to the projected one, between attention and MLP."""
+        sizes: list[Tensor] = []
+        changed: list[tuple[Any, Any, bool]] = []
+
+        def make(layer: int, block: Any) -> Any:
+            attend, mlp = self.backbone.tower_halves(layer)
+
+            def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+                if layer == 0:
+                    sizes[:] = [hidden_states.new_ones(hidden_states.shape[:2])]
+                size = sizes[-1]
+                with probe.projections(block.self_attn) as got:
+                    hidden = attend(hidden_states, size.log()[:, None, None])
+                keys = got["k"].unflatten(-1, (self.backbone.shape.vision["heads"], -1)).transpose(1, 2)
+                assert use.merge is not None
+                hidden, size = use.merge(layer, hidden, keys, size)
+                sizes[:] = [size]
+                return mlp(hidden)
+
+            return forward
+
+        try:
+            for layer in range(projected_layer(self.backbone.shape) + 1):
+                block = self.backbone.tower_layers[layer]
+                checkpointing = bool(getattr(block, "gradient_checkpointing", False))
+                changed.append((block, block.__dict__.get("forward"), checkpointing))
+                block.forward = make(layer, block)
+                if checkpointing:  # a recomputation after this call would run the plain layer
+                    block.gradient_checkpointing = False
+            yield
+        finally:
+            for block, own, checkpointing in reversed(changed):
+                if own is None:
+                    block.__dict__.pop("forward", None)
+                else:
+                    block.forward = own
+                if checkpointing:
+                    block.gradient_checkpointing = True
+
+    def _tower(self, got: dict[Any, Any]) -> Tower:
+        vision, features = self.backbone.shape.vision, got.pop("features")
+        queries = {layer: seen["q"] for layer, seen in got.items()}
+        keys = {layer: seen["k"] for layer, seen in got.items()}
+        return Tower(features, queries, keys, heads=vision["heads"], extra=vision["cls"])
+
+    def _remember(self, outputs: Any, tower: Tower) -> None:
+        """Fills the places that an image has in the prompt beyond its features, and ties what was seen to them."""
+        places = self.backbone.shape.visual_tokens or 0
+        features = outputs.pooler_output
+        outputs.pooler_output = [F.pad(f, (0, 0, 0, places - len(f))) if len(f) < places else f for f in features]
+        for row, image in enumerate(outputs.pooler_output):
+            self._seen[image] = (tower, row)
+
+
+def resized(pixel_values: Tensor, side: int) -> Tensor:
+    """Pixels [I, 3, H, W] → [I, 3, side, side]: bicubic with antialiasing, as image libraries shrink pictures."""
+    small = F.interpolate(pixel_values.float(), size=(side, side), mode="bicubic", antialias=True)
+    return small.to(pixel_values.dtype)
