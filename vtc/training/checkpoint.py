@@ -41,11 +41,15 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
 def check_manifest(folder: str | os.PathLike, backbone: str, method: str, tokens: int | None) -> dict[str, Any]:
     """Refuse a checkpoint of another backbone, method or budget, by name.
 
-    ``tokens`` of None, on either side, fits any budget.
+    ``tokens`` of None, on either side, fits any budget. What was trained without compression (method none) is a
+    backbone's weights, on which every method may run that needs no training of its own.
     """
+    from vtc.registry import methods
+
     manifest = read_manifest(folder)
     where = f"checkpoint={os.fspath(folder)!r}"
-    for key, wanted in (("backbone", backbone), ("method", method)):
+    plain = manifest.get("method") == "none" and not methods.get(method).needs_training
+    for key, wanted in (("backbone", backbone), ("method", "none" if plain else method)):
         if manifest.get(key) != wanted:
             raise UserError(f"{where} was trained for {key}={manifest.get(key)}, not {key}={wanted}")
     trained = manifest.get("tokens")
