@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 ACTIONS = {
     "evaluate": ("vtc.evaluation:evaluate", True),
     "train": ("vtc.training:train", False),
+    "ablate": ("vtc.training.ablate:ablate", False),
     "profile": ("vtc.profiling:profile", True),
     "report": ("vtc.report:report", False),
 }
@@ -20,6 +21,8 @@ def headline(config: DictConfig) -> str:
     """What is about to happen, in one line."""
     if config.action == "report":
         return "report"
+    if config.action == "ablate":
+        return f"ablate · {(config.get('ablation') or {}).get('name')} · backbone {config.backbone.name}"
     parts = [config.action, f"backbone {config.backbone.name}", f"method {config.method.name}"]
     parts += [f"{key} {config[key]}" for key in ("tokens", "ratio", "compression", "flops") if config[key] is not None]
     if config.action == "evaluate":

@@ -1,0 +1,219 @@
+"""Does a claim of a paper hold here? Verdicts from paired samples.
+
+Every sample of the tasks in question is scored under both variants; its difference counts with what it adds to the mean
+score (`vtc.evaluation.statistics.weights`, every task alike). A claim that A beats B is that the mean difference is
+above 0, a claim that A is not worse by more than m that it is above -m.
+
+With one seed the p-value is that of sign flips of the paired differences (a normal test where there is a margin or a
+floor): what it speaks of is these two sets of weights on other samples of the same tasks, not another training. With
+several, differences are averaged over the seeds sample by sample; the variance of that mean over samples and the
+variance between the seeds' mean differences, divided by their number, add up, and Student's t with Welch's and
+Satterthwaite's degrees of freedom gives p and interval. The p-values of an experiment's claims are Holm-corrected.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vtc import results
+from vtc.evaluation import statistics
+from vtc.experiments import FLOORS, Claim
+from vtc.report.tables import holm
+
+AGREES, DISAGREES, OPEN, MISSING = "agrees", "disagrees", "can't tell", "not run"
+LEVEL = 0.05
+NOISE = 0.05  # timings of one training each are told apart from here on
+
+
+@dataclass
+class Outcome:
+    """One variant under one seed: its result, its samples, and how its weights were trained (None: not here)."""
+
+    result: Mapping[str, Any]
+    samples: Any
+    training: Mapping[str, Any] | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> Outcome:
+        """From a folder with `result.json`, `samples.parquet` and, where it was trained, `training.json`."""
+        import json
+
+        manifest = folder / "training.json"
+        training = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else None
+        return cls(results.load(folder), results.samples(folder), training)
+
+    @property
+    def groups(self) -> dict[str, str]:
+        return {row["task"]: row["group"] for row in self.result["scores"]}
+
+    def tasks(self, on: Sequence[str]) -> list[str]:
+        """The tasks of a group, or those named."""
+        groups = self.groups
+        if len(on) == 1 and on[0] not in groups:
+            return [t for t, g in groups.items() if on[0] in (g, "all")]
+        return list(on)
+
+    def cost(self, key: str) -> float | None:
+        """A cost of `vtc.experiments.COSTS`; None where it wasn't measured."""
+        if key == "prefill_flops":
+            return (self.result.get("efficiency") or {}).get(key)
+        stages = (self.training or {}).get("stages") or []
+        steps = sum(s["steps"] for s in stages)
+        if key == "training_seconds":
+            return sum(s["seconds"] for s in stages) / steps if steps else None
+        flops = [s.get("flops_per_step") for s in stages]
+        if not steps or any(f is None for f in flops):
+            return None
+        return sum(f * s["steps"] for f, s in zip(flops, stages, strict=True)) / steps
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the results say to a claim.
+
+    Attributes:
+        verdict: agrees, disagrees, can't tell, not run.
+        difference: mean score of `better` minus that of `worse`; of costs the ratio.
+        low, high: its 95 % confidence interval.
+        p: that the difference is what the claim denies, by chance; `p_holm` corrected for the experiment's claims.
+        n: paired samples; `seeds`: trainings of each; `spread`: the difference under each seed.
+    """
+
+    claim: Claim
+    verdict: str
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    n: int = 0
+    seeds: int = 0
+    note: str = ""
+    spread: tuple[float, ...] = field(default=())
+
+
+Runs = Mapping[str, Mapping[int, Outcome]]  # variant → seed → outcome
+
+
+def judge(claims: Sequence[Claim], runs: Runs) -> list[Verdict]:
+    """A verdict for every claim, in their order."""
+    found = [_costs(c, runs) if c.cost else _scores(c, runs) for c in claims]
+    adjusted = holm([v.p for v in found])
+    return [v if v.p is None else _decided(replace(v, p_holm=q)) for v, q in zip(found, adjusted, strict=True)]
+
+
+def _decided(verdict: Verdict) -> Verdict:
+    assert verdict.p_holm is not None and verdict.difference is not None
+    if verdict.p_holm >= LEVEL:
+        return replace(verdict, verdict=OPEN)
+    above = verdict.difference > -verdict.claim.within
+    return replace(verdict, verdict=AGREES if above else DISAGREES)
+
+
+def _missing(claim: Claim, runs: Runs) -> list[str]:
+    return [name for name in (claim.better, claim.worse) if not runs.get(name) and name not in FLOORS]
+
+
+def _seeds(claim: Claim, runs: Runs) -> list[int]:
+    """Seeds under which both sides were run."""
+    worse = runs[claim.better] if claim.worse in FLOORS else runs[claim.worse]
+    return sorted(set(runs[claim.better]) & set(worse))
+
+
+def _scores(claim: Claim, runs: Runs) -> Verdict:
+    if missing := _missing(claim, runs):
+        return Verdict(claim, MISSING, note=f"no result of {', '.join(missing)}")
+    seeds = _seeds(claim, runs)
+    frames = [_pairs(claim, runs, seed) for seed in seeds]
+    if not frames or any(frame is None for frame in frames):
+        why = "a floor or a task is not known" if frames else f"no seed with both {claim.better} and {claim.worse}"
+        return Verdict(claim, MISSING, note=why)
+    shared = set.intersection(*(set(f.index) for f in frames))
+    keep = [i for i in frames[0].index if i in shared]
+    if not keep:
+        return Verdict(claim, MISSING, note="no sample that both were scored on")
+    first = frames[0].loc[keep]
+    tasks = first.index.get_level_values(0)
+    cells = [f"{t}\n{s}" for t, s in zip(tasks, first["stratum"].fillna(""), strict=True)]
+    weights = np.zeros(len(keep))
+    for task in tasks.unique():
+        members = np.flatnonzero(tasks == task)
+        weights[members] = statistics.weights([cells[i] for i in members]) / tasks.nunique()
+    table = np.stack([(f.loc[keep, "a"] - f.loc[keep, "b"]).to_numpy(float) for f in frames])  # [seeds, samples]
+    estimate = estimated(table, weights, cells, claim.within, flips=claim.worse not in FLOORS)
+    return Verdict(claim, OPEN, **estimate, n=len(keep), seeds=len(seeds), spread=tuple(table @ weights))
+
+
+def _pairs(claim: Claim, runs: Runs, seed: int) -> Any:
+    """Samples by (task, id) with the scores a, b and the stratum; None where a floor or a task is missing."""
+    better = runs[claim.better][seed]
+    tasks = better.tasks(claim.on)
+    a = better.samples[better.samples["task"].isin(tasks)].rename(columns={"score": "a"})
+    a = a.set_index(["task", "id"])[["a", "stratum"]]
+    if claim.worse in FLOORS:
+        floors = {row["task"]: row.get(claim.worse) for row in better.result["scores"]}
+        a["b"] = [floors.get(task) for task in a.index.get_level_values(0)]
+        if a["b"].isna().any():
+            return None
+    else:
+        other = runs[claim.worse][seed].samples.rename(columns={"score": "b"})
+        a = a.join(other.set_index(["task", "id"])[["b"]])
+    a = a.dropna(subset=["a", "b"])
+    return a if tasks and set(a.index.get_level_values(0)) == set(tasks) else None
+
+
+def estimated(
+    table: np.ndarray, weights: np.ndarray, cells: Sequence[str], within: float = 0.0, flips: bool = True
+) -> dict[str, Any]:
+    """Mean difference, its 95 % interval, and the p-value that it is not `-within`.
+
+    Args:
+        table: differences `[seeds, samples]`.
+        weights: what each sample adds to the mean `[samples]`, summing to 1.
+        cells: the task and stratum of each sample; samples vary within these.
+        flips: whether, with one seed and no margin, p is that of sign flips instead of a normal test.
+    """
+    from scipy.stats import norm, t
+
+    mean = table.mean(axis=0)
+    difference, between, count = float(mean @ weights), 0.0, len(table)
+    _, index = np.unique(np.asarray(cells, dtype=str), return_inverse=True)
+    variance = 0.0
+    for cell in range(index.max() + 1):
+        members = index == cell
+        if members.sum() > 1:
+            variance += weights[members].sum() ** 2 * mean[members].var(ddof=1) / members.sum()
+    if count > 1:
+        between = float((table @ weights).var(ddof=1)) / count
+    error = math.sqrt(variance + between)
+    law = t((variance + between) ** 2 / (between**2 / (count - 1))) if between > 0 else norm
+    half = float(law.ppf(0.975)) * error
+    if count == 1 and within == 0 and flips:
+        p = statistics.sign_flips(weights * mean)
+    elif error == 0:
+        p = 1.0 if difference == -within else 0.0
+    else:
+        p = float(2 * law.sf(abs(difference + within) / error))
+    return {"difference": difference, "low": difference - half, "high": difference + half, "p": p}
+
+
+def _costs(claim: Claim, runs: Runs) -> Verdict:
+    """Costs are compared as they are: FLOPs are exact, timings differ from `NOISE` on."""
+    if missing := _missing(claim, runs):
+        return Verdict(claim, MISSING, note=f"no result of {', '.join(missing)}")
+    seeds = _seeds(claim, runs)
+    pairs = [(runs[claim.better][s].cost(claim.on[0]), runs[claim.worse][s].cost(claim.on[0])) for s in seeds]
+    known = [(a, b) for a, b in pairs if a is not None and b]
+    if not known:
+        return Verdict(claim, MISSING, note=f"{claim.subject} not measured")
+    ratio = sum(a for a, _ in known) / sum(b for _, b in known)
+    blur = NOISE if claim.on[0] == "training_seconds" else 0.0
+    verdict = AGREES if ratio < 1 - blur else DISAGREES if ratio > 1 + blur else OPEN
+    note = "timed once, beside other jobs" if blur else ""
+    return Verdict(claim, verdict, difference=ratio, seeds=len(known), note=note)
