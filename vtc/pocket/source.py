@@ -16,7 +16,7 @@ from vtc.pocket.scenes import Scene, scene_rng
 from vtc.training.batch import IGNORE, Batch
 from vtc.training.loop import Part, on_device
 
-# What a validation asks of a model: what `pack` made → (logits [B, L, vocab], image embeddings, text embeddings or None).
+# What a validation asks of a model: what `pack` made → (logits [B, L, V], embeddings of pictures and captions or None).
 Answers = Callable[[Any], tuple[Tensor, tuple[Tensor, Tensor] | None]]
 
 

@@ -20,6 +20,20 @@ from vtc.training.folders import replacing
 from vtc.training.optim import build_optimizers, build_schedulers
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which share of a step's global batch: rank and micro-batch together."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, n: int) -> slice:
+        """Its rows of `n`: contiguous, sizes differ by one at most."""
+        whole, more = divmod(n, self.count)
+        start = self.index * whole + min(self.index, more)
+        return slice(start, start + whole + (self.index < more))
+
+
 class Stage:
     """One stage of training: which parameters, which data, which losses.
 
