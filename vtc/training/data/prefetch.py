@@ -1,0 +1,101 @@
+"""Batches loaded ahead by worker processes: the same ones, in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vtc.errors import UserError
+from vtc.training.batch import Batch
+from vtc.training.data.source import Source
+
+if TYPE_CHECKING:
+    from vtc.training.loop import Part
+
+
+class Prefetched:
+    """`source.batch` of the steps first … last-1, each in these parts, loaded ahead.
+
+    Args:
+        parts: those of this process, in the order in which they are asked for: one for each micro-batch.
+        workers: processes; 0 loads each batch when it is asked for.
+        context: how processes start: fork, spawn or forkserver; None: Python's default.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        parts: Sequence[Part],
+        first: int,
+        last: int,
+        workers: int = 0,
+        context: str | None = None,
+    ) -> None:
+        self.source, self.parts, self.first, self.last = source, list(parts), first, last
+        self.workers, self.context = workers, context
+        self._ahead: Iterator[Batch] | None = None
+        self._next = 0
+
+    def __len__(self) -> int:
+        return (self.last - self.first) * len(self.parts)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Every step, and in it every part.
+
+        Raises:
+            UserError: as `Source.batch`.
+        """
+        return self._from(0)
+
+    def batch(self, step: int, part: Part) -> Batch:
+        """What `source.batch(step, part)` is; loaded ahead as long as steps and parts are asked for in their order."""
+        if part not in self.parts or not self.first <= step < self.last:
+            return self.source.batch(step, part)
+        wanted = (step - self.first) * len(self.parts) + self.parts.index(part)
+        if self._ahead is None or wanted != self._next:
+            self._ahead = self._from(wanted)
+        self._next = wanted + 1
+        return next(self._ahead)
+
+    def _from(self, begin: int) -> Iterator[Batch]:
+        loader: DataLoader = DataLoader(
+            _Items(self.source, self.parts, self.first, begin, len(self)),
+            batch_size=None,
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),  # its own: the global one is the training's
+            multiprocessing_context=self.context if self.workers else None,
+        )
+        for batch, skipped in loader:
+            self.source.skipped.update(skipped)
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+class _Items(Dataset):
+    """Item n: a batch, or the mistake that a worker met, and the samples that were skipped for the first time."""
+
+    def __init__(self, source: Source, parts: list[Part], first: int, begin: int, end: int) -> None:
+        self.source, self.parts, self.first, self.begin, self.end = source, parts, first, begin, end
+
+    def __len__(self) -> int:
+        return self.end - self.begin
+
+    def __getitem__(self, index: int) -> tuple[Batch | UserError, dict[tuple[str, int], str]]:
+        step, part = divmod(self.begin + index, len(self.parts))
+        known = len(self.source.skipped)
+        result: Batch | UserError
+        try:
+            result = self.source.batch(self.first + step, self.parts[part])
+        except UserError as error:
+            result = error
+        found = self.source.skipped.found
+        return result, dict(list(found.items())[known:])
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
