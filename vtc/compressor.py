@@ -310,6 +310,12 @@ class Context:
         run_decoder: `run_decoder(embeddings [B, L, D], mask [B, L], adapter=None, bidirectional=False) -> [B, L, D]`,
             the last hidden states of the LLM (after its norm), uncompressed and without a cache, under a LoRA adapter.
         embed: token ids [...] → embeddings [..., D].
+        prompt: `prompt(tokens) -> [B, L]` bool: the prompt's text behind the first image of each row (of each packed
+            question), without any answer; where there is none, the last prompt token.
+        ahead: `ahead(tokens, queries=None, over=None) -> [B, L]`: the attention that `queries` [B, L] bool (None: the
+            last prompt token) would pay to `tokens` in the layer about to run, mean over heads and queries; the softmax
+            runs over the tokens `over` [B, L] bool (None: all that a query sees). For the tokens as they are, or as
+            they would be after a verb. No gradients.
         project: tower features [..., C] → visual tokens [..., D], as the backbone's projector does.
         tower: what the method asked to see of the vision tower (`Compressor.tower`); None where it asks nothing.
         training: whether gradients are wanted.
@@ -323,6 +329,8 @@ class Context:
     rows: dict[int, Tensor] = field(default_factory=dict)
     run_decoder: Callable[..., Tensor] = _nothing
     embed: Callable[[Tensor], Tensor] = _nothing
+    prompt: Callable[[TokenSequence], Tensor] = _nothing
+    ahead: Callable[..., Tensor] = _nothing
     project: Callable[[Tensor], Tensor] = _nothing
     tower: Tower | None = None
     training: bool = False
@@ -349,6 +357,8 @@ class Compressor(nn.Module):
         fixed_budget: trained weights hold for one number of tokens only.
         trained_options: options that trained weights hold for; a checkpoint of another value is refused.
         adapter: the LoRA adapter under which the LLM answers; None for the plain weights.
+        reads_prompt: what is left of an image depends on the text behind it, by `Context.prompt` or `Context.ahead`
+            (one that has `probes` need not say so).
 
     Args:
         tokens: visual tokens per image that are left at the end; None keeps whatever there is.
@@ -360,6 +370,7 @@ class Compressor(nn.Module):
     fixed_budget: ClassVar[bool] = False
     trained_options: ClassVar[tuple[str, ...]] = ()
     adapter: ClassVar[str | None] = None
+    reads_prompt: ClassVar[bool] = False
 
     def __init__(self, tokens: int | None, shape: BackboneShape) -> None:
         super().__init__()
@@ -463,14 +474,23 @@ class TokenMerger(Compressor):
         raise NotImplementedError
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        index, real = tokens.images
-        if not index.numel():
+        if not tokens.images[0].numel():
             return tokens
         groups, weights = self.assign(tokens, context)
-        most = int(groups.max()) + 1
-        spread = tokens.per_token(groups.masked_fill(~real, -1), -1)
-        spread = torch.where(spread >= 0, spread + most * tokens.image, -1)  # groups of different images stay apart
-        return tokens.merge(spread, None if weights is None else tokens.per_token(weights))
+        return merge_images(tokens, groups, weights)
+
+
+def merge_images(tokens: TokenSequence, groups: Tensor, weights: Tensor | None = None) -> TokenSequence:
+    """Merges visual tokens by groups [I, N] that count from 0 in each image (-1 leaves a token alone).
+
+    Args:
+        weights: [I, N] ≥ 0; None: plain means. Images as in `tokens.images`.
+    """
+    _, real = tokens.images
+    most = int(groups.max()) + 1
+    spread = tokens.per_token(groups.masked_fill(~real, -1), -1)
+    spread = torch.where(spread >= 0, spread + most * tokens.image, -1)  # groups of different images stay apart
+    return tokens.merge(spread, None if weights is None else tokens.per_token(weights))
 
 
 class Resampler(Compressor):

@@ -28,6 +28,7 @@ from vtc.backbones import adapters
 from vtc.backbones.base import Backbone
 from vtc.compressor import TEXT, VISUAL, Compressor, Context, TokenSequence
 from vtc.engine import layout, probe
+from vtc.engine.ahead import attention_ahead
 from vtc.engine.cache import CompressedCache, Ledger, Segment, extend, refuse
 from vtc.engine.passes import run_decoder
 from vtc.engine.tower import Watch
@@ -258,7 +259,9 @@ class Engine:
             if n:
                 tokens = _moved(tokens, prior[n - 1][1], prior[n][1])
             if segment.start in cuts and context is not None:
+                context.ahead = partial(self._ahead, segment.start, prior[n], cache)
                 tokens = self._reduce(tokens, segment.start, context)
+                del context.ahead  # it holds the cache
             if n == 0 or not (_same_layout(tokens, entered) and _same_past(prior[n], prior[n - 1])):
                 if tokens.mask is not first.mask:
                     new = None if bool(tokens.mask.all()) else tokens.mask
@@ -342,6 +345,7 @@ class Engine:
             features=features,
             run_decoder=partial(run_decoder, self.backbone),
             embed=self.backbone.decoder.embed_tokens,
+            prompt=self._prompt_text,
             project=self.backbone.projector,
             tower=self._tower.tower(features),
             training=self.method.training and torch.is_grad_enabled(),
@@ -360,6 +364,31 @@ class Engine:
             position_ids=None,
             layer_idx=layer,
         )
+
+    def _ahead(
+        self,
+        layer: int,
+        prior: tuple[Tensor | None, Tensor | None, int],
+        cache: Any,
+        tokens: TokenSequence,
+        queries: Tensor | None = None,
+        over: Tensor | None = None,
+    ) -> Tensor:
+        """`Context.ahead` before `layer`. prior: mask, shift and number of the tokens in its cache."""
+        decoder = self.decoder
+        rope = decoder.rotary_emb(tokens.hidden, tokens.position[0] if len(tokens.position) == 1 else tokens.position)
+        if queries is None:
+            queries = torch.zeros_like(tokens.mask).scatter(1, self._query(tokens)[:, None], True)
+        past = cache.layers[layer].keys if prior[2] else None
+        return attention_ahead(decoder.layers[layer], rope, tokens, queries, over, past, prior[0])
+
+    def _prompt_text(self, tokens: TokenSequence) -> Tensor:
+        """`Context.prompt`."""
+        last = self._query(tokens)[:, None]
+        behind = ((tokens.role != TEXT) & tokens.mask).cumsum(1) > 0
+        column = torch.arange(tokens.mask.shape[1], device=last.device)
+        text = tokens.mask & (tokens.role == TEXT) & behind & (column <= last)
+        return torch.where(text.any(1, keepdim=True), text, column == last)
 
     def _query(self, tokens: TokenSequence) -> Tensor:
         """[B] index, among the tokens as they are, of the last prompt token."""

@@ -253,7 +253,7 @@ def turns_go_on_from_the_cache(backbone: Backbone, make: Make, tokens: int) -> N
         with engine.prompt_ends(ends(inputs)):
             whole = logits(backbone, turn, use_cache=False)
         close(whole[:, -1], second.logits[0], "second question")
-        if method.probes():
+        if method.probes() or method.reads_prompt:
             return  # the second image would be chosen by another question than in one pass
         image = torch.full((3, full(backbone)), backbone.image_token_id)
         grown = appended(appended(appended(turn, second.sequences[:, turn["input_ids"].shape[1] :]), image), words)
@@ -346,7 +346,7 @@ def packed(backbone: Backbone, questions: int = 3, padding: int = 2) -> tuple[di
 def packed_questions_equal_single_ones(backbone: Backbone, make: Make, tokens: int) -> None:
     """Questions packed behind one image lose what each loses alone, the first token of each included."""
     method = made(backbone, make, tokens)
-    if method.probes():
+    if method.probes() or method.reads_prompt:
         return
     inputs, blocks = packed(backbone)
     total, count = 0.0, 0
@@ -366,7 +366,7 @@ def packed_questions_equal_single_ones(backbone: Backbone, make: Make, tokens: i
 def gradients_reach_everything(backbone: Backbone, make: Make, tokens: int) -> None:
     """Every trainable parameter of the method and of all its adapters gets a gradient, the same under checkpointing."""
     method = made(backbone, make, tokens)
-    inputs, blocks = packed(backbone, questions=1 if method.probes() else 3)
+    inputs, blocks = packed(backbone, questions=1 if method.probes() or method.reads_prompt else 3)
     if not adapters.tuner_layers(backbone.decoder):
         backbone.model.requires_grad_(True)
     wanted = {f"method.{n}": p for n, p in method.named_parameters()}
@@ -382,7 +382,7 @@ def gradients_reach_everything(backbone: Backbone, make: Make, tokens: int) -> N
             for p in wanted.values():
                 p.grad = None
             with compressing(backbone, method) as engine:
-                if method.probes():
+                if method.probes() or method.reads_prompt:
                     loss = backbone.model(**inputs, use_cache=False).loss
                 else:
                     with engine.blocks(blocks):

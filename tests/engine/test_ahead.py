@@ -1,0 +1,159 @@
+"""`Context.ahead` and `Context.prompt` against the weights that eager attention returns when the layer runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from reference import attention_weights, embedded
+
+from vtc.compressor import Compressor, Context, TokenSequence
+from vtc.engine import compressing
+from vtc.testing import batch, tiny_backbone
+
+
+class Asking(Compressor):
+    """Notes what `ask` gets to know before `layer`, and changes nothing."""
+
+    def __init__(self, shape: Any, layer: int, ask: Callable[[TokenSequence, Context], Any]) -> None:
+        super().__init__(None, shape)
+        self.layer, self.ask = layer, ask
+
+    def layers(self) -> set[int]:
+        return {self.layer}
+
+    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
+        self.told = self.ask(tokens, context)
+        return tokens
+
+
+def told(backbone, layer: int, inputs: dict[str, torch.Tensor], ask, **extra: Any) -> Any:
+    method = Asking(backbone.shape, layer, ask)
+    position = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad(), compressing(backbone, method):
+        backbone.model(**inputs, position_ids=position[:, -inputs["input_ids"].shape[1] :], **extra)
+    return method.told
+
+
+def rows_of(backbone, inputs: dict[str, torch.Tensor], layer: int):
+    """(real [L], weights [H, l, l] of the real tokens, which of them are visual) of each row; one image a row."""
+    for row in range(len(inputs["input_ids"])):
+        real = inputs["attention_mask"][row].bool()
+        ids = inputs["input_ids"][row, real]
+        with torch.no_grad():
+            x = embedded(backbone, ids, inputs["pixel_values"][row : row + 1])
+            yield real, attention_weights(backbone, x, layer), ids == backbone.image_token_id
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("layer", [0, 1, 3])
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_the_last_prompt_token_pays_what_it_will_pay(kv_heads: int, layer: int, padding: str) -> None:
+    backbone = tiny_backbone(kv_heads=kv_heads)
+    inputs = batch(backbone, padding=padding)
+    got = told(backbone, layer, inputs, lambda tokens, context: context.ahead(tokens))
+    for row, (real, weights, _) in enumerate(rows_of(backbone, inputs, layer)):
+        assert torch.allclose(got[row, real], weights[:, -1].mean(0), atol=1e-5)
+        assert not got[row, ~real].any()
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_several_queries_over_some_tokens(layer: int) -> None:
+    """The prompt's text behind the image, with the softmax over the visual tokens alone."""
+    backbone = tiny_backbone()
+    inputs = batch(backbone)
+    everything, visual = told(
+        backbone,
+        layer,
+        inputs,
+        lambda t, c: (c.ahead(t, queries=c.prompt(t)), c.ahead(t, queries=c.prompt(t), over=t.visual)),
+    )
+    for row, (real, weights, image) in enumerate(rows_of(backbone, inputs, layer)):
+        behind = weights[:, int(image.nonzero()[-1]) + 1 :]
+        assert torch.allclose(everything[row, real], behind.mean((0, 1)), atol=1e-5)
+        expected = behind * image / (behind * image).sum(-1, keepdim=True)
+        assert torch.allclose(visual[row, real], expected.mean((0, 1)), atol=1e-5)
+
+
+def test_queries_that_see_nothing_do_not_count() -> None:
+    """Text in front of the image sees none of it."""
+    backbone = tiny_backbone()
+    inputs = batch(backbone)
+    some, none = told(
+        backbone,
+        1,
+        inputs,
+        lambda t, c: (
+            c.ahead(t, queries=t.mask & ~t.visual, over=t.visual),
+            c.ahead(t, queries=t.mask & ~t.visual & ~c.prompt(t), over=t.visual),
+        ),
+    )
+    behind = told(backbone, 1, inputs, lambda t, c: c.ahead(t, queries=c.prompt(t), over=t.visual))
+    assert torch.allclose(some, behind, atol=1e-6) and not none.any()
+
+
+def test_of_tokens_as_they_would_be() -> None:
+    """Asked of a sequence without every other token, the weights are those of a pass in which they are hidden."""
+    backbone = tiny_backbone()
+    inputs = batch(backbone, before=(2, 2), after=(6, 6), images=(1, 1))
+
+    def ask(t: TokenSequence, c: Context) -> tuple[torch.Tensor, torch.Tensor]:
+        kept = ~t.visual | (torch.arange(t.mask.shape[1]) % 2 == 0)
+        return kept, c.ahead(t.keep(kept))
+
+    kept, got = told(backbone, 2, inputs, ask)
+    for row, (_, weights, _) in enumerate(rows_of(backbone, inputs, 2)):
+        left = weights[:, -1] * kept[row]
+        expected = (left / left.sum(-1, keepdim=True)).mean(0)[kept[row]]
+        assert torch.allclose(got[row], expected, atol=1e-5)
+
+
+def test_cached_tokens_are_seen_too() -> None:
+    """An image in the second turn: the first turn's keys take their share of the softmax."""
+    backbone = tiny_backbone()
+    inputs = batch(backbone, before=(6, 9, 7), after=(4, 4, 4))
+    cut = inputs["input_ids"].shape[1] - 16 - 4 - 2
+
+    def ask(t: TokenSequence, c: Context) -> torch.Tensor:
+        return c.ahead(t)
+
+    whole = told(backbone, 2, inputs, ask)
+    method = Asking(backbone.shape, 2, ask)
+    position = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad(), compressing(backbone, method):
+        cache = backbone.model(
+            input_ids=inputs["input_ids"][:, :cut],
+            attention_mask=inputs["attention_mask"][:, :cut],
+            position_ids=position[:, :cut],
+            use_cache=True,
+        ).past_key_values
+        backbone.model(
+            input_ids=inputs["input_ids"][:, cut:],
+            attention_mask=inputs["attention_mask"],
+            position_ids=position[:, cut:],
+            pixel_values=inputs["pixel_values"],
+            past_key_values=cache,
+        )
+    assert torch.allclose(method.told, whole[:, cut:], atol=1e-5)
+    assert (method.told.sum(1) < 0.99).all()  # else the cache shows nothing
+
+
+def test_the_prompt_ends_where_the_answer_begins() -> None:
+    backbone = tiny_backbone()
+    inputs = batch(backbone, images=(1, 1, 0))
+    length = inputs["input_ids"].shape[1]
+    labels = inputs["input_ids"].clone()
+    labels[:, : length - 2] = -100
+
+    def ask(t: TokenSequence, c: Context) -> torch.Tensor:
+        return c.prompt(t)
+
+    without, answered = told(backbone, 1, inputs, ask), told(backbone, 1, inputs, ask, labels=labels)
+    for row in range(2):
+        last = int((inputs["input_ids"][row] == backbone.image_token_id).nonzero()[-1])
+        assert without[row].nonzero()[:, 0].tolist() == list(range(last + 1, length))
+        assert answered[row].nonzero()[:, 0].tolist() == list(range(last + 1, length - 2))
+    labels[:, last + 1 :] = inputs["input_ids"][:, last + 1 :]  # row 1 answers right behind its image
+    assert told(backbone, 1, inputs, ask, labels=labels)[1].nonzero()[:, 0].tolist() == [last]
