@@ -28,9 +28,10 @@ _NOT_IDENTITY = ("action", "output_dir", "resume", "hydra", "report", "training"
 # Code that can change a score or a cost; tables, plots, the command line and training can't.
 _CODE = (
     "budget.py", "compressor.py", "schedule.py", "assemble.py", "registry.py",
-    "engine", "backbones", "methods", "evaluation", "pocket",
+    "engine", "backbones", "methods/__init__.py", "evaluation", "pocket",
 )  # fmt: skip
-_OTHER = ("recipe.py", "display.py")  # what the one makes are weights, and those are hashed; the other shows
+# What the first two make are weights, and those are hashed; the others show.
+_OTHER = ("recipe.py", "source.py", "display.py", "progress.py")
 _WHOLE = 64 << 20  # bytes: up to here a weight file is hashed whole, beyond by its header and samples
 
 
@@ -198,7 +199,8 @@ def _local_folder(source: str | Path | None) -> Path | None:
 
 
 def hash_code(extra: Iterable[str | Path] = ()) -> str:
-    """Hash of the code that decides numbers: vtc's, the task files', and `extra` files (a plug-in's modules)."""
+    """Hash of the code that decides numbers: vtc's but for its methods, the task files', and `extra` files (a method's
+    modules: one method more doesn't make another run of the others)."""
     from vtc import shipped
 
     package = Path(__file__).parent

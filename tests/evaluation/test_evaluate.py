@@ -9,7 +9,7 @@ import pytest
 
 from vtc import results
 from vtc.cli.compose import compose
-from vtc.evaluation import compare, evaluate
+from vtc.evaluation import compare, evaluate, record
 from vtc.evaluation import run as running
 
 TASKS = ["pocket_existence", "pocket_captions", "pocket_retrieval", "pocket_hard_captions"]
@@ -206,4 +206,4 @@ def test_importing_the_package_imports_nothing_heavy():
 
 def test_the_command_of_a_baseline_compresses_nothing():
     given = ["method=fastv", "method.layer=3", "tokens=16", "backbone=pocket", "benchmark.limit=5", "checkpoint=null"]
-    assert running.uncompressed(given) == ["backbone=pocket", "benchmark.limit=5", "method=none"]
+    assert record.uncompressed(given) == ["backbone=pocket", "benchmark.limit=5", "method=none"]

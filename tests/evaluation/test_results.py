@@ -116,3 +116,15 @@ def test_the_hash_of_the_code_covers_plug_ins(tmp_path):
     first = results.hash_code([plugin])
     plugin.write_text("a = 2")
     assert first != results.hash_code([plugin]) and results.hash_code() != first
+
+
+def test_a_run_is_named_after_its_method_and_what_that_takes_from_others_alone():
+    """One more method, or a change to another one, must not make finished runs unfindable."""
+    from vtc.evaluation.run import _method_files
+    from vtc.registry import methods
+
+    def names(method):
+        return {Path(file).name for file in _method_files(methods.get(method).__module__, set())}
+
+    assert names("fastv") == {"fastv.py"}
+    assert names("llavolta") == {"llavolta.py", "avgpool.py"}

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import copy
-import datetime
 import json
 import logging
-import os
-import shlex
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +20,12 @@ if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
     from vtc.compressor import Compressor
     from vtc.evaluation.harness import TaskRun
+    from vtc.evaluation.progress import Bar
     from vtc.profiling.latency import Protocol
 
 log = logging.getLogger(__name__)
 BUDGETS = ("tokens", "ratio", "compression", "flops")
 PARTIAL = "partial"  # tasks of a run that isn't finished, one file each
-SHOWN = 100  # bad samples that a result file names; all are in samples.parquet
 
 
 def evaluate(config: Mapping[str, Any]) -> Path:
@@ -173,24 +167,32 @@ def sources(settings: Mapping[str, Any]) -> tuple[str, Path | None]:
 
 
 def code_hash(settings: Mapping[str, Any]) -> str:
-    """Hash of vtc's code and, for a plug-in's method or backbone, of the module it is in."""
+    """Hash of vtc's code, of the method's module and what it takes from other methods, and of a plug-in's backbone."""
     from vtc.registry import backbones, methods
 
-    package = Path(__file__).parent.parent
-    extra = []
-    for cls in (methods.get(settings["method"]["name"]), backbones.get(settings["backbone"]["name"])):
-        file = getattr(sys.modules.get(cls.__module__), "__file__", None)
-        if file and package not in Path(file).parents:
-            extra.append(file)
-    return results.hash_code(extra)
+    files = set(_method_files(methods.get(settings["method"]["name"]).__module__, set()))
+    module = sys.modules.get(backbones.get(settings["backbone"]["name"]).__module__)
+    file = getattr(module, "__file__", None)
+    if file and Path(__file__).parent.parent not in Path(file).parents:
+        files.add(file)
+    return results.hash_code(sorted(files))
 
 
-# Scoring -------------------------------------------------------------------------------------------------------------
+def _method_files(module: str, seen: set[str]) -> Iterator[str]:
+    """The file of a module and, of vtc's methods, those that it takes functions and classes from."""
+    seen.add(module)
+    if file := getattr(sys.modules.get(module), "__file__", None):
+        yield file
+    for value in vars(sys.modules[module]).values():
+        other = getattr(value, "__module__", None) or ""
+        if other.startswith("vtc.methods.") and other not in seen:
+            yield from _method_files(other, seen)
 
 
 def _score(run: Run, baseline: Run | None, console: Console) -> dict[str, Any]:
     """Make the baseline if needed, then the run; writes both."""
     from vtc.evaluation import display
+    from vtc.evaluation.progress import Bar
 
     make_baseline = baseline is not None and not baseline.finished()
     with Bar(console, [r for r in (baseline if make_baseline else None, run) if r is not None]) as bar:
@@ -207,91 +209,10 @@ def _score(run: Run, baseline: Run | None, console: Console) -> dict[str, Any]:
     return result
 
 
-class Bar:
-    """One progress bar over all samples of all tasks, those of the baseline among them."""
-
-    def __init__(self, console: Console, runs: list[Run]) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            SpinnerColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self.console = console
-        self.progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("samples"), TimeElapsedColumn(), TimeRemainingColumn(), console=console,
-        )  # fmt: skip
-        self.runs = runs
-        self.sizes: dict[int, dict[str, int | None]] = {}
-
-    def __enter__(self) -> Bar:
-        self.progress.start()
-        self.task = self.progress.add_task("test sets", total=None)
-        try:
-            self.say("test sets (drawn once, a minute at most)")
-            self.sizes.update({id(r): {t: _size(r, t) for t in r.tasks} for r in self.runs})
-        except BaseException:
-            self.progress.stop()
-            raise
-        known = sum(n or 0 for sizes in self.sizes.values() for n in sizes.values())
-        self.progress.update(self.task, total=known)
-        if known:
-            self.note(f"{known} samples" + (", baseline included" if len(self.runs) > 1 else ""))
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.progress.stop()
-
-    def note(self, line: str, style: str | None = None) -> None:
-        if line:
-            self.console.print(line, style=style, soft_wrap=True, markup=False)
-
-    def say(self, what: str) -> None:
-        """What is being done; a line now and then where nobody watches a terminal."""
-        self.progress.update(self.task, description=what)
-        if not self.console.is_terminal:
-            state = self.progress.tasks[0]
-            counted = f"{int(state.completed)}/{int(state.total)} " if state.total else ""
-            self.note(f"{counted}{what}")
-
-    def begin(self, run: Run, task: str, samples: int) -> None:
-        """Counts the samples of a task whose number wasn't known before."""
-        if self.sizes.setdefault(id(run), {}).get(task) is None:
-            self.progress.update(self.task, total=(self.progress.tasks[0].total or 0) + samples)
-
-    def advance(self, samples: int) -> None:
-        self.progress.advance(self.task, samples)
-
-    def skip(self, run: Run, task: str) -> None:
-        self.progress.advance(self.task, self.sizes.get(id(run), {}).get(task) or 0)
-
-    def drop(self, run: Run) -> None:
-        gone = sum(n or 0 for n in self.sizes.pop(id(run), {}).values())
-        self.progress.update(self.task, total=(self.progress.tasks[0].total or 0) - gone)
-
-
-def _size(run: Run, task: str) -> int | None:
-    """Samples of a task, where that can be told without lmms-eval."""
-    from vtc.pocket.splits import TASKS
-
-    if task not in TASKS:
-        return None
-    import pyarrow.parquet as pq
-
-    from vtc.evaluation.data import path
-
-    rows = pq.read_metadata(path(task, run.data)).num_rows
-    return min(rows, int(run.limit)) if run.limit else rows
-
-
 def make(run: Run, baseline: Run | None, bar: Bar) -> dict[str, Any]:
     """Assemble, score task by task, measure, write."""
     from vtc.evaluation import harness
+    from vtc.evaluation.record import assemble_result
 
     started = time.time()
     settings = run.settings
@@ -370,246 +291,3 @@ def measured(backbone: Backbone, method: Compressor, settings: Mapping[str, Any]
     quick = {"repeats": 2, "first_token_repeats": 7} if backbone.device.type == "cpu" else {}
     protocol: Protocol = protocol_of(settings, **quick)
     return efficiency(backbone, method, protocol)
-
-
-# The result ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Paired:
-    """A task's scores beside the baseline's on the same samples."""
-
-    value: float | None
-    p_value: float | None
-    mine: list[float]
-    theirs: list[float]
-    strata: list[str]
-
-
-def assemble_result(
-    run: Run,
-    baseline: Run | None,
-    done: list[TaskRun],
-    backbone: Backbone,
-    method: Compressor,
-    costs: dict[str, Any],
-    seconds: float,
-) -> dict[str, Any]:
-    """The result file's content (DESIGN.md, "One result file a run")."""
-    settings = run.settings
-    plain, plain_scores = baseline.read() if baseline is not None else (None, {})
-    before = {row["task"]: row["value"] for row in plain["scores"]} if plain else {}
-    rows, pairs = [], {}
-    for task in done:
-        known = plain_scores.get(task.task, {})
-        pairs[task.task] = pair = _paired(task, known, before.get(task.task))
-        base = task.value if run.is_baseline else pair.value
-        rows.append(
-            {
-                "task": task.task,
-                "group": task.group,
-                "metric": task.metric,
-                "value": task.value,
-                "stderr": task.stderr(),
-                "n": task.n,
-                "baseline": base,
-                "retained": task.value / base if task.value is not None and base else None,
-                "p_value": pair.p_value,
-                "blind": task.floors.get("blind"),
-                "bag": task.floors.get("bag"),
-                "bad": len(task.bad),
-                "metrics": task.metrics,
-                "version": task.version,
-            }
-        )
-    return {
-        "run": {
-            "id": run.id,
-            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "command": command(run.is_baseline),
-            "versions": versions(),
-            "git_commit": git_commit(),
-            "code": results.hash_code()[:12],
-            "seed": settings.get("seed"),
-            "device": costs["protocol"]["device"],
-            "attention": settings["backbone"].get("attention"),
-            "dtype": str(backbone.dtype).removeprefix("torch."),
-            "batch_size": settings["batch_size"],
-            "seconds": round(seconds, 1),
-        },
-        "config": shared(settings),
-        "backbone": {
-            "name": backbone.name,
-            "pretrained": shared(run.backbone_source),
-            "parameters": sum(p.numel() for n, p in backbone.model.named_parameters() if ".lora_" not in n),
-            "weights": run.weights[:12],
-            "shape": {k: v for k, v in vars(backbone.shape).items() if k != "name"},
-        },
-        "method": {
-            "name": method.name,
-            "tokens": method.tokens,
-            "options": {k: v for k, v in settings["method"].items() if k != "name"},
-            "layers": sorted(method.layers()),
-            "class": f"{type(method).__module__}.{type(method).__qualname__}",
-        },
-        "checkpoint": checkpoint_section(run.checkpoint),
-        "budget": budget_section(settings, done, costs, backbone.shape.depth),
-        "scores": rows,
-        "means": {g: m for g in results.GROUPS if (m := _mean(g, done, pairs, rows)) is not None},
-        "baseline": None if plain is None else {"id": plain["run"]["id"], "path": f"baselines/{plain['run']['id']}"},
-        "efficiency": costs,
-        "bad_samples": {
-            "count": sum(len(t.bad) for t in done),
-            "samples": [{"task": t.task, **b} for t in done for b in t.bad][:SHOWN],
-        },
-    }
-
-
-def _paired(task: TaskRun, known: Mapping[str, float], value: float | None) -> Paired:
-    from vtc.evaluation import statistics
-
-    both = [s for s in task.scored if s.id in known]
-    mine, theirs = [float(s.score) for s in both if s.score is not None], [known[s.id] for s in both]
-    strata = [s.stratum for s in both]
-    return Paired(value, statistics.paired(mine, theirs, strata) if both else None, mine, theirs, strata)
-
-
-def _mean(
-    group: str, done: list[TaskRun], pairs: Mapping[str, Paired], rows: list[dict[str, Any]]
-) -> dict[str, Any] | None:
-    """The mean score of a group's tasks, each counting alike, with its error and the paired test over all samples."""
-    import numpy as np
-
-    from vtc.evaluation import statistics
-
-    members = [r for r in rows if r["group"] == group and r["value"] is not None]
-    if not members:
-        return None
-    values = [r["value"] for r in members]
-    errors = [r["stderr"] for r in members]
-    bases = [r["baseline"] for r in members]
-    value = float(np.mean(values))
-    base = float(np.mean(bases)) if all(b is not None for b in bases) else None
-    tested = [pairs[r["task"]] for r in members if pairs[r["task"]].mine]
-    differences = [statistics.weights(p.strata) * (np.asarray(p.mine) - np.asarray(p.theirs)) for p in tested]
-    return {
-        "value": value,
-        "stderr": float(np.sqrt(np.sum(np.square(errors))) / len(members))
-        if all(e is not None for e in errors)
-        else None,
-        "n": sum(r["n"] for r in members),
-        "tasks": len(members),
-        "baseline": base,
-        "retained": value / base if base else None,
-        "p_value": statistics.sign_flips(np.concatenate(differences)) if len(tested) == len(members) else None,
-        **{f: _average([r[f] for r in members]) for f in ("blind", "bag")},
-    }
-
-
-def _average(values: list[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
-
-
-def budget_section(
-    settings: Mapping[str, Any], done: list[TaskRun], costs: Mapping[str, Any], depth: int
-) -> dict[str, Any]:
-    """What was asked for, and what was truly kept on the scored samples (per image); where no task generates, on the
-    image that the costs were measured with."""
-    kept = [s for t in done for s in t.samples if s.tokens_in is not None]
-    weighted = [(t.layers, sum(s.tokens_in is not None for s in t.samples)) for t in done if t.layers]
-    if kept and weighted:
-        total = sum(n for _, n in weighted)
-        layers = [sum(values[i] * n for values, n in weighted) / total for i in range(depth)]
-        tokens_in = sum(s.tokens_in for s in kept) / len(kept)  # type: ignore[misc]
-        tokens_out = sum(s.tokens_kept for s in kept) / len(kept)  # type: ignore[misc]
-    else:
-        layers = [float(v) for v in costs["layer_tokens"]]
-        tokens_in, tokens_out = costs["visual_tokens"], layers[-1]
-    average = sum(layers) / len(layers)
-    return {
-        "requested": {k: settings[k] for k in BUDGETS if settings.get(k) is not None},
-        "visual_tokens_in": tokens_in,
-        "visual_tokens_out": tokens_out,
-        "layer_tokens": layers,
-        "layer_average_tokens": average,
-        "compression_ratio": tokens_in / average if average else None,
-        "flops_ratio": costs["flops_ratio"],
-    }
-
-
-def checkpoint_section(folder: Path | None) -> dict[str, Any] | None:
-    if folder is None:
-        return None
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        manifest = None
-    return {"path": shared(folder), "weights": results.hash_weights([folder])[:12], "manifest": manifest}
-
-
-def shared(value: Any) -> Any:
-    """Paths into what comes with vtc as relative ones: a result says the same on every machine."""
-    from vtc import shipped
-
-    if isinstance(value, Mapping):
-        return {k: shared(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [shared(v) for v in value]
-    if isinstance(value, (str, Path)) and os.path.isabs(str(value)):
-        try:
-            return Path(value).resolve().relative_to(shipped.root()).as_posix()
-        except ValueError:
-            return str(value)
-    return value
-
-
-def command(baseline: bool = False) -> str:
-    """What to type to do it again.
-
-    Args:
-        baseline: of the uncompressed run that the command made on its way.
-    """
-    from hydra.core.hydra_config import HydraConfig
-
-    if HydraConfig.initialized():
-        overrides = list(HydraConfig.get().overrides.task)
-        return shlex.join(["python", "-m", "vtc", *(uncompressed(overrides) if baseline else overrides)])
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def uncompressed(overrides: list[str]) -> list[str]:
-    """The same overrides without those that say how to compress."""
-    dropped = ("method", "layer_scale", "checkpoint", "resume", *BUDGETS)
-    return [o for o in overrides if o.lstrip("+~").split("=")[0].split(".")[0] not in dropped] + ["method=none"]
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    import vtc
-
-    out = {"vtc": vtc.__version__, "python": sys.version.split()[0]}
-    for name in ("torch", "transformers", "lmms_eval", "peft"):
-        try:
-            out[name] = version(name.replace("_", "-"))
-        except PackageNotFoundError:
-            out[name] = "unknown"
-    return out
-
-
-def git_commit() -> str | None:
-    """The commit of a checkout, `-dirty` where files were changed since; None elsewhere."""
-    from vtc import shipped
-
-    def git(*arguments: str) -> str:
-        line = ["git", "-C", str(shipped.root()), *arguments]
-        return subprocess.run(line, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-
-    try:
-        commit, changes = (
-            git("rev-parse", "HEAD"),
-            git("status", "--porcelain", "--untracked-files=no", "--", "vtc", "conf"),
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return f"{commit}-dirty" if changes else commit

@@ -1,0 +1,265 @@
+"""What a run leaves behind: the content of its result file (DESIGN.md, "One result file a run")."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vtc import results
+from vtc.evaluation.run import BUDGETS, Run
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import Backbone
+    from vtc.compressor import Compressor
+    from vtc.evaluation.harness import TaskRun
+
+SHOWN = 100  # bad samples that a result file names; all are in samples.parquet
+
+
+@dataclass
+class Paired:
+    """A task's scores beside the baseline's on the same samples."""
+
+    value: float | None
+    p_value: float | None
+    mine: list[float]
+    theirs: list[float]
+    strata: list[str]
+
+
+def assemble_result(
+    run: Run,
+    baseline: Run | None,
+    done: list[TaskRun],
+    backbone: Backbone,
+    method: Compressor,
+    costs: dict[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """The result file's content (DESIGN.md, "One result file a run")."""
+    settings = run.settings
+    plain, plain_scores = baseline.read() if baseline is not None else (None, {})
+    before = {row["task"]: row["value"] for row in plain["scores"]} if plain else {}
+    rows, pairs = [], {}
+    for task in done:
+        known = plain_scores.get(task.task, {})
+        pairs[task.task] = pair = _paired(task, known, before.get(task.task))
+        base = task.value if run.is_baseline else pair.value
+        rows.append(
+            {
+                "task": task.task,
+                "group": task.group,
+                "metric": task.metric,
+                "value": task.value,
+                "stderr": task.stderr(),
+                "n": task.n,
+                "baseline": base,
+                "retained": task.value / base if task.value is not None and base else None,
+                "p_value": pair.p_value,
+                "blind": task.floors.get("blind"),
+                "bag": task.floors.get("bag"),
+                "bad": len(task.bad),
+                "metrics": task.metrics,
+                "version": task.version,
+            }
+        )
+    return {
+        "run": {
+            "id": run.id,
+            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "command": command(run.is_baseline),
+            "versions": versions(),
+            "git_commit": git_commit(),
+            "code": results.hash_code()[:12],
+            "seed": settings.get("seed"),
+            "device": costs["protocol"]["device"],
+            "attention": settings["backbone"].get("attention"),
+            "dtype": str(backbone.dtype).removeprefix("torch."),
+            "batch_size": settings["batch_size"],
+            "seconds": round(seconds, 1),
+        },
+        "config": shared(settings),
+        "backbone": {
+            "name": backbone.name,
+            "pretrained": shared(run.backbone_source),
+            "parameters": sum(p.numel() for n, p in backbone.model.named_parameters() if ".lora_" not in n),
+            "weights": run.weights[:12],
+            "shape": {k: v for k, v in vars(backbone.shape).items() if k != "name"},
+        },
+        "method": {
+            "name": method.name,
+            "tokens": method.tokens,
+            "options": {k: v for k, v in settings["method"].items() if k != "name"},
+            "layers": sorted(method.layers()),
+            "class": f"{type(method).__module__}.{type(method).__qualname__}",
+        },
+        "checkpoint": checkpoint_section(run.checkpoint),
+        "budget": budget_section(settings, done, costs, backbone.shape.depth),
+        "scores": rows,
+        "means": {g: m for g in results.GROUPS if (m := _mean(g, done, pairs, rows)) is not None},
+        "baseline": None if plain is None else {"id": plain["run"]["id"], "path": f"baselines/{plain['run']['id']}"},
+        "efficiency": costs,
+        "bad_samples": {
+            "count": sum(len(t.bad) for t in done),
+            "samples": [{"task": t.task, **b} for t in done for b in t.bad][:SHOWN],
+        },
+    }
+
+
+def _paired(task: TaskRun, known: Mapping[str, float], value: float | None) -> Paired:
+    from vtc.evaluation import statistics
+
+    both = [s for s in task.scored if s.id in known]
+    mine, theirs = [float(s.score) for s in both if s.score is not None], [known[s.id] for s in both]
+    strata = [s.stratum for s in both]
+    return Paired(value, statistics.paired(mine, theirs, strata) if both else None, mine, theirs, strata)
+
+
+def _mean(
+    group: str, done: list[TaskRun], pairs: Mapping[str, Paired], rows: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """The mean score of a group's tasks, each counting alike, with its error and the paired test over all samples."""
+    import numpy as np
+
+    from vtc.evaluation import statistics
+
+    members = [r for r in rows if r["group"] == group and r["value"] is not None]
+    if not members:
+        return None
+    values = [r["value"] for r in members]
+    errors = [r["stderr"] for r in members]
+    bases = [r["baseline"] for r in members]
+    value = float(np.mean(values))
+    base = float(np.mean(bases)) if all(b is not None for b in bases) else None
+    tested = [pairs[r["task"]] for r in members if pairs[r["task"]].mine]
+    differences = [statistics.weights(p.strata) * (np.asarray(p.mine) - np.asarray(p.theirs)) for p in tested]
+    return {
+        "value": value,
+        "stderr": float(np.sqrt(np.sum(np.square(errors))) / len(members))
+        if all(e is not None for e in errors)
+        else None,
+        "n": sum(r["n"] for r in members),
+        "tasks": len(members),
+        "baseline": base,
+        "retained": value / base if base else None,
+        "p_value": statistics.sign_flips(np.concatenate(differences)) if len(tested) == len(members) else None,
+        **{f: _average([r[f] for r in members]) for f in ("blind", "bag")},
+    }
+
+
+def _average(values: list[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def budget_section(
+    settings: Mapping[str, Any], done: list[TaskRun], costs: Mapping[str, Any], depth: int
+) -> dict[str, Any]:
+    """What was asked for, and what was truly kept on the scored samples (per image); where no task generates, on the
+    image that the costs were measured with."""
+    kept = [s for t in done for s in t.samples if s.tokens_in is not None]
+    weighted = [(t.layers, sum(s.tokens_in is not None for s in t.samples)) for t in done if t.layers]
+    if kept and weighted:
+        total = sum(n for _, n in weighted)
+        layers = [sum(values[i] * n for values, n in weighted) / total for i in range(depth)]
+        tokens_in = sum(s.tokens_in for s in kept) / len(kept)  # type: ignore[misc]
+        tokens_out = sum(s.tokens_kept for s in kept) / len(kept)  # type: ignore[misc]
+    else:
+        layers = [float(v) for v in costs["layer_tokens"]]
+        tokens_in, tokens_out = costs["visual_tokens"], layers[-1]
+    average = sum(layers) / len(layers)
+    return {
+        "requested": {k: settings[k] for k in BUDGETS if settings.get(k) is not None},
+        "visual_tokens_in": tokens_in,
+        "visual_tokens_out": tokens_out,
+        "layer_tokens": layers,
+        "layer_average_tokens": average,
+        "compression_ratio": tokens_in / average if average else None,
+        "flops_ratio": costs["flops_ratio"],
+    }
+
+
+def checkpoint_section(folder: Path | None) -> dict[str, Any] | None:
+    if folder is None:
+        return None
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        manifest = None
+    return {"path": shared(folder), "weights": results.hash_weights([folder])[:12], "manifest": manifest}
+
+
+def shared(value: Any) -> Any:
+    """Paths into what comes with vtc as relative ones: a result says the same on every machine."""
+    from vtc import shipped
+
+    if isinstance(value, Mapping):
+        return {k: shared(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [shared(v) for v in value]
+    if isinstance(value, (str, Path)) and os.path.isabs(str(value)):
+        try:
+            return Path(value).resolve().relative_to(shipped.root()).as_posix()
+        except ValueError:
+            return str(value)
+    return value
+
+
+def command(baseline: bool = False) -> str:
+    """What to type to do it again.
+
+    Args:
+        baseline: of the uncompressed run that the command made on its way.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    if HydraConfig.initialized():
+        overrides = list(HydraConfig.get().overrides.task)
+        return shlex.join(["python", "-m", "vtc", *(uncompressed(overrides) if baseline else overrides)])
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def uncompressed(overrides: list[str]) -> list[str]:
+    """The same overrides without those that say how to compress."""
+    dropped = ("method", "layer_scale", "checkpoint", "resume", *BUDGETS)
+    return [o for o in overrides if o.lstrip("+~").split("=")[0].split(".")[0] not in dropped] + ["method=none"]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    import vtc
+
+    out = {"vtc": vtc.__version__, "python": sys.version.split()[0]}
+    for name in ("torch", "transformers", "lmms_eval", "peft"):
+        try:
+            out[name] = version(name.replace("_", "-"))
+        except PackageNotFoundError:
+            out[name] = "unknown"
+    return out
+
+
+def git_commit() -> str | None:
+    """The commit of a checkout, `-dirty` where files were changed since; None elsewhere."""
+    from vtc import shipped
+
+    def git(*arguments: str) -> str:
+        line = ["git", "-C", str(shipped.root()), *arguments]
+        return subprocess.run(line, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        commit, changes = (
+            git("rev-parse", "HEAD"),
+            git("status", "--porcelain", "--untracked-files=no", "--", "vtc", "conf"),
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit}-dirty" if changes else commit
