@@ -95,6 +95,13 @@ methods = Registry(
             "keeps what the vision tower's CLS attends to (arXiv 2412.01818v1)",
         ),
         "llavolta": ("vtc.methods.llavolta:LLaVolta", "stage-wise average pooling in training (arXiv 2406.20092)"),
+        "vcc": (
+            "vtc.methods.vcc:VCC",
+            "blocks that the prompt attends to stay, the others are merged (arXiv 2305.04241)",
+        ),
+        "visionzip": ("vtc.methods.visionzip:VisionZip", "keeps dominant patches, merges the others (arXiv 2412.04467)"),
+        "vispruner": ("vtc.methods.vispruner:VisPruner", "important and diverse patches (arXiv 2412.01818v2)"),
+        "prumerge": ("vtc.methods.prumerge:PruMerge", "outlying patches absorb their like; plus adds uniform ones"),
         "victor": ("vtc.methods.victor:Victor", "learnable registers take over, visual tokens go before layer k"),
         "fwd2bot": (
             "vtc.methods.fwd2bot:Fwd2Bot",

@@ -401,7 +401,8 @@ class Engine:
         if end is None:
             return _last(tokens.mask)
         end = end.to(tokens.origin.device).repeat_interleave(len(tokens.mask) // len(end))  # beams
-        return _last(tokens.mask & (tokens.origin >= 0) & (tokens.origin <= end[:, None]))
+        after = tokens.mask & (tokens.origin > end[:, None])  # what a method made has no origin, but it has a place
+        return _last(tokens.mask & (after.cumsum(1) == 0))
 
 
 def _last(mask: Tensor) -> Tensor:

@@ -1,0 +1,111 @@
+"""VCC (arXiv 2305.04241) as a compressor of visual tokens (LLaVolta, arXiv 2406.20092, section 3.2 and table 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vtc.compressor import Context, TokenMerger, TokenSequence, merge_images, two_level
+from vtc.errors import UserError
+from vtc.methods.avgpool import raster_groups
+from vtc.schedule import resolve_layer
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import BackboneShape
+
+
+class VCC(TokenMerger):
+    """VIP-token centric compression: the blocks that the prompt attends to stay fine, each of the others is merged.
+
+    The paper compresses a long sequence in every layer (section 3): it is cut into blocks of 16 tokens; the mean of a
+    block is a coarse token; a few VIP tokens (those of a question, say) attend to the coarse tokens with the layer's
+    own norm, queries and keys; the blocks with the highest attention, mean over heads and VIPs, are put back as the
+    tokens they were.
+
+    Here the sequence is an image's visual tokens in raster order, before layer K alone, and the VIPs are the prompt's
+    text behind the image. LLaVolta names its settings nowhere, but its table 3 counts 3582 tokens over 32 layers, and
+    2·576 + 30·81 = 3582, where 81 = 3·16 + 33: of 576 / 16 = 36 blocks, 3 stay fine. That is the default.
+
+    Ours, so that any budget is met exactly: what the budget has beyond one token a block goes to the blocks in the
+    order of their attention. Each is split into single tokens, the last one into as many runs as are left (lengths
+    differ by one at most). Left out: the correction of the softmax by the sizes of the blocks (the LLM stays as it is),
+    and in training the straight-through weight on the ranking and its random exploration. Means pass gradients on, the
+    ranking doesn't.
+
+    It can't leave fewer tokens than there are blocks; a larger `block` can.
+
+    Args:
+        tokens: from ceil(N / block) to N; default: three fine blocks.
+        layer: K; 2 in table 3; 0 = before the LLM, whose first layer then says what is attended to.
+        block: tokens of a block. An image that has more blocks than `tokens` (where images differ in size) is cut into
+            `tokens` larger ones.
+    """
+
+    name = "vcc"
+    reads_prompt = True
+
+    def __init__(
+        self, tokens: int | None, shape: BackboneShape, layer: int = 2, block: int = 16, layer_scale: str = "auto"
+    ) -> None:
+        super().__init__(tokens, shape, resolve_layer(layer, shape.depth, layer_scale))
+        self.block = _checked(block)
+
+    def assign(self, tokens: TokenSequence, context: Context) -> tuple[Tensor, None]:
+        _, real = tokens.images
+        if self.tokens is None or self.tokens >= real.shape[1]:
+            return raster_groups(real, real.shape[1]), None
+        blocks = raster_groups(real, _blocks(real.sum(1, keepdim=True), self.block).clamp(max=self.tokens))
+        with torch.no_grad():
+            coarse = merge_images(tokens, blocks)
+            score = context.ahead(coarse, queries=context.prompt(coarse), over=coarse.visual)
+        index, there = coarse.images
+        return split(blocks, real, score.flatten()[index].masked_fill(~there, -1), self.tokens), None
+
+    @classmethod
+    def default_tokens(cls, shape: BackboneShape, block: int = 16, **options: Any) -> int | None:
+        full = shape.visual_tokens
+        return full and min(full, _blocks(full, _checked(block)) + 3 * (block - 1))
+
+    @classmethod
+    def offers(cls, shape: BackboneShape, block: int = 16, **options: Any) -> Sequence[int]:
+        full = shape.visual_tokens or 0
+        return range(_blocks(full, _checked(block)), full + 1)
+
+    @classmethod
+    def layer_tokens(
+        cls, tokens: int | None, shape: BackboneShape, layer: int = 2, layer_scale: str = "auto", **options: Any
+    ) -> list[int]:
+        return two_level(tokens, shape, resolve_layer(layer, shape.depth, layer_scale))
+
+
+def split(blocks: Tensor, real: Tensor, score: Tensor, tokens: int) -> Tensor:
+    """[I, N]: groups, `tokens` in each image (one for each token of an image that has no more).
+
+    Args:
+        blocks: [I, N] block of each token: runs 0…, in raster order, no more than `tokens` in an image.
+        real: [I, N] bool.
+        score: [I, C] of the blocks; ties go to the earlier one.
+    """
+    size = torch.zeros_like(score, dtype=torch.long).scatter_add(1, blocks, real.long())
+    rest = (tokens - (size > 0).sum(1, keepdim=True)).clamp(min=0)
+    order = score.argsort(dim=1, descending=True, stable=True)
+    gain = (size.gather(1, order) - 1).clamp(min=0)  # what a block adds if all of it stays fine
+    gain = torch.minimum(gain, (rest - gain.cumsum(1) + gain).clamp(min=0))
+    pieces = (size > 0).long().scatter_add(1, order, gain)
+    start, first = size.cumsum(1) - size, pieces.cumsum(1) - pieces
+    rank = real.cumsum(1) - 1 - start.gather(1, blocks)
+    return first.gather(1, blocks) + rank * pieces.gather(1, blocks) // size.gather(1, blocks).clamp(min=1)
+
+
+def _blocks(length: Any, block: int) -> Any:
+    """ceil(length / block), of a number or a tensor."""
+    return -(-length // block)
+
+
+def _checked(block: int) -> int:
+    if isinstance(block, bool) or not isinstance(block, int) or block < 1:
+        raise UserError(f"method.block={block}: allowed: a whole number from 1 on")
+    return block
