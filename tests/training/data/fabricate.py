@@ -33,7 +33,8 @@ def said(*turns: tuple[str, str]) -> list[dict[str, str]]:
 
 
 def words(number: int, count: int = 3) -> str:
-    return " ".join(WORDS[(number * 7 + 3 * n + number // len(WORDS)) % len(WORDS)] for n in range(count))
+    """Another text for each number below 81."""
+    return " ".join(WORDS[(number // len(WORDS) ** (n % 2) + n // 2) % len(WORDS)] for n in range(count))
 
 
 def conversations(paths: Sequence[str]) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ RECORD = np.dtype(
     ]
 )
 SHOWN = 100 << 20  # bytes from which indexing shows its progress
-BUFFER = 4096  # records
+BUFFER = 1024  # records
 
 
 @dataclass
