@@ -152,7 +152,7 @@ def _tokens(cfg: Mapping[str, Any], cls: Any, shape: BackboneShape, options: Map
 
 def _shipped_name(name: str, method: Compressor) -> str:
     """Folder of a method's shipped weights: LLaVolta's fit any budget, others are of one."""
-    return f"{name}-{method.tokens}" if method.fixed_budget else f"{name}-four"
+    return f"{name}-{method.trained_for}" if method.fixed_budget else f"{name}-four"
 
 
 def _checkpoint(cfg: Mapping[str, Any], name: str, method: Compressor) -> Path | None:
@@ -173,7 +173,8 @@ def _check_checkpoint(folder: Path, cfg: Mapping[str, Any], name: str, method: C
     from vtc.methods import options_of
     from vtc.training.checkpoint import check_manifest
 
-    manifest = check_manifest(folder, cfg["backbone"]["name"], name, method.tokens if method.fixed_budget else None)
+    tokens = method.trained_for if method.fixed_budget else None
+    manifest = check_manifest(folder, cfg["backbone"]["name"], name, tokens)
     was, now = options_of(name) | dict(manifest.get("options") or {}), options_of(name) | options
     for key in method.trained_options:
         if was.get(key) != now.get(key):

@@ -405,6 +405,11 @@ class Compressor(nn.Module):
         """Puts what it needs into the backbone (LoRA), or takes it from there (a tokenized prompt); idempotent."""
 
     @property
+    def trained_for(self) -> int | None:
+        """The number of tokens that its weights are for: `tokens`, unless a method can use a part of them."""
+        return self.tokens
+
+    @property
     def extra_parameters(self) -> int:
         """Parameters that it adds to the backbone."""
         return sum(p.numel() for p in self.parameters())

@@ -101,7 +101,7 @@ def load(folder: str | os.PathLike, backbone: Backbone, method: Compressor, *, f
 
     folder = Path(folder)
     if fit:
-        manifest = check_manifest(folder, backbone.name, method.name, method.tokens)
+        manifest = check_manifest(folder, backbone.name, method.name, method.trained_for)
     else:
         manifest = read_manifest(folder)
     if not (folder / WEIGHTS).is_file():
