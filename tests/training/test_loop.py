@@ -24,11 +24,11 @@ class Toy(Stage):
     def named_parameters(self):
         yield from self.net.named_parameters(prefix="net")
 
-    def batch(self, step):
+    def batch(self, step, part):
         if step == self.stop_at:
             raise KeyboardInterrupt
         self.seen.append(step)
-        return torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+        return torch.randn(16, 4, generator=torch.Generator().manual_seed(step))[part.of(16)]
 
     def losses(self, batch):
         return {"fit": (self.net(batch) - batch[:, :2].sin()).square().mean()}

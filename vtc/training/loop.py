@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,8 @@ class Part:
 class Stage:
     """One stage of training: which parameters, which data, which losses.
 
-    A batch must be a function of the step alone, so that a run which was killed and resumed ends bit for bit where the
-    run that was never killed does.
+    A batch must be a function of the step and the part alone, so that a run which was killed and resumed ends bit for
+    bit where the run that was never killed does, and one on several processes where one on a single process does.
     """
 
     name: str
@@ -48,6 +48,13 @@ class Stage:
         """Work there from now on. Stages with modules of their own move them."""
         self.device = device
 
+    def modules(self) -> dict[str, nn.Module]:
+        """Everything that runs in `losses`, trained or not; wrapped together for several processes.
+
+        Stages that train one loose set of parameters need not say more than `named_parameters`.
+        """
+        return {"trained": nn.ParameterList(p for _, p in self.named_parameters())}
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What is trained; names are the keys in the checkpoint."""
         raise NotImplementedError
@@ -55,12 +62,23 @@ class Stage:
     def start_step(self, step: int, total: int) -> None:
         """Called before each step; schedules live here."""
 
-    def batch(self, step: int) -> Any:
-        """The data of a step, on the CPU: a tensor, an object with ``to(device)``, or a tuple of these."""
+    def expect(self, parts: Sequence[Part], first: int, last: int) -> None:
+        """Called once: `batch` will be asked for these parts, in this order, in each of the steps first … last-1.
+        Loading ahead begins here."""
+
+    def batch(self, step: int, part: Part) -> Any:
+        """A part of the global batch, on the CPU: a tensor, an object with ``to(device)``, or a tuple of these."""
         raise NotImplementedError
 
+    def weights(self, batch: Any) -> dict[str, float]:
+        """What a part counts in the mean over the step's parts, for each term: answer tokens, say.
+
+        Terms without a weight count 1 a part; a term of weight 0 in a part is left out there.
+        """
+        return {}
+
     def losses(self, batch: Any) -> dict[str, Tensor]:
-        """Named terms; their sum is minimised."""
+        """Named terms, means over the part. The weighted mean over the parts of each is added up and minimised."""
         raise NotImplementedError
 
     def validate(self) -> dict[str, float]:
@@ -71,6 +89,10 @@ class Stage:
         """Images in a batch, for the speed in the log."""
         return 0
 
+    def tokens(self, batch: Any) -> int:
+        """Tokens in a batch, for the speed in the log."""
+        return 0
+
 
 def on_device(batch: Any, device: torch.device) -> Any:
     """A batch moved to a device."""
@@ -79,18 +101,29 @@ def on_device(batch: Any, device: torch.device) -> Any:
 
 @dataclass
 class Plan:
-    """How a stage is trained. Rates are peaks; ``warmup`` and ``cooldown`` are shares of the steps."""
+    """How a stage is trained.
+
+    Attributes:
+        lr, adam_lr: peak rates; `adam_lr` is AdamW's beside Muon.
+        warmup, cooldown: shares of the steps.
+        clip: largest norm of the gradient.
+        accumulate: micro-batches that each process takes a step.
+        keep: resumable states that are kept.
+    """
 
     steps: int
     lr: float
     optimizer: str = "adamw"
     adam_lr: float | None = None
     weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.98)
     warmup: float = 0.03
     decay: str = "cosine"
     cooldown: float = 0.25
     clip: float = 1.0
     bf16: bool = False
+    accumulate: int = 1
+    keep: int = 2
     validate_every: int = 0
     checkpoint_every: int = 200
     log_every: int = 20
@@ -159,7 +192,9 @@ def train_stage(stage: Stage, plan: Plan, folder: str | os.PathLike, resume: boo
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     parameters = {n: p for n, p in stage.named_parameters() if p.requires_grad}
-    optimizers = build_optimizers(parameters.items(), plan.optimizer, plan.lr, plan.weight_decay, adam_lr=plan.adam_lr)
+    optimizers = build_optimizers(
+        parameters.items(), plan.optimizer, plan.lr, plan.weight_decay, betas=tuple(plan.betas), adam_lr=plan.adam_lr
+    )
     schedulers = build_schedulers(optimizers, plan.steps, plan.warmup, plan.decay, plan.cooldown)
     state = folder / "state"
     first, before = 0, 0.0
@@ -195,7 +230,7 @@ def train_stage(stage: Stage, plan: Plan, folder: str | os.PathLike, resume: boo
         bar = progress.add_task(stage.name, total=plan.steps, completed=first, figures="")
         for step in range(first, plan.steps):
             stage.start_step(step, plan.steps)
-            batch = on_device(stage.batch(step), stage.device)
+            batch = on_device(stage.batch(step, Part()), stage.device)
             with torch.autocast(stage.device.type, torch.bfloat16) if plan.bf16 else contextlib.nullcontext():
                 terms = stage.losses(batch)
             loss = torch.stack(list(terms.values())).sum()
