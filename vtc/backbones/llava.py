@@ -31,10 +31,10 @@ class Llava(Backbone):
         text, vision = config.text_config, config.vision_config
         side = vision.image_size // vision.patch_size
         count = side * side
-        full = config.vision_feature_select_strategy == "full"  # keeps the CLS token
+        first = int(getattr(vision, "model_type", "clip_vision_model") != "siglip_vision_model")
+        full = bool(first) and config.vision_feature_select_strategy == "full"  # keeps the CLS token
         layers = vision.num_hidden_layers
         level = config.vision_feature_layer
-        cls = int(getattr(vision, "model_type", "clip_vision_model") != "siglip_vision_model")
         return BackboneShape(
             name=name,
             depth=text.num_hidden_layers,
@@ -51,8 +51,8 @@ class Llava(Backbone):
                 "width": vision.hidden_size,
                 "intermediate": vision.intermediate_size,
                 "heads": vision.num_attention_heads,
-                "tokens": count + cls,
-                "cls": cls,
+                "tokens": count + first,
+                "cls": first,
                 "image_size": vision.image_size,
                 "patch_size": vision.patch_size,
             },
