@@ -45,7 +45,7 @@ def decoder(
         allowed = torch.ones(len(x), len(x), dtype=torch.bool)
         allowed = allowed.tril() if causal else allowed
         allowed = allowed & ~hide | torch.eye(len(x), dtype=torch.bool)
-        mask = torch.where(allowed, 0.0, torch.finfo(x.dtype).min)[None, None]
+        mask = torch.zeros(allowed.shape, dtype=x.dtype).masked_fill(~allowed, torch.finfo(x.dtype).min)[None, None]
         rope = lm.rotary_emb(x[None], position[None])
         x = layer(x[None], attention_mask=mask, position_embeddings=rope)[0]
     return lm.norm(x)

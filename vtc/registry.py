@@ -99,7 +99,7 @@ methods = Registry(
             "vtc.methods.vcc:VCC",
             "blocks that the prompt attends to stay, the others are merged (arXiv 2305.04241)",
         ),
-        "visionzip": ("vtc.methods.visionzip:VisionZip", "keeps dominant patches, merges the others (arXiv 2412.04467)"),
+        "visionzip": ("vtc.methods.visionzip:VisionZip", "keeps dominant patches, merges the rest (arXiv 2412.04467)"),
         "vispruner": ("vtc.methods.vispruner:VisPruner", "important and diverse patches (arXiv 2412.01818v2)"),
         "prumerge": ("vtc.methods.prumerge:PruMerge", "outlying patches absorb their like; plus adds uniform ones"),
         "victor": ("vtc.methods.victor:Victor", "learnable registers take over, visual tokens go before layer k"),

@@ -1,0 +1,117 @@
+"""PruMerge and PruMerge+ (arXiv 2403.15388): adaptive token reduction for efficient large multimodal models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtc.compressor import VISUAL, Compressor, Context, TokenSequence
+from vtc.errors import UserError
+from vtc.tower import Tower, TowerUse, require_cls, resolve_tower_layer
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import BackboneShape
+
+
+class PruMerge(Compressor):
+    """The patches that CLS attends to stand out; each absorbs the patches with the nearest keys, before the LLM.
+
+    a = softmax(q_CLS K^T / √C) over the whole width, one head (eq. 3). Without a budget the outliers are kept,
+    a_j > Q3 + 1.5·IQR of the image's own a, and the greatest in any case (section 3.2). A kept token becomes
+    y_i + Σ a_j y_j over the k patches whose keys are nearest by cosine (section 3.3), and one more token, Σ a_j y_j
+    over all patches that were not kept, stands behind them: y are the tower's features, projected afterwards.
+
+    With `plus`, spatially uniform patches are kept too: without a budget every floor(1 / 3r)-th in raster order (but at
+    most every other), r being the share of the outliers; the authors' step is the same, but tied to 576 patches. With a
+    budget M there are M − 1 kept tokens and the fused one (M = 1: one token, nothing fused), of which, with `plus`, a
+    quarter (rounded up) by attention and the others evenly over what is left: the proportion that the adaptive rule
+    gives. Kept tokens stay in raster order, where the authors leave them in the order of their attention. The projector
+    runs once more, on the tokens that are left.
+
+    Needs a tower with CLS. Any budget from 1 on.
+
+    Args:
+        tokens: None: as many as stand out, image by image.
+        plus: PruMerge+.
+        neighbours: k; None: N / 18, the authors' 32 of 576.
+        tower_layer: whose queries and keys; None: the projected layer (-2 in LLaVA-1.5); the authors' code takes those
+            of the layer after it, -1.
+    """
+
+    name = "prumerge"
+
+    def __init__(
+        self,
+        tokens: int | None,
+        shape: BackboneShape,
+        plus: bool = False,
+        neighbours: int | None = None,
+        tower_layer: int | None = None,
+    ) -> None:
+        super().__init__(tokens, shape)
+        require_cls(self.name, shape)
+        if not isinstance(plus, bool):
+            raise UserError(f"method.plus={plus}: allowed: true, false")
+        if neighbours is not None and (
+            isinstance(neighbours, bool) or not isinstance(neighbours, int) or neighbours < 0
+        ):
+            raise UserError(f"method.neighbours={neighbours}: allowed: a whole number from 0 on, null")
+        self.plus, self.neighbours, self.tower_layer = plus, neighbours, resolve_tower_layer(tower_layer, shape)
+
+    def layers(self) -> set[int]:
+        return {0}
+
+    def tower(self) -> TowerUse:
+        return TowerUse(watch=frozenset({self.tower_layer}))
+
+    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
+        _, real = tokens.images
+        if not real.numel() or (self.tokens is not None and self.tokens >= real.shape[1]):
+            return tokens
+        tower = context.seen()
+        attention = tower.cls_attention(self.tower_layer, heads=1)[:, 0]  # [I, N]
+        kept = self.outliers(attention) if self.tokens is None else self.best(attention, max(1, self.tokens - 1))
+        place, merged, fused = self.absorbed(tower, attention, kept)
+        merged = context.project(merged).to(tokens.hidden.dtype)
+        values = tokens.visual_hidden().scatter(1, place[..., None].expand_as(merged), merged)
+        out = tokens.rewrite(values, kept)
+        out = out.keep(out.per_token(kept, False) | ((out.role != VISUAL) & out.mask))
+        return out if self.tokens == 1 else out.insert(context.project(fused))
+
+    def outliers(self, attention: Tensor) -> Tensor:
+        """[I, N] bool: the kept ones without a budget."""
+        count = attention.shape[1]
+        low, high = attention.quantile(torch.tensor([0.25, 0.75], device=attention.device), dim=1, keepdim=True)
+        kept = (attention > high + 1.5 * (high - low)).scatter(1, attention.argmax(1, keepdim=True), True)
+        if self.plus:
+            step = torch.div(count, 3 * kept.sum(1, keepdim=True), rounding_mode="floor").clamp(min=2)
+            kept = kept | (torch.arange(count, device=kept.device) % step == 0)
+        return kept
+
+    def best(self, attention: Tensor, count: int) -> Tensor:
+        """[I, N] bool: `count` kept ones an image."""
+        top = -(-count // 4) if self.plus else count
+        ranked = attention.argsort(dim=1, descending=True, stable=True)
+        kept = torch.zeros_like(attention, dtype=torch.bool).scatter(1, ranked[:, :top], True)
+        if count > top:
+            rest = ranked[:, top:].sort(dim=1).values
+            evenly = (2 * torch.arange(count - top, device=rest.device) + 1) * rest.shape[1] // (2 * (count - top))
+            kept = kept.scatter(1, rest[:, evenly], True)
+        return kept
+
+    def absorbed(self, tower: Tower, attention: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Places [I, K] of the kept tokens (others follow where there are fewer), what they become, the fused one."""
+        features, patches = tower.features.float(), kept.shape[1]
+        near = max(1, round(patches / 18)) if self.neighbours is None else self.neighbours
+        place = kept.byte().argsort(dim=1, descending=True, stable=True)[:, : int(kept.sum(1).max()), None]
+        keys = F.normalize(tower.patch_keys(self.tower_layer).float(), dim=-1)
+        similar = (keys.take_along_dim(place, 1) @ keys.transpose(1, 2)).scatter(2, place, float("-inf"))
+        index = similar.topk(min(near, patches - 1), dim=2).indices
+        weight = torch.zeros_like(similar).scatter(2, index, attention[:, None].expand_as(similar).gather(2, index))
+        merged = weight.scatter(2, place, 1.0) @ features
+        rest = ~kept | kept.all(1, keepdim=True)  # an image of which all is kept is fused as a whole
+        fused = (attention * rest)[:, None] @ features
+        return place[..., 0], merged.to(tower.features.dtype), fused.to(tower.features.dtype)

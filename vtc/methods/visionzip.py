@@ -1,0 +1,87 @@
+"""VisionZip (arXiv 2412.04467): longer is better but not necessary in vision language models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtc.compressor import VISUAL, Compressor, Context, TokenSequence
+from vtc.errors import unknown
+from vtc.tower import Tower, TowerUse, require_cls, resolve_tower_layer
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import BackboneShape
+
+CONTEXTUAL = 10 / 64  # the paper's budgets: 54 + 10, 108 + 20, 162 + 30
+
+
+class VisionZip(Compressor):
+    """Dominant tokens are kept, the others merged into a few contextual ones, all before the LLM.
+
+    Dominant (section 3.2): the patches with the greatest CLS attention, summed over heads, in raster order. Contextual
+    (section 3.3): of the other patches, every s-th in raster order is a target; each of the rest goes to the target
+    with the most similar key (cosine of the keys' mean over heads), and a contextual token is target + mean of what
+    went to it, in the tower's features, projected afterwards. They stand behind the dominant ones.
+
+    A budget M splits into round(M · 10/64) contextual tokens and the dominant rest, which gives the paper's 54 + 10,
+    108 + 20 and 162 + 30. The authors count CLS itself among the dominant tokens; LLaVA never projects it, and here all
+    are patches. The projector runs once more, on the contextual tokens alone.
+
+    Needs a tower with CLS. Any budget from 1 on; up to 3 there are no contextual tokens.
+
+    Args:
+        tokens: default: a ninth (64 of 576).
+        merge: "add": target + mean, as in the paper's algorithm; "mean": the mean of the whole group.
+        tower_layer: None: the projected layer, -2 in LLaVA-1.5.
+    """
+
+    name = "visionzip"
+
+    def __init__(
+        self, tokens: int | None, shape: BackboneShape, merge: str = "add", tower_layer: int | None = None
+    ) -> None:
+        super().__init__(tokens, shape)
+        require_cls(self.name, shape)
+        if merge not in ("add", "mean"):
+            raise unknown("method.merge", merge, ("add", "mean"))
+        self.average, self.tower_layer = merge == "mean", resolve_tower_layer(tower_layer, shape)
+
+    def layers(self) -> set[int]:
+        return {0}
+
+    def tower(self) -> TowerUse:
+        return TowerUse(watch=frozenset({self.tower_layer}))
+
+    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
+        _, real = tokens.images
+        if self.tokens is None or not real.numel() or self.tokens >= real.shape[1]:
+            return tokens
+        tower, few = context.seen(), round(self.tokens * CONTEXTUAL)
+        score = tower.cls_attention(self.tower_layer).sum(1)
+        best = score.argsort(dim=1, descending=True, stable=True)[:, : self.tokens - few]
+        dominant = torch.zeros_like(real).scatter(1, best, True)
+        kept = tokens.keep(tokens.per_token(dominant, False) | ((tokens.role != VISUAL) & tokens.mask))
+        return kept.insert(context.project(self.contextual(tower, ~dominant, few))) if few else kept
+
+    def contextual(self, tower: Tower, rest: Tensor, few: int) -> Tensor:
+        """[I, few, C]: what becomes of the patches that are not dominant, `rest` [I, N] with equally many an image."""
+        index = rest.nonzero()[:, 1].view(len(rest), -1, 1)  # [I, R, 1] in raster order
+        features = tower.features.take_along_dim(index, 1).float()
+        keys = tower.patch_keys(self.tower_layer).unflatten(-1, (tower.heads, -1)).float().mean(2)
+        keys = F.normalize(keys.take_along_dim(index, 1), dim=-1)
+        count = index.shape[1]
+        target = torch.arange(few, device=index.device) * (count // few)
+        other = torch.ones(count, dtype=torch.bool, device=index.device).index_fill(0, target, False)
+        nearest = (keys[:, other] @ keys[:, target].transpose(1, 2)).argmax(2)
+        joins = F.one_hot(nearest, few).to(features.dtype).transpose(1, 2)  # [I, few, R - few]
+        size = joins.sum(2, keepdim=True)
+        total, own = joins @ features[:, other], features[:, target]
+        merged = (own + total) / (1 + size) if self.average else own + total / size.clamp(min=1)
+        return merged.to(tower.features.dtype)
+
+    @classmethod
+    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
+        return shape.visual_tokens and max(1, shape.visual_tokens // 9)

@@ -1,0 +1,81 @@
+"""VisPruner (arXiv 2412.01818v2): exploiting visual cues for effective token pruning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtc.compressor import Context, TokenSequence
+from vtc.errors import UserError
+from vtc.tower import TowerPruner
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import BackboneShape
+
+
+class VisPruner(TowerPruner):
+    """Keeps important patches by CLS attention, and diverse ones among the others, before the LLM.
+
+    Important (section 4.2): the floor(T·r) patches with the greatest CLS attention, mean over heads. Diverse: the
+    others, from the most attended on, are dealt alternately into A and B; the `remove` tokens of A that are nearest to
+    any of B (cosine of the tower's features) are duplicates and go; what is left of A, most similar first, and then B
+    are dealt anew, until T − floor(T·r) are left. All are kept in raster order.
+
+    Where an odd number is left, A has one more than B (the authors' code stops with an error there), and a round
+    removes no more than A holds, so that every budget is met.
+
+    Needs a tower with CLS. Any budget from 1 on.
+
+    Args:
+        tokens: default: a ninth (64 of 576).
+        important: r, the share of the important ones; 0.5 in the paper.
+        remove: duplicates that go in a round; 8 in the authors' code.
+        tower_layer: None: the projected layer, -2 in LLaVA-1.5.
+    """
+
+    name = "vispruner"
+
+    def __init__(
+        self,
+        tokens: int | None,
+        shape: BackboneShape,
+        important: float = 0.5,
+        remove: int = 8,
+        tower_layer: int | None = None,
+    ) -> None:
+        super().__init__(tokens, shape, tower_layer)
+        if isinstance(important, bool) or not isinstance(important, (int, float)) or not 0 <= important <= 1:
+            raise UserError(f"method.important={important}: allowed: 0 to 1")
+        if isinstance(remove, bool) or not isinstance(remove, int) or remove < 1:
+            raise UserError(f"method.remove={remove}: allowed: a whole number from 1 on")
+        self.important, self.remove = important, remove
+
+    def score(self, tokens: TokenSequence, context: Context) -> Tensor:
+        assert self.tokens is not None
+        tower = context.seen()
+        ranked = tower.cls_attention(self.tower_layer).mean(1).argsort(dim=1, descending=True, stable=True)
+        count = int(self.tokens * self.important)
+        diverse = distinct(tower.features.detach(), ranked[:, count:], self.tokens - count, self.remove)
+        chosen = torch.cat([ranked[:, :count], diverse], 1)
+        return tokens.per_token(torch.zeros(ranked.shape, device=ranked.device).scatter(1, chosen, 1.0))
+
+    @classmethod
+    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
+        return shape.visual_tokens and max(1, shape.visual_tokens // 9)
+
+
+def distinct(features: Tensor, index: Tensor, count: int, remove: int) -> Tensor:
+    """[I, count] of the tokens `index` [I, R] of features [I, N, C], after the duplicates went round by round."""
+    if not count:
+        return index[:, :0]
+    unit = F.normalize(features.float(), dim=-1)
+    while index.shape[1] > count:
+        a, b = index[:, ::2], index[:, 1::2]
+        similar = unit.take_along_dim(a[..., None], 1) @ unit.take_along_dim(b[..., None], 1).transpose(1, 2)
+        order = similar.amax(2).argsort(dim=1, descending=True, stable=True)
+        gone = min(remove, index.shape[1] - count, a.shape[1])
+        index = torch.cat([a.gather(1, order[:, gone:]), b], 1)
+    return index
