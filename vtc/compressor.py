@@ -132,6 +132,11 @@ class TokenSequence:
             shift = before[:, -1:].neg() if shift is None else shift - before[:, -1:]
         return self._take(order, mask, position, shift)
 
+    def hide(self, hidden: Tensor) -> TokenSequence:
+        """Without the tokens `hidden` [B, L] bool, as if a mask hid them: the others keep their positions everywhere."""
+        kept = dataclasses.replace(self, compact=False).keep(~hidden)
+        return dataclasses.replace(kept, compact=self.compact)
+
     def drop(self, role: int) -> TokenSequence:
         """Without the tokens of this role."""
         return self.keep(self.role != role)
@@ -298,6 +303,11 @@ def _nothing(*args: Any, **kwargs: Any) -> Tensor:
     raise RuntimeError("this context has no backbone behind it")
 
 
+def _own(rows: Tensor) -> Tensor:
+    """Of one process, every process's rows."""
+    return rows
+
+
 @dataclass
 class Context:
     """What a method may look at beside the tokens.
@@ -307,6 +317,7 @@ class Context:
         grids: (height, width) in visual tokens of each image, in the order of `TokenSequence.images`; None if unknown.
         features: the projector's output per image, a list of [N_i, D]; empty where tokens come from a cache.
         rows: layer → [B, L] attention that the last prompt token paid in that layer, mean over heads (see `probes`).
+        keys: layer → [B, L, D] keys of all heads in that layer, not yet rotated by position (see `probes`).
         run_decoder: `run_decoder(embeddings [B, L, D], mask [B, L], adapter=None, bidirectional=False) -> [B, L, D]`,
             the last hidden states of the LLM (after its norm), uncompressed and without a cache, under a LoRA adapter.
         embed: token ids [...] → embeddings [..., D].
@@ -321,12 +332,14 @@ class Context:
         training: whether gradients are wanted.
         summary: [I, M, D], what a `SelfCompressor` made of the images; None before.
         captions: (token ids [I, L], mask [I, L]) of a caption of each image, where training has them; None otherwise.
+        gather: rows [I, D] → those of every process, with their gradient: a contrastive loss is over all of them.
     """
 
     shape: BackboneShape
     grids: list[tuple[int, int] | None] = field(default_factory=list)
     features: Sequence[Tensor] = ()
     rows: dict[int, Tensor] = field(default_factory=dict)
+    keys: dict[int, Tensor] = field(default_factory=dict)
     run_decoder: Callable[..., Tensor] = _nothing
     embed: Callable[[Tensor], Tensor] = _nothing
     prompt: Callable[[TokenSequence], Tensor] = _nothing
@@ -336,6 +349,7 @@ class Context:
     training: bool = False
     summary: Tensor | None = None
     captions: tuple[Tensor, Tensor] | None = None
+    gather: Callable[[Tensor], Tensor] = _own
 
     def attention(self, layer: int) -> Tensor:
         """[B, L]: the probed row of `layer`, over the tokens as they now are."""
@@ -369,8 +383,8 @@ class Compressor(nn.Module):
     needs_training: ClassVar[bool] = False
     fixed_budget: ClassVar[bool] = False
     trained_options: ClassVar[tuple[str, ...]] = ()
-    adapter: ClassVar[str | None] = None
-    reads_prompt: ClassVar[bool] = False
+    adapter: str | None = None
+    reads_prompt: bool = False
 
     def __init__(self, tokens: int | None, shape: BackboneShape) -> None:
         super().__init__()
@@ -455,10 +469,21 @@ class TokenPruner(Compressor):
         index, real = tokens.images
         if self.tokens is None or not index.numel() or (self.tokens >= index.shape[1]):
             return tokens
-        score = self.score(tokens, context).flatten()[index].float().masked_fill(~real, float("-inf"))
-        best = score.argsort(dim=1, descending=True, stable=True)[:, : self.tokens]
-        chosen = torch.zeros_like(real).scatter(1, best, True) & real
-        return tokens.keep(tokens.per_token(chosen, False) | ((tokens.role != VISUAL) & tokens.mask))
+        return keep_best(tokens, self.score(tokens, context), real.sum(1).clamp(max=self.tokens))
+
+
+def keep_best(tokens: TokenSequence, score: Tensor, count: Tensor) -> TokenSequence:
+    """Without the visual tokens that aren't among the best of their image. Ties go to the earlier token.
+
+    Args:
+        score: [B, L], higher is better; only the visual tokens' scores are read.
+        count: [I], how many are kept of each image (images as in `tokens.images`).
+    """
+    index, real = tokens.images
+    ranked = score.flatten()[index].float().masked_fill(~real, float("-inf"))
+    place = ranked.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    chosen = (place < count[:, None]) & real
+    return tokens.keep(tokens.per_token(chosen, False) | ((tokens.role != VISUAL) & tokens.mask))
 
 
 class TokenMerger(Compressor):

@@ -290,6 +290,7 @@ class Engine:
                 with probe.projections(at) as got:
                     hidden = decoder.layers[i](hidden, **run, **kwargs)
                 keys = None if cache is None else cache.layers[i].keys
+                context.keys[i] = got["k"]
                 context.rows[i] = probe.attention_row(at, got, rope, self._query(tokens), valid, keys)
             tokens = dataclasses.replace(tokens, hidden=hidden)
 
