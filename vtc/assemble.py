@@ -130,7 +130,7 @@ def tune(backbone: Backbone, method: Compressor, lora: Mapping[str, Any] | None)
         raise UserError(f"training.lora: method={method.name} has adapters of its own; see method.rank")
     rank = lora["rank"]
     backbone.add_adapters((TUNED,), rank, lora.get("alpha") or 2 * rank, float(lora.get("dropout") or 0.0))
-    method.adapter = TUNED  # type: ignore[misc]
+    method.adapter = TUNED
 
 
 def checkpoint_folder(cfg: Mapping[str, Any]) -> Path | None:
