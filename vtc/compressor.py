@@ -133,7 +133,7 @@ class TokenSequence:
         return self._take(order, mask, position, shift)
 
     def hide(self, hidden: Tensor) -> TokenSequence:
-        """Without the tokens `hidden` [B, L] bool, as if a mask hid them: the others keep their positions everywhere."""
+        """Without the tokens `hidden` [B, L] bool, as if a mask hid them: the others keep their positions."""
         kept = dataclasses.replace(self, compact=False).keep(~hidden)
         return dataclasses.replace(kept, compact=self.compact)
 
@@ -333,6 +333,7 @@ class Context:
         summary: [I, M, D], what a `SelfCompressor` made of the images; None before.
         captions: (token ids [I, L], mask [I, L]) of a caption of each image, where training has them; None otherwise.
         gather: rows [I, D] → those of every process, with their gradient: a contrastive loss is over all of them.
+        memo: what a method that acts at several layers wants to know again at a later one of the same pass.
     """
 
     shape: BackboneShape
@@ -350,6 +351,7 @@ class Context:
     summary: Tensor | None = None
     captions: tuple[Tensor, Tensor] | None = None
     gather: Callable[[Tensor], Tensor] = _own
+    memo: dict[str, Any] = field(default_factory=dict)
 
     def attention(self, layer: int) -> Tensor:
         """[B, L]: the probed row of `layer`, over the tokens as they now are."""
