@@ -14,7 +14,7 @@ from vtc.backbones import adapters
 from vtc.engine import compressing, embed_images, embed_texts, encode_images, encode_texts
 from vtc.errors import UserError
 from vtc.methods import build
-from vtc.methods.fwd2bot import COMPRESS, GENERATE, info_nce
+from vtc.methods.fwd2bot import COMPRESS, GENERATE, SHARED, info_nce
 from vtc.testing import batch, tiny_backbone
 from vtc.testing.contracts import made
 
@@ -32,15 +32,24 @@ def merged(backbone, name: str):
     return plain
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_equals_two_passes_with_merged_weights(bidirectional: bool) -> None:
-    backbone = tiny_backbone()
-    method = made(backbone, lambda b, t: build("fwd2bot", t, b.shape, rank=4, bidirectional=bidirectional), 3)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bidirectional": True}, {"adapters": "single"}, {"adapters": "none"}, {"hide": [0]}, {"hide": [0, 1]}],
+    ids=str,
+)
+def test_equals_two_passes_with_merged_weights(options: dict) -> None:
+    """Hidden summary tokens (figure 6) leave the positions of all others as they were."""
+    backbone, bidirectional = tiny_backbone(), options.get("bidirectional", False)
+    method = made(backbone, lambda b, t: build("fwd2bot", t, b.shape, rank=4, **options), 3)
+    seen = [i for i in range(3) if i not in options.get("hide", ())]
+    assert method.layer_tokens(3, backbone.shape, **options) == [len(seen)] * backbone.shape.depth
     inputs = batch(backbone)
-    with torch.no_grad(), compressing(backbone, method):
+    with torch.no_grad(), compressing(backbone, method) as engine:
         got = backbone.model(**inputs, position_ids=(inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)).logits
         e = encode_images(backbone, method, inputs["pixel_values"])
-    first_pass, second_pass = merged(backbone, COMPRESS), merged(backbone, GENERATE)
+    assert engine.report is not None and engine.report.layers == [[len(seen)] * 3] * backbone.shape.depth
+    names = {"single": (SHARED, SHARED), "none": (None, None)}.get(options.get("adapters"), (COMPRESS, GENERATE))
+    first_pass, second_pass = (merged(backbone, name) for name in names)
     prompt = backbone.tokenizer("Summarize the image in a few words.", add_special_tokens=False)["input_ids"]
     n = backbone.shape.visual_tokens
     for row in range(3):
@@ -53,7 +62,8 @@ def test_equals_two_passes_with_merged_weights(bidirectional: bool) -> None:
             summary = decoder(first_pass, whole, torch.arange(len(whole)), causal=not bidirectional)[-3:]
             assert (e[row] - summary.mean(0)).abs().max() < 1e-4
             short = torch.cat([x[:first], summary, x[first + n :]])
-            expected = backbone.model.lm_head(decoder(second_pass, short, torch.arange(len(short))))
+            places = torch.tensor([*range(first), *(first + i for i in seen), *range(first + 3, len(short))])
+            expected = backbone.model.lm_head(decoder(second_pass, short[places], places))
         after = len(ids) - first - n
         assert (got[row, -after - 1 :] - expected[-after - 1 :]).abs().max() < 2e-4
 
@@ -146,3 +156,28 @@ def test_embeddings_of_images_and_texts_come_from_every_method() -> None:
         assert (e_v[0] - e_v[1]).abs().max() > 1e-3 and (e_t[0] - e_t[1]).abs().max() > 1e-3
         one = embed_texts(backbone, method, ["blue"])
         assert (one[0] - e_t[1]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("adapters_, names", [("stage", [COMPRESS, GENERATE]), ("single", [SHARED]), ("none", [])])
+def test_the_adapters_that_there_are(adapters_: str, names: list[str]) -> None:
+    """Table 6; full fine-tuning leaves the LLM's weights free to learn."""
+    backbone = tiny_backbone()
+    method = build("fwd2bot", 4, backbone.shape, rank=2, adapters=adapters_)
+    method.attach(backbone)
+    lora = {n: p for n, p in backbone.model.named_parameters() if ".lora_" in n}
+    assert {n.split(".")[-2] for n in lora} == set(names)
+    assert method.extra_parameters == method.summary.numel() + sum(p.numel() for p in lora.values())
+    assert all(p.requires_grad for n, p in backbone.decoder.named_parameters() if n not in lora) == (not names)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"adapters": "two"}, "method.adapters=two.*stage"),
+        ({"hide": [4]}, "0 to 3"),
+        ({"hide": [0, 1, 2, 3]}, "not all"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        build("fwd2bot", 4, tiny_backbone().shape, **options)
