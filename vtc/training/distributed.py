@@ -1,8 +1,115 @@
-"""Several processes."""
+"""Several processes: who this one is, and what all of them know together. For one process nothing is set up."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
+def together() -> bool:
+    """Whether there are other processes."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if together() else 0
+
+
+def world() -> int:
+    """How many processes train."""
+    return dist.get_world_size() if together() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Waits for all processes."""
+    if together():
+        dist.barrier()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """What each process gave, by rank."""
+    if not together():
+        return [value]
+    everyone: list[Any] = [None] * world()
+    dist.all_gather_object(everyone, value)
+    return everyone
+
+
+def sum_over_ranks(values: Mapping[str, float]) -> dict[str, float]:
+    """Sums by name; a name that a process lacks counts 0 there."""
+    total: dict[str, float] = {}
+    for given in gather_objects(dict(values)):
+        for name, value in given.items():
+            total[name] = total.get(name, 0.0) + value
+    return total
+
+
 def gather_with_gradient(x: Tensor) -> Tensor:
-    """Every process's rows."""
-    return x
+    """The rows of every process, one process after the other; gradients find their way back.
+
+    Every process gets the gradient of the sum over the processes of what each makes of the result: where all compute the
+    same loss from it, scale it by one over their number.
+
+    Args:
+        x: [B, …], B may differ between processes.
+
+    Returns:
+        [sum of B, …]; `x` itself for one process.
+    """
+    return _Gather.apply(x) if together() else x
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        group = _own_group()
+        mine = torch.tensor([len(x)], device=x.device)
+        sizes = [torch.zeros_like(mine) for _ in range(world())]
+        dist.all_gather(sizes, mine, group=group)
+        ctx.sizes = [int(size) for size in sizes]
+        padded = x.new_zeros(max(ctx.sizes), *x.shape[1:])
+        padded[: len(x)] = x
+        rows = [torch.empty_like(padded) for _ in ctx.sizes]
+        dist.all_gather(rows, padded, group=group)
+        return torch.cat([part[:size] for part, size in zip(rows, ctx.sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous().clone()
+        dist.all_reduce(gradient, group=_own_group())
+        return gradient.split(ctx.sizes)[rank()]
+
+
+_groups: dict[int, dist.ProcessGroup] = {}
+
+
+def _own_group() -> dist.ProcessGroup:
+    """A group for gathering alone: in the backward pass DDP's own reductions may come before it or after it, and not in
+    the same order on every process (parameters that one of them has no use for are reduced at once)."""
+    default = id(dist.group.WORLD)
+    if default not in _groups:
+        _groups[default] = dist.new_group()
+    return _groups[default]
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """All of a parameter that FSDP or DeepSpeed splits over the processes, detached; every process must ask for it."""
+    parameter = parameter.detach() if not hasattr(parameter, "ds_id") else parameter
+    if hasattr(parameter, "full_tensor"):
+        return parameter.full_tensor()
+    if hasattr(parameter, "ds_id"):
+        from deepspeed.zero import GatheredParameters
+
+        with GatheredParameters([parameter]):
+            return parameter.detach().clone()
+    return parameter
