@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
+
+
+def start() -> None:
+    """Joins the other processes, where `accelerate launch` or `torchrun` started several, and takes this one's GPU.
+
+    To be called before a model is put on a device; calling it again does nothing.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState()
+
+
+def device(wanted: str = "auto") -> torch.device:
+    """Where this process works: `wanted`; for ``auto`` a GPU where there is one. Of several GPUs, its own."""
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    if kind == "cuda" and together():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device(kind)
 
 
 def together() -> bool:
@@ -43,6 +65,15 @@ def gather_objects(value: Any) -> list[Any]:
     everyone: list[Any] = [None] * world()
     dist.all_gather_object(everyone, value)
     return everyone
+
+
+def from_main(value: T) -> T:
+    """What the main process gave, on every process."""
+    if not together():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
 
 
 def sum_over_ranks(values: Mapping[str, float]) -> dict[str, float]:
