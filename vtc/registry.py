@@ -99,6 +99,8 @@ methods = Registry(
             "vtc.methods.vcc:VCC",
             "blocks that the prompt attends to stay, the others are merged (arXiv 2305.04241)",
         ),
+        "downsample": ("vtc.methods.downsample:Downsample", "fewer patches of a smaller image (arXiv 2510.07143)"),
+        "tome": ("vtc.methods.tome:ToMe", "similar patches merge in every layer of the tower (arXiv 2210.09461)"),
         "visionzip": ("vtc.methods.visionzip:VisionZip", "keeps dominant patches, merges the rest (arXiv 2412.04467)"),
         "vispruner": ("vtc.methods.vispruner:VisPruner", "important and diverse patches (arXiv 2412.01818v2)"),
         "prumerge": ("vtc.methods.prumerge:PruMerge", "outlying patches absorb their like; plus adds uniform ones"),

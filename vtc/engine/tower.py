@@ -112,6 +112,12 @@ class Watch:
     @contextmanager
     def _merging(self, use: TowerUse) -> Iterator[None]:
         """Lets the method merge tokens in every layer up to the projected one, between attention and MLP."""
+        implementation = self.backbone.vision_tower.config._attn_implementation
+        if implementation not in ("sdpa", "eager"):
+            raise UserError(
+                f"method={self.method.name}: attention proportional to merged patches needs attention=sdpa or eager, "
+                f"not {implementation}"
+            )
         sizes: list[Tensor] = []
         changed: list[tuple[Any, Any, bool]] = []
 
@@ -120,10 +126,11 @@ class Watch:
 
             def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
                 if layer == 0:
-                    sizes[:] = [hidden_states.new_ones(hidden_states.shape[:2])]
+                    exact = torch.promote_types(hidden_states.dtype, torch.float32)
+                    sizes[:] = [hidden_states.new_ones(hidden_states.shape[:2], dtype=exact)]
                 size = sizes[-1]
                 with probe.projections(block.self_attn) as got:
-                    hidden = attend(hidden_states, size.log()[:, None, None])
+                    hidden = attend(hidden_states, size.log()[:, None, None].to(hidden_states.dtype))
                 keys = got["k"].unflatten(-1, (self.backbone.shape.vision["heads"], -1)).transpose(1, 2)
                 assert use.merge is not None
                 hidden, size = use.merge(layer, hidden, keys, size)
