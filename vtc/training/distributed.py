@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -30,6 +31,18 @@ def device(wanted: str = "auto") -> torch.device:
     if kind == "cuda" and together():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device(kind)
+
+
+def begin(cpu: bool) -> None:
+    """Joins the other processes that were launched with this one, and takes its own GPU; alone it does nothing.
+
+    Args:
+        cpu: whether the processes compute on CPUs, where GPUs there may be.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=cpu)
 
 
 def together() -> bool:
@@ -88,8 +101,8 @@ def sum_over_ranks(values: Mapping[str, float]) -> dict[str, float]:
 def gather_with_gradient(x: Tensor) -> Tensor:
     """The rows of every process, one process after the other; gradients find their way back.
 
-    Every process gets the gradient of the sum over the processes of what each makes of the result: where all compute the
-    same loss from it, scale it by one over their number.
+    Every process gets the gradient of the sum over the processes of what each makes of the result: where all compute
+    the same loss from it, scale it by one over their number.
 
     Args:
         x: [B, …], B may differ between processes.
