@@ -73,6 +73,10 @@ def pocket() -> Backbone:
     with torch.random.fork_rng(devices=[]):
         model = build_model(seed=0)
     with torch.no_grad():  # as drawn for training, attention is nearly even: every ranking would be decided by rounding
+    Case("fwd2bot", 3, {"rank": 2, "adapters": "single"}),
+    Case("fwd2bot", 3, {"adapters": "none"}),
+    Case("single_forward", 4, {"rank": 4}),
+    Case("single_forward", 16, {"rank": 2}),
         for name, parameter in model.model.language_model.named_parameters():
             if name.endswith(("q_proj.weight", "k_proj.weight")):
                 parameter.mul_(8)
@@ -105,3 +109,4 @@ POCKET_METHODS = [
 ]
 FIRST = list({m.name: m for m in reversed(METHODS)}.values())  # one setting of each method
 CASES = [("gqa", m) for m in METHODS] + [("mha", m) for m in FIRST] + [("pocket", m) for m in POCKET_METHODS]
+    Case("single_forward", 16),

@@ -114,6 +114,10 @@ methods = Registry(
 
 backbones = Registry(
     "backbone",
+        "single_forward": (
+            "vtc.methods.single_forward:SingleForward",
+            "the vision tower makes the summary tokens, in one pass (Fwd2Bot's baseline, table 7)",
+        ),
     "vtc.backbones",
     {
         "pocket": ("vtc.backbones.llava:Pocket", "the shipped miniature LLaVA: 96x96 images, 144 visual tokens"),

@@ -31,11 +31,16 @@ class TowerUse:
             `merge(layer, hidden [I, T, C], keys [I, H, T, d], size [I, T]) -> (hidden [I, T', C], size [I, T'])`. The
             tokens before the patches (CLS) come first and stay; `size` says how many patches each token stands for,
             and attention is proportional to it. None: no merging.
+        summary: [M, C] tokens that run through the tower behind the patches; what is projected is what it makes of
+            them, and nothing else. None: the patches are projected.
+        adapter: the LoRA adapter under which the tower runs; None for the plain weights.
     """
 
     watch: frozenset[int] = frozenset()
     image_size: int | None = None
     merge: Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    summary: Tensor | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Tower:
     """What the tower made of I images, in the order of `TokenSequence.images`.
 
     Attributes:
-        features: [I, N, C] what the projector read of the N patches; carries gradients.
+        features: [I, N, C] what the projector read of the N patches (or of the summary tokens); carries gradients.
         queries, keys: layer → [I, E + N, C] over the full width, as the layer projects them, without gradients.
         heads: of the tower's attention.
         extra: E, tokens before the patches: 1 where there is a CLS token, else 0.

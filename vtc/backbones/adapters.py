@@ -8,8 +8,8 @@ without a word.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import nn
@@ -27,13 +27,18 @@ def activate(layers: list[Any], names: list[str]) -> None:
         layer._active_adapter = names
 
 
+def using(decoder: Any, name: str | None) -> AbstractContextManager[None]:
+    """Runs `decoder` under adapter `name` (None: its own weights), then as before."""
+    return using_in(decoder.layers, name)
+
+
 @contextmanager
-def using(decoder: Any, name: str | None) -> Iterator[None]:
-    """Runs `decoder` under adapter `name` (None: its own weights), then as before.
+def using_in(layers: Iterable[Any], name: str | None) -> Iterator[None]:
+    """Runs these layers under adapter `name` (None: their own weights), then as before.
 
     A layer under gradient checkpointing remembers `name` and takes it again when it is recomputed.
     """
-    by_layer = {layer: tuner_layers(layer) for layer in decoder.layers}
+    by_layer = {layer: tuner_layers(layer) for layer in layers}
     every = [m for found in by_layer.values() for m in found]
     if not every:
         yield

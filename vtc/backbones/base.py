@@ -203,6 +203,11 @@ class Backbone:
         """The vision tower's layers: each has `self_attn` with `q_proj` and `k_proj`."""
         raise UserError(f"backbone={self.name}: the layers of its vision tower can't be watched")
 
+    @property
+    def tower_embeddings(self) -> Any:
+        """The module whose output [I, T, C] the vision tower's layers work on."""
+        raise UserError(f"backbone={self.name}: no tokens can be put beside the patches of its vision tower")
+
     def tower_halves(self, layer: int) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]:
         """A layer of the tower cut in two, both with their residuals: `attend(hidden [I, T, C], bias [I, 1, 1, T])`,
         whose bias is added to the attention scores, and `mlp(hidden)`.
@@ -232,24 +237,42 @@ class Backbone:
         Raises:
             UserError: other adapters, or the same of another rank, are there already.
         """
+        if self._inject(self.decoder, "language model", list(self.linear_layers), names, rank, alpha, dropout):
+            self.model.get_output_embeddings().requires_grad_(False)
+
+    def add_tower_adapters(self, names: Sequence[str], rank: int, alpha: int, dropout: float = 0.0) -> None:
+        """The same for the vision tower: in all linear layers of its layers up to the one that is projected."""
+        import torch
+
+        from vtc.tower import projected_layer
+
+        read = list(self.tower_layers)[: projected_layer(self.shape) + 1]
+        inside = {id(m) for layer in read for m in layer.modules() if isinstance(m, torch.nn.Linear)}
+        targets = [n for n, m in self.vision_tower.named_modules() if id(m) in inside]
+        self._inject(self.vision_tower, "vision tower", targets, names, rank, alpha, dropout)
+
+    def _inject(
+        self, module: Any, what: str, targets: list[str], names: Sequence[str], rank: int, alpha: int, dropout: float
+    ) -> bool:
+        """Puts LoRA beside the weights of `module` and freezes those; False where it is already there."""
         from vtc.backbones import adapters
 
-        there: list[Any] = adapters.tuner_layers(self.decoder)
+        there: list[Any] = adapters.tuner_layers(module)
         if there:
             if dict(there[0].r) == dict.fromkeys(names, rank):
-                return
+                return False
             found = ", ".join(f"{n} of rank {r}" for n, r in there[0].r.items())
-            raise UserError(f"backbone={self.name}: its language model already has adapters ({found}); load it anew")
+            raise UserError(f"backbone={self.name}: its {what} already has adapters ({found}); load it anew")
         from peft import LoraConfig, inject_adapter_in_model
 
         for name in names:
-            self.decoder.__dict__.pop("peft_config", None)  # else peft warns of a second adapter, which is the point
-            config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(self.linear_layers))
-            inject_adapter_in_model(config, self.decoder, adapter_name=name)
-        adapters.activate(adapters.tuner_layers(self.decoder), [])
-        for name, parameter in self.decoder.named_parameters():
+            module.__dict__.pop("peft_config", None)  # else peft warns of a second adapter, which is the point
+            config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)
+            inject_adapter_in_model(config, module, adapter_name=name)
+        adapters.activate(adapters.tuner_layers(module), [])
+        for name, parameter in module.named_parameters():
             parameter.requires_grad_(".lora_" in name)
-        self.model.get_output_embeddings().requires_grad_(False)
+        return True
 
     def image_features(self, kwargs: dict[str, Any]) -> list[Tensor] | None:
         """Projected features per image, a list of [N_i, D], of a call of `core` with these keyword arguments; None

@@ -78,6 +78,10 @@ class Llava(Backbone):
     def tower_layers(self) -> Sequence[Any]:
         return self.vision_tower.encoder.layers
 
+    @property
+    def tower_embeddings(self) -> Any:
+        return self.vision_tower.embeddings
+
     def tower_halves(self, layer: int) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]:
         block = self.tower_layers[layer]
 

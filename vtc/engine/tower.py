@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from vtc.backbones import adapters
 from vtc.engine import probe
 from vtc.errors import UserError
 from vtc.tower import Tower, TowerUse, projected_layer
@@ -100,6 +101,10 @@ class Watch:
             got["features"] = args[0]
 
         with ExitStack() as stack:
+            if use.adapter is not None:
+                stack.enter_context(adapters.using_in(self.backbone.tower_layers, use.adapter))
+            if use.summary is not None:
+                stack.enter_context(self._summarising(use.summary))
             hook = self.backbone.projector.register_forward_pre_hook(projected)
             stack.callback(hook.remove)
             for layer in sorted(use.watch):
@@ -108,6 +113,26 @@ class Watch:
             if use.merge is not None:
                 stack.enter_context(self._merging(use))
             yield got
+
+    @contextmanager
+    def _summarising(self, summary: Tensor) -> Iterator[None]:
+        """Puts `summary` [M, C] behind what the tower embeds, and lets the projector see the last M tokens alone."""
+
+        def embedded(module: Any, args: tuple, output: Tensor) -> Tensor:
+            return torch.cat([output, summary.to(output).expand(len(output), -1, -1)], 1)
+
+        def projected(module: Any, args: tuple) -> tuple:
+            return args[0][:, -len(summary) :], *args[1:]
+
+        hooks = [
+            self.backbone.tower_embeddings.register_forward_hook(embedded),
+            self.backbone.projector.register_forward_pre_hook(projected),
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     @contextmanager
     def _merging(self, use: TowerUse) -> Iterator[None]:

@@ -1,0 +1,78 @@
+"""The single-forward baseline of Fwd2Bot (arXiv 2503.21757, section 5, table 7)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from vtc.errors import UserError
+from vtc.methods.fwd2bot import COMPRESS, GENERATE, lora_parameters
+from vtc.tower import FewerPatches, TowerUse, projected_layer
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import Backbone, BackboneShape
+
+
+class SingleForward(FewerPatches):
+    """The vision tower compresses in place of the LLM: k' learnable summary tokens run through it beside the patches.
+
+    "We use the CLIP vision encoder only, effectively compressing them in the input space of the LLM … the loss is
+    directly applied after the LLM, as in LLaVA, using a single forward pass." The summary tokens join CLS and patches
+    behind the tower's embeddings, see them in every layer and are seen by them; the projector maps what the tower makes
+    of them, and of them alone, into the LLM's space, where they take the place of the image.
+
+    The paper leaves open, and here it is so: the summary tokens have no position embedding (each is learned by itself);
+    they pass the tower's first norm as patches do; what is learned beside them mirrors Fwd2Bot's two adapters of equal
+    rank: LoRA "compress" in the linear layers of the tower, up to the one that is projected, and "generate" in those of
+    the LLM, whose weights stay frozen. Embeddings for retrieval are read after the LLM, as of every other method
+    without a loss of its own.
+
+    Args:
+        tokens: k', at most the visual tokens that an image has; default 16.
+        rank: of both LoRA adapters.
+        alpha: their scale is alpha / rank; default 2·rank.
+        dropout: of the adapters' input.
+    """
+
+    name = "single_forward"
+    needs_training = True
+    fixed_budget = True
+    trained_options = ("rank", "alpha")
+    adapter = GENERATE
+
+    def __init__(
+        self,
+        tokens: int | None,
+        shape: BackboneShape,
+        rank: int = 32,
+        alpha: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        k = 16 if tokens is None else tokens
+        super().__init__(k, shape)
+        if rank < 1:
+            raise UserError(f"method.rank={rank}: allowed: 1 or more")
+        self.rank, self.alpha, self.dropout = rank, alpha or 2 * rank, dropout
+        self.summary = nn.Parameter(torch.randn(k, shape.vision["width"]) * 0.02)
+
+    def attach(self, backbone: Backbone) -> None:
+        """Adds an adapter to the tower and one to the LLM, and freezes both."""
+        backbone.add_tower_adapters((COMPRESS,), self.rank, self.alpha, self.dropout)
+        backbone.add_adapters((GENERATE,), self.rank, self.alpha, self.dropout)
+
+    def tower(self) -> TowerUse:
+        return TowerUse(summary=self.summary, adapter=COMPRESS)
+
+    @property
+    def extra_parameters(self) -> int:
+        """The summary tokens and both adapters: r·(in + out) in each linear layer."""
+        v = self.shape.vision
+        sides = 4 * 2 * v["width"] + 2 * (v["width"] + v["intermediate"])
+        in_tower = self.rank * (projected_layer(self.shape) + 1) * sides
+        return self.summary.numel() + in_tower + lora_parameters(self.shape, self.rank)
+
+    @classmethod
+    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
+        return 16
