@@ -15,12 +15,37 @@ def replacing(folder: Path) -> Iterator[Path]:
 
     A crash inside leaves the old one; one between the two renames leaves it as ``<folder>.old``.
     """
-    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    fresh = beginning(folder)
+    yield fresh
+    finish(folder)
+
+
+def beginning(folder: Path) -> Path:
+    """The fresh folder beside `folder`, empty."""
+    fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    yield fresh
+    return fresh
+
+
+def finish(folder: Path) -> None:
+    """Puts the fresh folder into the place of `folder`, once what is in it has reached the disk."""
+    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    for file in fresh.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
     os.replace(fresh, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def removed(folder: Path) -> None:
+    """Takes `folder` away at once: a crash never leaves half of it under its name."""
+    gone = folder.with_name(folder.name + ".old")
+    shutil.rmtree(gone, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, gone)
+    shutil.rmtree(gone, ignore_errors=True)

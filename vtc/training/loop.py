@@ -1,23 +1,31 @@
-"""The training loop: steps, progress, log, checkpoints, resume. What is trained is a :class:`Stage`."""
+"""The training loop: steps, progress, log, states, resume. What is trained is a :class:`Stage`.
+
+The same code runs on one process and on many (accelerate: DDP, FSDP, DeepSpeed). A step's global batch is split into
+parts, one for each process and micro-batch, and its loss does not depend on how many there are: for each term it is the
+mean over the whole batch. Only a contrastive term knows of micro-batches: its negatives are those of one micro-batch on
+all processes.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vtc.training.folders import replacing
-from vtc.training.optim import build_optimizers, build_schedulers
+from vtc.errors import UserError, unknown
+from vtc.training import distributed, state
+from vtc.training.folders import removed
+from vtc.training.optim import DECAYS, OPTIMIZERS, build_optimizers, build_schedulers
+from vtc.training.track import Trackers
 
 
 @dataclass(frozen=True)
@@ -128,135 +136,282 @@ class Plan:
     checkpoint_every: int = 200
     log_every: int = 20
 
+    def __post_init__(self) -> None:
+        """UserError: a number or a name that a plan can't have."""
+        self.betas = (float(self.betas[0]), float(self.betas[1]))
+        for key in ("steps", "accumulate", "keep", "checkpoint_every", "log_every"):
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"training.{key}={value}: a whole number of 1 or more")
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown("training.stages[].optimizer", self.optimizer, OPTIMIZERS)
+        if self.decay not in DECAYS:
+            raise unknown("training.stages[].decay", self.decay, DECAYS)
 
-def _save_state(
-    folder: Path, step: int, parameters: dict[str, nn.Parameter], optimizers: list, schedulers: list, seconds: float
-) -> None:
-    """Write a checkpoint, whole or not at all."""
-    tensors = {f"parameter/{n}": p.detach().contiguous() for n, p in parameters.items()}
-    meta: dict[str, Any] = {"step": step, "seconds": seconds, "groups": [], "scalars": []}
-    for i, optimizer in enumerate(optimizers):
-        state = optimizer.state_dict()
-        scalars: dict[str, dict[str, Any]] = {}
-        for key, values in state["state"].items():
-            for name, value in values.items():
-                if torch.is_tensor(value):
-                    tensors[f"optimizer/{i}/{key}/{name}"] = value.detach().contiguous()
-                else:
-                    scalars.setdefault(str(key), {})[name] = value
-        meta["groups"].append(state["param_groups"])
-        meta["scalars"].append(scalars)
-    meta["schedulers"] = [{"last_epoch": s.last_epoch, "_step_count": s._step_count} for s in schedulers]
-    with replacing(folder) as fresh:
-        save_file(tensors, fresh / "state.safetensors")
-        (fresh / "state.json").write_text(json.dumps(meta, default=list))
+    def identity(self) -> dict[str, Any]:
+        """What the weights at the end depend on."""
+        free = ("accumulate", "keep", "validate_every", "checkpoint_every", "log_every")
+        return {k: v for k, v in asdict(self).items() if k not in free}
 
 
-def _load_state(folder: Path, parameters: dict[str, nn.Parameter], optimizers: list, schedulers: list) -> dict:
-    if not folder.exists() and folder.with_name(folder.name + ".old").exists():
-        folder = folder.with_name(folder.name + ".old")  # killed between the two renames
-    tensors = load_file(folder / "state.safetensors")
-    meta = json.loads((folder / "state.json").read_text())
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[f"parameter/{name}"])
-    for i, optimizer in enumerate(optimizers):
-        state: dict[int, dict[str, Any]] = {}
-        for key, tensor in tensors.items():
-            if key.startswith(f"optimizer/{i}/"):
-                _, _, index, name = key.split("/", 3)
-                state.setdefault(int(index), {})[name] = tensor
-        for index, values in meta["scalars"][i].items():
-            state.setdefault(int(index), {}).update(values)
-        groups = meta["groups"][i]
-        for group in groups:
-            group["betas"] = tuple(group["betas"]) if "betas" in group else None
-            if group["betas"] is None:
-                del group["betas"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
-    for scheduler, state in zip(schedulers, meta["schedulers"], strict=True):
-        scheduler.__dict__.update(state)
-    return meta
+def seed_step(seed: int, stage: str, step: int) -> None:
+    """Makes the randomness of a step (dropout) a function of the seed, the stage, the step and the process."""
+    text = f"{seed}/{stage}/{step}/{distributed.rank()}"
+    torch.manual_seed(int.from_bytes(_digest(text)[:8], "little") >> 1)
 
 
-def train_stage(stage: Stage, plan: Plan, folder: str | os.PathLike, resume: bool = True, quiet: bool = False) -> dict:
-    """Train a stage to its last step.
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def train_stage(
+    stage: Stage,
+    plan: Plan,
+    folder: str | os.PathLike,
+    resume: bool = True,
+    quiet: bool = False,
+    *,
+    seed: int = 0,
+    config: Mapping[str, Any] | None = None,
+    log: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Train a stage to its last step. Every process of a run calls it, with the same arguments.
 
     Args:
-        folder: gets ``log.jsonl`` (one line a logged step and a validation) and ``state/`` (the resumable checkpoint).
-        resume: go on from ``state/`` where there is one.
+        folder: gets ``log.jsonl`` (one line a logged step and a validation) and ``state/`` (see `vtc.training.state`).
+        resume: go on from the newest state that is whole; a stage that is finished is read, not trained. False: states
+            of before are removed.
+        seed: of dropout and whatever else is random in a step; see `seed_step`.
+        config: what else the weights depend on (backbone, method, data); a state of another one is refused.
+        log: trackers beside ``log.jsonl``: tensorboard, wandb, trackio.
 
     Returns:
         {"steps", "seconds", "validation"}: seconds of training over all sittings.
+
+    Raises:
+        UserError: a state of another configuration; a tracker that is not there; what this kind of launch can't do.
     """
+    from vtc.training.parallel import parts_of, team
+
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    parameters = {n: p for n, p in stage.named_parameters() if p.requires_grad}
-    optimizers = build_optimizers(
-        parameters.items(), plan.optimizer, plan.lr, plan.weight_decay, betas=tuple(plan.betas), adam_lr=plan.adam_lr
-    )
-    schedulers = build_schedulers(optimizers, plan.steps, plan.warmup, plan.decay, plan.cooldown)
-    state = folder / "state"
-    first, before = 0, 0.0
-    if resume and (state.exists() or state.with_name("state.old").exists()):
-        meta = _load_state(state, parameters, optimizers, schedulers)
-        first, before = meta["step"], meta["seconds"]
-    log = folder / "log.jsonl"
-    if first == 0:
-        log.write_text("")
-    began = time.perf_counter()
+    identity = {"stage": stage.name, "plan": plan.identity(), "seed": seed, **(config or {})}
+    meta, at = _begin(folder, identity, plan, resume)
 
-    def seconds() -> float:
-        return round(before + time.perf_counter() - began, 1)
+    def optimizers(parameters: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
+        named = parameters.items()
+        return build_optimizers(named, plan.optimizer, plan.lr, plan.weight_decay, plan.betas, plan.adam_lr)
 
-    def write(entry: dict) -> None:
-        with log.open("a") as stream:
-            stream.write(json.dumps(entry) + "\n")
-
-    progress = Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        disable=quiet,
-        refresh_per_second=1,
-    )
-    running: dict[str, float] = {}
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    validation: dict[str, float] = next((e["validation"] for e in reversed(lines) if "validation" in e), {})
-    with progress:
-        bar = progress.add_task(stage.name, total=plan.steps, completed=first, figures="")
-        for step in range(first, plan.steps):
-            stage.start_step(step, plan.steps)
-            batch = on_device(stage.batch(step, Part()), stage.device)
-            with torch.autocast(stage.device.type, torch.bfloat16) if plan.bf16 else contextlib.nullcontext():
-                terms = stage.losses(batch)
-            loss = torch.stack(list(terms.values())).sum()
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(list(parameters.values()), plan.clip)
-            for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                scheduler.step()
-            for name, term in terms.items():
-                value = float(term.detach())
-                running[name] = value if name not in running else 0.95 * running[name] + 0.05 * value
-            done = step + 1
-            speed = stage.images(batch) * (done - first) / (time.perf_counter() - began)
-            figures = " ".join(f"{n} {v:.3f}" for n, v in running.items()) + (f" · {speed:.0f} img/s" if speed else "")
-            progress.update(bar, completed=done, figures=figures)
-            if done % plan.log_every == 0 or done == plan.steps:
+    with team(stage, plan, optimizers) as run:
+        schedulers = build_schedulers(run.raw, plan.steps, plan.warmup, plan.decay, plan.cooldown)
+        if at is not None:
+            if run.sharded:
+                run.load_shards(at / state.SHARDS)
+            else:
+                state.restore(at, meta, run.parameters, run.raw)
+            for scheduler, values in zip(schedulers, meta["schedulers"], strict=True):
+                scheduler.__dict__.update(values)
+        book = _Book(folder, plan, meta, stage.name, identity, log, quiet)
+        parts = parts_of(plan)
+        stage.expect(parts, meta["step"], plan.steps)
+        with book:
+            for step in range(meta["step"], plan.steps):
+                began = time.perf_counter()
+                seed_step(seed, stage.name, step)
+                stage.start_step(step, plan.steps)
+                batches = [stage.batch(step, part) for part in parts]
+                terms, seen = _gradients(run, stage, batches)
+                norm = run.step(plan.clip)
                 rate = schedulers[0].get_last_lr()[0]
-                entry = {"step": done, "seconds": seconds(), "lr": rate, "norm": round(float(norm), 4)}
-                entry |= {n: round(v, 4) for n, v in running.items()}
-                write(entry | {"images_per_second": round(speed, 1)})
-            if (plan.validate_every and done % plan.validate_every == 0) or done == plan.steps:
-                validation = stage.validate()
-                if validation:
-                    rounded = {k: round(v, 4) for k, v in validation.items()}
-                    write({"step": done, "seconds": seconds(), "validation": rounded})
-            if done % plan.checkpoint_every == 0 or done == plan.steps:
-                _save_state(state, done, parameters, optimizers, schedulers, seconds())
-    return {"steps": plan.steps, "seconds": seconds(), "validation": validation}
+                for scheduler in schedulers:
+                    scheduler.step()
+                done = step + 1
+                book.step(done, terms, seen, norm, rate, time.perf_counter() - began)
+                if (plan.validate_every and done % plan.validate_every == 0) or done == plan.steps:
+                    book.validated(done, run.run(stage.validate))
+                if done % plan.checkpoint_every == 0 or done == plan.steps:
+                    tensors, plain = ({}, []) if run.sharded else state.of_optimizers(run.raw)
+                    if not run.sharded:
+                        tensors |= {f"parameter/{n}": p.detach().contiguous() for n, p in run.parameters.items()}
+                    now = {
+                        "step": done,
+                        "of": plan.steps,
+                        **book.position(),
+                        "data": {"next_step": done},
+                        "schedulers": [{"last_epoch": s.last_epoch, "_step_count": s._step_count} for s in schedulers],
+                        "optimizers": plain,
+                        "config": identity,
+                        "config_hash": _digest(json.dumps(identity, sort_keys=True, default=str)).hex(),
+                        "versions": state.versions(),
+                        "launch": _launch(plan, run.kind),
+                    }
+                    state.write(folder / "state", now, tensors, plan.keep, run.save_shards if run.sharded else None)
+    return {"steps": plan.steps, "seconds": book.seconds, "validation": book.validation}
+
+
+def _gradients(run: Any, stage: Stage, batches: list[Any]) -> tuple[dict[str, float], dict[str, float]]:
+    """Leaves the gradient of the step's loss in the parameters.
+
+    Returns:
+        (the step's terms, what all processes saw: "images" and "tokens").
+    """
+    weights = [stage.weights(batch) for batch in batches]
+    totals = distributed.sum_over_ranks(
+        _added([{f"weight/{n}": float(w) for n, w in each.items()} for each in weights])
+        | {
+            "parts": float(len(batches)),
+            "images": float(sum(map(stage.images, batches))),
+            "tokens": float(sum(map(stage.tokens, batches))),
+        }
+    )
+    values: list[dict[str, float]] = []
+    for number, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
+        last = number == len(batches) - 1
+        with run.alone(last):
+            terms = run.losses(stage, on_device(batch, stage.device))
+            shares = {n: weight[n] / totals[f"weight/{n}"] if weight.get(n) else 0.0 for n in terms if n in weight}
+            shares |= {n: 1 / totals["parts"] for n in terms if n not in weight}
+            counted = {n: terms[n] * (shares[n] * run.factor) for n in terms if shares[n]}
+            if not counted:
+                raise UserError(f"training: a part of a step of stage {stage.name!r} has nothing that a loss counts")
+            run.backward(torch.stack(list(counted.values())).sum(), last)
+        values.append({n: float(terms[n].detach()) * shares[n] for n in counted})
+    seen = {n: totals[n] for n in ("images", "tokens")}
+    return distributed.sum_over_ranks(_added(values)), seen
+
+
+def _added(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for entry in entries:
+        for name, value in entry.items():
+            total[name] = total.get(name, 0.0) + value
+    return total
+
+
+def _launch(plan: Plan, kind: Any) -> dict[str, Any]:
+    return {"kind": str(kind.value), "processes": distributed.world(), "accumulate": plan.accumulate}
+
+
+FRESH = {"step": 0, "seconds": 0.0, "running": {}}
+
+
+def _begin(folder: Path, identity: Mapping[str, Any], plan: Plan, resume: bool) -> tuple[dict[str, Any], Path | None]:
+    """Where to begin: the newest state's `state.json` and folder, the same on every process."""
+    found: tuple[dict[str, Any], Path | None] = FRESH, None
+    refused = ""
+    if distributed.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        root = folder / "state"
+        if not resume:
+            removed(root)
+        newest = state.newest(root, lambda line: print(f"vtc: {line}", flush=True))
+        if newest:
+            found = newest[1], newest[0]
+            try:
+                state.check(newest[1], identity, folder)
+            except UserError as error:
+                refused = str(error)
+    meta, at, refused = distributed.from_main((*found, refused))
+    if refused:
+        raise UserError(refused)
+    return meta, at
+
+
+class _Book:
+    """What is told of a stage: the progress line, ``log.jsonl``, the trackers. The main process alone writes.
+
+    Attributes:
+        validation: the newest figures.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        plan: Plan,
+        meta: Mapping[str, Any],
+        name: str,
+        config: Mapping[str, Any],
+        log: Sequence[str],
+        quiet: bool,
+    ) -> None:
+        self.plan, self.first, self.before = plan, int(meta["step"]), float(meta["seconds"])
+        self.running, self.validation = dict(meta["running"]), dict(meta.get("validation", {}))
+        self.began, self.spent, self.seen = time.perf_counter(), 0.0, {"images": 0.0, "tokens": 0.0}
+        self.writes, self.file = distributed.is_main(), folder / "log.jsonl"
+        if self.writes:
+            self.file.write_text("".join(_lines_until(self.file, self.first)))
+        self.trackers = Trackers(log if self.writes else (), folder, name, config)
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            disable=quiet or not self.writes,
+            refresh_per_second=1,
+        )
+        self.bar = self.progress.add_task(name, total=plan.steps, completed=self.first, figures="")
+
+    def __enter__(self) -> _Book:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.progress.stop()
+        self.trackers.close()
+
+    @property
+    def seconds(self) -> float:
+        """Of training, over all sittings."""
+        return round(self.before + time.perf_counter() - self.began, 1)
+
+    def position(self) -> dict[str, Any]:
+        """What a state keeps of it."""
+        return {"seconds": self.seconds, "running": self.running, "validation": self.validation}
+
+    def write(self, entry: dict[str, Any]) -> None:
+        if self.writes:
+            with self.file.open("a") as stream:
+                stream.write(json.dumps(entry) + "\n")
+            self.trackers.log(entry)
+
+    def step(
+        self, done: int, terms: Mapping[str, float], seen: Mapping[str, float], norm: float, rate: float, seconds: float
+    ) -> None:
+        """One step: its terms, how many images and tokens all processes saw, the time it took."""
+        for name, value in terms.items():
+            self.running[name] = value if name not in self.running else 0.95 * self.running[name] + 0.05 * value
+        self.spent += seconds
+        for name, count in seen.items():
+            self.seen[name] += count
+        speed = {name: count / self.spent for name, count in self.seen.items()}
+        units = ((speed["images"], "img/s"), (speed["tokens"], "tok/s"))
+        figures = [" ".join(f"{n} {v:.3f}" for n, v in self.running.items())]
+        figures += [f"{value:.0f} {unit}" for value, unit in units if value]
+        self.progress.update(self.bar, completed=done, figures=" · ".join(figures))
+        if done % self.plan.log_every and done != self.plan.steps:
+            return
+        left = (self.plan.steps - done) * self.spent / (done - self.first)
+        entry = {"step": done, "seconds": self.seconds, "lr": rate, "norm": round(norm, 4)}
+        entry |= {"loss": round(sum(terms.values()), 6)} | {n: round(v, 4) for n, v in self.running.items()}
+        entry |= {f"{name}_per_second": round(value, 1) for name, value in speed.items()}
+        self.write(entry | {"seconds_left": round(left, 1)})
+
+    def validated(self, done: int, figures: Mapping[str, float]) -> None:
+        self.validation = dict(figures)
+        if figures:
+            rounded = {k: round(v, 4) for k, v in figures.items()}
+            self.write({"step": done, "seconds": self.seconds, "validation": rounded})
+
+
+def _lines_until(file: Path, step: int) -> list[str]:
+    """The lines of a log up to a step; what a killed run wrote after its last state, or only in part, is left out."""
+    kept = []
+    for line in file.read_text().splitlines() if step and file.is_file() else ():
+        try:
+            if json.loads(line)["step"] > step:
+                break
+        except (json.JSONDecodeError, KeyError, TypeError):
+            break
+        kept.append(line + "\n")
+    return kept

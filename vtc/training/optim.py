@@ -9,6 +9,11 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from vtc.errors import unknown
+
+OPTIMIZERS = ("adamw", "muon")
+DECAYS = ("cosine", "linear", "constant")
+
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Weights between two hidden layers, which Muon is for; not embeddings, heads, norms, biases, registers, LoRA."""
@@ -37,7 +42,7 @@ def build_optimizers(
     if name == "adamw":
         return [torch.optim.AdamW([p for _, p in parameters], lr=lr, weight_decay=weight_decay, betas=betas)]
     if name != "muon":
-        raise ValueError(f"optimizer must be 'adamw' or 'muon', not {name!r}")
+        raise unknown("training.stages[].optimizer", name, OPTIMIZERS)
     hidden = [p for n, p in parameters if is_hidden_matrix(n, p)]
     rest = [p for n, p in parameters if not is_hidden_matrix(n, p)]
     optimizers: list[torch.optim.Optimizer] = []
@@ -65,6 +70,6 @@ def build_schedulers(
             return min(1.0, (1 - progress) / max(cooldown, 1e-9))
         if decay == "constant":
             return 1.0
-        raise ValueError(f"decay must be 'cosine', 'linear' or 'constant', not {decay!r}")
+        raise unknown("training.stages[].decay", decay, DECAYS)
 
     return [LambdaLR(optimizer, factor) for optimizer in optimizers]

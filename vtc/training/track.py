@@ -1,4 +1,4 @@
-"""Figures of a training to TensorBoard, Weights & Biases or trackio, by accelerate's trackers."""
+"""TensorBoard, Weights & Biases, trackio beside ``log.jsonl``: through accelerate's trackers, by the main process."""
 
 from __future__ import annotations
 

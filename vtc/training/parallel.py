@@ -1,0 +1,190 @@
+"""One stage on every process of a run: a single CPU or GPU, DDP, FSDP or DeepSpeed, as accelerate was launched."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from torch import Tensor, nn
+
+from vtc.errors import UserError
+from vtc.training import distributed
+
+if TYPE_CHECKING:
+    from vtc.training.loop import Plan, Stage
+
+T = TypeVar("T")
+
+
+class Together(nn.Module):
+    """A stage's modules as one, for wrappers that must see every forward pass: it runs what it is given."""
+
+    def __init__(self, modules: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict(modules)
+        self._no_split_modules = sorted(
+            {n for m in modules.values() for n in getattr(m, "_no_split_modules", None) or ()}
+        )
+
+    def forward(self, call: Callable[[], T]) -> T:
+        return call()
+
+
+class Team:
+    """A stage's model, ready for this process's share of the work.
+
+    Attributes:
+        parameters: what is trained, by the stage's names; FSDP puts others in their place.
+        sharded: whether processes hold shards of the model or of the optimizer.
+        factor: what a loss is multiplied by, so that gradients are summed over the processes, not averaged.
+
+    Args:
+        optimizers: makes the optimizers of named parameters.
+    """
+
+    def __init__(
+        self, stage: Stage, plan: Plan, optimizers: Callable[[dict[str, nn.Parameter]], list[torch.optim.Optimizer]]
+    ) -> None:
+        handler = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+        cpu = stage.device.type == "cpu"
+        self.accelerator = Accelerator(cpu=cpu, device_placement=False, kwargs_handlers=[handler])
+        self.kind = self.accelerator.distributed_type
+        self.fsdp, self.deepspeed = self.accelerator.is_fsdp2, self.kind == DistributedType.DEEPSPEED
+        self.sharded = self.fsdp or self.deepspeed
+        self.factor = distributed.world() * (plan.accumulate if self.deepspeed else 1)
+        self._refuse(plan)
+        self.accelerator.gradient_accumulation_steps = plan.accumulate if self.deepspeed else 1
+        self.autocast = plan.bf16 and self.accelerator.mixed_precision == "no"
+        self.device = stage.device
+
+        trained = {n: p for n, p in stage.named_parameters() if p.requires_grad}
+        model, before = self._model(stage.modules())
+        if before:  # sharded by an earlier stage of this run
+            self.model, self.parameters, self.optimizers = model, trained, optimizers(trained)
+            self.raw = self.optimizers
+            return
+        names = {id(p): n for n, p in model.named_parameters()}
+        lost = [n for n, p in trained.items() if id(p) not in names]
+        if lost:
+            raise RuntimeError(f"stage {stage.name!r}: {lost[0]} is trained, but in none of its modules()")
+        places = {n: names[id(p)] for n, p in trained.items()}
+        self.raw = optimizers(trained)
+        if self.deepspeed:
+            settings = self.accelerator.state.deepspeed_plugin.deepspeed_config
+            settings |= {"gradient_clipping": plan.clip, "gradient_accumulation_steps": plan.accumulate}
+            settings["train_micro_batch_size_per_gpu"] = 1  # DeepSpeed's own figures alone depend on it
+        self.model, *self.optimizers = self.accelerator.prepare(model, *self.raw)
+        now = dict(self.accelerator.unwrap_model(self.model).named_parameters())
+        self.parameters = {n: now[place] for n, place in places.items()}
+        if self.fsdp:
+            _SHARDED.append(self.model)
+
+    def _refuse(self, plan: Plan) -> None:
+        if self.kind == DistributedType.FSDP and not self.fsdp:
+            raise UserError("accelerate: fsdp_version=1 is not supported; see conf/accelerate/fsdp.yaml")
+        if self.accelerator.mixed_precision not in ("no", "bf16"):
+            given = self.accelerator.mixed_precision
+            raise UserError(f"accelerate: mixed_precision={given} is not supported; allowed: no, bf16")
+        if self.sharded and plan.optimizer != "adamw":
+            raise UserError(
+                f"training.stages[].optimizer={plan.optimizer}: it needs whole matrices; sharded training (FSDP, "
+                "DeepSpeed) has adamw"
+            )
+
+    def _model(self, modules: dict[str, nn.Module]) -> tuple[nn.Module, bool]:
+        """The stage's modules as one, and whether that is sharded already."""
+        if self.fsdp:
+            wanted = {id(p) for m in modules.values() for p in m.parameters()}
+            for model in _SHARDED:
+                held = {id(p) for p in model.parameters()}
+                if wanted == held:
+                    return model, True
+                if wanted & held:
+                    raise UserError(
+                        "training.stages: stages with different modules can't be sharded (FSDP) in one run; "
+                        "train the first alone and go on from its weights"
+                    )
+        return Together(modules), False
+
+    # ------------------------------------------------------------------ a step
+    def losses(self, stage: Stage, batch: Any) -> dict[str, Tensor]:
+        """`stage.losses`, under the wrapper and in the precision that were asked for."""
+        with torch.autocast(self.device.type, torch.bfloat16) if self.autocast else contextlib.nullcontext():
+            return self.model(partial(stage.losses, batch))
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Adds a micro-batch's gradients; those of the processes are put together in the last one of a step."""
+        if self.deepspeed:  # takes the optimizer's step too
+            self.accelerator.deepspeed_engine_wrapped.backward(loss, sync_gradients=last)
+        else:
+            self.accelerator.backward(loss)
+
+    def alone(self, last: bool) -> contextlib.AbstractContextManager:
+        """Around forward and backward of a micro-batch: nothing is sent before the last one of a step."""
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
+
+    def step(self, clip: float) -> float:
+        """Clips, moves the parameters, forgets the gradients; the gradient's norm before clipping."""
+        norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if hasattr(norm, "full_tensor"):
+            norm = norm.full_tensor()
+        return float(norm or 0.0)
+
+    def run(self, call: Callable[[], T]) -> T:
+        """`call` where every parameter is whole when its module runs. Every process calls it."""
+        model = self.model if self.sharded else self.accelerator.unwrap_model(self.model)
+        return model(call)
+
+    # ------------------------------------------------------------------ states
+    def save_shards(self, folder: Path) -> None:
+        """Every process's shards of model and optimizer, by accelerate."""
+        self._registered()
+        self.accelerator.save_state(str(folder), safe_serialization=True)
+
+    def load_shards(self, folder: Path) -> None:
+        """What `save_shards` wrote."""
+        self._registered()
+        self.accelerator.load_state(str(folder))
+
+    def _registered(self) -> None:
+        """accelerate knows models and optimizers that it did not wrap itself in this stage."""
+        if not self.accelerator._models:
+            self.accelerator._models.append(self.model)
+            self.accelerator._optimizers.extend(self.optimizers)
+
+    def close(self) -> None:
+        """Lets go of model and optimizers; the parameters stay what they are."""
+        self.accelerator.free_memory()
+        del self.model, self.optimizers, self.raw
+
+
+_SHARDED: list[nn.Module] = []  # FSDP shards modules for good: a later stage of the same ones goes on with them
+
+
+@contextlib.contextmanager
+def team(
+    stage: Stage, plan: Plan, optimizers: Callable[[dict[str, nn.Parameter]], list[torch.optim.Optimizer]]
+) -> Iterator[Team]:
+    """A `Team`, closed at the end."""
+    made = Team(stage, plan, optimizers)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def parts_of(plan: Plan) -> Sequence[Any]:
+    """This process's parts of a step: a micro-batch's parts on all processes lie side by side."""
+    from vtc.training.loop import Part
+
+    world, rank = distributed.world(), distributed.rank()
+    return [Part(micro * world + rank, world * plan.accumulate) for micro in range(plan.accumulate)]
