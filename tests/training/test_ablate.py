@@ -127,6 +127,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_from_end_to_end(tmp_path: Path, capsys, monkeypatch) -> None:
     """Two variants are trained and scored, a third fails alone; the same command again repeats nothing."""
     monkeypatch.chdir(tmp_path)
