@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -12,17 +11,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
-
-
-def start() -> None:
-    """Joins the other processes, where `accelerate launch` or `torchrun` started several, and takes this one's GPU.
-
-    To be called before a model is put on a device; calling it again does nothing.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
-
-        PartialState()
 
 
 def device(wanted: str = "auto") -> torch.device:

@@ -15,37 +15,16 @@ def replacing(folder: Path) -> Iterator[Path]:
 
     A crash inside leaves the old one; one between the two renames leaves it as ``<folder>.old``.
     """
-    fresh = beginning(folder)
-    yield fresh
-    finish(folder)
-
-
-def beginning(folder: Path) -> Path:
-    """The fresh folder beside `folder`, empty."""
-    fresh = folder.with_name(folder.name + ".new")
+    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    return fresh
-
-
-def finish(folder: Path) -> None:
-    """Puts the fresh folder into the place of `folder`, once what is in it has reached the disk."""
-    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    yield fresh
     for file in fresh.rglob("*"):
         if file.is_file():
             with file.open("rb") as stream:
-                os.fsync(stream.fileno())
+                os.fsync(stream.fileno())  # the name must not reach the disk before the bytes
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
     os.replace(fresh, folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def removed(folder: Path) -> None:
-    """Takes `folder` away at once: a crash never leaves half of it under its name."""
-    gone = folder.with_name(folder.name + ".old")
-    shutil.rmtree(gone, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, gone)
-    shutil.rmtree(gone, ignore_errors=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,10 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from vtc.errors import UserError, unknown
-from vtc.training import distributed, state
-from vtc.training.folders import removed
+from vtc.training import distributed, state, track
 from vtc.training.optim import DECAYS, OPTIMIZERS, build_optimizers, build_schedulers
-from vtc.training.track import Trackers
 
 
 @dataclass(frozen=True)
@@ -191,60 +190,51 @@ def train_stage(
     Raises:
         UserError: a state of another configuration; a tracker that is not there; what this kind of launch can't do.
     """
-    from vtc.training.parallel import parts_of, team
+    from vtc.training.parallel import Team, parts_of
 
+    track.check(log)
     folder = Path(folder)
+    if distributed.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
     identity = {"stage": stage.name, "plan": plan.identity(), "seed": seed, **(config or {})}
-    meta, at = _begin(folder, identity, plan, resume)
 
     def optimizers(parameters: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
         named = parameters.items()
         return build_optimizers(named, plan.optimizer, plan.lr, plan.weight_decay, plan.betas, plan.adam_lr)
 
-    with team(stage, plan, optimizers) as run:
-        schedulers = build_schedulers(run.raw, plan.steps, plan.warmup, plan.decay, plan.cooldown)
-        if at is not None:
-            if run.sharded:
-                run.load_shards(at / state.SHARDS)
-            else:
-                state.restore(at, meta, run.parameters, run.raw)
-            for scheduler, values in zip(schedulers, meta["schedulers"], strict=True):
-                scheduler.__dict__.update(values)
-        book = _Book(folder, plan, meta, stage.name, identity, log, quiet)
-        parts = parts_of(plan)
-        stage.expect(parts, meta["step"], plan.steps)
-        with book:
-            for step in range(meta["step"], plan.steps):
-                began = time.perf_counter()
-                seed_step(seed, stage.name, step)
-                stage.start_step(step, plan.steps)
-                batches = [stage.batch(step, part) for part in parts]
-                terms, seen = _gradients(run, stage, batches)
-                norm = run.step(plan.clip)
-                rate = schedulers[0].get_last_lr()[0]
-                for scheduler in schedulers:
-                    scheduler.step()
-                done = step + 1
-                book.step(done, terms, seen, norm, rate, time.perf_counter() - began)
-                if (plan.validate_every and done % plan.validate_every == 0) or done == plan.steps:
-                    book.validated(done, run.run(stage.validate))
-                if done % plan.checkpoint_every == 0 or done == plan.steps:
-                    tensors, plain = ({}, []) if run.sharded else state.of_optimizers(run.raw)
-                    if not run.sharded:
-                        tensors |= {f"parameter/{n}": p.detach().contiguous() for n, p in run.parameters.items()}
-                    now = {
-                        "step": done,
-                        "of": plan.steps,
-                        **book.position(),
-                        "data": {"next_step": done},
-                        "schedulers": [{"last_epoch": s.last_epoch, "_step_count": s._step_count} for s in schedulers],
-                        "optimizers": plain,
-                        "config": identity,
-                        "config_hash": _digest(json.dumps(identity, sort_keys=True, default=str)).hex(),
-                        "versions": state.versions(),
-                        "launch": _launch(plan, run.kind),
-                    }
-                    state.write(folder / "state", now, tensors, plan.keep, run.save_shards if run.sharded else None)
+    team = Team(stage, plan, optimizers, folder, log)
+    schedulers = build_schedulers(team.raw, plan.steps, plan.warmup, plan.decay, plan.cooldown)
+    own = (team.accelerator.save_state, team.accelerator.load_state) if team.deepspeed else (None, None)
+    training = state.Training(team.parameters, team.raw, schedulers, *own)
+    states = state.States(folder / "state", plan.keep, identity)
+    if not resume:
+        states.clear()
+    notes = FRESH
+    found = states.newest()
+    if found:
+        notes = found[1]
+        state.restore(*found, training)
+    parts, first = parts_of(plan), int(notes["step"])
+    if first < plan.steps:
+        stage.expect(parts, first, plan.steps)
+    with _Book(folder, plan, notes, stage.name, quiet) as book:
+        book.tracker = track.Tracker(team.accelerator, log if first < plan.steps else (), folder, identity)
+        for step in range(first, plan.steps):
+            began = time.perf_counter()
+            seed_step(seed, stage.name, step)
+            stage.start_step(step, plan.steps)
+            terms, seen = _gradients(team, stage, [stage.batch(step, part) for part in parts])
+            norm, rate = team.step(plan.clip), schedulers[0].get_last_lr()[0]
+            for scheduler in schedulers:
+                scheduler.step()
+            done = step + 1
+            book.step(done, terms, seen, norm, rate, time.perf_counter() - began)
+            if (plan.validate_every and done % plan.validate_every == 0) or done == plan.steps:
+                book.validated(done, team.run(stage.validate))
+            if done % plan.checkpoint_every == 0 or done == plan.steps:
+                more = {"of": plan.steps, "versions": versions(), "launch": team.launch, **book.position()}
+                states.save(done, training, more, finished=done == plan.steps)
+    team.close()
     return {"steps": plan.steps, "seconds": book.seconds, "validation": book.validation}
 
 
@@ -287,33 +277,18 @@ def _added(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return total
 
 
-def _launch(plan: Plan, kind: Any) -> dict[str, Any]:
-    return {"kind": str(kind.value), "processes": distributed.world(), "accumulate": plan.accumulate}
+def versions() -> dict[str, str]:
+    """Of the software that the numbers depend on."""
+    import accelerate
+    import transformers
+
+    from vtc import __version__
+
+    found = {"vtc": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    return found | {"accelerate": accelerate.__version__, "python": platform.python_version()}
 
 
-FRESH = {"step": 0, "seconds": 0.0, "running": {}}
-
-
-def _begin(folder: Path, identity: Mapping[str, Any], plan: Plan, resume: bool) -> tuple[dict[str, Any], Path | None]:
-    """Where to begin: the newest state's `state.json` and folder, the same on every process."""
-    found: tuple[dict[str, Any], Path | None] = FRESH, None
-    refused = ""
-    if distributed.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        root = folder / "state"
-        if not resume:
-            removed(root)
-        newest = state.newest(root, lambda line: print(f"vtc: {line}", flush=True))
-        if newest:
-            found = newest[1], newest[0]
-            try:
-                state.check(newest[1], identity, folder)
-            except UserError as error:
-                refused = str(error)
-    meta, at, refused = distributed.from_main((*found, refused))
-    if refused:
-        raise UserError(refused)
-    return meta, at
+FRESH: dict[str, Any] = {"step": 0, "seconds": 0.0, "running": {}, "validation": {}}
 
 
 class _Book:
@@ -329,17 +304,15 @@ class _Book:
         plan: Plan,
         meta: Mapping[str, Any],
         name: str,
-        config: Mapping[str, Any],
-        log: Sequence[str],
         quiet: bool,
     ) -> None:
         self.plan, self.first, self.before = plan, int(meta["step"]), float(meta["seconds"])
-        self.running, self.validation = dict(meta["running"]), dict(meta.get("validation", {}))
+        self.running, self.validation = dict(meta["running"]), dict(meta["validation"])
+        self.tracker: track.Tracker | None = None
         self.began, self.spent, self.seen = time.perf_counter(), 0.0, {"images": 0.0, "tokens": 0.0}
         self.writes, self.file = distributed.is_main(), folder / "log.jsonl"
         if self.writes:
             self.file.write_text("".join(_lines_until(self.file, self.first)))
-        self.trackers = Trackers(log if self.writes else (), folder, name, config)
         self.progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -358,7 +331,8 @@ class _Book:
 
     def __exit__(self, *_: Any) -> None:
         self.progress.stop()
-        self.trackers.close()
+        if self.tracker:
+            self.tracker.finish()
 
     @property
     def seconds(self) -> float:
@@ -366,14 +340,16 @@ class _Book:
         return round(self.before + time.perf_counter() - self.began, 1)
 
     def position(self) -> dict[str, Any]:
-        """What a state keeps of it."""
+        """What a state remembers of it."""
         return {"seconds": self.seconds, "running": self.running, "validation": self.validation}
 
     def write(self, entry: dict[str, Any]) -> None:
         if self.writes:
             with self.file.open("a") as stream:
                 stream.write(json.dumps(entry) + "\n")
-            self.trackers.log(entry)
+            if self.tracker:
+                figures = entry.get("validation", entry)
+                self.tracker.log({n: v for n, v in figures.items() if n != "step"}, entry["step"])
 
     def step(
         self, done: int, terms: Mapping[str, float], seen: Mapping[str, float], norm: float, rate: float, seconds: float

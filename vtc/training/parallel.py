@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,9 +17,10 @@ from vtc.errors import UserError
 from vtc.training import distributed
 
 if TYPE_CHECKING:
-    from vtc.training.loop import Plan, Stage
+    from vtc.training.loop import Part, Plan, Stage
 
 T = TypeVar("T")
+Optimizers = Callable[[dict[str, nn.Parameter]], list[torch.optim.Optimizer]]
 
 
 class Together(nn.Module):
@@ -41,22 +42,26 @@ class Team:
 
     Attributes:
         parameters: what is trained, by the stage's names; FSDP puts others in their place.
+        raw: torch's optimizers, inside accelerate's.
+        launch: how the run was launched, for the record.
         sharded: whether processes hold shards of the model or of the optimizer.
         factor: what a loss is multiplied by, so that gradients are summed over the processes, not averaged.
 
     Args:
         optimizers: makes the optimizers of named parameters.
+        folder, log: where trackers write, and which ones.
     """
 
-    def __init__(
-        self, stage: Stage, plan: Plan, optimizers: Callable[[dict[str, nn.Parameter]], list[torch.optim.Optimizer]]
-    ) -> None:
+    def __init__(self, stage: Stage, plan: Plan, optimizers: Optimizers, folder: Path, log: Sequence[str] = ()) -> None:
         handler = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
         cpu = stage.device.type == "cpu"
-        self.accelerator = Accelerator(cpu=cpu, device_placement=False, kwargs_handlers=[handler])
+        self.accelerator = Accelerator(
+            cpu=cpu, device_placement=False, kwargs_handlers=[handler], log_with=list(log) or None, project_dir=folder
+        )
         self.kind = self.accelerator.distributed_type
         self.fsdp, self.deepspeed = self.accelerator.is_fsdp2, self.kind == DistributedType.DEEPSPEED
         self.sharded = self.fsdp or self.deepspeed
+        self.launch = {"kind": str(self.kind.value), "processes": distributed.world(), "accumulate": plan.accumulate}
         self.factor = distributed.world() * (plan.accumulate if self.deepspeed else 1)
         self._refuse(plan)
         self.accelerator.gradient_accumulation_steps = plan.accumulate if self.deepspeed else 1
@@ -144,45 +149,16 @@ class Team:
         model = self.model if self.sharded else self.accelerator.unwrap_model(self.model)
         return model(call)
 
-    # ------------------------------------------------------------------ states
-    def save_shards(self, folder: Path) -> None:
-        """Every process's shards of model and optimizer, by accelerate."""
-        self._registered()
-        self.accelerator.save_state(str(folder), safe_serialization=True)
-
-    def load_shards(self, folder: Path) -> None:
-        """What `save_shards` wrote."""
-        self._registered()
-        self.accelerator.load_state(str(folder))
-
-    def _registered(self) -> None:
-        """accelerate knows models and optimizers that it did not wrap itself in this stage."""
-        if not self.accelerator._models:
-            self.accelerator._models.append(self.model)
-            self.accelerator._optimizers.extend(self.optimizers)
-
     def close(self) -> None:
         """Lets go of model and optimizers; the parameters stay what they are."""
-        self.accelerator.free_memory()
         del self.model, self.optimizers, self.raw
+        self.accelerator.free_memory()
 
 
-_SHARDED: list[nn.Module] = []  # FSDP shards modules for good: a later stage of the same ones goes on with them
+_SHARDED: list[Together] = []  # FSDP shards modules for good: a later stage of the same ones goes on with them
 
 
-@contextlib.contextmanager
-def team(
-    stage: Stage, plan: Plan, optimizers: Callable[[dict[str, nn.Parameter]], list[torch.optim.Optimizer]]
-) -> Iterator[Team]:
-    """A `Team`, closed at the end."""
-    made = Team(stage, plan, optimizers)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-def parts_of(plan: Plan) -> Sequence[Any]:
+def parts_of(plan: Plan) -> list[Part]:
     """This process's parts of a step: a micro-batch's parts on all processes lie side by side."""
     from vtc.training.loop import Part
 
