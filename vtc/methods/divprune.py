@@ -1,0 +1,75 @@
+"""DivPrune (arXiv 2503.02175): diversity-based visual token pruning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtc.compressor import Context, TokenPruner, TokenSequence, two_level
+from vtc.schedule import resolve_layer
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import BackboneShape
+
+
+class DivPrune(TokenPruner):
+    """Keeps the subset of an image's visual tokens whose smallest pairwise distance is largest, found greedily.
+
+    The max-min diversity problem (section 3): max over subsets S of min over i, j in S of d(i, j), with the distance
+    d(i, j) = 1 − cos(e_i, e_j) of the projected tokens. The first pick is the token whose nearest neighbour is farthest
+    (as the authors' code does it), each further one the token that is farthest from its nearest among those picked.
+    What is kept stands in raster order. It looks at the image alone, so it is the same for any question, and needs no
+    attention.
+
+    Exactly `tokens` are kept, where the authors round a ratio.
+
+    Args:
+        tokens: default: 9.8 % of the visual tokens, the paper's headline (56 of 576).
+        layer: 0 in the paper: before the LLM. (Before a later layer it compares hidden states.)
+    """
+
+    name = "divprune"
+
+    def __init__(self, tokens: int | None, shape: BackboneShape, layer: int = 0, layer_scale: str = "auto") -> None:
+        super().__init__(tokens, shape, resolve_layer(layer, shape.depth, layer_scale))
+
+    def score(self, tokens: TokenSequence, context: Context) -> Tensor:
+        _, real = tokens.images
+        return tokens.per_token(farthest_first(tokens.visual_hidden(), real, self.tokens or real.shape[1]))
+
+    @classmethod
+    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
+        return shape.visual_tokens and max(1, round(0.098 * shape.visual_tokens))
+
+    @classmethod
+    def layer_tokens(
+        cls, tokens: int | None, shape: BackboneShape, layer: int = 0, layer_scale: str = "auto", **options: Any
+    ) -> list[int]:
+        return two_level(tokens, shape, resolve_layer(layer, shape.depth, layer_scale))
+
+
+@torch.no_grad()
+def farthest_first(points: Tensor, real: Tensor, count: int) -> Tensor:
+    """[I, N]: `count` for the first pick, down to 1 for the last, 0 for the others. Ties go to the earlier token.
+
+    Args:
+        points: [I, N, D]; their cosines count.
+        real: [I, N] bool. Of an image with fewer than `count`, all real ones are picked.
+    """
+    unit = F.normalize(points.float(), dim=-1)
+    distance = 1 - unit @ unit.transpose(1, 2)
+    distance = torch.maximum(distance, distance.transpose(1, 2))  # equal both ways, whatever was rounded
+    distance = distance.masked_fill(~real[:, None], float("inf"))
+    distance.diagonal(dim1=1, dim2=2).fill_(float("inf"))
+    nearest = distance.amin(2)  # to any other token at first, then to those picked
+    rank, left = torch.zeros_like(nearest), real.clone()
+    for pick in range(count):
+        best = nearest.masked_fill(~left, float("-inf")).argmax(1, keepdim=True)
+        rank.scatter_(1, best, torch.where(left.gather(1, best), count - pick, rank.gather(1, best)))
+        left.scatter_(1, best, False)
+        row = distance.gather(1, best[..., None].expand(-1, -1, distance.shape[2]))[:, 0]
+        nearest = row if pick == 0 else torch.minimum(nearest, row)
+    return rank
