@@ -61,8 +61,7 @@ class VCC(TokenMerger):
         with torch.no_grad():
             coarse = merge_images(tokens, blocks)
             score = context.ahead(coarse, queries=context.prompt(coarse), over=coarse.visual)
-        index, there = coarse.images
-        return split(blocks, real, score.flatten()[index].masked_fill(~there, -1), self.tokens), None
+        return split(blocks, real, score.flatten()[coarse.images[0]], self.tokens), None
 
     @classmethod
     def default_tokens(cls, shape: BackboneShape, block: int = 16, **options: Any) -> int | None:
