@@ -1,0 +1,101 @@
+"""PyramidDrop (arXiv 2410.17247): visual redundancy reduction in stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vtc.compressor import Compressor, Context, TokenSequence, keep_best
+from vtc.errors import UserError
+from vtc.schedule import resolve_layer
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import BackboneShape
+
+
+class PyramidDrop(Compressor):
+    """At the end of each stage of layers a fixed share λ of the visual tokens stays, so that their number falls like a
+    pyramid.
+
+    Before layers 8, 16 and 24 (of 32) the visual tokens are ranked by the attention that the last instruction token
+    pays them in the layer about to run, computed from its own norm, queries and keys: the softmax over the whole row,
+    the mean over heads (section 3; the training code takes the mean over the questions of a conversation, and so do
+    packed questions here). The best stay, in raster order.
+
+    The budget is what is left at the end: of the n tokens before one of the s stages still to come, the share
+    (tokens / n)^(1/s) stays, the same at every stage. An eighth gives the paper's λ = 0.5: 50, 25 and 12.5 %. Tokens
+    keep their positions, as with FastV (the authors number them anew after each drop).
+
+    Args:
+        tokens: default: an eighth of the visual tokens (72 of 576).
+        layers: 8, 16, 24 in the paper, four stages of equal depth. Where a shallow decoder has one layer for several,
+            they act there at once.
+    """
+
+    name = "pyramiddrop"
+    reads_prompt = True
+
+    def __init__(
+        self,
+        tokens: int | None,
+        shape: BackboneShape,
+        layers: Sequence[int] = (8, 16, 24),
+        layer_scale: str = "auto",
+    ) -> None:
+        super().__init__(tokens, shape)
+        self.stages = stages_of(layers, shape.depth, layer_scale)
+
+    def layers(self) -> set[int]:
+        return set() if self.tokens is None else set(self.stages)
+
+    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
+        index, real = tokens.images
+        if self.tokens is None or self.tokens >= index.shape[1]:
+            return tokens
+        left = [remaining(n, self.tokens, self.stages[layer]) for n in real.sum(1).tolist()]
+        return keep_best(tokens, context.ahead(tokens), torch.tensor(left, device=real.device))
+
+    @classmethod
+    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
+        return shape.visual_tokens and max(1, round(shape.visual_tokens / 8))
+
+    @classmethod
+    def layer_tokens(
+        cls,
+        tokens: int | None,
+        shape: BackboneShape,
+        layers: Sequence[int] = (8, 16, 24),
+        layer_scale: str = "auto",
+        **options: Any,
+    ) -> list[int]:
+        return pyramid(tokens, shape, stages_of(layers, shape.depth, layer_scale))
+
+
+def stages_of(layers: Sequence[int], depth: int, layer_scale: str, lowest: int = 0) -> dict[int, float]:
+    """Layer → which part of the way to the budget is gone there (on a logarithmic scale): 1/3, 1/2, 1 for three.
+
+    Raises:
+        UserError: no layer, one that the decoder doesn't have, or not in rising order.
+    """
+    numbers = [] if isinstance(layers, str) or not isinstance(layers, Sequence) else list(layers)
+    found = [resolve_layer(k, depth, layer_scale, lowest, key="method.layers") for k in numbers]
+    if not numbers or numbers != sorted(set(numbers)):
+        raise UserError(f"method.layers={layers}: allowed: layer numbers in rising order, such as [8,16,24]")
+    return {layer: found.count(layer) / (len(found) - found.index(layer)) for layer in found}
+
+
+def remaining(length: int, tokens: int, part: float) -> int:
+    """How many of `length` tokens a stage leaves on the way to `tokens`: length · (tokens / length)^part, rounded."""
+    return length if length <= tokens else max(tokens, round(length * (tokens / length) ** part))
+
+
+def pyramid(tokens: int | None, shape: BackboneShape, stages: dict[int, float]) -> list[int]:
+    """`layer_tokens` of a method that acts in stages."""
+    left, counts = shape.visual_tokens or 0, []
+    for layer in range(shape.depth):
+        if tokens is not None and layer in stages:
+            left = remaining(left, tokens, stages[layer])
+        counts.append(left)
+    return counts
