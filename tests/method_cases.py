@@ -38,6 +38,15 @@ METHODS = [
     Case("fastv", 5),
     Case("fastv", 3, {"layer": 1}),
     Case("fastv", 5, {"layer": 3, "layer_scale": "none"}),
+    Case("divprune", 5),
+    Case("dart", 7, {"visual": 2, "text": 2}),
+    Case("dart", 3, {"layer": 3, "layer_scale": "none"}),
+    Case("cdpruner", 5),
+    Case("cdpruner", 4, {"condition": False}),
+    Case("pyramiddrop", 3),
+    Case("pyramiddrop", 5, {"layers": [0, 2, 3], "layer_scale": "none"}),
+    Case("sparsevlm", 4),
+    Case("sparsevlm", 6, {"layers": [1, 3], "layer_scale": "none", "recycle": 0.8}),
     Case("kmeans", 5),
     Case("kmeans", 3, {"layer": 0, "iterations": 2}),
     Case("fastervlm", 5),
@@ -59,8 +68,15 @@ METHODS = [
     Case("vcc", 5, {"block": 4, "layer": 0}),
     Case("victor", 3),
     Case("victor", 4, {"layer": 3, "layer_scale": "none"}),
+    Case("victor", 3, {"registers": "pooled"}),
+    Case("victor", 3, {"keep_last": True}),
+    Case("victor", 3, {"subset": "tail", "trained_tokens": 20}),
     Case("fwd2bot", 4, {"rank": 4}),
     Case("fwd2bot", 3, {"rank": 2, "bidirectional": True}),
+    Case("fwd2bot", 3, {"rank": 2, "adapters": "single"}),
+    Case("fwd2bot", 3, {"adapters": "none"}),
+    Case("single_forward", 4, {"rank": 4}),
+    Case("single_forward", 16, {"rank": 2}),
 ]
 
 
@@ -73,10 +89,6 @@ def pocket() -> Backbone:
     with torch.random.fork_rng(devices=[]):
         model = build_model(seed=0)
     with torch.no_grad():  # as drawn for training, attention is nearly even: every ranking would be decided by rounding
-    Case("fwd2bot", 3, {"rank": 2, "adapters": "single"}),
-    Case("fwd2bot", 3, {"adapters": "none"}),
-    Case("single_forward", 4, {"rank": 4}),
-    Case("single_forward", 16, {"rank": 2}),
         for name, parameter in model.model.language_model.named_parameters():
             if name.endswith(("q_proj.weight", "k_proj.weight")):
                 parameter.mul_(8)
@@ -94,6 +106,11 @@ POCKET_METHODS = [
     Case("avgpool", 16),
     Case("avgpool", 16, {"dims": 1, "layer": 3}),
     Case("fastv", 16),
+    Case("divprune", 16),
+    Case("dart", 16),
+    Case("cdpruner", 16),
+    Case("pyramiddrop", 16),
+    Case("sparsevlm", 16),
     Case("kmeans", 16),
     Case("fastervlm", 16),
     Case("downsample", 16),
@@ -106,7 +123,7 @@ POCKET_METHODS = [
     Case("vcc", 16),
     Case("victor", 16),
     Case("fwd2bot", 16),
+    Case("single_forward", 16),
 ]
 FIRST = list({m.name: m for m in reversed(METHODS)}.values())  # one setting of each method
 CASES = [("gqa", m) for m in METHODS] + [("mha", m) for m in FIRST] + [("pocket", m) for m in POCKET_METHODS]
-    Case("single_forward", 16),

@@ -89,12 +89,17 @@ methods = Registry(
         "random": ("vtc.methods.random:RandomDropping", "a uniform random subset of the visual tokens, seeded"),
         "avgpool": ("vtc.methods.avgpool:AveragePooling", "1-D or 2-D average pooling before any layer"),
         "fastv": ("vtc.methods.fastv:FastV", "drops what the last prompt token attends to least (arXiv 2403.06764)"),
+        "cdpruner": ("vtc.methods.cdpruner:CDPruner", "the most diverse tokens, given the question (arXiv 2506.10967)"),
+        "dart": ("vtc.methods.dart:DART", "keeps what a few pivots duplicate least (arXiv 2502.11494)"),
+        "divprune": ("vtc.methods.divprune:DivPrune", "tokens far from each other, before the LLM (arXiv 2503.02175)"),
         "kmeans": ("vtc.methods.kmeans:KMeans", "K-Means clusters of the visual tokens become their means"),
         "fastervlm": (
             "vtc.methods.fastervlm:FasterVLM",
             "keeps what the vision tower's CLS attends to (arXiv 2412.01818v1)",
         ),
         "llavolta": ("vtc.methods.llavolta:LLaVolta", "stage-wise average pooling in training (arXiv 2406.20092)"),
+        "pyramiddrop": ("vtc.methods.pyramiddrop:PyramidDrop", "drops a share at several layers (arXiv 2410.17247)"),
+        "sparsevlm": ("vtc.methods.sparsevlm:SparseVLM", "words rate, some of the dropped return (arXiv 2410.04417)"),
         "vcc": (
             "vtc.methods.vcc:VCC",
             "blocks that the prompt attends to stay, the others are merged (arXiv 2305.04241)",
@@ -109,15 +114,15 @@ methods = Registry(
             "vtc.methods.fwd2bot:Fwd2Bot",
             "the LLM summarises the image into k' tokens, then reads those alone",
         ),
+        "single_forward": (
+            "vtc.methods.single_forward:SingleForward",
+            "the vision tower makes the summary tokens, in one pass (Fwd2Bot's baseline, table 7)",
+        ),
     },
 )
 
 backbones = Registry(
     "backbone",
-        "single_forward": (
-            "vtc.methods.single_forward:SingleForward",
-            "the vision tower makes the summary tokens, in one pass (Fwd2Bot's baseline, table 7)",
-        ),
     "vtc.backbones",
     {
         "pocket": ("vtc.backbones.llava:Pocket", "the shipped miniature LLaVA: 96x96 images, 144 visual tokens"),
