@@ -9,6 +9,7 @@ from reference import attention_weights, decoder, embedded
 from vtc.engine import compressing
 from vtc.methods import build
 from vtc.testing import batch, tiny_backbone
+from vtc.testing.contracts import packed
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
@@ -68,15 +69,63 @@ def test_layer_0_has_no_attention_before_it() -> None:
         build("fastv", 5, tiny_backbone().shape, layer=0)
 
 
-def test_packed_questions_are_refused() -> None:
-    from vtc.errors import UserError
-    from vtc.testing.contracts import packed
-
+@pytest.mark.parametrize("labels", ["model", "blocks", "none", "first"])
+@pytest.mark.parametrize("layer", [1, 2])
+def test_packed_questions_choose_together(labels: str, layer: int) -> None:
+    """Each question by itself, in float64: the mean over the questions of what the ends of their prompts attend to
+    chooses, and the logits of each are those of a pass that hides the rest."""
     backbone = tiny_backbone()
+    backbone.model.double()
+    method = build("fastv", 5, backbone.shape, layer=layer, layer_scale="none")
     inputs, blocks = packed(backbone)
-    with (
-        pytest.raises(UserError, match="one question"),
-        compressing(backbone, build("fastv", 5, backbone.shape)) as engine,
-        engine.blocks(blocks),
-    ):
-        backbone.model(**inputs)
+    inputs["pixel_values"] = inputs["pixel_values"].double()
+    answers = inputs.pop("labels")  # of every token of a question, the first among them
+    if labels != "first":
+        for row, block in enumerate(blocks):
+            for q in (1, 2, 3):
+                where = (block == q).nonzero()[:, 0]
+                answers[row, where[:2] if (row, q) != (1, 2) else where] = -100  # one block has no answer
+    given = {"labels": answers} if labels in ("model", "first") else {}
+    with torch.no_grad(), compressing(backbone, method) as engine:
+        with engine.blocks(blocks, *([answers] if labels == "blocks" else [])):
+            got = backbone.model(**inputs, use_cache=False, **given).logits
+        kept = engine.report.kept
+    for row in range(2):
+        real = inputs["attention_mask"][row].bool()
+        prefix = real & (blocks[row] == 0)
+        visual = (inputs["input_ids"][row] == backbone.image_token_id).nonzero()[:, 0]
+        alone, scores = {}, []
+        for q in (1, 2, 3):
+            own = (prefix | (blocks[row] == q) & real).nonzero()[:, 0]
+            ids = inputs["input_ids"][row, own]
+            counted = (answers[row, own] != -100).nonzero()[:, 0]
+            end = int(counted[0]) - 1 if labels != "none" and len(counted) else len(own) - 1
+            with torch.no_grad():
+                x = embedded(backbone, ids, inputs["pixel_values"][row : row + 1])
+                scores.append(attention_weights(backbone, x, layer - 1)[:, end, visual].mean(0))
+            alone[q] = own, x
+        best = visual[torch.stack(scores).mean(0).topk(5).indices]
+        assert kept[row] == sorted(best.tolist())
+        for q, (own, x) in alone.items():
+            hide = torch.isin(own, visual) & ~torch.isin(own, best)
+            with torch.no_grad():
+                out = decoder(backbone, x, torch.arange(len(own)), hidden_from={layer: hide})
+                expected = backbone.model.lm_head(out)
+            mine = (blocks[row, own] == q).nonzero()[:-1, 0]  # the last slot predicts the next question's first token
+            assert (got[row, own][mine] - expected[mine]).abs().max() < 1e-6, q
+
+
+def test_one_packed_question_is_a_row_of_its_own() -> None:
+    backbone = tiny_backbone()
+    method = build("fastv", 5, backbone.shape)
+    inputs, blocks = packed(backbone, questions=1)
+    inputs["labels"][:, : int((blocks[0] == 1).nonzero()[2])] = -100
+    with torch.no_grad(), compressing(backbone, method) as engine:
+        plain = backbone.model(**inputs, use_cache=False)
+        kept = engine.report.kept
+        with engine.blocks(blocks):
+            together = backbone.model(**inputs, use_cache=False)
+        assert engine.report.kept == kept
+    assert abs(together.loss - plain.loss) < 1e-5
+    own = inputs["attention_mask"].bool() & (blocks == 1)
+    assert (together.logits[own] - plain.logits[own]).abs().max() < 1e-4

@@ -31,7 +31,7 @@ def attention_ahead(
     Args:
         layer: a decoder layer with `input_layernorm` and `self_attn`.
         rope: (cos, sin) [B, L, d] of the tokens.
-        queries: [B, L] bool; a row without one gets zeros.
+        queries: [B, L] bool, or how often each counts in the mean; a row without one gets zeros.
         over: [B, L] bool, the tokens that the softmax runs over; None: all that a query sees, cached ones too. A query
             that sees none of them doesn't count.
         past: [B, Hkv, P, d] cached keys of this layer; None: none.
@@ -43,11 +43,11 @@ def attention_ahead(
     device, d = layer.input_layernorm.weight.device, attention.head_dim  # a model may be spread over devices
     tokens = tokens.to(device)
     cos, sin = (t.to(device).expand(rows, -1, -1) for t in rope)
-    queries = queries.to(device) & tokens.mask
+    queries = queries.to(device).long() * tokens.mask
 
     # the wanted queries of each row, [B, Q] columns, the shorter rows filled up with others that are left out below
-    most = max(1, int(queries.sum(1).max()))
-    column = queries.long().argsort(dim=1, descending=True, stable=True)[:, :most]
+    most = max(1, int((queries > 0).sum(1).max()))
+    column = queries.argsort(dim=1, descending=True, stable=True)[:, :most]
     row = torch.arange(rows, device=device)[:, None]
     wanted = queries.gather(1, column)
 
@@ -67,9 +67,9 @@ def attention_ahead(
     groups = k.shape[1]
     scores = q.reshape(rows, groups, -1, d) @ k.transpose(2, 3)  # [B, Hkv, H/Hkv·Q, S]
     scores = scores.float().unflatten(2, (-1, most)) * attention.scaling
-    counts = wanted & seen.any(2)
+    counts = wanted * seen.any(2)
     weight = (
         scores.masked_fill(~seen[:, None, None], torch.finfo(torch.float).min).softmax(-1).mean((1, 2))
     )  # [B, Q, S]
-    weight = (weight * (seen & counts[..., None])).sum(1) / counts.sum(1, keepdim=True).clamp(min=1)
+    weight = (weight * (seen * counts[..., None])).sum(1) / counts.sum(1, keepdim=True).clamp(min=1)
     return weight[:, weight.shape[1] - length :]

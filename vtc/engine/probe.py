@@ -1,5 +1,8 @@
 """The ONE attention row that a method may ask for: what the last prompt token pays to every token, in one layer.
 
+Packed questions share their images, whose tokens are dropped once for all of them: their row is the mean over the
+questions of what the last token of each one's prompt pays, under the mask of blocks.
+
 Queries and keys are taken as the layer itself projects them (LoRA included), so nothing runs twice, no cache is
 touched, and the layer keeps whatever attention implementation it has: none is asked to return its weights.
 """
@@ -40,37 +43,47 @@ def attention_row(
     got: dict[str, Tensor],
     rope: tuple[Tensor, Tensor],
     query: Tensor,
+    asked: Tensor,
+    block: Tensor,
     valid: Tensor | None,
     cached: Tensor | None,
 ) -> Tensor:
-    """[B, L]: softmax over the whole row of token `query`, mean over heads (FastV), of the L tokens that just ran.
+    """[B, L]: softmax over the whole row of a `query`, mean over heads (FastV) and over the queries of the row, of the
+    L tokens that just ran.
 
     Args:
         attention: the layer's self-attention.
         got: from `projections`.
         rope: (cos, sin) [B, L, d] of the L tokens.
-        query: [B] index of the last prompt token.
+        query: [B, Q] index of the last token of each prompt.
+        asked: [B, Q] bool, which of these there are.
+        block: [B, L] of the L tokens, see `TokenSequence`.
         valid: [B, S] bool real tokens among the S = past + L keys; None: all.
         cached: [B, Hkv, S, d] keys after RoPE where there is a cache, else None.
     """
-    query = query.to(got["q"].device)  # a model may be spread over devices
-    valid = None if valid is None else valid.to(query.device)
+    device = got["q"].device  # a model may be spread over devices
+    query, asked, block = query.to(device), asked.to(device), block.to(device)
+    valid = None if valid is None else valid.to(device)
     rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
     rows, length, _ = got["q"].shape
     d = attention.head_dim
     cos, sin = (t.expand(rows, -1, -1) for t in rope)
-    row = torch.arange(rows, device=query.device)
-    q = got["q"][row, query].view(rows, 1, -1, d).transpose(1, 2)  # [B, H, 1, d]
-    q = rotate(q, q, cos[row, query][:, None], sin[row, query][:, None])[0]
+    row, most = torch.arange(rows, device=device)[:, None], query.shape[1]
+    q = got["q"][row, query].view(rows, most, -1, d).transpose(1, 2)  # [B, H, Q, d]
+    q = rotate(q, q, cos[row, query], sin[row, query])[0]
     if cached is None:
         k = got["k"].view(rows, length, -1, d).transpose(1, 2)
         k = rotate(k, k, cos, sin)[1]
     else:
         k = cached
     total, groups = k.shape[2], k.shape[1]
-    scores = (q.view(rows, groups, -1, d) @ k.transpose(2, 3)).float() * attention.scaling  # [B, Hkv, H/Hkv, S]
-    seen = torch.arange(total, device=query.device) <= (query + total - length)[:, None]
+    scores = q.reshape(rows, groups, -1, d) @ k.transpose(2, 3)  # [B, Hkv, H/Hkv·Q, S]
+    scores = scores.float().unflatten(2, (-1, most)) * attention.scaling
+    seen = torch.arange(total, device=device) <= (query + total - length)[..., None]  # [B, Q, S]
     if valid is not None:
-        seen = seen & valid
-    scores = scores.masked_fill(~seen[:, None, None], float("-inf"))
-    return scores.softmax(-1).mean((1, 2))[:, total - length :]
+        seen = seen & valid[:, None]
+    other = (block[:, None] != 0) & (block[:, None] != block.gather(1, query)[..., None])
+    seen[..., total - length :] &= ~other
+    weight = scores.masked_fill(~seen[:, None, None], float("-inf")).softmax(-1).mean((1, 2))  # [B, Q, S]
+    weight = (weight * asked[..., None]).sum(1) / asked.sum(1, keepdim=True)
+    return weight[:, total - length :]

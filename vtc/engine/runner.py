@@ -86,6 +86,7 @@ class Engine:
         self._images: _Images | None = None
         self._labels: Tensor | None = None
         self._blocks: Tensor | None = None
+        self._answers: Tensor | None = None
         self._prompt: Tensor | None = None
         self._counts: tuple | None = None
         self.context: Context | None = None
@@ -142,22 +143,26 @@ class Engine:
             self.decoder.__dict__.pop("forward", None)
         else:
             self.decoder.forward = self._own
-        self._images = self._labels = self._blocks = self._prompt = None
+        self._images = self._labels = self._blocks = self._answers = self._prompt = None
 
     @contextmanager
-    def blocks(self, block_ids: Tensor) -> Iterator[None]:
+    def blocks(self, block_ids: Tensor, labels: Tensor | None = None) -> Iterator[None]:
         """Packed training: independent questions behind one shared prefix, in the forward passes inside.
 
         Args:
             block_ids: [B, L] in the user's layout; 0 = the prefix (everything up to and including the images), q = 1…
                 = the q-th question. Attention is causal AND (key.block == 0 or key.block == query.block); position_ids
                 are the caller's.
+            labels: [B, L], -100 outside the answers, for methods that choose by the question: the prompt of a block
+                ends before its first label, or with its last token where it has none. The questions share their images,
+                which are compressed once, by the mean over the questions. None: the `labels` that the model is given.
         """
-        self._blocks, before = block_ids, self._blocks
+        before = self._blocks, self._answers
+        self._blocks, self._answers = block_ids, labels
         try:
             yield
         finally:
-            self._blocks = before
+            self._blocks, self._answers = before
 
     @contextmanager
     def prompt_ends(self, index: Tensor) -> Iterator[None]:
@@ -291,7 +296,7 @@ class Engine:
                     hidden = decoder.layers[i](hidden, **run, **kwargs)
                 keys = None if cache is None else cache.layers[i].keys
                 context.keys[i] = got["k"]
-                context.rows[i] = probe.attention_row(at, got, rope, self._query(tokens), valid, keys)
+                context.rows[i] = probe.attention_row(at, got, rope, *self._ends(tokens), tokens.block, valid, keys)
             tokens = dataclasses.replace(tokens, hidden=hidden)
 
         if ledger:
@@ -379,36 +384,62 @@ class Engine:
         decoder = self.decoder
         rope = decoder.rotary_emb(tokens.hidden, tokens.position[0] if len(tokens.position) == 1 else tokens.position)
         if queries is None:
-            queries = torch.zeros_like(tokens.mask).scatter(1, self._query(tokens)[:, None], True)
+            queries = self._asking(tokens)
         past = cache.layers[layer].keys if prior[2] else None
         return attention_ahead(decoder.layers[layer], rope, tokens, queries, over, past, prior[0])
 
     def _prompt_text(self, tokens: TokenSequence) -> Tensor:
         """`Context.prompt`."""
-        last = self._query(tokens)[:, None]
+        last, asked = self._ends(tokens)
         behind = ((tokens.role != TEXT) & tokens.mask).cumsum(1) > 0
         column = torch.arange(tokens.mask.shape[1], device=last.device)
-        text = tokens.mask & (tokens.role == TEXT) & behind & (column <= last)
-        return torch.where(text.any(1, keepdim=True), text, column == last)
+        ahead = (column <= last[..., None]) & self._questions(tokens.block, tokens.mask) & asked[..., None]  # [B, Q, L]
+        text = (tokens.role == TEXT) & behind & ahead.any(1)
+        return torch.where(text.any(1, keepdim=True), text, self._asking(tokens) > 0)
 
-    def _query(self, tokens: TokenSequence) -> Tensor:
-        """[B] index, among the tokens as they are, of the last prompt token."""
-        if self._blocks is not None:
-            raise UserError(f"method={self.method.name}: it chooses by one question, and packed blocks hold several")
-        end = self._prompt
-        if end is None and self._labels is not None:
-            answer = self._labels != -100
-            end = torch.where(answer.any(1), answer.long().argmax(1) - 1, answer.shape[1])
+    def _asking(self, tokens: TokenSequence) -> Tensor:
+        """[B, L]: how many of the row's prompts end with each token."""
+        last, asked = self._ends(tokens)
+        return torch.zeros_like(tokens.block).scatter_add(1, last, asked.long())
+
+    def _ends(self, tokens: TokenSequence) -> tuple[Tensor, Tensor]:
+        """Where prompts end: [B, Q] indices among the tokens as they are, and which of these there are, [B, Q] bool.
+
+        Q is 1, or the largest number of packed questions; a question whose first token is an answer already is asked by
+        the end of the prefix.
+        """
+        member = self._questions(tokens.block, tokens.mask)
+        packed = self._blocks is not None
+        end, labels = None if packed else self._prompt, self._labels if self._answers is None else self._answers
+        if end is None and labels is not None:
+            answer = (labels != -100).to(member.device)[:, None]
+            if packed:
+                answer = answer & self._questions(self._blocks.to(member.device))
+            end = torch.where(answer.any(2), answer.long().argmax(2) - 1, answer.shape[2])
+        asked = torch.ones_like(member[..., 0])
+        if packed:
+            number = torch.arange(1, member.shape[1] + 1, device=member.device)[:, None]
+            asked = ((tokens.block[:, None] == number) & tokens.mask[:, None]).any(2)
+            asked[:, 0] |= ~asked.any(1)  # no question behind the prefix
         if end is None:
-            return _last(tokens.mask)
-        end = end.to(tokens.origin.device).repeat_interleave(len(tokens.mask) // len(end))  # beams
-        after = tokens.mask & (tokens.origin > end[:, None])  # what a method made has no origin, but it has a place
-        return _last(tokens.mask & (after.cumsum(1) == 0))
+            return _last(member), asked
+        end = end.to(member.device).view(len(end), -1).repeat_interleave(len(member) // len(end), 0)  # beams
+        after = member & (tokens.origin[:, None] > end[..., None])  # what a method made has no origin, but a place
+        return _last(member & (after.cumsum(2) == 0)), asked
+
+    def _questions(self, block: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, Q, L] bool: the tokens [B, L] of the shared prefix and of each packed question; all where none is."""
+        if self._blocks is None:
+            member = torch.ones_like(block, dtype=torch.bool)[:, None]
+        else:
+            number = torch.arange(1, max(1, int(self._blocks.max())) + 1, device=block.device)[:, None]
+            member = (block[:, None] == 0) | (block[:, None] == number)
+        return member if mask is None else member & mask[:, None]
 
 
 def _last(mask: Tensor) -> Tensor:
-    """[B]: the last True of each row."""
-    return torch.arange(mask.shape[1], device=mask.device).expand_as(mask).masked_fill(~mask, 0).amax(1)
+    """The last True of each row, [..., L] → [...]."""
+    return torch.arange(mask.shape[-1], device=mask.device).expand_as(mask).masked_fill(~mask, 0).amax(-1)
 
 
 def _tail(tokens: TokenSequence, last: Tensor) -> int:

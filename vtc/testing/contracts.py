@@ -347,7 +347,7 @@ def packed_questions_equal_single_ones(backbone: Backbone, make: Make, tokens: i
     """Questions packed behind one image lose what each loses alone, the first token of each included."""
     method = made(backbone, make, tokens)
     if method.probes() or method.reads_prompt:
-        return
+        return  # packed questions choose together
     inputs, blocks = packed(backbone)
     total, count = 0.0, 0
     with compressing(backbone, method) as engine, torch.no_grad():
@@ -366,7 +366,7 @@ def packed_questions_equal_single_ones(backbone: Backbone, make: Make, tokens: i
 def gradients_reach_everything(backbone: Backbone, make: Make, tokens: int) -> None:
     """Every trainable parameter of the method and of all its adapters gets a gradient, the same under checkpointing."""
     method = made(backbone, make, tokens)
-    inputs, blocks = packed(backbone, questions=1 if method.probes() or method.reads_prompt else 3)
+    inputs, blocks = packed(backbone)
     if not adapters.tuner_layers(backbone.decoder):
         backbone.model.requires_grad_(True)
     wanted = {f"method.{n}": p for n, p in method.named_parameters()}
@@ -381,12 +381,8 @@ def gradients_reach_everything(backbone: Backbone, make: Make, tokens: int) -> N
                 backbone.model.gradient_checkpointing_enable()
             for p in wanted.values():
                 p.grad = None
-            with compressing(backbone, method) as engine:
-                if method.probes() or method.reads_prompt:
-                    loss = backbone.model(**inputs, use_cache=False).loss
-                else:
-                    with engine.blocks(blocks):
-                        loss = backbone.model(**inputs, use_cache=False).loss
+            with compressing(backbone, method) as engine, engine.blocks(blocks):
+                loss = backbone.model(**inputs, use_cache=False).loss
             loss.backward()  # outside: recomputation must not need the engine
             found.append({n: None if p.grad is None else p.grad.clone() for n, p in wanted.items()})
     finally:
