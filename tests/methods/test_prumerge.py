@@ -79,6 +79,7 @@ def test_without_a_budget_every_image_has_its_own_count(seed, grid, images, plus
     with compressing(backbone, method) as engine:
         backbone.model(**inputs)
     assert sum(engine.report.tokens_out) == sum(len(m) for m in made)
+    assert engine.report.kept == [[], [], []]  # each took others in: none is left as it was
 
 
 def test_counts_do_differ() -> None:
