@@ -111,7 +111,7 @@ class MethodStage(Stage):
     def layout(self, engine: Engine, batch: Batch) -> AbstractContextManager[None]:
         """Tells the engine how the rows are laid out, and where a prompt ends that an answer follows."""
         if batch.blocks is not None:
-            return engine.blocks(batch.blocks)
+            return engine.blocks(batch.blocks, batch.labels)
         counted = batch.labels[:, 1:] != IGNORE
         last = batch.attention_mask.sum(1) - 1  # right-padded; of a row without an answer
         return engine.prompt_ends(torch.where(counted.any(1), counted.long().argmax(1), last))
