@@ -12,6 +12,7 @@ from reference import attention_weights, embedded
 from vtc.compressor import Compressor, Context, TokenSequence
 from vtc.engine import compressing
 from vtc.testing import batch, tiny_backbone
+from vtc.testing.contracts import packed
 
 
 class Asking(Compressor):
@@ -157,3 +158,67 @@ def test_the_prompt_ends_where_the_answer_begins() -> None:
         assert answered[row].nonzero()[:, 0].tolist() == list(range(last + 1, length - 2))
     labels[:, last + 1 :] = inputs["input_ids"][:, last + 1 :]  # row 1 answers right behind its image
     assert told(backbone, 1, inputs, ask, labels=labels)[1].nonzero()[:, 0].tolist() == [last]
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_packed_questions_pay_together(answered: bool) -> None:
+    """The mean over the questions, each by itself behind the image; a prompt is the text of all of them."""
+    backbone = tiny_backbone()
+    inputs, blocks = packed(backbone)
+    labels = inputs.pop("labels")
+    for row, block in enumerate(blocks):
+        for q in (1, 2):  # the third is answered from its first token on: the end of the prefix asks it
+            labels[row, (block == q).nonzero()[: q + 1, 0]] = -100
+    labels = labels if answered else None
+    method = Asking(backbone.shape, 2, lambda t, c: (c.ahead(t), c.prompt(t)))
+    with torch.no_grad(), compressing(backbone, method) as engine, engine.blocks(blocks, labels):
+        backbone.model(**inputs, use_cache=False)
+    got, prompt = method.told
+    for row in range(2):
+        real, rows, text = inputs["attention_mask"][row].bool(), [], []
+        expected = torch.zeros(len(real))
+        for q in (1, 2, 3):
+            own = (real & ((blocks[row] == 0) | (blocks[row] == q))).nonzero()[:, 0]
+            first = int((blocks[row, own] == q).nonzero()[0])
+            end = first + {1: 1, 2: 2, 3: -1}[q] if answered else len(own) - 1
+            with torch.no_grad():
+                x = embedded(backbone, inputs["input_ids"][row, own], inputs["pixel_values"][row : row + 1])
+                rows.append(attention_weights(backbone, x, 2)[:, end].mean(0))
+            expected[own] += rows[-1] / 3
+            text += own[first : end + 1].tolist()
+        assert torch.allclose(got[row], expected, atol=1e-5)
+        assert prompt[row].nonzero()[:, 0].tolist() == sorted(text)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_packed_questions_ask_each_for_itself(layer: int) -> None:
+    """The tokens of every question's prompt count alike, and each sees the prefix and its own question alone."""
+    backbone = tiny_backbone()
+    inputs, blocks = packed(backbone)
+    labels = inputs.pop("labels")
+    for row in range(2):
+        for question in (1, 2, 3):  # of 4 words and more; the third question has no answer
+            words = (blocks[row] == question).nonzero()[:, 0]
+            words = words[inputs["attention_mask"][row, words] > 0]
+            labels[row, words[:2] if question < 3 else words] = -100
+    method = Asking(backbone.shape, layer, lambda t, c: (c.prompt(t), c.ahead(t), c.ahead(t, queries=c.prompt(t))))
+    with torch.no_grad(), compressing(backbone, method) as engine, engine.blocks(blocks, labels):
+        backbone.model(**inputs, use_cache=False)
+    prompt, last, all_words = method.told
+    for row in range(2):
+        mask, ends, rows, asked = inputs["attention_mask"][row].bool(), [], [], []
+        for question in (1, 2, 3):
+            own = ((blocks[row] == 0) | (blocks[row] == question)) & mask & (labels[row] == -100)
+            ids, place = inputs["input_ids"][row, own], own.nonzero()[:, 0]
+            with torch.no_grad():
+                x = embedded(backbone, ids, inputs["pixel_values"][row : row + 1])
+                weights = attention_weights(backbone, x, layer).mean(0)
+            wide = torch.zeros(len(ids), len(mask))
+            wide[:, place] = weights
+            words = blocks[row, place] == question
+            ends.append(wide[-1])
+            rows.append(wide[words])
+            asked += place[words].tolist()
+        assert prompt[row].nonzero()[:, 0].tolist() == sorted(asked)
+        assert torch.allclose(last[row], torch.stack(ends).mean(0), atol=1e-5)
+        assert torch.allclose(all_words[row], torch.cat(rows).mean(0), atol=1e-5)
