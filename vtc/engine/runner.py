@@ -413,7 +413,7 @@ class Engine:
         end, labels = None if packed else self._prompt, self._labels if self._answers is None else self._answers
         if end is None and labels is not None:
             answer = (labels != -100).to(member.device)[:, None]
-            if packed:
+            if self._blocks is not None:
                 answer = answer & self._questions(self._blocks.to(member.device))
             end = torch.where(answer.any(2), answer.long().argmax(2) - 1, answer.shape[2])
         asked = torch.ones_like(member[..., 0])
