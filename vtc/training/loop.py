@@ -224,7 +224,7 @@ def train_stage(
             seed_step(seed, stage.name, step)
             stage.start_step(step, plan.steps)
             terms, seen = _gradients(team, stage, [stage.batch(step, part) for part in parts])
-            norm, rate = team.step(plan.clip), schedulers[0].get_last_lr()[0]
+            norm, rate = team.step(plan.clip), float(schedulers[0].get_last_lr()[0])
             for scheduler in schedulers:
                 scheduler.step()
             done = step + 1

@@ -53,7 +53,7 @@ class Team:
     """
 
     def __init__(self, stage: Stage, plan: Plan, optimizers: Optimizers, folder: Path, log: Sequence[str] = ()) -> None:
-        handler = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+        handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         cpu = stage.device.type == "cpu"
         self.accelerator = Accelerator(
             cpu=cpu, device_placement=False, kwargs_handlers=[handler], log_with=list(log) or None, project_dir=folder
@@ -146,8 +146,12 @@ class Team:
 
     def run(self, call: Callable[[], T]) -> T:
         """`call` where every parameter is whole when its module runs. Every process calls it."""
-        model = self.model if self.sharded else self.accelerator.unwrap_model(self.model)
-        return model(call)
+        if not self.sharded:
+            return self.accelerator.unwrap_model(self.model)(call)
+        result = self.model(call)
+        if self.fsdp:
+            self.model.reshard()  # else it waits for a backward pass
+        return result
 
     def close(self) -> None:
         """Lets go of model and optimizers; the parameters stay what they are."""
@@ -155,7 +159,7 @@ class Team:
         self.accelerator.free_memory()
 
 
-_SHARDED: list[Together] = []  # FSDP shards modules for good: a later stage of the same ones goes on with them
+_SHARDED: list[nn.Module] = []  # FSDP shards modules for good: a later stage of the same ones goes on with them
 
 
 def parts_of(plan: Plan) -> list[Part]:
