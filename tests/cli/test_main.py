@@ -55,7 +55,8 @@ def test_version(capsys) -> None:
 )
 def test_configuration_files_open_with_their_line_and_their_command(file: Path) -> None:
     comments = [line for line in file.read_text().splitlines() if line.startswith("#") and "@package" not in line]
-    assert len(comments) >= 2 and "python -m vtc" in comments[1], "line 1: what it is; line 2: the command that runs it"
+    command = "-m vtc" if file.parent.name == "accelerate" else "python -m vtc"  # the launcher is another program
+    assert len(comments) >= 2 and command in comments[1], "line 1: what it is; line 2: the command that runs it"
 
 
 def test_every_registered_name_is_configured_and_the_reverse() -> None:
