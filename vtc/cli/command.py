@@ -64,12 +64,19 @@ def one_line(error: BaseException) -> str:
     return words if isinstance(error, UserError) else f"{type(error).__name__}: {words}"
 
 
+def is_first() -> bool:
+    """Whether this process is the one that talks: of several that `accelerate launch` or `torchrun` started, rank 0."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(line: str) -> None:
-    print(line, flush=True)
+    if is_first():
+        print(line, flush=True)
 
 
 def complain(line: str) -> None:
-    print(f"vtc: {line}", file=sys.stderr, flush=True)
+    if is_first():
+        print(f"vtc: {line}", file=sys.stderr, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
