@@ -1,7 +1,9 @@
-"""Where the files that come with vtc are: `conf/` and `benchmarks/`, in a checkout or in the installed wheel."""
+"""Where the files that come with vtc are: `conf/` and `benchmarks/`, in a checkout or in the installed wheel; and where
+those go that it makes for itself."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -23,3 +25,9 @@ def path(name: str) -> Path:
     if not found.exists():
         raise FileNotFoundError(f"{name}: not part of this installation of vtc (looked in {root()})")
     return found
+
+
+def cache_folder() -> Path:
+    """`$VTC_CACHE`, else `vtc` in the user's cache."""
+    root = os.environ.get("VTC_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vtc"
+    return Path(root)

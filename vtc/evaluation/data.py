@@ -6,14 +6,9 @@ import os
 from pathlib import Path
 
 from vtc.errors import unknown
+from vtc.shipped import cache_folder
 
 ENVIRONMENT = "VTC_POCKET_DATA"  # a folder to use instead of the user's cache, for the lmms-eval command
-
-
-def cache_folder() -> Path:
-    """`$VTC_CACHE`, else `vtc` in the user's cache."""
-    root = os.environ.get("VTC_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vtc"
-    return Path(root)
 
 
 def path(task: str, data: str | Path | None = None) -> Path:

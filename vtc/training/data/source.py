@@ -227,7 +227,7 @@ def _skippable(given: Any) -> Fraction:
 
 
 def _files(config: Mapping[str, Any]) -> Iterator[DataFile]:
-    from vtc.evaluation.data import cache_folder
+    from vtc.shipped import cache_folder
 
     cache = Path(config.get("cache") or cache_folder() / "index").expanduser()
     plain = bool(config.get("plain", False))
