@@ -1,6 +1,6 @@
 """Gradient checkpointing in a real training pass: the same gradients, in float64, whatever the method does meanwhile.
 
-What could go wrong: a layer that is recomputed in the backward pass under another adapter than it ran under, among other
+What could go wrong: a layer recomputed in the backward pass under another adapter than it ran under, among other
 tokens, or not at all.
 """
 
