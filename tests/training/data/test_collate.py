@@ -177,9 +177,10 @@ def test_plain_is_the_image_and_its_caption(name: str, files: list[Path]) -> Non
             encoder.row("conversation", bad)
 
 
-def test_a_batch_of_one_two_and_no_images(files: list[Path]) -> None:
+@pytest.mark.parametrize("name", ["tiny", "pocket"])
+def test_a_batch_of_one_two_and_no_images(name: str, files: list[Path]) -> None:
     """Right-padded; pixels in the order of the rows; what the model makes of a row doesn't depend on its neighbours."""
-    model = backbone("tiny")
+    model = backbone(name)
     encoder = Encoder(model)
     samples = [
         sample([], ("what is this", "one two three")),

@@ -210,6 +210,8 @@ def test_a_source_travels_to_a_fresh_process(folder: Path) -> None:
     pickled = pickle.dumps(data)
     assert len(pickled) < 60_000
     travelled = pickle.loads(pickled)
+    assert all("records" in f.__dict__ for f in data.files), "in use here"
+    assert not any("records" in f.__dict__ for f in travelled.files), "but mapped anew there"
     assert all(same(travelled.batch(step), batch) for step, batch in enumerate(expected))
     assert backbone().model is not None
 
