@@ -266,3 +266,81 @@ def test_the_ledger_follows_the_rows_of_the_cache(way: str) -> None:
             )
             results.append(out.logits)
     assert (results[0][rows] - results[1]).abs().max() < 1e-5
+
+
+def test_an_image_in_a_second_turn_is_chosen_from_as_in_one_pass() -> None:
+    """The probed row reaches back over the first turn, which ran without images and with padding."""
+    backbone = tiny_backbone()
+    method = build("fastv", 9, backbone.shape)
+    inputs = batch(backbone, before=(6, 9, 7), after=(4, 4, 4))
+    position = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    cut = 7
+    with torch.no_grad(), compressing(backbone, method) as engine:
+        whole = backbone.model(**inputs, position_ids=position).logits
+        kept = engine.report.kept
+        cache = backbone.model(
+            input_ids=inputs["input_ids"][:, :cut],
+            attention_mask=inputs["attention_mask"][:, :cut],
+            position_ids=position[:, :cut],
+            use_cache=True,
+        ).past_key_values
+        rest = backbone.model(
+            input_ids=inputs["input_ids"][:, cut:],
+            attention_mask=inputs["attention_mask"],
+            position_ids=position[:, cut:],
+            pixel_values=inputs["pixel_values"],
+            past_key_values=cache,
+        )
+        assert [[i + cut for i in row] for row in engine.report.kept] == kept
+    assert (whole[:, -4:] - rest.logits[:, -4:]).abs().max() < 1e-4
+
+
+def test_a_cache_is_cropped_up_to_the_image_and_no_further() -> None:
+    backbone = tiny_backbone()
+    inputs = batch(backbone, after=(6, 6, 6))
+    with torch.no_grad(), compressing(backbone, build("victor", 4, backbone.shape)):
+        cache = backbone.model(**inputs, use_cache=True).past_key_values
+        with pytest.raises(ValueError, match="only its last 6 are whole"):
+            cache.crop(-7)
+        cache.crop(-6)
+        with pytest.raises(ValueError, match="only its last 0 are whole"):
+            cache.crop(-1)
+
+
+def test_a_reset_cache_is_an_empty_one() -> None:
+    backbone = tiny_backbone()
+    inputs, others = batch(backbone), batch(backbone, before=(9, 2, 4), seed=2)
+    with torch.no_grad(), compressing(backbone, build("victor", 4, backbone.shape)):
+        cache = backbone.model(**others, use_cache=True).past_key_values
+        cache.reset()
+        assert cache.get_seq_length() == 0
+        again = backbone.model(**inputs, past_key_values=cache).logits
+        assert torch.equal(again, backbone.model(**inputs, use_cache=True).logits)
+
+
+def test_every_beam_knows_where_the_prompt_of_its_row_ends() -> None:
+    backbone = tiny_backbone()
+    inputs = batch(backbone, after=(6, 6, 6))
+    end = inputs["input_ids"].shape[1] - torch.tensor([1, 5, 3])
+    with torch.no_grad(), compressing(backbone, build("fastv", 4, backbone.shape)) as engine, engine.prompt_ends(end):
+        backbone.model(**inputs)
+        kept = engine.report.kept
+        generated(backbone, inputs, count=1, num_beams=2)
+        assert engine.report.kept == [row for row in kept for _ in range(2)]
+    with torch.no_grad(), compressing(backbone, build("fastv", 4, backbone.shape)) as engine:
+        backbone.model(**inputs)
+        assert engine.report.kept != kept  # else this test shows nothing
+
+
+def test_a_text_is_embedded_in_the_familys_prompt() -> None:
+    """One text, by the tokenizer alone: the state of the prompt's last token."""
+    from vtc.engine import encode_texts
+
+    backbone = tiny_backbone()
+    text = backbone.prompt("red circle\nSummarize the image in a few words.", images=0)
+    ids = torch.tensor([backbone.tokenizer(text)["input_ids"]])
+    words = torch.tensor([backbone.tokenizer("red circle", add_special_tokens=False)["input_ids"]])
+    with torch.no_grad():
+        expected = backbone.decoder(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
+        got = encode_texts(backbone, build("none", None, backbone.shape), words, torch.ones_like(words))
+    assert (got - expected).abs().max() < 1e-5
