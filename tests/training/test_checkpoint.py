@@ -83,3 +83,25 @@ def test_one_budget_starts_from_another(tmp_path):
         assert torch.equal(fresh.summary[rows:], before[rows:])
         with pytest.raises(UserError, match="tokens=4"):
             checkpoint.load(tmp_path / "c", other, fresh)
+
+
+def test_of_several_processes_the_first_alone_writes_and_all_of_them_gather(tmp_path, monkeypatch):
+    """Shards are put together by all processes: none may leave the others waiting."""
+    backbone, method = trained(rank=4)
+    names = fill(backbone, method, 1)
+    asked: list[list[int]] = []
+
+    def whole(parameter):
+        asked[-1].append(id(parameter))
+        return parameter.detach() + 1
+
+    monkeypatch.setattr(checkpoint, "whole", whole)
+    for first in (False, True):
+        monkeypatch.setattr(checkpoint, "is_main", lambda first=first: first)
+        asked.append([])
+        checkpoint.save(tmp_path / "c", backbone, method, MANIFEST, names)
+        assert (tmp_path / "c").exists() == first
+    assert asked[0] == asked[1] and len(asked[0]) == len(names) + len(list(method.parameters()))
+    other, fresh = trained(rank=4)
+    checkpoint.load(tmp_path / "c", other, fresh)
+    assert torch.equal(fresh.summary, method.summary + 1)

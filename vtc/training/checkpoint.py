@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc.errors import UserError
+from vtc.training.distributed import barrier, is_main, whole
 from vtc.training.folders import replacing
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def save(
     trained: Iterable[str],
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write a checkpoint.
+    """Write a checkpoint. Every process of a run calls it: shards of parameters are put together, one process writes.
 
     Args:
         trained: names of the trained parameters of ``backbone.model``; all of the method's own are stored.
@@ -76,13 +77,19 @@ def save(
 
     folder = Path(folder)
     names = set(trained)
-    tensors: dict[str, Tensor] = {f"method.{n}": p.detach() for n, p in method.named_parameters()}
-    tensors |= {f"backbone.{n}": p.detach() for n, p in backbone.model.named_parameters() if n in names}
+    parameters = {f"method.{n}": p for n, p in method.named_parameters()}
+    parameters |= {f"backbone.{n}": p for n, p in backbone.model.named_parameters() if n in names}
     # Tied weights appear once among named_parameters(), so that nothing is stored twice.
-    tensors = {n: t.to(dtype or t.dtype).contiguous().cpu() for n, t in tensors.items()}
-    with replacing(folder) as fresh:
-        save_file(tensors, fresh / WEIGHTS)
-        (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2, default=str) + "\n")
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        tensor = whole(parameter)
+        if is_main():
+            tensors[name] = tensor.to(dtype or tensor.dtype).contiguous().cpu()
+    if is_main():
+        with replacing(folder) as fresh:
+            save_file(tensors, fresh / WEIGHTS)
+            (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2, default=str) + "\n")
+    barrier()
     return folder
 
 

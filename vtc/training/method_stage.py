@@ -16,6 +16,7 @@ from vtc.engine.embed import context_of
 from vtc.errors import UserError, unknown
 from vtc.methods import build
 from vtc.methods.fwd2bot import info_nce
+from vtc.training import data as files
 from vtc.training.batch import IGNORE, Batch
 from vtc.training.distributed import gather_with_gradient
 from vtc.training.loop import Part, Stage
@@ -41,6 +42,7 @@ class MethodStage(Stage):
             where a batch has captions; ``both``: each where it applies (section 3.4).
         compress: False: the uncompressed model learns in this stage (LLaVA's first, where a method begins with the
             second).
+        workers: processes that load batches ahead, for a source that reads files.
         contrastive: weight of the contrastive loss on the embeddings that methods without a loss of their own are
             scored by (E5-V's); 0: none.
         checkpointing: gradient checkpointing: a layer's activations are computed again in the backward pass.
@@ -57,12 +59,15 @@ class MethodStage(Stage):
         contrastive: float = 0.0,
         checkpointing: bool = False,
         compress: bool = True,
+        workers: int = 0,
     ):
         if losses not in LOSSES:
             raise unknown("training.losses", losses, LOSSES)
         self.name, self.backbone, self.source = name, backbone, source
         self.method = method if compress else build("none", None, backbone.shape)
-        self.wanted, self.contrastive = losses, contrastive
+        self.wanted, self.contrastive, self.workers = losses, contrastive, workers
+        self.ahead: Source | files.Prefetched = source
+        self.batch_size = getattr(source, "batch_size", None)
         self.trained = {n: p for part in train for n, p in parameters_of(part, backbone, self.method)}
         if not self.trained:
             raise UserError(f"training.stages: stage {name!r} trains {list(train)}, but {method.name} has none of it")
@@ -89,8 +94,12 @@ class MethodStage(Stage):
         self.method.set_stage(step, total)
 
     # ------------------------------------------------------------------ data
+    def expect(self, parts: Sequence[Part], first: int, last: int) -> None:
+        if self.workers and isinstance(self.source, files.Source):
+            self.ahead = files.Prefetched(self.source, parts, first, last, self.workers)
+
     def batch(self, step: int, part: Part | None = None) -> Batch:
-        return self.source.batch(step, part)
+        return self.source.batch(step) if part is None else self.ahead.batch(step, part)
 
     def weights(self, batch: Batch) -> dict[str, float]:
         return {"answer": batch.answers}
@@ -119,14 +128,17 @@ class MethodStage(Stage):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """L_AR where the batch has answers, L_disc where it has captions, as far as each is wanted."""
         self.training_mode(True)
-        answers = self.wanted != "disc" and batch.answers > 0
+        # Of a step's conversations, a part may hold none with an answer: it runs as the others do, and counts nothing.
+        answers = self.wanted != "disc" and (batch.answers > 0 or batch.captions is None)
         pairs = self.wanted != "ar" and batch.captions is not None
         hidden = context = None
         if answers or (pairs and batch.embed_at is not None):
             hidden, context = self.forward(batch)
         terms = {}
         if answers and hidden is not None:
-            terms["answer"] = answer_loss(self.backbone.model.lm_head, hidden, batch.labels)
+            counted = batch.answers > 0
+            loss = answer_loss(self.backbone.model.lm_head, hidden, batch.labels) if counted else 0.0 * hidden.sum()
+            terms["answer"] = loss
         if pairs:
             terms |= self.discriminate(batch, hidden, context)
         if not terms:
@@ -173,5 +185,7 @@ class MethodStage(Stage):
     def validate(self) -> dict[str, float]:
         """As it is scored: a scheme of stages is over then. A source says what it can measure."""
         validate: Any = getattr(self.source, "validate", None)
+        if isinstance(self.source, files.Source):  # what can't be read counts over all processes
+            self.source.skipped.synchronise()
         self.training_mode(False)
         return validate(self.answers, self.device) if validate else {}

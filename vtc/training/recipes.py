@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc.errors import UserError, unknown
+from vtc.training import distributed, track
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
@@ -35,12 +36,14 @@ def run(cfg: Mapping[str, Any]) -> Path:
     recipe = cfg["training"].get("recipe")
     if recipe not in RECIPES:
         raise unknown("training.recipe", recipe, RECIPES)
+    track.check(cfg["training"].get("log") or ())
     if cfg["training"].get("dry_run"):
         if recipe == "base":
             raise UserError(
                 "training.dry_run: the pocket model is small enough to be trained; it plans a method's stages"
             )
         return _dry_run(cfg)
+    distributed.begin(cpu=_device(cfg).type == "cpu")
     return _base(cfg) if recipe == "base" else _method(cfg)
 
 
@@ -119,7 +122,9 @@ def _provenance(cfg: Mapping[str, Any], reports: list[dict[str, Any]]) -> dict[s
 
 
 def _logs(folder: Path, stages: list[str], target: Path) -> None:
-    """One log beside the weights: every stage's, each line naming its stage."""
+    """One log beside the weights: every stage's, each line naming its stage. The main process alone writes."""
+    if not distributed.is_main():
+        return
     with target.open("w") as out:
         for name in stages:
             for line in (folder / name / "log.jsonl").read_text().splitlines():
@@ -130,8 +135,15 @@ def _train(stage, cfg: Mapping[str, Any], config: Mapping[str, Any], folder: Pat
     from vtc.training.loop import train_stage
 
     plan = _plan(config, cfg["training"], size)
-    resume = cfg.get("resume", "auto") is not False
-    report = train_stage(stage, plan, folder / config["name"], resume=resume)
+    report = train_stage(
+        stage,
+        plan,
+        folder / config["name"],
+        resume=cfg.get("resume", "auto") is not False,
+        seed=int(cfg["seed"]),
+        config=_identity(cfg),
+        log=cfg["training"].get("log") or (),
+    )
     return {"name": config["name"], **report, "plan": {k: v for k, v in config.items() if k not in ("name",)}}
 
 
@@ -139,15 +151,20 @@ def _train(stage, cfg: Mapping[str, Any], config: Mapping[str, Any], folder: Pat
 _NOT_IDENTITY = ("folder", "dry_run", "log", "workers", "keep", "recipe", "store", "checkpointing")
 
 
-def training_id(cfg: Mapping[str, Any]) -> str:
-    """Eight hex digits that name a training: of the same backbone, method, budget, data, stages and seed, the same."""
-    from vtc.results import hash_config
-
+def _identity(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """What the weights depend on: backbone, method, budget, data, stages, seed."""
     config = _plain(cfg)
     own = {k: v for k, v in config["training"].items() if k not in _NOT_IDENTITY}
     backbone = {k: config["backbone"].get(k) for k in ("name", "pretrained")}
     keys = ("method", "tokens", "ratio", "compression", "flops", "layer_scale", "seed")
-    return hash_config({"recipe": own, "backbone": backbone} | {k: config.get(k) for k in keys})[:8]
+    return {"recipe": own, "backbone": backbone} | {k: config.get(k) for k in keys}
+
+
+def training_id(cfg: Mapping[str, Any]) -> str:
+    """Eight hex digits that name a training: of the same backbone, method, budget, data, stages and seed, the same."""
+    from vtc.results import hash_config
+
+    return hash_config(_identity(cfg))[:8]
 
 
 def training_folder(cfg: Mapping[str, Any], name: str | None = None) -> Path:
@@ -216,7 +233,8 @@ def _base(cfg: Mapping[str, Any]) -> Path:
         target = _save_model(model, folder / "weights", build_processor())
     recipe_config = {k: v for k, v in _plain(config).items() if k != "folder"}
     provenance = {"backbone": "pocket", "recipe": recipe_config} | _provenance(cfg, reports)
-    (target / "training.json").write_text(json.dumps(provenance, indent=2) + "\n")
+    if distributed.is_main():
+        (target / "training.json").write_text(json.dumps(provenance, indent=2) + "\n")
     _logs(folder, list(names), target / "training.jsonl")
     return target
 
@@ -251,9 +269,11 @@ def _save_model(model, folder: Path, processor) -> Path:
 
     import torch
 
-    half = copy.deepcopy(model).to("cpu", torch.bfloat16)
-    half.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    if distributed.is_main():
+        half = copy.deepcopy(model).to("cpu", torch.bfloat16)
+        half.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    distributed.barrier()
     return folder
 
 
@@ -316,6 +336,7 @@ def _method(cfg: Mapping[str, Any]) -> Path:
             contrastive=float(data.get("contrastive", 0.0)),
             checkpointing=bool(config.get("checkpointing", False)),
             compress=bool(stage_config.get("compress", True)),
+            workers=int(config.get("workers") or 0),
         )
         stage.to(backbone.device)
         trained |= {n.removeprefix("backbone.") for n in stage.trained if n.startswith("backbone.")}
