@@ -171,6 +171,15 @@ def test_engines_nest_in_the_tower_too() -> None:
         assert first.report.tokens_out == [4, 4, 4]
 
 
+def test_an_engine_inside_another_has_the_tower_for_itself() -> None:
+    backbone = tiny_backbone()
+    inputs, inner = batch(backbone), build("fastervlm", 7, backbone.shape)
+    with torch.no_grad(), compressing(backbone, inner):
+        alone = backbone.model(**inputs).logits
+    with torch.no_grad(), compressing(backbone, build("downsample", 4, backbone.shape)), compressing(backbone, inner):
+        assert torch.equal(backbone.model(**inputs).logits, alone)
+
+
 def test_a_method_that_asks_nothing_leaves_the_tower_alone() -> None:
     backbone = tiny_backbone()
     with compressing(backbone, build("fastv", 4, backbone.shape)):

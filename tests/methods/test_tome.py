@@ -104,6 +104,23 @@ def test_the_tower_gets_cheaper_and_is_given_back() -> None:
     assert seen == [10] and all("forward" not in layer.__dict__ for layer in backbone.tower_layers)
 
 
+def test_gradients_reach_the_tower_the_same_under_checkpointing() -> None:
+    backbone = tiny_backbone()
+    backbone.model.train()
+    inputs, found = rows(backbone), []
+    inputs["pixel_values"] = inputs["pixel_values"].float()
+    for checkpointing in (False, True):
+        if checkpointing:
+            backbone.model.gradient_checkpointing_enable()
+        backbone.model.zero_grad()
+        with compressing(backbone, build("tome", 9, backbone.shape)):
+            loss = backbone.model(**inputs, use_cache=False).logits.square().sum()
+        loss.backward()  # outside: recomputation must not need the engine
+        found.append([p.grad.clone() for p in backbone.tower_layers[0].parameters()])
+    assert all(torch.allclose(a, b) and b.abs().max() > 0 for a, b in zip(*found, strict=True) if a.abs().max() > 1e-4)
+    assert sum(float(g.abs().max() > 1e-4) for g in found[0]) > 12
+
+
 def test_budgets_and_backends_that_cannot_be() -> None:
     shape = tiny_backbone().shape
     assert list(ToMe.offers(shape)) == list(range(8, 17)) and build("tome", None, shape).tokens == 8

@@ -144,7 +144,7 @@ class Watch:
                 f"not {implementation}"
             )
         sizes: list[Tensor] = []
-        changed: list[tuple[Any, Any, bool]] = []
+        changed: list[tuple[Any, Any]] = []
 
         def make(layer: int, block: Any) -> Any:
             attend, mlp = self.backbone.tower_halves(layer)
@@ -167,20 +167,15 @@ class Watch:
         try:
             for layer in range(projected_layer(self.backbone.shape) + 1):
                 block = self.backbone.tower_layers[layer]
-                checkpointing = bool(getattr(block, "gradient_checkpointing", False))
-                changed.append((block, block.__dict__.get("forward"), checkpointing))
-                block.forward = make(layer, block)
-                if checkpointing:  # a recomputation after this call would run the plain layer
-                    block.gradient_checkpointing = False
+                changed.append((block, block.__dict__.get("forward")))
+                block.forward = make(layer, block)  # past gradient checkpointing, which wraps the class's own forward
             yield
         finally:
-            for block, own, checkpointing in reversed(changed):
+            for block, own in reversed(changed):
                 if own is None:
                     block.__dict__.pop("forward", None)
                 else:
                     block.forward = own
-                if checkpointing:
-                    block.gradient_checkpointing = True
 
     def _tower(self, got: dict[Any, Any]) -> Tower:
         vision, features = self.backbone.shape.vision, got.pop("features")
