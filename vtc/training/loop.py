@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -25,6 +25,9 @@ from torch import Tensor, nn
 from vtc.errors import UserError, unknown
 from vtc.training import distributed, state, track
 from vtc.training.optim import DECAYS, OPTIMIZERS, build_optimizers, build_schedulers
+
+if TYPE_CHECKING:
+    from vtc.training.parallel import Team
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Stage:
 
     name: str
     device = torch.device("cpu")
+    batch_size: int | None = None  # rows of the global batch, where it is known: there must be one for every part
 
     def to(self, device: torch.device) -> None:
         """Work there from now on. Stages with modules of their own move them."""
@@ -80,7 +84,8 @@ class Stage:
     def weights(self, batch: Any) -> dict[str, float]:
         """What a part counts in the mean over the step's parts, for each term: answer tokens, say.
 
-        Terms without a weight count 1 a part; a term of weight 0 in a part is left out there.
+        Terms without a weight count 1 a part. A term of weight 0 in a part is left out there; it may be returned all
+        the same, finite: sharded models need the same forward pass on every process.
         """
         return {}
 
@@ -193,6 +198,7 @@ def train_stage(
     from vtc.training.parallel import Team, parts_of
 
     track.check(log)
+    distributed.begin(stage.device.type == "cpu")
     folder = Path(folder)
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
@@ -202,6 +208,12 @@ def train_stage(
         named = parameters.items()
         return build_optimizers(named, plan.optimizer, plan.lr, plan.weight_decay, plan.betas, plan.adam_lr)
 
+    parts = parts_of(plan)
+    if stage.batch_size is not None and stage.batch_size < parts[0].count:
+        raise UserError(
+            f"training.data.batch_size={stage.batch_size}: fewer than the {parts[0].count} parts of a step "
+            f"({distributed.world()} processes × accumulate={plan.accumulate})"
+        )
     team = Team(stage, plan, optimizers, folder, log)
     schedulers = build_schedulers(team.raw, plan.steps, plan.warmup, plan.decay, plan.cooldown)
     own = (team.accelerator.save_state, team.accelerator.load_state) if team.deepspeed else (None, None)
@@ -214,7 +226,7 @@ def train_stage(
     if found:
         notes = found[1]
         state.restore(*found, training)
-    parts, first = parts_of(plan), int(notes["step"])
+    first = int(notes["step"])
     if first < plan.steps:
         stage.expect(parts, first, plan.steps)
     with _Book(folder, plan, notes, stage.name, quiet) as book:
@@ -223,7 +235,7 @@ def train_stage(
             began = time.perf_counter()
             seed_step(seed, stage.name, step)
             stage.start_step(step, plan.steps)
-            terms, seen = _gradients(team, stage, [stage.batch(step, part) for part in parts])
+            terms, seen = _gradients(team, stage, step, parts)
             norm, rate = team.step(plan.clip), float(schedulers[0].get_last_lr()[0])
             for scheduler in schedulers:
                 scheduler.step()
@@ -238,35 +250,40 @@ def train_stage(
     return {"steps": plan.steps, "seconds": book.seconds, "validation": book.validation}
 
 
-def _gradients(run: Any, stage: Stage, batches: list[Any]) -> tuple[dict[str, float], dict[str, float]]:
+def _gradients(team: Team, stage: Stage, step: int, parts: Sequence[Part]) -> tuple[dict[str, float], dict[str, float]]:
     """Leaves the gradient of the step's loss in the parameters.
 
     Returns:
         (the step's terms, what all processes saw: "images" and "tokens").
+
+    Raises:
+        UserError: on every process, where a batch of one of them can't be had, or nothing in the step is to be learned.
     """
-    weights = [stage.weights(batch) for batch in batches]
-    totals = distributed.sum_over_ranks(
-        _added([{f"weight/{n}": float(w) for n, w in each.items()} for each in weights])
-        | {
-            "parts": float(len(batches)),
-            "images": float(sum(map(stage.images, batches))),
-            "tokens": float(sum(map(stage.tokens, batches))),
-        }
-    )
-    values: list[dict[str, float]] = []
+    batches, weights, mistake, sums = [], [], "", {"parts": float(len(parts))}
+    try:
+        batches = [stage.batch(step, part) for part in parts]
+        weights = [stage.weights(batch) for batch in batches]
+        sums |= _added([{f"weight/{n}": float(w) for n, w in each.items()} for each in weights])
+        sums |= {"images": float(sum(map(stage.images, batches))), "tokens": float(sum(map(stage.tokens, batches)))}
+    except UserError as error:
+        mistake = str(error)
+    told = distributed.gather_objects((mistake, sums))
+    if any(each for each, _ in told):
+        raise UserError(next(each for each, _ in told if each))
+    totals = _added([each for _, each in told])
+
+    values = []
     for number, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
         last = number == len(batches) - 1
-        with run.alone(last):
-            terms = run.losses(stage, on_device(batch, stage.device))
-            shares = {n: weight[n] / totals[f"weight/{n}"] if weight.get(n) else 0.0 for n in terms if n in weight}
-            shares |= {n: 1 / totals["parts"] for n in terms if n not in weight}
-            counted = {n: terms[n] * (shares[n] * run.factor) for n in terms if shares[n]}
-            if not counted:
-                raise UserError(f"training: a part of a step of stage {stage.name!r} has nothing that a loss counts")
-            run.backward(torch.stack(list(counted.values())).sum(), last)
-        values.append({n: float(terms[n].detach()) * shares[n] for n in counted})
-    seen = {n: totals[n] for n in ("images", "tokens")}
-    return distributed.sum_over_ranks(_added(values)), seen
+        shares = {n: w / totals[f"weight/{n}"] if w else 0.0 for n, w in weight.items()}
+        with team.alone(last):
+            terms = team.losses(stage, on_device(batch, stage.device), shares, 1 / totals["parts"])
+            team.backward(torch.stack(list(terms.values())).sum(), last)
+        values.append({n: float(t.detach()) / team.factor for n, t in terms.items() if n})
+    whole = distributed.sum_over_ranks(_added(values))
+    if not whole:
+        raise UserError(f"training: step {step + 1} of stage {stage.name!r} has nothing to learn from")
+    return whole, {n: totals[n] for n in ("images", "tokens")}
 
 
 def _added(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:

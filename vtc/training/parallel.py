@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -70,10 +69,16 @@ class Team:
 
         trained = {n: p for n, p in stage.named_parameters() if p.requires_grad}
         model, before = self._model(stage.modules())
+        wanted = {id(p) for p in trained.values()}
+        self._frozen = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in wanted]
+        self._freeze(model, True)
         if before:  # sharded by an earlier stage of this run
             self.model, self.parameters, self.optimizers = model, trained, optimizers(trained)
             self.raw = self.optimizers
             return
+        if self.fsdp:  # every process has made the new parameters by itself
+            for parameter in trained.values():
+                torch.distributed.broadcast(parameter.data, 0)
         names = {id(p): n for n, p in model.named_parameters()}
         lost = [n for n, p in trained.items() if id(p) not in names]
         if lost:
@@ -117,11 +122,36 @@ class Team:
                     )
         return Together(modules), False
 
+    def _freeze(self, model: nn.Module, on: bool) -> None:
+        """No gradients for what is in the modules but not trained: nobody would use or clear them."""
+        parameters = dict(model.named_parameters())
+        for name in self._frozen:
+            parameters[name].requires_grad_(not on)
+
     # ------------------------------------------------------------------ a step
-    def losses(self, stage: Stage, batch: Any) -> dict[str, Tensor]:
-        """`stage.losses`, under the wrapper and in the precision that were asked for."""
+    def losses(self, stage: Stage, batch: Any, shares: Mapping[str, float], otherwise: float) -> dict[str, Tensor]:
+        """The terms of `stage.losses` that count, each times its share of the step's and `factor`.
+
+        Under the wrapper, and in the precision that were asked for. Where nothing counts, a term "" of 0: the other
+        processes wait for this one's backward pass.
+
+        Args:
+            shares: by term; of those that it lacks: `otherwise`.
+        """
+
+        def counted() -> dict[str, Tensor]:
+            terms = stage.losses(batch)
+            scaled = {n: t * (shares.get(n, otherwise) * self.factor) for n, t in terms.items()}
+            found = {n: t for n, t in scaled.items() if shares.get(n, otherwise)}
+            if found:
+                return found
+            if self.sharded and not scaled:
+                raise UserError(f"stage {stage.name!r}: a sharded model needs a forward pass in every part of a step")
+            zero = list(scaled.values()) or [0.0 * next(iter(self.parameters.values())).sum()]
+            return {"": torch.stack(zero).sum()}
+
         with torch.autocast(self.device.type, torch.bfloat16) if self.autocast else contextlib.nullcontext():
-            return self.model(partial(stage.losses, batch))
+            return self.model(counted)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Adds a micro-batch's gradients; those of the processes are put together in the last one of a step."""
@@ -155,6 +185,7 @@ class Team:
 
     def close(self) -> None:
         """Lets go of model and optimizers; the parameters stay what they are."""
+        self._freeze(self.accelerator.unwrap_model(self.model), False)
         del self.model, self.optimizers, self.raw
         self.accelerator.free_memory()
 
