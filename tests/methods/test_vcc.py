@@ -13,6 +13,7 @@ from vtc.methods import build
 from vtc.methods.vcc import split
 from vtc.registry import methods
 from vtc.testing import batch, tiny_backbone
+from vtc.testing.contracts import packed
 
 
 def runs(members: list[int], count: int) -> list[list[int]]:
@@ -147,3 +148,24 @@ def test_what_it_offers() -> None:
     assert Budget(ratio=0.01).resolve(methods.get("vcc"), shape, {}) == 2
     with pytest.raises(UserError, match="method.block=0"):
         build("vcc", 5, shape, block=0)
+
+
+def test_packed_questions_decide_together_and_their_answers_have_no_say() -> None:
+    backbone = tiny_backbone()
+    inputs, blocks = packed(backbone)
+    labels = inputs.pop("labels")
+    for row in range(2):
+        for question in (1, 2, 3):
+            labels[row, (blocks[row] == question).nonzero()[:3, 0]] = -100
+
+    def kept(changed: torch.Tensor) -> list[list[int]]:
+        ids = torch.where(changed, 70 - inputs["input_ids"], inputs["input_ids"])
+        with torch.no_grad(), compressing(backbone, build("vcc", 7, backbone.shape, block=4)) as engine:
+            with engine.blocks(blocks, labels):
+                backbone.model(**inputs | {"input_ids": ids}, use_cache=False)
+            return engine.report.kept
+
+    asked = (blocks > 0) & (labels == -100) & inputs["attention_mask"].bool()
+    first = kept(labels == 0)
+    assert kept(labels != -100) == first
+    assert any(kept(asked & (blocks == question)) != first for question in (1, 2, 3))
