@@ -344,3 +344,18 @@ def test_a_text_is_embedded_in_the_familys_prompt() -> None:
         expected = backbone.decoder(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
         got = encode_texts(backbone, build("none", None, backbone.shape), words, torch.ones_like(words))
     assert (got - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["victor", "avgpool", "fastv"])
+def test_an_image_at_the_end_predicts_what_follows(name: str) -> None:
+    """Its last slot holds the state of what the method left last, though its own token may be gone."""
+    backbone = tiny_backbone()
+    inputs = batch(backbone, after=(0, 0, 0))
+    end = torch.full((3,), inputs["input_ids"].shape[1] - 1)
+    word = torch.full((3, 1), 11)
+    longer = inputs | {
+        "input_ids": torch.cat([inputs["input_ids"], word], 1),
+        "attention_mask": torch.cat([inputs["attention_mask"], torch.ones_like(word)], 1),
+    }
+    with compressing(backbone, build(name, 4, backbone.shape)) as engine, engine.prompt_ends(end):
+        assert (logits(backbone, inputs)[:, -1] - logits(backbone, longer)[:, -2]).abs().max() < 1e-4
