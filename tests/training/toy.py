@@ -143,7 +143,8 @@ def train(folder, steps=6, contrastive=True, dropout=0.0, quiet=True, resume=Tru
 
 # ---------------------------------------------------------------------------------------------------- processes
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["toy", "vtc.training.parallel", "vtc.training.state", "accelerate"])
+# Whatever a training imports, once for all processes.
+_context.set_forkserver_preload(["toy", "vtc.training.parallel", "vtc.training.state", "torch._dynamo"])
 
 
 def process(call, *args, env=None):

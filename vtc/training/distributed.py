@@ -130,7 +130,7 @@ def _own_group() -> dist.ProcessGroup:
     the same order on every process (parameters that one of them has no use for are reduced at once)."""
     default = id(dist.group.WORLD)
     if default not in _groups:
-        _groups[default] = dist.new_group()
+        _groups[default] = dist.new_group()  # type: ignore[assignment]
     return _groups[default]
 
 

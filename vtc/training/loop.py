@@ -296,13 +296,12 @@ def _added(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def versions() -> dict[str, str]:
     """Of the software that the numbers depend on."""
-    import accelerate
-    import transformers
+    from importlib.metadata import version
 
     from vtc import __version__
 
-    found = {"vtc": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    return found | {"accelerate": accelerate.__version__, "python": platform.python_version()}
+    packages = ("torch", "transformers", "accelerate", "peft")
+    return {"vtc": __version__, "python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 FRESH: dict[str, Any] = {"step": 0, "seconds": 0.0, "running": {}, "validation": {}}

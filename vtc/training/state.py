@@ -1,6 +1,6 @@
 """Resumable states of a training: ``state/step-000200/``, each written whole or not at all, the last few kept.
 
-A state holds the trained parameters and the optimizers' tensors in ``state.safetensors``, whole ones, so that a training
+A state holds the trained parameters and the optimizers' tensors in ``state.safetensors``, whole ones, so that training
 goes on with another number of processes, and the rest in ``state.json``, which is written last: step, schedules, what
 identifies the training, and the size and checksum of every file. DeepSpeed's optimizer is in a folder of its own, by
 accelerate. The last state of a finished stage holds the parameters alone.
@@ -202,7 +202,7 @@ def _like(tensor: Tensor, parameter: Tensor) -> Tensor:
     if hasattr(parameter, "placements") and tensor.shape == parameter.shape:
         from torch.distributed.tensor import distribute_tensor
 
-        return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
+        return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]
     return tensor
 
 
