@@ -296,6 +296,8 @@ def _source(name: str, data: Mapping[str, Any], backbone: Backbone, method: Comp
 
 def _method(cfg: Mapping[str, Any]) -> Path:
     """A compression method on a backbone: the stages that the configuration lists, one after the other."""
+    import torch
+
     from vtc.assemble import assemble, tune
     from vtc.training import checkpoint
     from vtc.training.method_stage import LOSSES, MethodStage
@@ -317,6 +319,7 @@ def _method(cfg: Mapping[str, Any]) -> Path:
     target = folder / "weights"
     if cfg.get("resume", "auto") is not False and (target / checkpoint.MANIFEST).is_file():
         return target
+    torch.manual_seed(seed)  # of what starts at random: registers, summary tokens, adapters; the same in every process
     backbone, method = assemble(_starting_from(cfg, config.get("pretrained")), trained=False)
     method.attach(backbone)
     tune(backbone, method, config.get("lora"))
@@ -348,8 +351,6 @@ def _method(cfg: Mapping[str, Any]) -> Path:
         "options": _plain(cfg["method"]),
         "training": {k: v for k, v in config.items() if k != "folder"},
     } | _provenance(cfg, reports)
-    import torch
-
     dtype = torch.bfloat16 if config.get("store", "bfloat16") == "bfloat16" else None
     checkpoint.save(target, backbone, method, manifest, trained, dtype)
     _logs(folder, [s["name"] for s in config["stages"]], target / "training.jsonl")

@@ -1,0 +1,51 @@
+"""A training is a function of its configuration: where it starts from, and what it hands to the loop."""
+
+import pytest
+import torch
+
+from vtc.cli.compose import compose
+from vtc.training import loop, train
+
+
+class Began(Exception):
+    """The loop was reached."""
+
+
+@pytest.fixture
+def begins(monkeypatch, tmp_path):
+    """What `train` hands to the loop for a configuration: the parameters, and the arguments beside stage and plan."""
+
+    def begin(*overrides):
+        found = {}
+
+        def train_stage(stage, plan, folder, **given):
+            found.update(given, parameters={n: p.detach().clone() for n, p in stage.named_parameters()}, plan=plan)
+            raise Began
+
+        monkeypatch.setattr(loop, "train_stage", train_stage)
+        base = ["action=train", "method=fwd2bot", "tokens=4", f"training.folder={tmp_path}"]
+        with pytest.raises(Began):
+            train(compose([*base, *overrides]))
+        return found
+
+    return begin
+
+
+def test_a_training_starts_where_its_seed_says(begins):
+    torch.manual_seed(1)
+    first = begins("seed=0")["parameters"]
+    torch.manual_seed(2)
+    again, other = begins("seed=0")["parameters"], begins("seed=1")["parameters"]
+    assert first.keys() == again.keys() and len(first) > 1
+    assert all(torch.equal(first[n], again[n]) for n in first)
+    assert not torch.equal(first["method.summary"], other["method.summary"])
+    assert any(not torch.equal(first[n], other[n]) for n in first if "lora_A" in n)
+
+
+def test_the_loop_is_told_what_identifies_the_training(begins):
+    given = begins("seed=3", "training.accumulate=2", "training.keep=5", "resume=false")
+    assert (given["seed"], given["resume"]) == (3, False)
+    assert (given["plan"].accumulate, given["plan"].keep) == (2, 5)
+    identity = given["config"]
+    assert (identity["method"]["name"], identity["tokens"], identity["seed"]) == ("fwd2bot", 4, 3)
+    assert "keep" not in identity["recipe"] and identity["recipe"]["data"] and identity["recipe"]["stages"]
