@@ -307,6 +307,25 @@ def test_a_cache_is_cropped_up_to_the_image_and_no_further() -> None:
             cache.crop(-1)
 
 
+def test_a_cropped_cache_goes_on_as_one_that_was_never_longer() -> None:
+    """Padding in the next turn included: the ledger's masks end where the cache does."""
+    backbone = tiny_backbone()
+    inputs = batch(backbone, after=(6, 6, 6))
+    short = {k: v if k == "pixel_values" else v[:, :-4] for k, v in inputs.items()}
+    mask = torch.cat([short["attention_mask"], torch.tensor([[0, 1, 1], [1, 1, 1], [0, 0, 1]])], 1)
+    turn = {"input_ids": torch.full((3, 3), 11), "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1)[:, -3:]}
+    found = []
+    with torch.no_grad(), compressing(backbone, build("victor", 4, backbone.shape)):
+        for first in (inputs, short):
+            cache = backbone.model(**first, use_cache=True).past_key_values
+            if first is inputs:
+                cache.crop(-4)
+            for segment in cache.ledger.segments:
+                assert segment.mask.shape[1] == cache.get_seq_length(segment.start)
+            found.append(backbone.model(**turn, past_key_values=cache).logits[mask[:, -3:].bool()])
+    assert (found[0] - found[1]).abs().max() < 1e-5
+
+
 def test_a_reset_cache_is_an_empty_one() -> None:
     backbone = tiny_backbone()
     inputs, others = batch(backbone), batch(backbone, before=(9, 2, 4), seed=2)
