@@ -43,6 +43,8 @@ class TowerStage(Stage):
     After :meth:`locate`, its row and its column too.
     """
 
+    batch_size: int
+
     def __init__(self, model: LlavaForConditionalGeneration, seed: int, batch_size: int = 32):
         self.name = "tower"
         self.tower = model.model.vision_tower
@@ -178,6 +180,7 @@ class LanguageStage(Stage):
     """
 
     name = "language"
+    batch_size: int
 
     def __init__(self, model: LlavaForConditionalGeneration, data: Mapping[str, Any], seed: int):
         self.model, self.seed = model, seed
@@ -274,6 +277,7 @@ class AlignStage(Stage):
     """The projector alone: each patch towards the concept vector of what stands on it."""
 
     name = "align"
+    batch_size: int
 
     def __init__(self, model: LlavaForConditionalGeneration, places: Places, seed: int, batch_size: int = 32):
         self.model, self.places, self.seed, self.batch_size = model, places, seed, batch_size

@@ -16,8 +16,8 @@ class Batch:
     """One part of a step's global batch.
 
     Attributes:
-        inputs: what the backbone's `core` takes: input_ids [B, L], attention_mask [B, L], pixel_values, and whatever the
-            family needs beside; position_ids [B, L] where the rows are packed.
+        inputs: what the backbone's `core` takes: input_ids [B, L], attention_mask [B, L], pixel_values, and whatever
+            the family needs beside; position_ids [B, L] where the rows are packed.
         labels: [B, L], -100 outside the answers; all of them -100 where nothing is answered.
         blocks: [B, L] of packed rows: 0 the prefix with the image, 1… the questions; None where a row is one sequence.
         captions: (token ids [B, Lc], mask [B, Lc]), left-padded: one caption of each row's image, for the contrastive
