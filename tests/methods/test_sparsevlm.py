@@ -66,7 +66,10 @@ def test_clusters_are_density_peaks(sizes: list[int], counts: list[int], seed: i
 
 def test_equal_points_make_as_many_clusters() -> None:
     got = density_peaks(torch.ones(1, 8, 3), torch.ones(1, 8, dtype=torch.bool), torch.tensor([[3]]))
-    assert sorted(set(got[0].tolist())) == [0, 1, 2]
+    assert got[0].tolist() == peaks(np.ones((8, 3)), 3) and sorted(set(got[0].tolist())) == [0, 1, 2]
+    pairs = torch.tensor([0.0, 0, 5, 5, 9, 9]).view(1, 6, 1)  # equally dense: the earlier one of a pair is its centre
+    got = density_peaks(pairs, torch.ones(1, 6, dtype=torch.bool), torch.tensor([[2]]))
+    assert got[0].tolist() == peaks(pairs[0].double().numpy(), 2)
 
 
 @pytest.mark.parametrize("recycle", [0, 0.3, 1.0])
