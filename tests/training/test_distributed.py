@@ -180,6 +180,32 @@ def test_sharded_stages_are_those_of_one_process(tmp_path):
     assert_same(torch.load(tmp_path / "sharded.pt"), {n: p.detach() for n, p in one.named_parameters()})
 
 
+def _fwd2bot(folder):
+    """Two steps of both losses: answers of unequal length, captions of all rows against each other, two adapters."""
+    from test_method_stage import stage_of
+
+    torch.manual_seed(0)
+    stage = stage_of("fwd2bot")
+    stage.validate = dict  # 128 scenes
+    train_stage(stage, Plan(2, lr=1e-3, warmup=0.0, decay="constant", log_every=1), f"{folder}/fwd2bot", quiet=True)
+    if distributed.is_main():
+        torch.save({n: p.detach() for n, p in stage.named_parameters()}, f"{folder}/fwd2bot.pt")
+
+
+def test_fwd2bot_on_two_processes_is_fwd2bot(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    _fwd2bot(tmp_path / "one")
+    toy.together(_fwd2bot, str(tmp_path / "two"))
+    for key in ("loss", "answer", "contrastive"):
+        one, two = (toy.logged(tmp_path / folder / "fwd2bot", key) for folder in ("one", "two"))
+        assert len(one) == 2 and two == pytest.approx(one, abs=1e-4)
+    one, two = (torch.load(tmp_path / folder / "fwd2bot.pt") for folder in ("one", "two"))
+    assert one.keys() == two.keys()
+    moved = max(float((one[n] - two[n]).abs().max()) for n in one)
+    assert moved < 2e-5, "AdamW's steps are of 1e-3"
+
+
 def test_the_device_of_a_process(monkeypatch):
     monkeypatch.delitem(os.environ, "WORLD_SIZE", raising=False)
     assert distributed.device("cpu") == torch.device("cpu")

@@ -187,5 +187,5 @@ def together(call, *args, count=2, env=None):
         for r in range(count)
     ]
     for run in runs:
-        run.join(120)
+        run.join(900)
         assert run.exitcode == 0, f"a process ended with {run.exitcode}"

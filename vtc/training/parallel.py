@@ -180,7 +180,7 @@ class Team:
             return self.accelerator.unwrap_model(self.model)(call)
         result = self.model(call)
         if self.fsdp:
-            self.model.reshard()  # else it waits for a backward pass
+            self.model.reshard()  # type: ignore[operator]  # else it waits for a backward pass
         return result
 
     def close(self) -> None:
