@@ -28,9 +28,8 @@ class Together(nn.Module):
     def __init__(self, modules: dict[str, nn.Module]) -> None:
         super().__init__()
         self.parts = nn.ModuleDict(modules)
-        self._no_split_modules = sorted(
-            {n for m in modules.values() for n in getattr(m, "_no_split_modules", None) or ()}
-        )
+        asked = {name for module in self.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+        self._no_split_modules = sorted(asked & {type(module).__name__ for module in self.modules()})
 
     def forward(self, call: Callable[[], T]) -> T:
         return call()
