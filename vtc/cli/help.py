@@ -16,6 +16,7 @@ vtc {version}: visual-token compression for large vision-language models
   python -m vtc -m method=fwd2bot,victor,llavolta,fastv tokens=4,16,36  a sweep
   python -m vtc backbone=llava15_7b benchmark=llava method=fastv tokens=64
   python -m vtc action=train method=victor tokens=8                     train one
+  python -m vtc experiment=fwd2bot_table5                               a paper's ablation, trained and judged
   python -m vtc action=report                                           tables, plots, one HTML page
 """
 
@@ -39,7 +40,8 @@ def text() -> str:
         parts.append(f"{group}=…   {about}")
         for name, line in lines.items():
             indent = " " * (column + 2)
-            parts.append(textwrap.fill(f"  {name:<{column}}{line}", width, subsequent_indent=indent))
+            row = f"  {name:<{column}}{line}"
+            parts.append(textwrap.fill(row, width, subsequent_indent=indent, break_on_hyphens=False))
         parts.append("")
     parts.append("Settings\n" + _settings() + "\n")
     parts.append(
