@@ -7,296 +7,33 @@ does the rest.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from vtc.errors import UserError
+from vtc.tokens import REGISTER, TEXT, VISUAL, TokenSequence, keep_best, merge_images
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone, BackboneShape
     from vtc.tower import Tower, TowerUse
 
-TEXT, VISUAL, REGISTER = 0, 1, 2
+__all__ = [
+    "REGISTER",
+    "TEXT",
+    "VISUAL",
+    "Compressor",
+    "Context",
+    "Resampler",
+    "SelfCompressor",
+    "TokenMerger",
+    "TokenPruner",
+    "TokenSequence",
+]
+
 SUMMARY_PROMPT = "Summarize the image in a few words."  # Fwd2Bot, section 3.2
-
-
-@dataclass
-class TokenSequence:
-    """B rows of L tokens of width D between two decoder layers. Verbs return a new sequence and never change this one.
-
-    Attributes:
-        hidden: [B, L, D] hidden states (before layer 0: the embeddings).
-        mask: [B, L] bool, the real tokens; the others are padding.
-        position: [P, B, L] RoPE positions; P = 1, or 3 for M-RoPE.
-        role: [B, L] TEXT | VISUAL | REGISTER.
-        origin: [B, L] index in the user's sequence; -1 for a token that a method made.
-        block: [B, L] 0 = shared prefix, q = 1… = the q-th independent question behind it. Attention is causal AND
-            (key.block == 0 or key.block == query.block). All 0 outside packed training.
-        image: [B, L] which image of its row a visual or register token belongs to (0…); -1 for text.
-        shift: [B, 1] what the changes so far add to the positions of later (decoded) tokens; None = nothing.
-        compact: whether dropping closes the gap in the positions. True before the LLM (layer 0): the LLM never sees the
-            longer sequence. False between its layers: what was rotated by its position keeps it (FastV).
-    """
-
-    hidden: Tensor
-    mask: Tensor
-    position: Tensor
-    role: Tensor
-    origin: Tensor
-    block: Tensor
-    image: Tensor
-    shift: Tensor | None = None
-    compact: bool = False
-
-    # ------------------------------------------------------------------ what is there
-    @property
-    def visual(self) -> Tensor:
-        """[B, L] bool: the real visual tokens."""
-        return (self.role == VISUAL) & self.mask
-
-    @property
-    def images(self) -> tuple[Tensor, Tensor]:
-        """The visual tokens image by image: indices [I, N] into the B·L tokens, and which are real, [I, N] bool.
-
-        Images come row by row, in each row from left to right; N is the length of the longest.
-        """
-        if getattr(self, "_images", None) is None:
-            flat = self.visual.flatten().nonzero()[:, 0]
-            length = self.mask.shape[1]
-            owner = (flat // length) * (length + 1) + self.image.flatten()[flat]
-            _, counts = torch.unique_consecutive(owner, return_counts=True)
-            sizes = counts.tolist()
-            if len(set(sizes)) <= 1:
-                index = flat.view(len(sizes), sizes[0] if sizes else 0)
-                self._images = index, torch.ones_like(index, dtype=torch.bool)
-            else:
-                pad = torch.nn.utils.rnn.pad_sequence
-                parts = flat.split(sizes)
-                real = [torch.ones_like(p, dtype=torch.bool) for p in parts]
-                self._images = pad(parts, batch_first=True), pad(real, batch_first=True)
-        return self._images
-
-    def visual_hidden(self) -> Tensor:
-        """[I, N, D] hidden states of the visual tokens, image by image (see `images`; padded ones repeat token 0)."""
-        index, _ = self.images
-        return self.hidden.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
-
-    def per_token(self, values: Tensor, fill: float = 0) -> Tensor:
-        """Spreads values [I, N] of the visual tokens (see `images`) to [B, L]; `fill` elsewhere."""
-        index, real = self.images
-        out = values.new_full((self.mask.numel(),), fill)
-        out[index[real]] = values[real]
-        return out.view_as(self.mask)
-
-    def to(self, device: torch.device) -> TokenSequence:
-        """The same sequence with everything beside `hidden` on `device` (models spread over devices)."""
-        moved = {
-            f.name: getattr(self, f.name).to(device)
-            for f in dataclasses.fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
-        return dataclasses.replace(self, **moved)
-
-    # ------------------------------------------------------------------ verbs
-    def keep(self, kept: Tensor) -> TokenSequence:
-        """Only these tokens, in their order.
-
-        Args:
-            kept: [B, L] bool, or [B, n] indices (any order; doubles count once).
-
-        Rows may keep different numbers; the shorter ones are padded on the left. Keeping everything returns `self`.
-        """
-        if kept.dtype != torch.bool:
-            kept = torch.zeros_like(self.mask).scatter(1, kept, True)
-        kept = kept & self.mask
-        removed = self.mask & ~kept
-        if not removed.any():
-            return self
-        counts = kept.sum(1)
-        n = int(counts.max())
-        if bool((counts == n).all()):
-            order = kept.nonzero()[:, 1].view(len(kept), n)
-            mask = torch.ones_like(order, dtype=torch.bool)
-        else:
-            order = kept.to(torch.uint8).argsort(dim=1, stable=True)[:, self.mask.shape[1] - n :]
-            mask = kept.gather(1, order)
-        position, shift = self.position, self.shift
-        if self.compact:
-            before = removed.cumsum(1)
-            position = position - before
-            shift = before[:, -1:].neg() if shift is None else shift - before[:, -1:]
-        return self._take(order, mask, position, shift)
-
-    def hide(self, hidden: Tensor) -> TokenSequence:
-        """Without the tokens `hidden` [B, L] bool, as if a mask hid them: the others keep their positions."""
-        kept = dataclasses.replace(self, compact=False).keep(~hidden)
-        return dataclasses.replace(kept, compact=self.compact)
-
-    def drop(self, role: int) -> TokenSequence:
-        """Without the tokens of this role."""
-        return self.keep(self.role != role)
-
-    def merge(self, groups: Tensor, weights: Tensor | None = None) -> TokenSequence:
-        """Replaces each group of tokens by one token, their weighted mean, at the place of its first member.
-
-        Its position is the mean of its members' positions, rounded down (LLaVolta), or, before the LLM, the next free
-        one.
-
-        Args:
-            groups: [B, L] group of each token, 0… in each row; -1 leaves a token as it is.
-            weights: [B, L] ≥ 0; None: the plain mean.
-        """
-        rows, length, width = self.hidden.shape
-        member = (groups >= 0) & self.mask
-        if not member.any():
-            return self
-        most = int(groups.max()) + 1
-        flat = member.flatten().nonzero()[:, 0]
-        group = (flat // length) * most + groups.flatten()[flat]
-        weight = None if weights is None else weights.flatten()[flat].float()
-        size = torch.zeros(rows * most, device=flat.device).index_add(
-            0, group, torch.ones_like(group, dtype=torch.float)
-        )
-        total = size if weight is None else torch.zeros_like(size).index_add(0, group, weight)
-        part = self.hidden.flatten(0, 1).index_select(0, flat).float()
-        part = part if weight is None else part * weight[:, None]
-        mean = part.new_zeros(rows * most, width).index_add(0, group, part) / total.clamp(min=1e-12)[:, None]
-
-        first = torch.full((rows * most,), rows * length, device=flat.device).scatter_reduce(0, group, flat, "amin")
-        there = first < rows * length
-        first, where = first[there], there.nonzero()[:, 0]
-        kept = (self.mask & ~member).flatten()
-        kept[first] = True
-        position = self.position
-        if not self.compact:
-            position = position.flatten(1).clone()
-            summed = torch.zeros(position.shape[0], rows * most, device=flat.device, dtype=torch.float64)
-            summed = summed.index_add(1, group, position[:, flat].double())
-            position[:, first] = (summed[:, where] / size[where]).floor().to(position.dtype)
-            position = position.view_as(self.position)
-        origin = self.origin.flatten().clone()
-        origin[first] = torch.where(size[where] > 1, -1, origin[first])
-        source = torch.arange(rows * length, device=flat.device)
-        source[first] = rows * length + where
-        view = dataclasses.replace(
-            self, hidden=source.view(rows, length, 1), position=position, origin=origin.view(rows, length)
-        )
-        kept = kept.view(rows, length)
-        if torch.equal(kept, self.mask):  # every group has one member
-            return self
-        return view.keep(kept)._from_pool(torch.cat([self.hidden.flatten(0, 1), mean.to(self.hidden.dtype)]))
-
-    def insert(self, embeddings: Tensor, after: int = VISUAL, role: int = REGISTER) -> TokenSequence:
-        """Adds tokens behind each image; everything behind them moves on by as many positions.
-
-        Args:
-            embeddings: [M, D], the same for every image, or [I, M, D] (images as in `images`).
-            after: VISUAL, the only place there is.
-            role: what they are.
-        """
-        if after != VISUAL:
-            raise ValueError("tokens can only be inserted after VISUAL ones")
-        index, real = self.images
-        rows, length, width = self.hidden.shape
-        count, m = index.shape[0], embeddings.shape[-2]
-        if not count or not m:
-            return self
-        dev = self.mask.device
-        last = index.masked_fill(~real, -1).amax(1)
-        row, column = last // length, last % length
-        ends = torch.zeros_like(self.mask)
-        ends[row, column] = True
-        before = ends.cumsum(1) - ends.long()  # images that end before this token
-        total = ends.sum(1, keepdim=True)
-        most = int(total.max())
-        lead = m * (most - total)  # padding on the left of rows with fewer images
-        source = torch.full((rows, length + m * most), -1, device=dev)
-        source.scatter_(
-            1, torch.arange(length, device=dev) + m * before + lead, torch.arange(length, device=dev).expand(rows, -1)
-        )
-        steps = torch.arange(m, device=dev)
-        place = (column + 1 + m * before[row, column] + lead[row, 0])[:, None] + steps
-        source[row[:, None], place] = length + steps  # which one follows below; here only that it is new
-
-        old = source.clamp(0, length - 1)
-        moved = self.position + m * before
-        out = self._take(old, (source >= 0) & self.mask.gather(1, old), moved, None, with_hidden=False)
-        at = row[:, None], place
-        out.mask[at] = True
-        out.role[at] = role
-        out.origin[at] = -1
-        out.block[at] = 0
-        out.image[at] = self.image[row, column][:, None]
-        out.position[:, at[0], at[1]] = moved[:, row, column][..., None] + 1 + steps
-        flat = old + length * torch.arange(rows, device=dev)[:, None]
-        new = rows * length + steps + (m * torch.arange(count, device=dev)[:, None] if embeddings.ndim == 3 else 0)
-        flat[at] = new.expand(count, m)
-        shift = m * total if self.shift is None else self.shift + m * total
-        pool = torch.cat([self.hidden.flatten(0, 1), embeddings.reshape(-1, width).to(self.hidden.dtype)])
-        return dataclasses.replace(out, hidden=flat[..., None], shift=shift)._from_pool(pool)
-
-    def rewrite(self, values: Tensor, where: Tensor) -> TokenSequence:
-        """New hidden states for some visual tokens, which stay in their places.
-
-        Args:
-            values: [I, N, D] (images as in `images`).
-            where: [I, N] bool, which of them; the others stay what they are.
-        """
-        index, real = self.images
-        rows = index[where & real]
-        hidden = self.hidden.flatten(0, 1).index_copy(0, rows, values[where & real].to(self.hidden.dtype))
-        origin = self.origin.flatten().index_fill(0, rows, -1)
-        return dataclasses.replace(self, hidden=hidden.view_as(self.hidden), origin=origin.view_as(self.origin))
-
-    def replace(self, embeddings: Tensor, role: int = VISUAL) -> TokenSequence:
-        """Puts M tokens in the place of each image's visual tokens, with positions as if the image had only ever had M.
-
-        Args:
-            embeddings: [I, M, D] (images as in `images`).
-        """
-        rows, length, width = self.hidden.shape
-        count, m = embeddings.shape[:2]
-        dev = self.mask.device
-        view = dataclasses.replace(
-            self, hidden=torch.arange(rows * length, device=dev).view(rows, length, 1), compact=True
-        )
-        marked = rows * length + torch.arange(count * m, device=dev).view(count, m, 1)
-        out = view.insert(marked, role=role)
-        out = out.keep((out.hidden[..., 0] >= rows * length) | (out.role != VISUAL))
-        pool = torch.cat([self.hidden.flatten(0, 1), embeddings.reshape(-1, width).to(self.hidden.dtype)])
-        return dataclasses.replace(out, compact=self.compact)._from_pool(pool)
-
-    # ------------------------------------------------------------------ mechanics
-    def _take(
-        self, order: Tensor, mask: Tensor, position: Tensor, shift: Tensor | None, with_hidden: bool = True
-    ) -> TokenSequence:
-        rows, length = self.mask.shape
-        hidden = self.hidden
-        if with_hidden:
-            flat = order + length * torch.arange(rows, device=order.device)[:, None]
-            # index_select copies whole rows, and its backward is one index_add: both cheaper than an expanded gather
-            hidden = hidden.flatten(0, 1).index_select(0, flat.flatten()).view(*order.shape, hidden.shape[-1])
-        return TokenSequence(
-            hidden=hidden,
-            mask=mask,
-            position=position.gather(2, order.expand(position.shape[0], -1, -1)),
-            role=self.role.gather(1, order),
-            origin=self.origin.gather(1, order),
-            block=self.block.gather(1, order),
-            image=self.image.gather(1, order),
-            shift=shift,
-            compact=self.compact,
-        )
-
-    def _from_pool(self, pool: Tensor) -> TokenSequence:
-        """`self`, whose `hidden` holds row numbers [B, L, 1], with the rows of `pool` instead."""
-        index = self.hidden[..., 0]
-        return dataclasses.replace(self, hidden=pool.index_select(0, index.flatten()).unflatten(0, index.shape))
 
 
 def _nothing(*args: Any, **kwargs: Any) -> Tensor:
@@ -474,20 +211,6 @@ class TokenPruner(Compressor):
         return keep_best(tokens, self.score(tokens, context), real.sum(1).clamp(max=self.tokens))
 
 
-def keep_best(tokens: TokenSequence, score: Tensor, count: Tensor) -> TokenSequence:
-    """Without the visual tokens that aren't among the best of their image. Ties go to the earlier token.
-
-    Args:
-        score: [B, L], higher is better; only the visual tokens' scores are read.
-        count: [I], how many are kept of each image (images as in `tokens.images`).
-    """
-    index, real = tokens.images
-    ranked = score.flatten()[index].float().masked_fill(~real, float("-inf"))
-    place = ranked.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    chosen = (place < count[:, None]) & real
-    return tokens.keep(tokens.per_token(chosen, False) | ((tokens.role != VISUAL) & tokens.mask))
-
-
 class TokenMerger(Compressor):
     """Merges the visual tokens of each image into groups, before one layer. Override `assign`."""
 
@@ -510,19 +233,6 @@ class TokenMerger(Compressor):
             return tokens
         groups, weights = self.assign(tokens, context)
         return merge_images(tokens, groups, weights)
-
-
-def merge_images(tokens: TokenSequence, groups: Tensor, weights: Tensor | None = None) -> TokenSequence:
-    """Merges visual tokens by groups [I, N] that count from 0 in each image (-1 leaves a token alone).
-
-    Args:
-        weights: [I, N] ≥ 0; None: plain means. Images as in `tokens.images`.
-    """
-    _, real = tokens.images
-    most = int(groups.max()) + 1
-    spread = tokens.per_token(groups.masked_fill(~real, -1), -1)
-    spread = torch.where(spread >= 0, spread + most * tokens.image, -1)  # groups of different images stay apart
-    return tokens.merge(spread, None if weights is None else tokens.per_token(weights))
 
 
 class Resampler(Compressor):

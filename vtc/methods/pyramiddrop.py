@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vtc.compressor import Compressor, Context, TokenSequence, keep_best
+from vtc.compressor import Compressor, Context, TokenSequence
 from vtc.errors import UserError
 from vtc.schedule import resolve_layer
+from vtc.tokens import keep_best
 
 if TYPE_CHECKING:
     from vtc.backbones.base import BackboneShape

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vtc.compressor import Context, TokenMerger, TokenSequence, merge_images, two_level
+from vtc.compressor import Context, TokenMerger, TokenSequence, two_level
 from vtc.errors import UserError
 from vtc.methods.avgpool import raster_groups
 from vtc.schedule import resolve_layer
+from vtc.tokens import merge_images
 
 if TYPE_CHECKING:
     from vtc.backbones.base import BackboneShape
