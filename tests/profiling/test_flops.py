@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vtc.engine import compressing
 from vtc.methods import build
-from vtc.profiling import flops, latency
+from vtc.profiling import flops, latency, parts
 from vtc.profiling.recorder import recorded
 
 METHODS = [
     ("none", None, {}),
+    ("downsample", 16, {}),
+    ("tome", 100, {}),
+    ("single_forward", 4, {"rank": 4}),
+    ("kmeans", 9, {"layer": 0}),
+    ("cdpruner", 9, {}),
+    ("pyramiddrop", 9, {}),
     ("random", 16, {"layer": 0}),
     ("avgpool", 9, {"layer": 0}),
     ("fastv", 16, {"layer": 2}),
@@ -24,23 +32,35 @@ METHODS = [
     ("fwd2bot", 4, {"rank": 4}),
 ]
 
+VISION = {"downsample": -1, "tome": -1, "single_forward": -1}  # it or the projector does less
+COMPUTES = ("kmeans", "cdpruner", "pyramiddrop", "fastv", "tome")  # products of matrices of their own
 
-def counted(run) -> float:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+
+def counted(run, counter=None) -> float:
+    with torch.no_grad(), counter or FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("name, tokens, options", METHODS)
 def test_a_prefill_costs_what_torch_counts(name, tokens, options, backbone):
+    backbone = copy.deepcopy(backbone)  # adapters stay in it
     method = build(name, tokens, backbone.shape, **options).eval()
     inputs = latency.example(backbone, 1, 40)
     method.attach(backbone)
-    with compressing(backbone, method), recorded(backbone) as calls:
-        truth = counted(lambda: backbone.model(**inputs, logits_to_keep=1))
-    ours = flops.total(backbone.shape, calls, causal=False) + flops.head(backbone.shape) + flops.vision(backbone.shape)
-    # The attention row that FastV asks for is the method's own work: one query, 0.01 % of the prefill.
-    assert ours == pytest.approx(truth, rel=1e-3 if method.probes() else 1e-9)
+    counter = FlopCounterMode(display=False)
+    with (
+        parts.metered(backbone, method, counter.get_total_flops) as spent,
+        compressing(backbone, method),
+        recorded(backbone) as calls,
+    ):
+        truth = counted(lambda: backbone.model(**inputs, logits_to_keep=1), counter)
+    decoder = flops.total(backbone.shape, calls, causal=False)
+    assert spent[parts.DECODER] == pytest.approx(decoder, rel=1e-9)
+    ours = decoder + flops.head(backbone.shape) + spent[parts.VISION] + spent[parts.METHOD]
+    assert ours == pytest.approx(truth, rel=1e-9)
+    assert np.sign(spent[parts.VISION] - flops.vision(backbone.shape)) == VISION.get(name, 0)
+    assert (spent[parts.METHOD] > 0) == (name in COMPUTES)
 
 
 def test_a_decoding_step_costs_what_torch_counts(backbone):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
 
+from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.methods import build
-from vtc.profiling import efficiency, latency
+from vtc.profiling import efficiency, latency, parts
 from vtc.profiling.display import rows as rows_of
 from vtc.profiling.run import protocol_of
 
@@ -35,6 +37,9 @@ def test_models_take_turns_and_generate_every_token(backbone, monkeypatch):
     timings = latency.measure(backbone, methods, QUICK)
     timed = calls[6:]  # behind the calls that warm up
     assert timed[:4] == [("random", 1, 1), ("none", 1, 1), ("none", 1, 1), ("random", 1, 1)]
+    timed = timed[6:]  # then the method's own work, in prefills of their own
+    assert timed[:4] == [("random", 1, 1), ("none", 1, 1), ("none", 1, 1), ("random", 1, 1)]
+    assert [len(t.own) for t in timings] == [3, 3]
     assert timed[6:10] == [("random", 2, 2), ("none", 2, 2), ("random", 6, 2), ("none", 6, 2)]
     assert [len(t.first_token) for t in timings] == [3, 3] and [len(t.generate[6]) for t in timings] == [2, 2]
 
@@ -48,9 +53,45 @@ def test_exactly_as_many_tokens_as_asked(backbone, monkeypatch):
     assert ids.shape[1] - given == 9
 
 
+def test_every_gain_goes_to_the_innermost_region():
+    now = iter([0.0, 1.0, 3.0, 7.0, 15.0, 31.0, 63.0])
+    meter = parts.Meter(lambda: next(now))
+    inner = meter.around(parts.VISION, lambda: None)
+    meter.around(parts.METHOD, lambda: (inner(), inner()))()
+    # at 0 the method begins; vision from 1 to 3 and from 7 to 15; the method ends at 31
+    assert meter.spent == {parts.METHOD: 1 + 4 + 16, parts.VISION: 2 + 8, parts.DECODER: 0}
+
+
+def test_a_methods_own_work_is_told_from_the_models(backbone):
+    """Of a clock that counts passes of decoder layers: a pass that the method asks for is its own."""
+    passes = []
+
+    def count(*_):
+        passes.append(1)
+
+    hooks = [layer.register_forward_hook(count) for layer in backbone.decoder.layers]
+    try:
+        for name, own in (("random", 0), ("fwd2bot", 5)):
+            model = copy.deepcopy(backbone)
+            method = build(name, 4, model.shape).eval()
+            inputs = latency.example(model, 1, 32)
+            passes.clear()
+            with parts.metered(model, method, lambda: len(passes), decoder=False) as spent, compressing(model, method):
+                model.model(**inputs)
+            assert spent[parts.METHOD] == own and len(passes) == 5 + own
+            assert not {"reduce", "tower"} & set(method.__dict__)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def test_numbers_made_of_times():
-    timing = latency.Timing(first_token=[0.01, 0.03, 0.02, 0.5], generate={2: [0.3, 0.1, 0.2], 128: [1.46, 1.5, 1.4]})
+    own = [(0.001, 0.01), (0.002, 0.01), (0.006, 0.02)]
+    timing = latency.Timing(
+        first_token=[0.01, 0.03, 0.02, 0.5], own=own, generate={2: [0.3, 0.1, 0.2], 128: [1.46, 1.5, 1.4]}
+    )
     assert timing.ttft_ms() == {"median": pytest.approx(25.0), "p95": pytest.approx(500.0)}
+    assert (timing.method_ms(), timing.method_share()) == (pytest.approx(2.0), pytest.approx(0.2))
     assert timing.decode_ms() == pytest.approx(1e3 * (1.46 - 0.2) / 126)
     assert timing.throughput(16) == {"2": pytest.approx(160.0), "128": pytest.approx(16 * 128 / 1.46)}
 
@@ -66,8 +107,13 @@ def test_the_section_of_a_result(backbone):
     assert costs["kv_cache_bytes"] == (4 + 32) * 5 * 2 * 2 * 8 * 4
     assert costs["kv_cache_bytes_uncompressed"] == (144 + 32) * 5 * 2 * 2 * 8 * 4
     assert set(costs["throughput"]) == {"2", "6"} and costs["speedup"] == costs["speedup_by_tokens"]["6"]
+    assert costs["method_share"] > 0.2 and costs["method_flops"] == 0  # its pass is counted with the decoder's
+    assert costs["vision_flops"] == costs["vision_flops_uncompressed"]
+    assert costs["flops_ratio_with_vision"] < costs["flops_ratio"]
     pruned = efficiency(backbone, build("fastv", 16, backbone.shape, layer=2).eval(), QUICK)
     assert pruned["storage_bytes_per_image"] == 2 * 144 * 64  # it needs the question, so all tokens must be kept
+    asked = efficiency(backbone, build("cdpruner", 16, backbone.shape).eval(), QUICK)
+    assert asked["storage_bytes_per_image"] == 2 * 144 * 64 and asked["answer_flops"] == asked["prefill_flops"]
     assert pruned["answer_flops"] == pruned["prefill_flops"] < pruned["prefill_flops_uncompressed"]
 
 

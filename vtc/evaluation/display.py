@@ -73,10 +73,12 @@ def costs_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
         ("visual tokens at the end", f"{budget['visual_tokens_out']:.4g}", f"{tokens:.4g}"),
         ("visual tokens, mean over layers", f"{budget['layer_average_tokens']:.4g}", f"{tokens:.4g}"),
         ("compression ratio", f"{budget['compression_ratio']:.2f}×", "1.00×"),
-        ("prefill FLOPs of the decoder", f"{number(e['prefill_flops'])} ({e['flops_ratio']:.2f}×)",
+        *_vision(e),
+        ("prefill FLOPs, decoder and method", f"{number(e['prefill_flops'])} ({e['flops_ratio']:.2f}×)",
          number(e["prefill_flops_uncompressed"])),
         *_stored(e),
         (f"TTFT, {one_row}", f"{e['ttft_ms']['median']:.1f} ms", f"{e['ttft_ms_uncompressed']['median']:.1f} ms"),
+        *_own(e),
         (f"decoding, a step of {e['protocol']['batch_size']} rows", f"{e['decode_ms_per_token']:.1f} ms",
          f"{e['decode_ms_per_token_uncompressed']:.1f} ms"),
     ]  # fmt: skip
@@ -95,6 +97,21 @@ def costs_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     out.append(("stored per image, 16 bit", number(e["storage_bytes_per_image"], "B"), number(full, "B")))
     out.append(("extra parameters", number(e["extra_parameters"]), "0"))
     return out
+
+
+def _vision(e: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The row of the tower and the projector, where methods can save too. Results of earlier versions have none."""
+    if "vision_flops_uncompressed" not in e:
+        return []
+    mine, plain = e["vision_flops"], e["vision_flops_uncompressed"]
+    return [("vision FLOPs, tower and projector", f"{number(mine)} ({mine / plain:.2f}×)", number(plain))]
+
+
+def _own(e: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The row of the method's own work in a prefill. Results of earlier versions have none."""
+    if "method_ms" not in e:
+        return []
+    return [("… of the method itself", f"{e['method_ms']:.1f} ms ({100 * e['method_share']:.0f} %)", "–")]
 
 
 def _stored(e: dict[str, Any]) -> list[tuple[str, ...]]:

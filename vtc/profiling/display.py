@@ -20,19 +20,23 @@ def number(value: float | None, unit: str = "") -> str:
 def rows(costs: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """(what, this method, uncompressed, quotient) of an efficiency section."""
     pairs = [
-        ("prefill FLOPs, decoder", "prefill_flops", ""),
+        ("vision FLOPs, tower and projector", "vision_flops", ""),
+        ("prefill FLOPs, decoder and method", "prefill_flops", ""),
         ("TTFT, one row", "ttft_ms", "ms"),
         ("decoding, a step of the batch", "decode_ms_per_token", "ms"),
         ("KV cache of a row", "kv_cache_bytes", "B"),
         ("peak memory", "peak_memory_bytes", "B"),
     ]
-    out = [("vision FLOPs, tower and projector", number(costs["vision_flops"]), number(costs["vision_flops"]), "")]
+    out: list[tuple[str, str, str, str]] = []
     for what, key, unit in pairs:
         mine, plain = costs.get(key), costs.get(f"{key}_uncompressed")
         if isinstance(mine, dict):
             mine, plain = mine["median"], plain["median"]  # type: ignore[index]
         if mine is not None and plain is not None:
             out.append((what, number(mine, unit), number(plain, unit), f"{mine / plain:.2f}×"))
+    out.insert(2, ("… of the method itself", number(costs["method_flops"]), "", ""))
+    own = f"{number(costs['method_ms'], 'ms')} ({100 * costs['method_share']:.1f} %)"
+    out.insert(4, ("… of the method itself, share of it", own, "", ""))
     for n, value in costs["throughput"].items():
         plain = costs["throughput_uncompressed"][n]
         out.append(

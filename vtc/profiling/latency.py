@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vtc.profiling import parts
+
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
     from vtc.compressor import Compressor
@@ -43,11 +45,13 @@ class Timing:
 
     Attributes:
         first_token: prefills of one row, from pixels and token ids on the device to the first new token.
+        own: of prefills of one row measured by themselves, (seconds of the method's own work, seconds of the prefill).
         generate: new tokens → a whole batch, prefill included.
         peak_memory: bytes allocated on the GPU at most; None where there is none.
     """
 
     first_token: list[float] = field(default_factory=list)
+    own: list[tuple[float, float]] = field(default_factory=list)
     generate: dict[int, list[float]] = field(default_factory=dict)
     peak_memory: int | None = None
 
@@ -57,6 +61,14 @@ class Timing:
             "median": 1e3 * statistics.median(ordered),
             "p95": 1e3 * ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))],
         }
+
+    def method_ms(self) -> float:
+        """Milliseconds of the method's own work in a prefill."""
+        return 1e3 * statistics.median(mine for mine, _ in self.own)
+
+    def method_share(self) -> float:
+        """The method's own work as a share of the prefill that it was measured in."""
+        return statistics.median(mine / whole for mine, whole in self.own)
 
     def decode_ms(self) -> float:
         """Milliseconds a decoding step of the batch: prefill cancels in the difference of the two lengths."""
@@ -150,11 +162,28 @@ def measure(backbone: Backbone, methods: Sequence[Compressor], protocol: Protoco
     for turn in range(protocol.first_token_repeats):
         for index in _turn(turn, len(methods)):
             timings[index].first_token.append(timed(first[index]))
+    for turn in range(protocol.first_token_repeats):
+        for index in _turn(turn, len(methods)):
+            timings[index].own.append(own_work(backbone, methods[index], first[index]))
     for turn in range(protocol.repeats):
         for n in protocol.new_tokens:
             for index in _turn(turn, len(methods)):
                 timings[index].generate[n].append(timed(whole[index][n]))
     return timings
+
+
+def own_work(backbone: Backbone, method: Compressor, run: Callable[[], None]) -> tuple[float, float]:
+    """Seconds that `method` itself takes in `run`, and seconds of `run`. The device is waited for at every border,
+    which takes time too: the two belong together."""
+
+    def clock() -> float:
+        synchronise(backbone.device)
+        return time.perf_counter()
+
+    start = clock()
+    with parts.metered(backbone, method, clock, decoder=False) as spent:
+        run()
+    return spent[parts.METHOD], clock() - start
 
 
 def _turn(turn: int, count: int) -> Sequence[int]:

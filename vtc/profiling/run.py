@@ -16,14 +16,18 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
     """What `method` costs on `backbone`, beside the uncompressed model measured in turns with it.
 
     Returns:
-        vision_flops: tower and projector, one image.
-        prefill_flops: decoder and output row for one image and the prompt, every pass of the method included, LoRA too;
-            prefill_flops_uncompressed the same without compression; flops_ratio their quotient.
+        vision_flops: tower and projector as they ran, one image; vision_flops_uncompressed.
+        prefill_flops: decoder and output row for one image and the prompt, every pass of the method included, LoRA too,
+            and the method's own arithmetic; prefill_flops_uncompressed the same without compression; flops_ratio their
+            quotient; flops_ratio_with_vision that of the sums with vision_flops.
+        method_flops: the method's own arithmetic alone (a resampler, a selection), as torch's FlopCounterMode counts.
         answer_flops: the part of prefill_flops that is left where the image was compressed beforehand and stored: the
-            last pass of the decoder. It differs for methods with a pass of their own (Fwd2Bot).
+            last pass of the decoder. It differs for methods that compress before the LLM without the question.
         decode_flops_per_token: the first decoding step after that prefill.
         ttft_ms: {median, p95}, one row, from pixels on the device to the first token; ttft_ms_uncompressed.
         decode_ms_per_token: a step of a whole batch.
+        method_ms: the median of the method's own work in such a prefill (see `vtc.profiling.parts`), its own passes of
+            the LLM included; method_share: that as a share of the prefill it was measured in.
         throughput: new tokens a second by how many are generated; throughput_uncompressed.
         speedup: throughput relative to uncompressed at the most new tokens; speedup_by_tokens for each; ttft_speedup.
         peak_memory_bytes: on the GPU, one batch; None on a CPU. peak_memory_bytes_uncompressed.
@@ -34,10 +38,11 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
         protocol: what was measured, and on what.
     """
     import torch
+    from torch.utils.flop_counter import FlopCounterMode
 
     from vtc.engine import compressing
     from vtc.methods import build
-    from vtc.profiling import flops, latency
+    from vtc.profiling import flops, latency, parts
     from vtc.profiling.recorder import recorded
 
     protocol = protocol or latency.Protocol()
@@ -45,16 +50,26 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
     one = latency.example(backbone, 1, protocol.prompt_tokens)
     text = int((one["input_ids"][0] != backbone.image_token_id).sum())
     full = int(one["input_ids"].shape[1]) - text
-    with torch.inference_mode(), compressing(backbone, method) as engine, recorded(backbone) as calls:
+    with (
+        torch.inference_mode(),
+        FlopCounterMode(display=False) as counter,
+        parts.metered(backbone, method, counter.get_total_flops) as counted,
+        compressing(backbone, method) as engine,
+        recorded(backbone) as calls,
+    ):
         generate_two(backbone, one)
         report = engine.report
     # The second token's step is the last `depth` calls: one query each.
     steps = calls[len(calls) - shape.depth :]
     prefill = calls[: len(calls) - shape.depth]
     layer_tokens = [layer[0] for layer in report.layers] if report is not None else [full] * shape.depth
-    prefill_flops = flops.total(shape, prefill) + flops.head(shape)
+    method_flops, vision_flops = counted[parts.METHOD], counted[parts.VISION]
+    prefill_flops = flops.total(shape, prefill) + flops.head(shape) + method_flops
+    asks = method.reads_prompt or bool(method.probes())  # the image can't be compressed before there is a question
+    stored = full if asks else min(full, layer_tokens[0])
     answer_flops = flops.total(shape, prefill[-shape.depth :]) + flops.head(shape)
-    plain_flops = flops.uncompressed(shape, text)
+    answer_flops += method_flops if stored == full else 0
+    plain_flops, plain_vision = flops.uncompressed(shape, text), flops.vision(shape)
     cached = [c.keys - c.queries for c in sorted(steps, key=lambda c: c.layer)]
     item = torch.empty((), dtype=backbone.dtype).element_size()
 
@@ -65,14 +80,19 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
     through, through_plain = mine.throughput(protocol.batch_size), plain.throughput(protocol.batch_size)
     by_tokens = {n: through[n] / through_plain[n] for n in through}
     return {
-        "vision_flops": flops.vision(shape),
+        "vision_flops": vision_flops,
+        "vision_flops_uncompressed": plain_vision,
         "prefill_flops": prefill_flops,
         "prefill_flops_uncompressed": plain_flops,
         "flops_ratio": prefill_flops / plain_flops,
+        "flops_ratio_with_vision": (prefill_flops + vision_flops) / (plain_flops + plain_vision),
+        "method_flops": method_flops,
         "answer_flops": answer_flops,
         "decode_flops_per_token": flops.total(shape, steps) + flops.head(shape),
         "ttft_ms": mine.ttft_ms(),
         "ttft_ms_uncompressed": plain.ttft_ms(),
+        "method_ms": mine.method_ms(),
+        "method_share": mine.method_share(),
         "decode_ms_per_token": mine.decode_ms(),
         "decode_ms_per_token_uncompressed": plain.decode_ms(),
         "throughput": through,
@@ -85,7 +105,7 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
         "kv_cache_bytes": flops.cache_bytes(shape, cached, item),
         "kv_cache_bytes_uncompressed": flops.cache_bytes(shape, [full + text] * shape.depth, item),
         "extra_parameters": int(method.extra_parameters),
-        "storage_bytes_per_image": 2 * shape.width * min(full, layer_tokens[0]),
+        "storage_bytes_per_image": 2 * shape.width * stored,
         "visual_tokens": full,
         "layer_tokens": layer_tokens,
         "protocol": {

@@ -1,0 +1,105 @@
+"""What a method does itself in a prefill, apart from the decoder and the vision tower: its arithmetic and its time.
+
+Its own work is what its `reduce` does (the passes of the LLM that it asks for among it), the attention rows that are
+computed for it, and merging inside the tower. What the tower and the projector do is counted for themselves, as they
+truly ran: under a method that shrinks the image or merges patches they do less.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from vtc.engine import probe
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import Backbone
+    from vtc.compressor import Compressor
+
+METHOD, VISION, DECODER = "method", "vision", "decoder"
+
+
+class Meter:
+    """Shares what a rising count (seconds, FLOPs) gains among nested regions: each gain goes to the innermost one.
+
+    Attributes:
+        spent: region → what was gained in it.
+    """
+
+    def __init__(self, read: Callable[[], float]) -> None:
+        self.read = read
+        self.spent = dict.fromkeys((METHOD, VISION, DECODER), 0.0)
+        self._open: list[str] = []
+        self._last = 0.0
+
+    def enter(self, region: str) -> None:
+        self._settle()
+        self._open.append(region)
+
+    def leave(self) -> None:
+        self._settle()
+        self._open.pop()
+
+    def _settle(self) -> None:
+        now = self.read()
+        if self._open:
+            self.spent[self._open[-1]] += now - self._last
+        self._last = now
+
+    def around(self, region: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, what it gains counted for `region`."""
+
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            self.enter(region)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.leave()
+
+        return measured
+
+
+@contextlib.contextmanager
+def metered(
+    backbone: Backbone, method: Compressor, read: Callable[[], float], decoder: bool = True
+) -> Iterator[dict[str, float]]:
+    """Collects, while it is open, what `read` gains in the method's own work, in vision and in the decoder's layers.
+
+    Args:
+        read: a count that never falls, such as a clock; on a GPU one that waits for the device.
+        decoder: whether the decoder's layers are a region of their own. False: a pass of the LLM that the method asks
+            for belongs to the method (as time it does, as FLOPs it is counted with the decoder's).
+
+    Returns:
+        region → what was gained in it: `method`, `vision` (tower and projector), `decoder`.
+    """
+    meter = Meter(read)
+    regions = {VISION: [backbone.vision_tower, backbone.projector]}
+    if decoder:
+        regions[DECODER] = list(backbone.decoder.layers)
+    tower, row = method.tower, probe.attention_row
+
+    def watching() -> Any:
+        use = tower()
+        if use is None or use.merge is None:
+            return use
+        return dataclasses.replace(use, merge=meter.around(METHOD, use.merge))
+
+    hooks = []
+    changed = method.__dict__
+    try:
+        for region, modules in regions.items():
+            for module in modules:
+                hooks.append(module.register_forward_pre_hook(lambda *_, region=region: meter.enter(region)))
+                hooks.append(module.register_forward_hook(lambda *_: meter.leave(), always_call=True))
+        changed |= {"reduce": meter.around(METHOD, method.reduce), "tower": watching}
+        probe.attention_row = meter.around(METHOD, row)
+        yield meter.spent
+    finally:
+        probe.attention_row = row
+        for name in ("reduce", "tower"):
+            changed.pop(name, None)
+        for hook in hooks:
+            hook.remove()
