@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -227,6 +228,20 @@ def test_floors_and_baseline_are_in_the_table(sweep: Path) -> None:
     assert blind[3] == "0.300"
     bag = next(r for r in rows if r[0] == "bag-of-attributes floor")
     assert bag[3] == "–" and bag[5] == "0.500", "a floor that a task doesn't have is not averaged over the others"
+
+
+def test_costs_are_columns_where_they_were_measured_and_what_is_slower_is_told(tmp_path: Path) -> None:
+    for method, speedup in (("fastv", 1.25), ("victor", 0.8)):
+        file = make(tmp_path, method, 16, 0.6) / "result.json"
+        result = json.loads(file.read_text())
+        result["efficiency"] |= {"ttft_speedup": speedup, "method_share": 0.05, "flops_ratio_with_vision": 0.7}
+        file.write_text(json.dumps(result))
+    (setting,), _ = collect([tmp_path])
+    header, rows = tables.cells(setting)
+    assert header[2:7] == ["FLOPs", "with tower", "speed-up", "own work", "mean"]
+    assert [row[3:6] for row in rows[:2]] == [["70.0 %", "1.25×", "5 %"], ["70.0 %", "0.80×", "5 %"]]
+    (told,) = [note for note in setting.notes if "slower" in note]
+    assert "victor, 16 tokens (0.80×)" in told and "fastv" not in told
 
 
 def test_differences_without_samples_are_a_z_test(tmp_path: Path) -> None:

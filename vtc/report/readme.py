@@ -83,7 +83,7 @@ def sweep_part(root: Path) -> str:
     if setting is None or len(setting.runs) < 2:
         return "No sweep is committed yet. The commands above make one, and its table and plots.\n"
     header, rows = tables.cells(setting)
-    shown = 3 + 2 * len(tables.columns(setting))
+    shown = tables.head(setting)
     lines = [tables.markdown(header[:shown], [row[:shown] for row in rows]), ""]
     lines.append(
         f"± is half a 95 % confidence interval. {len(setting.runs)} runs over {len(setting.tasks)} tasks, from "

@@ -103,6 +103,24 @@ class Run:
         return self.result["budget"].get("flops_ratio")
 
     @property
+    def flops_ratio_with_vision(self) -> float | None:
+        """The same with the vision tower and the projector counted in."""
+        return self._cost("flops_ratio_with_vision")
+
+    @property
+    def speedup(self) -> float | None:
+        """How much sooner the first token comes than without compression, measured in turns; one row."""
+        return self._cost("ttft_speedup")
+
+    @property
+    def method_share(self) -> float | None:
+        """The method's own work as a share of the time to the first token."""
+        return self._cost("method_share")
+
+    def _cost(self, key: str) -> float | None:
+        return (self.result.get("efficiency") or {}).get(key)
+
+    @property
     def is_baseline(self) -> bool:
         return self.method == BASELINE
 
@@ -266,6 +284,10 @@ def _provenance(runs: Sequence[Run]) -> list[str]:
         found = sorted({str(v.get(package)) for v in versions})
         if len(found) > 1:
             notes.append(f"rows come from different versions of {package}: {', '.join(found)}")
+    timed = [(r, r.speedup) for r in runs if r.speedup is not None and not r.is_baseline]
+    slower = [f"{describe(r)} ({speedup:.2f}×)" for r, speedup in timed if speedup < 1]
+    if slower:
+        notes.append(f"slower to the first token than no compression on this device: {', '.join(slower)}")
     return notes
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,24 @@ def short(task: str, tasks: Sequence[str]) -> str:
     """A task's name without the prefix that all tasks share (`pocket_`)."""
     prefix = task.split("_")[0] + "_"
     return task.removeprefix(prefix) if len(tasks) > 1 and all(t.startswith(prefix) for t in tasks) else task
+
+
+def costs(setting: Setting) -> list[tuple[str, Callable[[Run], str]]]:
+    """The columns of costs: FLOPs of decoder and method; where measured, those with the tower, how much sooner the
+    first token comes, and the method's own work as a share of the time until then."""
+    found: list[tuple[str, Callable[[Run], str]]] = [("FLOPs", lambda r: percent(r.flops_ratio))]
+    if any(r.speedup is not None for r in setting.runs):
+        found += [
+            ("with tower", lambda r: percent(r.flops_ratio_with_vision)),
+            ("speed-up", lambda r: "–" if r.speedup is None else f"{r.speedup:.2f}×"),
+            ("own work", lambda r: "–" if r.method_share is None else f"{100 * r.method_share:.0f} %"),
+        ]
+    return found
+
+
+def head(setting: Setting) -> int:
+    """How many columns stand before those of single tasks."""
+    return 2 + len(costs(setting)) + 2 * len(columns(setting))
 
 
 def columns(setting: Setting) -> list[str]:
@@ -42,7 +60,11 @@ def frame(setting: Setting) -> pd.DataFrame:
             "layer_average_tokens": budget.get("layer_average_tokens"),
             "compression_ratio": budget.get("compression_ratio"),
             "flops_ratio": run.flops_ratio,
+            "flops_ratio_with_vision": run.flops_ratio_with_vision,
             "prefill_flops": efficiency.get("prefill_flops"),
+            "ttft_speedup": run.speedup,
+            "throughput_speedup": efficiency.get("speedup"),
+            "method_share": run.method_share,
         }
         for group in columns(setting):
             name = "mean" if group == ALL else group
@@ -57,13 +79,14 @@ def frame(setting: Setting) -> pd.DataFrame:
 def cells(setting: Setting) -> tuple[list[str], list[list[str]]]:
     """The table for eyes: header and rows."""
     means = columns(setting)
-    header = ["method", "tokens", "FLOPs"]
+    shown = costs(setting)
+    header = ["method", "tokens", *(name for name, _ in shown)]
     for group in means:
         header += [GROUP_TITLES.get(group, group), "retained"]
     header += [short(t, setting.tasks) for t in setting.tasks]
     rows = []
     for run in setting.runs:
-        row = [run.label, number(run.tokens), percent(run.flops_ratio)]
+        row = [run.label, number(run.tokens), *(show(run) for _, show in shown)]
         for group in means:
             row += [interval(run.score(group)), percent(run.retained(group))]
         rows.append(row + [interval(run.scores[t]) for t in setting.tasks])
@@ -78,7 +101,7 @@ def floors(setting: Setting, means: Sequence[str]) -> list[list[str]]:
         known = {t: floor for t in setting.tasks if (floor := run.floors[t][at]) is not None}
         if not known:
             continue
-        row = [name, "–", "–"]
+        row = [name, "–", *["–"] * len(costs(setting))]
         for group in means:
             tasks = run.members(group)
             full = all(t in known for t in tasks)
@@ -107,7 +130,7 @@ def console(setting: Setting) -> Table:
     from rich.table import Table
 
     header, rows = cells(setting)
-    shown = 3 + 2 * len(columns(setting))
+    shown = head(setting)
     table = Table(
         title=setting.name, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
     )
