@@ -56,7 +56,13 @@ def test_parts_from_results(tmp_path: Path) -> None:
     make(folder, "fastv", 16, 0.6)
     (folder / "notes.json").write_text("{}")
     part = readme.sweep_part(tmp_path)
-    assert "| fastv | 16 |" in part and "0.500 ±0.011" in part and "62.5 %" in part
+    assert "**16 of 144 visual tokens**" in part and "| fastv | 0.500 ±0.011 |" in part and "62.5 %" in part
+    make(folder, "fastv", 4, 0.3)
+    make(folder, "divprune", 4, 0.5)
+    part = readme.sweep_part(tmp_path)
+    four = part.index("<details><summary><b>4 of 144 visual tokens</b>")
+    assert four < part.index("| divprune |") < part.index("| fastv |") < part.index("</details>"), "the best first"
+    assert "No run at this budget: divprune." in part[part.index("**16 of 144") :]
     assert readme.filled("a\n<!-- begin sweep -->\nold\n<!-- end sweep -->\nb", tmp_path) == (
         f"a\n<!-- begin sweep -->\n{part}<!-- end sweep -->\nb"
     )

@@ -4,8 +4,9 @@
     python -m vtc.report.readme --check    # exit code 1 if a page would change
 
 A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`: `result` is the table that `make bench` prints,
-`sweep` the comparison of all committed runs with its plots, `method` the example method's file, `pairs` the trained
-methods against the others at equal tokens, `stages` what LLaVolta's stages cost and what they lead to.
+`sweep` the comparison of all committed runs with its plots, `method` the example method's file, `orders` the papers'
+order of methods against that of the runs, `pairs` the trained methods against the others at equal tokens, `stages` what
+LLaVolta's stages cost and what they lead to.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from typing import Any
 
 from vtc import results, shipped
 from vtc.errors import UserError
-from vtc.report import plots, tables
-from vtc.report.runs import Setting, collect
+from vtc.report import orders, plots, tables
+from vtc.report.runs import Setting, collect, number
 
 PAGES = ("README.md", "docs/findings.md")
 RESULTS = "benchmarks/results"
 STAGES = f"{RESULTS}/llavolta-stages.json"
 IMAGES = "docs/images"
 EXAMPLE = "examples/vtc-plugin-example/src/vtc_plugin_example/loudest.py"
+BUDGETS = (4, 16, 36, 64)  # of the tables in the README …
+SHOWN = 16  # … of which this one is open
 TRAINED = ("fwd2bot", "victor")
 MAIN = {"backbone": "pocket", "method": "fwd2bot", "benchmark": "pocket", "tokens": 16}
 PART = re.compile(r"(<!-- begin (?P<name>\w+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
@@ -82,16 +85,34 @@ def sweep_part(root: Path) -> str:
     setting = sweep_setting(root)
     if setting is None or len(setting.runs) < 2:
         return "No sweep is committed yet. The commands above make one, and its table and plots.\n"
-    header, rows = tables.cells(setting)
-    shown = tables.head(setting)
-    lines = [tables.markdown(header[:shown], [row[:shown] for row in rows]), ""]
+    budgets = [t for t in BUDGETS if any(r.tokens == t and not r.is_baseline for r in setting.runs)]
+    others = [r for r in setting.runs if r.tokens not in budgets]
+    lines = []
+    for tokens in budgets:
+        table = tables.markdown(*tables.ranking(setting, [r for r in setting.runs if r.tokens == tokens]))
+        missing = sorted({r.method for r in setting.runs if not r.is_baseline} - _methods(setting, tokens))
+        if missing:
+            table += f"\n\nNo run at this budget: {', '.join(missing)}."
+        heading = f"{tokens} of {number(setting.runs[0].result['budget']['visual_tokens_in'])} visual tokens"
+        if tokens == SHOWN or len(budgets) == 1:
+            lines += [f"**{heading}**", "", table, ""]
+        else:
+            lines += [f"<details><summary><b>{heading}</b></summary>", "", table, "", "</details>", ""]
+    if others:
+        lines += ["**No compression, and other budgets**", "", tables.markdown(*tables.ranking(setting, others)), ""]
     lines.append(
-        f"± is half a 95 % confidence interval. {len(setting.runs)} runs over {len(setting.tasks)} tasks, from "
-        f"[{RESULTS}]({RESULTS}); with p-values, task by task: `python -m vtc action=report report.inputs=[{RESULTS}]`."
+        "Sorted by the mean of all tasks. ± is half a 95 % confidence interval; FLOPs are those of a prefill, decoder "
+        "and method, relative to no compression; the speed-up is that of the time to the first token of one row, own "
+        f"work the method's share of it. {len(setting.runs)} runs over {len(setting.tasks)} tasks, from [{RESULTS}]({RESULTS}); "
+        f"with p-values, task by task: `python -m vtc action=report report.inputs=[{RESULTS}]`."
     )
     lines += [f"\n{note[0].upper()}{note[1:]}." for note in setting.notes]
     lines += [f"\n![score against {axis}]({image(axis)})" for axis in ("tokens", "flops")]
     return "\n".join(lines) + "\n"
+
+
+def _methods(setting: Setting, tokens: float) -> set[str]:
+    return {r.method for r in setting.runs if r.tokens == tokens}
 
 
 def method_part(root: Path) -> str:
@@ -123,6 +144,12 @@ def pairs_part(root: Path) -> str:
     cells.sort(key=lambda row: (int(row[0]), row[2], row[1] != "understanding"))
     header = ["tokens", "tasks", "method", "against", "score", "its score", "difference", "p", "p (Holm)"]
     return tables.markdown(header, cells) + "\n"
+
+
+def orders_part(root: Path) -> str:
+    """What the papers' tables say of each pair of methods, and what the committed runs say."""
+    setting = sweep_setting(root)
+    return orders.part(root, setting.runs) if setting else "No sweep is committed yet.\n"
 
 
 def stages_part(root: Path) -> str:
@@ -157,6 +184,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "result": result_part,
     "sweep": sweep_part,
     "method": method_part,
+    "orders": orders_part,
     "pairs": pairs_part,
     "stages": stages_part,
 }

@@ -93,6 +93,20 @@ def cells(setting: Setting) -> tuple[list[str], list[list[str]]]:
     return header, rows + floors(setting, means)
 
 
+def ranking(setting: Setting, runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    """Some runs by their mean score, the best first: header and rows, without single tasks."""
+    means, shown = columns(setting), costs(setting)
+    header = ["method", "mean", "retained", *(GROUP_TITLES.get(g, g) for g in means[1:]), *(name for name, _ in shown)]
+    several = len({r.tokens for r in runs}) > 1
+    rows = []
+    for run in sorted(runs, key=lambda r: -r.score().value):
+        row = [run.label, interval(run.score()), percent(run.retained())]
+        row += [interval(run.score(group)) for group in means[1:]]
+        row += [show(run) for _, show in shown]
+        rows.append([row[0], number(run.tokens), *row[1:]] if several else row)
+    return ([header[0], "tokens", *header[1:]] if several else header), rows
+
+
 def floors(setting: Setting, means: Sequence[str]) -> list[list[str]]:
     """Rows for a model that sees nothing, and for one that sees attributes but not which belong together."""
     out = []
