@@ -230,6 +230,16 @@ def test_floors_and_baseline_are_in_the_table(sweep: Path) -> None:
     assert bag[3] == "–" and bag[5] == "0.500", "a floor that a task doesn't have is not averaged over the others"
 
 
+def test_a_crowded_plot_tells_the_pareto_front_apart(tmp_path: Path) -> None:
+    for at in range(plots.MOST + 2):
+        make(tmp_path, f"method{at:02d}", 16, 0.9 if at == 3 else 0.5)
+    make(tmp_path, "method05", 4, 0.4)
+    make(tmp_path, "method06", 4, 0.3)
+    (setting,), _ = collect([tmp_path])
+    assert plots.front(setting.runs, lambda run: run.tokens) == ["method03", "method05"]
+    assert plots.pareto(setting, "tokens", tmp_path / "plot.png") is not None
+
+
 def test_costs_are_columns_where_they_were_measured_and_what_is_slower_is_told(tmp_path: Path) -> None:
     for method, speedup in (("fastv", 1.25), ("victor", 0.8)):
         file = make(tmp_path, method, 16, 0.6) / "result.json"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
+MOST = 10  # methods that are told apart by colour and marker in one plot
 PANEL_TITLES = {ALL: "all tasks", "understanding": "understanding", "discriminative": "discriminative"}
 
 
@@ -23,6 +24,7 @@ def pareto(setting: Setting, axis: str, file: Path) -> Path | None:
     """Score against `axis` (`tokens` or `flops`) as a PNG, a panel for all tasks and for each group of them.
 
     Error bars are 95 % confidence intervals; the dashed line is the uncompressed backbone, the dotted one a blind one.
+    Of more than `MOST` methods those in colour are on the Pareto front of all tasks somewhere; the others are grey.
     None, and no file, where fewer than two runs know their cost.
     """
     import matplotlib
@@ -62,7 +64,20 @@ def _axis(setting: Setting, axis: str) -> tuple[Callable[[Run], float | None], s
 
 
 def _draw(ax: Axes, setting: Setting, points: Sequence[Run], panel: str, cost: Callable[[Run], float | None]) -> None:
-    for at, label in enumerate(setting.methods):
+    shown = setting.methods if len(setting.methods) <= MOST else front(points, cost)
+    for label in (m for m in setting.methods if m not in shown):
+        mine = sorted((r for r in points if r.label == label), key=lambda r: cost(r) or 0)
+        first = "others" not in ax.get_legend_handles_labels()[1]
+        ax.plot(
+            [cost(r) or math.nan for r in mine],
+            [r.score(panel).value for r in mine],
+            label="others" if first else None,
+            color="0.75",
+            marker=".",
+            linewidth=0.8,
+            zorder=1,
+        )
+    for at, label in enumerate(shown):
         mine = sorted((r for r in points if r.label == label), key=lambda r: cost(r) or 0)
         if not mine:
             continue
@@ -86,6 +101,21 @@ def _draw(ax: Axes, setting: Setting, points: Sequence[Run], panel: str, cost: C
     ax.set_xticks(ticks := _ticks(costs), [f"{100 * t:g} %" if _shares(costs) else f"{t:g}" for t in ticks])
     ax.minorticks_off()
     ax.grid(alpha=0.25, linewidth=0.6)
+
+
+def front(points: Sequence[Run], cost: Callable[[Run], float | None]) -> list[str]:
+    """Methods of which a run is beaten by none that costs as much or less, in the order of `points`."""
+    best = [
+        run
+        for run in points
+        if not any(
+            (cost(other) or 0) <= (cost(run) or 0)
+            and other.score().value >= run.score().value
+            and (cost(other), other.score().value) != (cost(run), run.score().value)
+            for other in points
+        )
+    ]
+    return list(dict.fromkeys(run.label for run in best))
 
 
 def _reference_lines(ax: Axes, setting: Setting, panel: str) -> None:

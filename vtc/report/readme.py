@@ -103,8 +103,8 @@ def sweep_part(root: Path) -> str:
     lines.append(
         "Sorted by the mean of all tasks. ± is half a 95 % confidence interval; FLOPs are those of a prefill, decoder "
         "and method, relative to no compression; the speed-up is that of the time to the first token of one row, own "
-        f"work the method's share of it. {len(setting.runs)} runs over {len(setting.tasks)} tasks, from [{RESULTS}]({RESULTS}); "
-        f"with p-values, task by task: `python -m vtc action=report report.inputs=[{RESULTS}]`."
+        f"work the method's share of it. {len(setting.runs)} runs over {len(setting.tasks)} tasks, from "
+        f"[{RESULTS}]({RESULTS}); with p-values, task by task: `python -m vtc action=report report.inputs=[{RESULTS}]`."
     )
     lines += [f"\n{note[0].upper()}{note[1:]}." for note in setting.notes]
     lines += [f"\n![score against {axis}]({image(axis)})" for axis in ("tokens", "flops")]
