@@ -77,6 +77,10 @@ METHODS = [
     Case("fwd2bot", 3, {"adapters": "none"}),
     Case("single_forward", 4, {"rank": 4}),
     Case("single_forward", 16, {"rank": 2}),
+    Case("perceiver", 4, {"depth": 2}),
+    Case("perceiver", 7, {"depth": 1, "heads": 2, "head_width": 8, "mult": 2}),
+    Case("tokenpacker", 4),
+    Case("tokenpacker", 1, {"heads": 2, "tower_layers": [0, -1]}),
 ]
 
 
@@ -124,6 +128,8 @@ POCKET_METHODS = [
     Case("victor", 16),
     Case("fwd2bot", 16),
     Case("single_forward", 16),
+    Case("perceiver", 16),
+    Case("tokenpacker", 16),
 ]
 FIRST = list({m.name: m for m in reversed(METHODS)}.values())  # one setting of each method
 CASES = [("gqa", m) for m in METHODS] + [("mha", m) for m in FIRST] + [("pocket", m) for m in POCKET_METHODS]

@@ -114,6 +114,13 @@ methods = Registry(
             "vtc.methods.fwd2bot:Fwd2Bot",
             "the LLM summarises the image into k' tokens, then reads those alone",
         ),
+        "perceiver": ("vtc.methods.perceiver:Perceiver", "latents attend to the projected image (arXiv 2204.14198)"),
+        "qformer": ("vtc.methods.qformer:QFormer", "learned queries in a BERT of their own (arXiv 2301.12597)"),
+        "tokenpacker": (
+            "vtc.methods.tokenpacker:TokenPacker",
+            "coarse queries take in the fine features of their window (arXiv 2407.02392)",
+        ),
+        "quecc": ("vtc.methods.quecc:QueCC", "the same, with queries that know the question (arXiv 2411.03312)"),
         "single_forward": (
             "vtc.methods.single_forward:SingleForward",
             "the vision tower makes the summary tokens, in one pass (Fwd2Bot's baseline, table 7)",

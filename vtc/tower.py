@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from vtc.compressor import VISUAL, Compressor, Context, TokenPruner, TokenSequence
+from vtc.compressor import VISUAL, Compressor, Context, Resampler, TokenPruner, TokenSequence
 from vtc.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class TowerUse:
 
     Attributes:
         watch: layers (0…) whose queries and keys it wants to see.
+        levels: layers (0…) whose output it wants to see.
         image_size: side in pixels to which images are resized before the tower; None: as the processor made them.
         merge: called in each layer up to the one that is projected, between attention and MLP (ToMe):
             `merge(layer, hidden [I, T, C], keys [I, H, T, d], size [I, T]) -> (hidden [I, T', C], size [I, T'])`. The
@@ -34,13 +35,17 @@ class TowerUse:
         summary: [M, C] tokens that run through the tower behind the patches; what is projected is what it makes of
             them, and nothing else. None: the patches are projected.
         adapter: the LoRA adapter under which the tower runs; None for the plain weights.
+        projects: False: the method takes the place of the model's projector, which isn't run; what stands in the
+            prompt until the method replaces it (before the LLM) is zeros.
     """
 
     watch: frozenset[int] = frozenset()
+    levels: frozenset[int] = frozenset()
     image_size: int | None = None
     merge: Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     summary: Tensor | None = None
     adapter: str | None = None
+    projects: bool = True
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,10 @@ class Tower:
     """What the tower made of I images, in the order of `TokenSequence.images`.
 
     Attributes:
-        features: [I, N, C] what the projector read of the N patches (or of the summary tokens); carries gradients.
+        features: [I, N, C] what the projector read (or would have read) of the N patches, or of the summary tokens;
+            carries gradients.
         queries, keys: layer → [I, E + N, C] over the full width, as the layer projects them, without gradients.
+        levels: layer → [I, E + N, C], what the layer gave to the next one; carries gradients.
         heads: of the tower's attention.
         extra: E, tokens before the patches: 1 where there is a CLS token, else 0.
     """
@@ -59,10 +66,15 @@ class Tower:
     keys: dict[int, Tensor] = field(default_factory=dict)
     heads: int = 1
     extra: int = 1
+    levels: dict[int, Tensor] = field(default_factory=dict)
 
     def patch_keys(self, layer: int) -> Tensor:
         """[I, N, C]: the patches' keys of this layer."""
         return self.keys[layer][:, self.extra :]
+
+    def patch_level(self, layer: int) -> Tensor:
+        """[I, N, C]: the patches' hidden states behind this layer."""
+        return self.levels[layer][:, self.extra :]
 
     @torch.no_grad()
     def cls_attention(self, layer: int, heads: int | None = None) -> Tensor:
@@ -79,9 +91,17 @@ class Tower:
 
     def images(self, index: Tensor) -> Tower:
         """These images only, [J] of I."""
-        queries = {layer: t.index_select(0, index) for layer, t in self.queries.items()}
-        keys = {layer: t.index_select(0, index) for layer, t in self.keys.items()}
-        return Tower(self.features.index_select(0, index), queries, keys, self.heads, self.extra)
+
+        def chosen(layers: dict[int, Tensor]) -> dict[int, Tensor]:
+            return {layer: t.index_select(0, index) for layer, t in layers.items()}
+
+        return dataclasses.replace(
+            self,
+            features=self.features.index_select(0, index),
+            queries=chosen(self.queries),
+            keys=chosen(self.keys),
+            levels=chosen(self.levels),
+        )
 
 
 def projected_layer(shape: BackboneShape) -> int:
@@ -156,3 +176,19 @@ class FewerPatches(Compressor):
         made = tokens.per_token(real & (real.cumsum(1) <= self.tokens), False)
         tokens = dataclasses.replace(tokens, origin=tokens.origin.masked_fill(tokens.visual, -1))
         return tokens.keep(made | ((tokens.role != VISUAL) & tokens.mask))
+
+
+class TowerResampler(Resampler):
+    """Makes M new tokens of each image from what the tower made of it, in the projector's place. Override `forward`."""
+
+    def tower(self) -> TowerUse:
+        return TowerUse(projects=False)
+
+    def forward(self, features: Tensor, context: Context) -> Tensor:
+        """The tower's features [I, N, C] → [I, M, D]; `context.seen()` has what else `tower` asked for."""
+        raise NotImplementedError
+
+    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
+        if not tokens.images[0].numel():
+            return tokens
+        return tokens.replace(self(context.seen().features, context))

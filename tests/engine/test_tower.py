@@ -16,7 +16,7 @@ from vtc.errors import UserError
 from vtc.methods import build
 from vtc.testing import batch, tiny_backbone
 from vtc.testing.contracts import generated
-from vtc.tower import TowerUse, projected_layer, resolve_tower_layer
+from vtc.tower import TowerResampler, TowerUse, projected_layer, resolve_tower_layer
 
 
 class Looks(Compressor):
@@ -203,3 +203,99 @@ def test_layers_are_counted_as_the_papers_count() -> None:
     for wrong in (24, -25, 1.5, True):
         with pytest.raises(UserError, match=r"method.tower_layer=.*allowed: -24 to 23"):
             resolve_tower_layer(wrong, shape)
+
+
+class InItsPlace(TowerResampler):
+    """The projector itself, as a method: what `projects=False` leaves out must be all that it leaves out."""
+
+    name = "in_its_place"
+
+    def __init__(self, backbone, levels=()):
+        super().__init__(backbone.shape.visual_tokens, backbone.shape)
+        self.levels, self.seen = frozenset(levels), None
+        self.project = backbone.projector.forward  # of the class: not what the engine puts into the instance
+
+    def tower(self):
+        return TowerUse(projects=False, levels=self.levels)
+
+    def forward(self, features, context):
+        self.seen = context.seen()
+        return self.project(features)
+
+
+def test_levels_are_the_hidden_states_behind_each_layer() -> None:
+    backbone = double()
+    method, inputs = InItsPlace(backbone, {0, 1}), inputs_of(backbone)
+    with compressing(backbone, method), torch.no_grad():
+        backbone.model(**inputs)
+    want = eager(backbone, inputs["pixel_values"]).hidden_states
+    for layer in (0, 1):
+        assert (method.seen.levels[layer] - want[layer + 1]).abs().max() < 1e-6
+        assert (method.seen.patch_level(layer) - want[layer + 1][:, 1:]).abs().max() < 1e-6
+    some = method.seen.images(torch.tensor([2, 0, 2]))
+    assert torch.equal(some.levels[1], method.seen.levels[1][[2, 0, 2]]) and some.extra == 1
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_levels_carry_gradients(checkpointing: bool) -> None:
+    backbone = tiny_backbone()
+    backbone.model.train()
+    if checkpointing:
+        backbone.model.gradient_checkpointing_enable()
+    method, inputs, found = InItsPlace(backbone, {0}), batch(backbone), []
+    with compressing(backbone, method):
+        backbone.model(**inputs, use_cache=False)
+    method.seen.levels[0].square().sum().backward()
+    found = backbone.tower_layers[0].mlp.fc1.weight.grad.clone()
+    backbone.model.zero_grad()
+    states = backbone.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states
+    states[1].square().sum().backward()
+    assert (found - backbone.tower_layers[0].mlp.fc1.weight.grad).abs().max() < 1e-4 * found.abs().max()
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_method_in_the_projectors_place_gives_what_the_projector_would(beams: int) -> None:
+    backbone = double()
+    method, inputs, calls = InItsPlace(backbone), inputs_of(backbone, (1, 2, 1)), []
+    hook = backbone.projector.linear_2.register_forward_hook(lambda module, args, output: calls.append(args[0].shape))
+    plain = generated(backbone, inputs, num_beams=beams)
+    ran = len(calls)
+    with compressing(backbone, method):
+        got = generated(backbone, inputs, num_beams=beams)
+    hook.remove()
+    assert ran == 1 and [c[0] for c in calls[ran:]] == [4 * beams]  # ours alone: the model's own call never came
+    assert torch.equal(got.sequences, plain.sequences)
+    assert all((a - b).abs().max() < 1e-6 for a, b in zip(got.logits, plain.logits, strict=True))
+
+
+def test_without_projection_the_places_hold_zeros_and_everything_is_given_back() -> None:
+    backbone, seen = tiny_backbone(), []
+
+    class Peeks(InItsPlace):
+        def reduce(self, tokens, layer, context):
+            seen.append(tokens.visual_hidden())
+            assert torch.equal(torch.stack(list(context.features)), seen[-1])
+            return super().reduce(tokens, layer, context)
+
+    inputs = batch(backbone, images=(1, 2, 0))
+    with torch.no_grad():
+        plain = backbone.model(**inputs).logits
+        own = lambda features: features.new_ones(*features.shape[:-1], backbone.shape.width)  # noqa: E731
+        for given in (None, own):  # accelerate puts a forward of its own on the instance
+            if given is not None:
+                backbone.projector.forward = given
+            with compressing(backbone, Peeks(backbone)):
+                backbone.model(**inputs)
+            assert seen[-1].shape == (3, 16, 32) and not seen[-1].any()
+            assert backbone.projector.__dict__.get("forward") is given
+        del backbone.projector.forward
+        assert torch.equal(backbone.model(**inputs).logits, plain)
+
+
+def test_embedding_an_image_does_without_the_projector_too() -> None:
+    backbone = double()
+    pixels = inputs_of(backbone)["pixel_values"]
+    with torch.no_grad():
+        want = encode_images(backbone, build("none", None, backbone.shape), pixels)
+        got = encode_images(backbone, InItsPlace(backbone), pixels)
+    assert (got - want).abs().max() < 1e-6

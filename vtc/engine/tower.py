@@ -1,4 +1,4 @@
-"""Watching the vision tower while the model calls it: queries and keys of single layers, and what is projected.
+"""Watching the vision tower while the model calls it: queries, keys and outputs of single layers, what is projected.
 
 The model's `get_image_features` is wrapped on the instance for as long as the engine is installed; hooks live only
 inside its call. Nothing runs twice and no attention weights are asked for. `generate()` computes the features once and
@@ -8,7 +8,7 @@ hands them on (repeated for beams): what was seen is found again by the features
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -94,8 +94,8 @@ class Watch:
     # ------------------------------------------------------------------ inside one call
     @contextmanager
     def _watching(self, use: TowerUse) -> Iterator[dict[Any, Any]]:
-        """Collects `{"features": what is projected, layer: {"q", "k"}}` meanwhile."""
-        got: dict[Any, Any] = {}
+        """Collects `{"features": what is projected, "levels": {layer: output}, layer: {"q", "k"}}` meanwhile."""
+        got: dict[Any, Any] = {"levels": {}}
 
         def projected(module: Any, args: tuple) -> None:
             got["features"] = args[0]
@@ -110,6 +110,11 @@ class Watch:
             for layer in sorted(use.watch):
                 attention = self.backbone.tower_layers[layer].self_attn
                 got[layer] = stack.enter_context(probe.projections(attention))
+            for layer in sorted(use.levels):
+                hook = self.backbone.tower_layers[layer].register_forward_hook(_keeper(got["levels"], layer))
+                stack.callback(hook.remove)
+            if not use.projects:
+                stack.enter_context(self._unprojected())
             if use.merge is not None:
                 stack.enter_context(self._merging(use))
             yield got
@@ -133,6 +138,24 @@ class Watch:
         finally:
             for hook in hooks:
                 hook.remove()
+
+    @contextmanager
+    def _unprojected(self) -> Iterator[None]:
+        """Zeros of the LLM's width [I, N, D] in place of what the projector would compute."""
+        projector, width = self.backbone.projector, self.backbone.shape.width
+        own = projector.__dict__.get("forward")  # accelerate puts one there
+
+        def forward(features: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return features.new_zeros(*features.shape[:-1], width)
+
+        projector.forward = forward
+        try:
+            yield
+        finally:
+            if own is None:
+                del projector.forward
+            else:
+                projector.forward = own
 
     @contextmanager
     def _merging(self, use: TowerUse) -> Iterator[None]:
@@ -178,10 +201,10 @@ class Watch:
                     block.forward = own
 
     def _tower(self, got: dict[Any, Any]) -> Tower:
-        vision, features = self.backbone.shape.vision, got.pop("features")
+        vision, features, levels = self.backbone.shape.vision, got.pop("features"), got.pop("levels")
         queries = {layer: seen["q"] for layer, seen in got.items()}
         keys = {layer: seen["k"] for layer, seen in got.items()}
-        return Tower(features, queries, keys, heads=vision["heads"], extra=vision["cls"])
+        return Tower(features, queries, keys, heads=vision["heads"], extra=vision["cls"], levels=levels)
 
     def _remember(self, outputs: Any, tower: Tower) -> None:
         """Fills the places that an image has in the prompt beyond its features, and ties what was seen to them."""
@@ -190,6 +213,15 @@ class Watch:
         outputs.pooler_output = [F.pad(f, (0, 0, 0, places - len(f))) if len(f) < places else f for f in features]
         for row, image in enumerate(outputs.pooler_output):
             self._seen[image] = (tower, row)
+
+
+def _keeper(levels: dict[int, Tensor], layer: int) -> Callable[..., None]:
+    """A forward hook that puts a layer's output into `levels`."""
+
+    def keep(module: Any, args: tuple, output: Any) -> None:
+        levels[layer] = output if isinstance(output, Tensor) else output[0]
+
+    return keep
 
 
 def resized(pixel_values: Tensor, side: int) -> Tensor:

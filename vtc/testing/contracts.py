@@ -371,7 +371,10 @@ def gradients_reach_everything(backbone: Backbone, make: Make, tokens: int) -> N
         backbone.model.requires_grad_(True)
     wanted = {f"method.{n}": p for n, p in method.named_parameters()}
     decoder = {n: p for n, p in backbone.decoder.named_parameters() if p.requires_grad and "embed_tokens" not in n}
-    wanted |= decoder | {f"projector.{n}": p for n, p in backbone.projector.named_parameters()}
+    wanted |= decoder
+    use = method.tower()
+    if use is None or use.projects:
+        wanted |= {f"projector.{n}": p for n, p in backbone.projector.named_parameters()}
     method.train()
     backbone.model.train()
     found = []

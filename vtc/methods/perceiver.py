@@ -1,0 +1,111 @@
+"""The Perceiver Resampler (Flamingo, arXiv 2204.14198), a baseline of Victor (arXiv 2410.14072, table 1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vtc.compressor import Context, Resampler, TokenSequence
+from vtc.errors import UserError
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import BackboneShape
+
+
+class Perceiver(Resampler):
+    """M learned latents attend to the projected image, layer after layer, and take its place (Flamingo, section 3.1).
+
+    Each of `depth` layers, with z the latents and x the projected visual tokens, both of the LLM's width D:
+    z = z + Attention(q = LN(z), kv = [LN(x); LN(z)]), then z = z + W₂ GELU(W₁ LN(z)); after the last one a norm
+    (appendix A.1.1, figure 5). Attention has 8 heads of 64 whatever D is, and none of the linear maps has a bias.
+
+    Victor counts 252.86 M parameters at the size of LLaVA-1.5 7B: 256 latents, depth 6 and a feed-forward no wider than
+    D (Flamingo's own is four times as wide: `mult`) are exactly that. An image has one frame, so there are no time
+    embeddings, and as in Flamingo the grid has no other position than what the tower put into its features.
+
+    Args:
+        tokens: M; default 64, as Flamingo's, or all visual tokens where there are fewer.
+        depth: layers.
+        heads, head_width: of each attention.
+        mult: width of the feed-forward in units of D.
+    """
+
+    name = "perceiver"
+    needs_training = True
+    fixed_budget = True
+    trained_options = ("depth", "heads", "head_width", "mult")
+
+    def __init__(
+        self,
+        tokens: int | None,
+        shape: BackboneShape,
+        depth: int = 6,
+        heads: int = 8,
+        head_width: int = 64,
+        mult: int = 1,
+    ) -> None:
+        m = tokens or self.default_tokens(shape)
+        super().__init__(m, shape)
+        for key, value in {"depth": depth, "heads": heads, "head_width": head_width, "mult": mult}.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"method.{key}={value}: allowed: a whole number from 1 on")
+        width = shape.width
+        self.latents = nn.Parameter(torch.randn(m, width))
+        self.attentions = nn.ModuleList(LatentAttention(width, heads, head_width) for _ in range(depth))
+        self.forwards = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(width),
+                nn.Linear(width, mult * width, bias=False),
+                nn.GELU(),
+                nn.Linear(mult * width, width, bias=False),
+            )
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
+        _, real = tokens.images
+        if not real.numel():
+            return tokens
+        return tokens.replace(self.resample(tokens.visual_hidden(), None if bool(real.all()) else real))
+
+    def forward(self, features: Tensor, context: Context) -> Tensor:
+        return self.resample(features)
+
+    def resample(self, media: Tensor, real: Tensor | None = None) -> Tensor:
+        """Projected visual tokens [I, N, D], of which `real` [I, N] bool are there (None: all) → [I, M, D]."""
+        latents = self.latents.expand(len(media), -1, -1)
+        for attention, forward in zip(self.attentions, self.forwards, strict=True):
+            latents = latents + attention(latents, media, real)
+            latents = latents + forward(latents)
+        return self.norm(latents)
+
+    @classmethod
+    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
+        return min(64, shape.visual_tokens or 64)
+
+
+class LatentAttention(nn.Module):
+    """Latents attend to the media and to themselves."""
+
+    def __init__(self, width: int, heads: int, head_width: int) -> None:
+        super().__init__()
+        self.heads, inner = heads, heads * head_width
+        self.media_norm, self.latent_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.to_q = nn.Linear(width, inner, bias=False)
+        self.to_kv = nn.Linear(width, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, width, bias=False)
+
+    def forward(self, latents: Tensor, media: Tensor, real: Tensor | None) -> Tensor:
+        """Latents [I, M, D] and media [I, N, D], of which `real` [I, N] are there (None: all) → [I, M, D]."""
+        z = self.latent_norm(latents)
+        both = torch.cat([self.media_norm(media), z], 1)
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (self.to_q(z), *self.to_kv(both).chunk(2, dim=-1))
+        )
+        mask = None if real is None else F.pad(real, (0, z.shape[1]), value=True)[:, None, None]
+        return self.to_out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
