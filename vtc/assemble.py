@@ -151,7 +151,9 @@ def _tokens(cfg: Mapping[str, Any], cls: Any, shape: BackboneShape, options: Map
 
 
 def _shipped_name(name: str, method: Compressor) -> str:
-    """Folder of a method's shipped weights: LLaVolta's fit any budget, others are of one."""
+    """Folder of a method's shipped weights: of one budget, of every one, or LLaVolta's, named after its stages."""
+    if method.elastic:
+        return f"{name}-elastic"
     return f"{name}-{method.trained_for}" if method.fixed_budget else f"{name}-four"
 
 

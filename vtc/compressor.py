@@ -7,6 +7,7 @@ does the rest.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -108,6 +109,8 @@ class Compressor(nn.Module):
         name: under which it is registered.
         needs_training: useless without trained weights.
         fixed_budget: trained weights hold for one number of tokens only.
+        elastic: trained weights hold for every number of tokens that it offers; `tokens` may change at any time, and
+            `training_budgets` says which ones a step of training is about.
         trained_options: options that trained weights hold for; a checkpoint of another value is refused.
         adapter: the LoRA adapter under which the LLM answers; None for the plain weights.
         reads_prompt: what is left of an image depends on the text behind it, by `Context.prompt` or `Context.ahead`
@@ -121,6 +124,7 @@ class Compressor(nn.Module):
     name: ClassVar[str] = ""
     needs_training: ClassVar[bool] = False
     fixed_budget: ClassVar[bool] = False
+    elastic: ClassVar[bool] = False
     trained_options: ClassVar[tuple[str, ...]] = ()
     adapter: str | None = None
     reads_prompt: bool = False
@@ -150,6 +154,15 @@ class Compressor(nn.Module):
     def set_stage(self, step: int, total: int) -> None:
         """Schedules: optimizer step `step` (0-based) of `total` comes next."""
 
+    def training_budgets(self, generator: random.Random) -> Sequence[int] | None:
+        """The numbers of tokens at which the coming step's loss is taken, their mean; None: at `tokens` alone.
+
+        Args:
+            generator: seeded by the training's seed, the stage and the step: the same in every process and after a
+                restart. What is drawn must be drawn from it.
+        """
+        return None
+
     def losses(self, context: Context) -> dict[str, Tensor]:
         """Losses beyond next-token prediction, after a training pass over `context`."""
         return {}
@@ -159,8 +172,9 @@ class Compressor(nn.Module):
 
     @property
     def trained_for(self) -> int | None:
-        """The number of tokens that its weights are for: `tokens`, unless a method can use a part of them."""
-        return self.tokens
+        """The number of tokens that its weights are for; None: for any. `tokens`, unless a method can use a part of
+        them."""
+        return None if self.elastic else self.tokens
 
     @property
     def extra_parameters(self) -> int:

@@ -109,6 +109,7 @@ methods = Registry(
         "visionzip": ("vtc.methods.visionzip:VisionZip", "keeps dominant patches, merges the rest (arXiv 2412.04467)"),
         "vispruner": ("vtc.methods.vispruner:VisPruner", "important and diverse patches (arXiv 2412.01818v2)"),
         "prumerge": ("vtc.methods.prumerge:PruMerge", "outlying patches absorb their like; plus adds uniform ones"),
+        "m3": ("vtc.methods.m3:M3", "nested grids of pooled tokens, trained at all scales at once (arXiv 2405.17430)"),
         "victor": ("vtc.methods.victor:Victor", "learnable registers take over, visual tokens go before layer k"),
         "fwd2bot": (
             "vtc.methods.fwd2bot:Fwd2Bot",

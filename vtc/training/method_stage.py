@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -43,6 +44,7 @@ class MethodStage(Stage):
         compress: False: the uncompressed model learns in this stage (LLaVA's first, where a method begins with the
             second).
         workers: processes that load batches ahead, for a source that reads files.
+        seed: of the budgets that an elastic method draws.
         contrastive: weight of the contrastive loss on the embeddings that methods without a loss of their own are
             scored by (E5-V's); 0: none.
         checkpointing: gradient checkpointing: a layer's activations are computed again in the backward pass.
@@ -60,6 +62,7 @@ class MethodStage(Stage):
         checkpointing: bool = False,
         compress: bool = True,
         workers: int = 0,
+        seed: int = 0,
     ):
         if losses not in LOSSES:
             raise unknown("training.losses", losses, LOSSES)
@@ -67,6 +70,8 @@ class MethodStage(Stage):
         self.method = method if compress else build("none", None, backbone.shape)
         self.wanted, self.contrastive, self.workers = losses, contrastive, workers
         self.ahead: Source | files.Prefetched = source
+        self.seed = seed
+        self.budgets: Sequence[int] | None = None  # of the step, where the method is elastic
         self.batch_size = getattr(source, "batch_size", None)
         self.trained = {n: p for part in train for n, p in parameters_of(part, backbone, self.method)}
         if not self.trained:
@@ -92,6 +97,8 @@ class MethodStage(Stage):
 
     def start_step(self, step: int, total: int) -> None:
         self.method.set_stage(step, total)
+        # of the step alone, not of the process or of what ran before it
+        self.budgets = self.method.training_budgets(random.Random(f"{self.seed}/{self.name}/{step}"))
 
     # ------------------------------------------------------------------ data
     def expect(self, parts: Sequence[Part], first: int, last: int) -> None:
@@ -126,8 +133,22 @@ class MethodStage(Stage):
         return engine.prompt_ends(torch.where(counted.any(1), counted.long().argmax(1), last))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """L_AR where the batch has answers, L_disc where it has captions, as far as each is wanted."""
+        """L_AR where the batch has answers, L_disc where it has captions, as far as each is wanted; of an elastic
+        method the mean of each over the budgets of the step."""
         self.training_mode(True)
+        if not self.budgets:
+            return self.terms(batch)
+        before, found = self.method.tokens, []
+        try:
+            for tokens in self.budgets:
+                self.method.tokens = tokens
+                found.append(self.terms(batch))
+        finally:
+            self.method.tokens = before
+        return {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses at the method's number of tokens."""
         # Of a step's conversations, a part may hold none with an answer: it runs as the others do, and counts nothing.
         answers = self.wanted != "disc" and (batch.answers > 0 or batch.captions is None)
         pairs = self.wanted != "ar" and batch.captions is not None

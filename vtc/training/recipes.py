@@ -340,6 +340,7 @@ def _method(cfg: Mapping[str, Any]) -> Path:
             checkpointing=bool(config.get("checkpointing", False)),
             compress=bool(stage_config.get("compress", True)),
             workers=int(config.get("workers") or 0),
+            seed=seed,
         )
         stage.to(backbone.device)
         trained |= {n.removeprefix("backbone.") for n in stage.trained if n.startswith("backbone.")}
@@ -347,7 +348,7 @@ def _method(cfg: Mapping[str, Any]) -> Path:
     manifest = {
         "backbone": backbone.name,
         "method": method.name,
-        "tokens": method.tokens,
+        "tokens": None if method.elastic else method.tokens,
         "options": _plain(cfg["method"]),
         "training": {k: v for k, v in config.items() if k != "folder"},
     } | _provenance(cfg, reports)
