@@ -21,10 +21,17 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
     def make(self, backbone: Backbone, tokens: int | None) -> Compressor:
-        return build(self.name, tokens, backbone.shape, **self.options)
+        options = self.options
+        if tokens == backbone.shape.visual_tokens:  # a composition's earlier parts keep everything too
+            options = {k: _whole(v) if isinstance(v, dict) else v for k, v in options.items()}
+        return build(self.name, tokens, backbone.shape, **options)
 
     def __str__(self) -> str:
         return "-".join([self.name, *(f"{k}={v}" for k, v in self.options.items()), str(self.tokens)])
+
+
+def _whole(options: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in options.items() if k not in ("tokens", "ratio")}
 
 
 METHODS = [
@@ -83,6 +90,13 @@ METHODS = [
     Case("perceiver", 7, {"depth": 1, "heads": 2, "head_width": 8, "mult": 2}),
     Case("tokenpacker", 4),
     Case("tokenpacker", 1, {"heads": 2, "tower_layers": [0, -1]}),
+    Case("visionzip+fastv", 5),
+    Case("fastv+fastv", 3, {"fastv1": {"layer": 1}, "fastv2": {"layer": 3, "layer_scale": "none"}}),
+    Case("avgpool+avgpool+fastv", 2, {"avgpool1": {"tokens": 8}, "avgpool2": {"tokens": 4, "layer": 1}}),
+    Case("divprune+random+dart", 3, {"random": {"layer": 1, "ratio": 0.375}}),
+    Case("downsample+fastervlm", 4),
+    Case("tome+pyramiddrop", 3),
+    Case("vcc+fastv", 4, {"vcc": {"block": 4, "layer": 1}}),
 ]
 
 
@@ -133,6 +147,8 @@ POCKET_METHODS = [
     Case("single_forward", 16),
     Case("perceiver", 16),
     Case("tokenpacker", 16),
+    Case("visionzip+fastv", 16),
+    Case("divprune+pyramiddrop", 16),
 ]
 FIRST = list({m.name: m for m in reversed(METHODS)}.values())  # one setting of each method
 CASES = [("gqa", m) for m in METHODS] + [("mha", m) for m in FIRST] + [("pocket", m) for m in POCKET_METHODS]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtc.budget import Budget
 from vtc.errors import UserError, unknown
-from vtc.registry import backbones, methods
+from vtc.registry import backbones, methods, parts
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone, BackboneShape
@@ -48,8 +48,9 @@ def method_options(cfg: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if "name" not in given:
         raise UserError(f"method={given}: needs a name; allowed: {', '.join(methods.names())}")
     name = given.pop("name")
-    if name not in methods.names():
-        raise unknown("method", name, methods.names())
+    for part in parts(name).values():
+        if part not in methods.names():
+            raise unknown("method", part, methods.names())
     return name, given
 
 

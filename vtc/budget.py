@@ -10,10 +10,12 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from vtc.errors import UserError
+from vtc.registry import parts
 
 if TYPE_CHECKING:
     from vtc.backbones.base import BackboneShape
 
+BUDGETS = ("tokens", "ratio", "compression", "flops")
 PROMPT = 64  # text tokens of the prompt in FLOPs budgets: Victor's efficiency protocol
 
 
@@ -75,7 +77,7 @@ class Budget:
         offers = method_cls.offers(shape, **options)
         if self.tokens is not None:
             if self.tokens not in offers:
-                raise UserError(f"tokens={self.tokens}: {name} on {shape.name} offers {_listed(offers)}")
+                raise UserError(f"tokens={self.tokens}: {name} on {shape.name} offers {listed(offers)}")
             return int(self.tokens)
         if self.ratio is not None:
             wanted = self.ratio * full
@@ -87,9 +89,23 @@ class Budget:
         if not lowest * 0.98 <= asked <= highest * 1.02:
             raise UserError(
                 f"{key}={asked}: {name} on {shape.name} reaches {lowest:.3g} to {highest:.3g}, "
-                f"with {_listed(offers)} tokens"
+                f"with {listed(offers)} tokens"
             )
         return min(offers, key=lambda t: (abs(costs[t] - asked), t))
+
+
+def in_words(cfg: Mapping[str, Any]) -> str:
+    """The budget that a configuration asks for, `tokens=16`; with those of a composition's earlier parts, where they
+    are given, `tokens=36-16`. Empty where there is none."""
+    method = cfg["method"]
+    earlier = [method[key] for key in [*parts(method["name"])][:-1] if key in method]
+    asked = [next(((k, node[k]) for k in BUDGETS if node.get(k) is not None), None) for node in (*earlier, cfg)]
+    if not any(asked[:-1]):
+        asked = asked[-1:]
+    keys = {pair[0] for pair in asked if pair}
+    if len(keys) == 1:
+        return f"{keys.pop()}={'-'.join(str(pair[1]) if pair else 'auto' for pair in asked)}"
+    return "-".join(f"{pair[0]}={pair[1]}" if pair else "auto" for pair in asked) if keys else ""
 
 
 def compression_ratio(layer_tokens: Sequence[int], shape: BackboneShape) -> float:
@@ -115,7 +131,7 @@ def relative_flops(layer_tokens: Sequence[int], shape: BackboneShape, text: int 
     return decoder_flops(layer_tokens, shape, text) / decoder_flops(full, shape, text)
 
 
-def _listed(offers: Sequence[int]) -> str:
+def listed(offers: Sequence[int]) -> str:
     """`1, 9, 36, 144`, or `1 to 576` where it offers every count in between."""
     offers = sorted(offers)
     if len(offers) > 2 and offers == list(range(offers[0], offers[-1] + 1)):

@@ -7,6 +7,7 @@ does the rest.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -196,6 +197,13 @@ class Compressor(nn.Module):
     def layer_tokens(cls, tokens: int | None, shape: BackboneShape, **options: Any) -> list[int]:
         """Visual tokens (registers among them) that each decoder layer sees per image in the prefill that answers."""
         return [tokens if tokens is not None else shape.visual_tokens or 0] * shape.depth
+
+    @classmethod
+    def leaves(cls, tokens: int | None, shape: BackboneShape, **options: Any) -> BackboneShape:
+        """The sizes that a method behind this one finds: fewer visual tokens, in no grid any more."""
+        if tokens is None or tokens == shape.visual_tokens:
+            return shape
+        return dataclasses.replace(shape, visual_tokens=tokens, grid=None)
 
 
 def two_level(tokens: int | None, shape: BackboneShape, layer: int, extra: int = 0) -> list[int]:

@@ -16,14 +16,22 @@ from vtc.errors import UserError, unknown
 C = TypeVar("C", bound=type)
 
 
+def parts(name: str) -> dict[str, str]:
+    """The methods that `name` puts together with +, by the key of their options: the method's name, numbered where it
+    comes more than once. `fastv+fastv+avgpool` → {fastv1: fastv, fastv2: fastv, avgpool: avgpool}."""
+    names = name.split("+")
+    return {n if names.count(n) == 1 else f"{n}{names[: i + 1].count(n)}": n for i, n in enumerate(names)}
+
+
 class Registry:
     """Names → classes for one kind of thing (`kind` is the config key that a user sets, e.g. "method").
 
-    Lookup order: registered at run time, built in, installed plug-ins (entry points of `group`).
+    Lookup order: registered at run time, built in, installed plug-ins (entry points of `group`); then, of a kind that
+    can be put together, several names with + between them, which `composed` (an import path) makes a class of.
     """
 
-    def __init__(self, kind: str, group: str, builtin: dict[str, tuple[str, str]]) -> None:
-        self.kind, self.group = kind, group
+    def __init__(self, kind: str, group: str, builtin: dict[str, tuple[str, str]], composed: str | None = None) -> None:
+        self.kind, self.group, self._composed = kind, group, composed
         self._builtin = dict(builtin)
         self._registered: dict[str, type] = {}
         self._found: dict[str, EntryPoint] | None = None
@@ -46,8 +54,7 @@ class Registry:
         if name in self._registered:
             return self._registered[name]
         if name in self._builtin:
-            module, attribute = self._builtin[name][0].split(":")
-            return getattr(importlib.import_module(module), attribute)
+            return _imported(self._builtin[name][0])
         if name in self._plugins():
             entry = self._plugins()[name]
             try:
@@ -56,6 +63,8 @@ class Registry:
                 raise UserError(
                     f"{self.kind}={name}: its plug-in {entry.value} can't be imported ({type(error).__name__}: {error})"
                 ) from error
+        if self._composed and "+" in name:
+            return _imported(self._composed)(name)
         raise unknown(self.kind, name, self.names())
 
     def register(self, name: str):
@@ -79,6 +88,11 @@ class Registry:
         else:
             raise unknown(self.kind, name, self.names())
         return doc.strip().splitlines()[0] if doc.strip() else ""
+
+
+def _imported(path: str) -> Any:
+    module, attribute = path.split(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 methods = Registry(
@@ -127,6 +141,7 @@ methods = Registry(
             "the vision tower makes the summary tokens, in one pass (Fwd2Bot's baseline, table 7)",
         ),
     },
+    composed="vtc.methods.chain:chain",
 )
 
 backbones = Registry(

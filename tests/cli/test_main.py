@@ -122,6 +122,40 @@ def test_a_bug_shows_its_traceback(calls: list, capsys) -> None:
     assert "Traceback" in err and "ZeroDivisionError: a bug" in err
 
 
+def test_methods_one_after_the_other(calls: list, capsys) -> None:
+    given = ["method=[visionzip,fastv]", "tokens=[36,16]", "method.fastv.layer=3", "layer_scale=none"]
+    assert main(given) == 0
+    (config,) = calls
+    assert config == compose(["method=visionzip+fastv", *given[1:]]) and config.tokens == 16
+    assert dict(config.method.fastv) == {"layer": 3, "layer_scale": "none"}
+    assert dict(config.method.visionzip) == {"tokens": 36, "ratio": None, "merge": "add", "tower_layer": None}
+    assert "method visionzip+fastv · tokens 36-16" in capsys.readouterr().out
+
+    config = compose(["method=[fastv,fastv]", "method.fastv1.layer=3", "ratio=[0.5,0.1]"])
+    assert (config.method.fastv1.layer, config.method.fastv2.layer) == (3, 2)
+    assert (config.method.fastv1.ratio, config.ratio) == (0.5, 0.1)
+
+
+def test_compositions_are_swept(calls: list, capsys) -> None:
+    assert main(["-m", "method=[visionzip,fastv],[divprune,fastv],fastv", "tokens=16,4"]) == 0
+    assert len({(c.method.name, c.tokens) for c in calls}) == 6
+    calls.clear()
+    assert main(["-m", "method=[visionzip,fastv]", "tokens=[36,16],[72,16]"]) == 0
+    assert [(c.method.visionzip.tokens, c.tokens) for c in calls] == [(36, 16), (72, 16)]
+    assert "[2/2] tokens=[72,16]" in capsys.readouterr().out
+
+
+def test_a_plug_in_is_part_of_a_composition(calls: list, monkeypatch) -> None:
+    class Mine:
+        """Keeps what it likes."""
+
+        def __init__(self, tokens, shape, strength: float = 0.5) -> None: ...
+
+    monkeypatch.setitem(registry.methods._registered, "mine", Mine)
+    assert main(["method=[mine,fastv]", "tokens=4", "method.mine.strength=0.7"]) == 0
+    assert calls[0].method.mine.strength == 0.7
+
+
 def test_nothing_of_hydra_is_left_behind(calls: list, tmp_path: Path) -> None:
     main(["method=fastv", "tokens=4", "output_dir=here"])
     assert not list(tmp_path.iterdir())

@@ -7,6 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from vtc.budget import in_words
+
 # action → (function that takes the configuration, whether it builds a model and so needs a plan)
 ACTIONS = {
     "evaluate": ("vtc.evaluation:evaluate", True),
@@ -24,7 +26,7 @@ def headline(config: DictConfig) -> str:
     if config.action == "ablate":
         return f"ablate · {(config.get('ablation') or {}).get('name')} · backbone {config.backbone.name}"
     parts = [config.action, f"backbone {config.backbone.name}", f"method {config.method.name}"]
-    parts += [f"{key} {config[key]}" for key in ("tokens", "ratio", "compression", "flops") if config[key] is not None]
+    parts += [budget.replace("=", " ")] if (budget := in_words(config)) else []
     if config.action == "evaluate":
         parts.append(f"benchmark {config.benchmark.name}")
     return " · ".join(parts)

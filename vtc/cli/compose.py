@@ -15,12 +15,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vtc import shipped
-from vtc.cli.choices import choices, plugins
+from vtc.budget import BUDGETS
+from vtc.cli.choices import choices, configured, plugins
 from vtc.errors import UserError, nearest, unknown
+from vtc.registry import parts
 
 CONFIG = "config"
 ERRORS = (HydraException, OmegaConfBaseException)
@@ -38,12 +40,15 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         UserError: an unknown key or choice, or a value that can't be read.
     """
+    overrides = [joined(text) for text in overrides]
     prepare(overrides)
     try:
         with hydra_at_rest():
-            return hydra_compose(CONFIG, overrides=list(overrides))
+            config = hydra_compose(CONFIG, overrides=list(overrides))
     except ERRORS as error:
         raise explained(error, overrides) from None
+    share_out(config)
+    return config
 
 
 @contextmanager
@@ -75,6 +80,45 @@ def values(override: Override) -> list[Any]:
     return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
 
 
+def joined(text: str) -> str:
+    """`method=[visionzip,fastv]` as `method=visionzip+fastv`, one choice for Hydra; any other word as it is."""
+    for override in parsed([text]):
+        if override.key_or_group == "method" and any(isinstance(value, list) and value for value in values(override)):
+            names = ["+".join(map(str, v)) if isinstance(v, list) else str(v) for v in values(override)]
+            return f"{text.partition('=')[0]}={','.join(names)}"
+    return text
+
+
+def share_out(config: DictConfig) -> None:
+    """A budget for each part of a composition, `tokens=[36,16]`, goes where it is kept: the last one to `tokens`, the
+    others to `method.<part>.tokens`.
+
+    Raises:
+        UserError: a list for a single method, of another length, or beside other budgets of the parts.
+    """
+    for key in BUDGETS:
+        value = config[key]
+        if not isinstance(value, ListConfig):
+            continue
+        name, given = config.method.name, f"{key}=[{','.join('null' if v is None else str(v) for v in value)}]"
+        members = [*parts(name)]
+        if len(members) == 1:
+            raise UserError(f"{given}: a list is a budget for each of several methods; {name} is one")
+        if key not in ("tokens", "ratio"):
+            raise UserError(
+                f"{given}: allowed: one number, for the whole of {name}; a budget each is tokens= or ratio="
+            )
+        if len(value) != len(members):
+            raise UserError(f"{given}: {name} has {len(members)} parts; allowed: a budget each, or one for the end")
+        for member, own in zip(members[:-1], value[:-1], strict=True):
+            taken = next((f"method.{member}.{k}={config.method[member][k]}" for k in ("tokens", "ratio")
+                          if config.method[member][k] is not None), None)  # fmt: skip
+            if taken:
+                raise UserError(f"{given}, {taken}: give only one of the two")
+            config.method[member][key] = own
+        config[key] = value[-1]
+
+
 def swept(overrides: Sequence[str]) -> dict[str, int]:
     """The keys that `-m` varies, with how many values each."""
     discrete = [o for o in parsed(overrides) if o.is_sweep_override() and o.is_discrete_sweep()]
@@ -100,17 +144,40 @@ def prepare(overrides: Sequence[str]) -> None:
             continue
         allowed = choices(group)
         for value in values(override):
+            if value == []:
+                raise UserError(f"{override.input_line}: allowed: at least one {group}")
             if isinstance(value, list):
                 many = ",".join(map(str, value))
                 raise UserError(
                     f"{override.input_line}: one {group} a run; several are a sweep: python -m vtc -m {group}={many}"
                 )
+            if group == "method" and "+" in str(value):
+                store_composition(str(value))
+                continue
             if str(value) not in allowed and (value is not None or group in NEEDED):
                 raise unknown(group, "null" if value is None else value, allowed)
             if value in plugins(group):
                 node = {"name": value, **(method_options(value) if group == "method" else BACKBONE)}
                 ConfigStore.instance().store(group=group, name=value, node=node, provider="plug-in")
     check_additions(overrides)
+
+
+def store_composition(name: str) -> None:
+    """A configuration for methods put together, `visionzip+fastv`: each part's own, under the part's key.
+
+    Raises:
+        UserError: an unknown part.
+    """
+    node: dict[str, Any] = {"name": name}
+    members = parts(name)
+    for key, part in members.items():
+        if part not in choices("method"):
+            raise unknown("method", part, choices("method"))
+        file = configured("method").get(part)
+        own = OmegaConf.to_container(OmegaConf.load(file), resolve=False) if file else method_options(part)
+        budgets = {} if key == [*members][-1] else {"tokens": None, "ratio": None}
+        node[key] = budgets | {k: v for k, v in own.items() if k != "name"}  # type: ignore[union-attr]
+    ConfigStore.instance().store(group="method", name=name, node=node, provider="composition")
 
 
 def check_additions(overrides: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ vtc {version}: visual-token compression for large vision-language models
 
   python -m vtc method=fwd2bot tokens=16                                score one method
   python -m vtc -m method=fwd2bot,victor,llavolta,fastv tokens=4,16,36  a sweep
+  python -m vtc 'method=[visionzip,fastv]' tokens=[36,16]               methods one after the other
   python -m vtc backbone=llava15_7b benchmark=llava method=fastv tokens=64
   python -m vtc action=train method=victor tokens=8                     train one
   python -m vtc experiment=fwd2bot_table5                               a paper's ablation, trained and judged
@@ -46,6 +47,7 @@ def text() -> str:
     parts.append("Settings\n" + _settings() + "\n")
     parts.append(
         "Options of a choice are key.option=value: method.layer=2, backbone.dtype=bfloat16, benchmark.limit=50.\n"
+        "Of methods one after the other: method.fastv.layer=3; of the same one twice: method.fastv2.layer=4.\n"
     )
     parts.append(FLAGS)
     return "\n".join(parts)

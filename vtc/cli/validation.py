@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vtc import shipped
 from vtc.budget import Budget
 from vtc.errors import UserError, nearest, unknown
+from vtc.registry import parts
 
 
 def _number(value: Any) -> bool:
@@ -81,10 +82,32 @@ def check(config: DictConfig) -> None:
             close = nearest(str(value), allowed.split(", ")) if isinstance(value, str) else ""
             raise UserError(f"{key}={given}: allowed: {allowed}{close}")
     Budget(config.tokens, config.ratio, config.compression, config.flops)
+    _check_parts(config)
     _check_schedule(config)
     if config.action == "evaluate":
         _check_tasks(config)
     _check_files(config)
+
+
+def _check_parts(config: DictConfig) -> None:
+    """A composition's parts: at most one budget each; and it can't be trained."""
+    members = [*parts(config.method.name)]
+    if len(members) == 1:
+        return
+    if config.action == "train":
+        raise UserError(
+            f"method={config.method.name}: a composition is not trained; train its parts, one by one, with action=train"
+        )
+    for member in members[:-1]:
+        given = {key: config.method[member][key] for key in ("tokens", "ratio")}
+        given = {key: value for key, value in given.items() if value is not None}
+        for key, value in given.items():
+            allowed, fits = RULES[key]
+            if not fits(value):
+                raise UserError(f"method.{member}.{key}={value}: allowed: {allowed}")
+        if len(given) > 1:
+            text = ", ".join(f"method.{member}.{k}={v}" for k, v in given.items())
+            raise UserError(f"{text}: give only one of the two")
 
 
 def _has(config: DictConfig, key: str) -> bool:

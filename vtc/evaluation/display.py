@@ -60,6 +60,8 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
 def title(result: dict[str, Any]) -> str:
     budget, method = result["budget"], result["method"]
     name = method["name"] + (f", {method['tokens']} tokens" if method.get("tokens") is not None else "")
+    if method.get("parts"):
+        name = " + ".join(f"{part['name']} {part['tokens']}" for part in method["parts"]) + " tokens"
     kept = f"{budget['visual_tokens_in']:.4g} → {budget['visual_tokens_out']:.4g} visual tokens"
     return f"{name} on {result['backbone']['name']} ({kept})"
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtc import results
 from vtc.evaluation.run import BUDGETS, Run
+from vtc.methods.chain import Chain
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
@@ -101,6 +102,7 @@ def assemble_result(
             "options": {k: v for k, v in settings["method"].items() if k != "name"},
             "layers": sorted(method.layers()),
             "class": f"{type(method).__module__}.{type(method).__qualname__}",
+            **({"parts": method.described()} if isinstance(method, Chain) else {}),
         },
         "checkpoint": checkpoint_section(run.checkpoint),
         "budget": budget_section(settings, done, costs, backbone.shape.depth),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc import results
+from vtc.budget import BUDGETS, in_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from vtc.profiling.latency import Protocol
 
 log = logging.getLogger(__name__)
-BUDGETS = ("tokens", "ratio", "compression", "flops")
 PARTIAL = "partial"  # tasks of a run that isn't finished, one file each
 
 
@@ -107,7 +107,7 @@ class Run:
         if self.is_baseline:
             self.folder = root / "baselines" / self.id
         else:
-            budget = next((f"{k}{self.settings[k]}" for k in BUDGETS if self.settings.get(k) is not None), "default")
+            budget = in_words(self.settings).replace("=", "") or "default"
             name = f"{settings['backbone']['name']}-{settings['method']['name']}-{budget}"
             self.folder = root / f"{name}-{self.id}"
 
@@ -168,9 +168,12 @@ def sources(settings: Mapping[str, Any]) -> tuple[str, Path | None]:
 
 def code_hash(settings: Mapping[str, Any]) -> str:
     """Hash of vtc's code, of the method's module and what it takes from other methods, and of a plug-in's backbone."""
-    from vtc.registry import backbones, methods
+    from vtc.registry import backbones, methods, parts
 
-    files = set(_method_files(methods.get(settings["method"]["name"]).__module__, set()))
+    name, seen = settings["method"]["name"], set[str]()
+    files = {
+        file for part in (name, *parts(name).values()) for file in _method_files(methods.get(part).__module__, seen)
+    }
     module = sys.modules.get(backbones.get(settings["backbone"]["name"]).__module__)
     file = getattr(module, "__file__", None)
     if file and Path(__file__).parent.parent not in Path(file).parents:
@@ -265,8 +268,7 @@ def _starter(bar: Bar, run: Run, task: str) -> Callable[[int], None]:
 
 
 def method_label(settings: Mapping[str, Any]) -> str:
-    budget = next((f" {k}={settings[k]}" for k in BUDGETS if settings.get(k) is not None), "")
-    return f"{settings['method']['name']}{budget}"
+    return f"{settings['method']['name']} {in_words(settings)}".rstrip()
 
 
 def assembled(settings: Mapping[str, Any]) -> tuple[Backbone, Compressor]:

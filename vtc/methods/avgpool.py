@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,7 @@ def raster_groups(real: Tensor, count: int | Tensor) -> Tensor:
     return torch.div(rank * count, length, rounding_mode="floor")
 
 
+@functools.cache
 def pooled_grid(tokens: int, grid: tuple[int, int]) -> tuple[int, int] | None:
     """(h, w) with h·w = tokens whose cells tile the grid evenly, nearest to its aspect; None if there is none."""
     height, width = grid
@@ -92,6 +95,13 @@ class AveragePooling(TokenMerger):
         cls, tokens: int | None, shape: BackboneShape, layer: int = 0, layer_scale: str = "auto", **options: Any
     ) -> list[int]:
         return two_level(tokens, shape, resolve_layer(layer, shape.depth, layer_scale))
+
+    @classmethod
+    def leaves(cls, tokens: int | None, shape: BackboneShape, dims: int = 2, **options: Any) -> BackboneShape:
+        left = super().leaves(tokens, shape)
+        if dims == 1 or left is shape or tokens is None or shape.grid is None:
+            return left
+        return dataclasses.replace(left, grid=pooled_grid(tokens, shape.grid))
 
 
 def _checked(dims: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vtc.errors import UserError
@@ -40,6 +41,14 @@ class Downsample(FewerPatches):
     @classmethod
     def offers(cls, shape: BackboneShape, **options: Any) -> Sequence[int]:
         return [side * side for side in range(1, _side(shape) + 1)]
+
+    @classmethod
+    def leaves(cls, tokens: int | None, shape: BackboneShape, **options: Any) -> BackboneShape:
+        if tokens is None or tokens == shape.visual_tokens:
+            return shape
+        side = round(tokens**0.5)  # for a method behind this one, the image is a smaller one
+        vision = shape.vision | {"image_size": side * shape.vision["patch_size"]}
+        return replace(shape, visual_tokens=tokens, grid=(side, side), vision=vision)
 
 
 def _side(shape: BackboneShape) -> int:

@@ -319,8 +319,13 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in config.items():
         if key in skip:
             continue
-        if isinstance(value, Mapping):
-            out.update({f"{key}.{k}": v for k, v in value.items() if (key, k) != ("backbone", "name")})
-        else:
-            out[key] = value
+        out.update(_leaves(key, value))
+    out.pop("backbone.name", None)
     return out
+
+
+def _leaves(key: str, value: Any) -> dict[str, Any]:
+    """Dotted keys → values; the parts of a composition have options of their own."""
+    if not isinstance(value, Mapping):
+        return {key: value}
+    return {k: v for name, inner in value.items() for k, v in _leaves(f"{key}.{name}", inner).items()}

@@ -19,6 +19,7 @@ from vtc.backbones import adapters
 from vtc.backbones.base import Backbone
 from vtc.compressor import Compressor, TokenMerger, TokenPruner
 from vtc.engine import Engine, Report, compressing
+from vtc.methods.chain import Chain
 from vtc.testing.models import batch, full
 
 Make = Callable[[Backbone, int | None], Compressor]
@@ -157,7 +158,8 @@ def each_layer_runs_once(backbone: Backbone, make: Make, tokens: int) -> None:
 def keeping_everything_changes_nothing(backbone: Backbone, make: Make, tokens: int) -> None:
     """With all visual tokens, bit for bit the unmodified model: prefill, greedy, sampling, beams."""
     method = made(backbone, make, full(backbone))
-    if not isinstance(method, (TokenPruner, TokenMerger)) and method.layers():
+    members = list(method) if isinstance(method, Chain) else [method]
+    if method.layers() and not all(isinstance(part, (TokenPruner, TokenMerger)) for part in members):
         return
     for inputs in (batch(backbone), batch(backbone, (3, 3), (5, 5), (1, 1))):
         plain = _runs(backbone, inputs)
