@@ -79,6 +79,8 @@ METHODS = [
     Case("single_forward", 16, {"rank": 2}),
     Case("perceiver", 4, {"depth": 2}),
     Case("perceiver", 7, {"depth": 1, "heads": 2, "head_width": 8, "mult": 2}),
+    Case("qformer", 4, {"layers": 2}),
+    Case("qformer", 7, {"layers": 3, "width": 24, "heads": 4}),
     Case("tokenpacker", 4),
     Case("tokenpacker", 1, {"heads": 2, "tower_layers": [0, -1]}),
 ]
@@ -129,6 +131,7 @@ POCKET_METHODS = [
     Case("fwd2bot", 16),
     Case("single_forward", 16),
     Case("perceiver", 16),
+    Case("qformer", 16),
     Case("tokenpacker", 16),
 ]
 FIRST = list({m.name: m for m in reversed(METHODS)}.values())  # one setting of each method
