@@ -202,7 +202,7 @@ class Chain(Compressor):
         until, acted = 0, ""
         for step in cls.path(tokens, shape, options):
             try:
-                part = step.method(tokens=step.tokens, shape=step.shape, **step.options)
+                part: Any = step.method(tokens=step.tokens, shape=step.shape, **step.options)
             except UserError as error:
                 text = str(error).replace("method.", f"method.{step.key}.", 1)
                 early = acted and text.startswith("method=")
