@@ -83,6 +83,8 @@ METHODS = [
     Case("qformer", 7, {"layers": 3, "width": 24, "heads": 4}),
     Case("tokenpacker", 4),
     Case("tokenpacker", 1, {"heads": 2, "tower_layers": [0, -1]}),
+    Case("quecc", 4),
+    Case("quecc", 1, {"heads": 2, "tower_layers": [1, 0]}),
 ]
 
 
@@ -133,6 +135,7 @@ POCKET_METHODS = [
     Case("perceiver", 16),
     Case("qformer", 16),
     Case("tokenpacker", 16),
+    Case("quecc", 16),
 ]
 FIRST = list({m.name: m for m in reversed(METHODS)}.values())  # one setting of each method
 CASES = [("gqa", m) for m in METHODS] + [("mha", m) for m in FIRST] + [("pocket", m) for m in POCKET_METHODS]
