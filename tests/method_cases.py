@@ -99,6 +99,8 @@ METHODS = [
     Case("downsample+fastervlm", 4),
     Case("tome+pyramiddrop", 3),
     Case("vcc+fastv", 4, {"vcc": {"block": 4, "layer": 1}}),
+    Case("quecc", 4),
+    Case("quecc", 1, {"heads": 2, "tower_layers": [1, 0]}),
 ]
 
 
@@ -152,6 +154,7 @@ POCKET_METHODS = [
     Case("tokenpacker", 16),
     Case("visionzip+fastv", 16),
     Case("divprune+pyramiddrop", 16),
+    Case("quecc", 16),
 ]
 FIRST = list({m.name: m for m in reversed(METHODS)}.values())  # one setting of each method
 CASES = [("gqa", m) for m in METHODS] + [("mha", m) for m in FIRST] + [("pocket", m) for m in POCKET_METHODS]

@@ -1,0 +1,116 @@
+"""QueCC (arXiv 2411.03312): inference optimal VLMs need only one visual token but larger models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.compressor import Context, TokenSequence
+from vtc.methods.tokenpacker import (
+    WindowAttention,
+    default_windows,
+    fine_layers,
+    mlp,
+    side_by_side,
+    window_budgets,
+    windows_of,
+)
+from vtc.tower import Tower, TowerResampler, TowerUse
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import BackboneShape
+
+
+class QueCC(TowerResampler):
+    """TokenPacker whose queries know the question, for budgets down to one token (section 4; figure 4).
+
+    The LLM reads the question alone, and its last hidden state at the last token, t, is projected to the tower's width
+    and added to every patch: X_q = MLP_q(X + LN(W t)). A depth-wise s×s convolution with stride s makes the M = N/s²
+    queries of it (the "convolutional" part), and each attends to the s×s patches under it, whose keys and values are
+    made of several layers of the tower (`WindowAttention`). An MLP of two layers maps to the LLM's width.
+
+    As in the authors' code: no gradient flows into the pass that reads the question, and no residual past the
+    attention. There the question is cut out of the prompt and read by itself; here it is read as it stands behind the
+    image, from the first text token behind it to the last one before the answer ("… ASSISTANT:"), so that what follows
+    the image in this turn decides. Where nothing stands behind the image, the prompt's last token is read. The tower's
+    layers, heads and windows are TokenPacker's.
+
+    Questions that are packed behind one image in training share its tokens: t is then the mean of theirs, each read by
+    itself. That is not what one question gets alone: train with few questions an image (`data.questions`).
+
+    The compressed image serves only the question that it was made for; every question costs a pass of its text.
+
+    Args:
+        tokens: M; default: a quarter of the visual tokens.
+        heads: of the attention.
+        tower_layers: the tower's layers (0…, or from the end: -1) that are the fine features; default: TokenPacker's.
+    """
+
+    name = "quecc"
+    needs_training = True
+    fixed_budget = True
+    trained_options = ("heads", "tower_layers")
+    reads_prompt = True
+
+    def __init__(
+        self,
+        tokens: int | None,
+        shape: BackboneShape,
+        heads: int = 8,
+        tower_layers: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(tokens or self.default_tokens(shape), shape)
+        self.grid, self.stride = windows_of(self.name, self.tokens or 0, shape)
+        self.fine = fine_layers(tower_layers, shape)
+        width = shape.vision["width"]
+        self.text = nn.Sequential(nn.Linear(shape.width, width), nn.LayerNorm(width, eps=1e-6))
+        self.query = nn.Sequential(*mlp(width, width), nn.LayerNorm(width, eps=1e-6))
+        self.shrink = nn.Conv2d(width, width, self.stride, self.stride, groups=width)
+        self.injection = WindowAttention(self.name, len(self.fine) * width, width, heads)
+        self.mlp = mlp(width, shape.width)
+
+    def tower(self) -> TowerUse:
+        return TowerUse(projects=False, levels=frozenset(self.fine))
+
+    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
+        index, _ = tokens.images
+        if not index.numel():
+            return tokens
+        rows = torch.div(index[:, 0], tokens.mask.shape[1], rounding_mode="floor")
+        return tokens.replace(self.pack(context.seen(), self.question(tokens, context)[rows]))
+
+    def pack(self, tower: Tower, question: Tensor) -> Tensor:
+        """What the tower made of I images, and the state [I, D] of each one's question → [I, M, D]."""
+        asked = self.query(tower.features + self.text(question)[:, None])
+        query = self.shrink(asked.transpose(1, 2).unflatten(2, self.grid)).flatten(2).transpose(1, 2)
+        return self.mlp(self.injection(query, side_by_side(tower, self.fine), self.grid, self.stride))
+
+    @torch.no_grad()
+    def question(self, tokens: TokenSequence, context: Context) -> Tensor:
+        """[B, D]: the LLM's last hidden state at the end of each row's question, the mean where a row has several."""
+        text, rows = context.prompt(tokens), len(tokens.mask)
+        number = torch.arange(1 + int((tokens.block * text).max()), device=text.device)[:, None]
+        own = text[:, None] & (tokens.block[:, None] == number)  # [B, Q, L]; number 0 is what all questions share
+        asked = own.any(2)
+        asked[:, 0] &= ~asked[:, 1:].any(1)
+        row, which = asked.nonzero().T
+        words = own[row, which] | own[row, 0]  # [P, L], one question each
+        length = words.sum(1)
+        order = words.int().argsort(dim=1, descending=True, stable=True)[:, : int(length.max())]
+        real = torch.arange(order.shape[1], device=text.device) < length[:, None]
+        hidden = context.run_decoder(tokens.hidden[row[:, None], order], real, adapter=self.adapter)
+        torch.clear_autocast_cache()  # else the pass that learns would find weights that were cast without a gradient
+        last = hidden[torch.arange(len(row), device=row.device), length - 1]
+        total = last.new_zeros(rows, last.shape[-1]).index_add(0, row, last)
+        return total / asked.sum(1, keepdim=True)
+
+    @classmethod
+    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
+        return default_windows(cls.name, shape)
+
+    @classmethod
+    def offers(cls, shape: BackboneShape, **options: Any) -> Sequence[int]:
+        return window_budgets(cls.name, shape)
