@@ -71,7 +71,9 @@ class M3(AveragePooling):
         return self.scales if self.per_step is None else generator.sample(self.scales, self.per_step)
 
     @classmethod
-    def offers(cls, shape: BackboneShape, scales: Sequence[int] | None = None, **options: Any) -> list[int]:
+    def offers(  # type: ignore[override]  # its pooling is 2-D: it has no `dims`
+        cls, shape: BackboneShape, scales: Sequence[int] | None = None, **options: Any
+    ) -> list[int]:
         there = nested_scales(shape)
         odd = sorted(set(scales or ()) - set(there))
         if odd or (scales is not None and not scales):
