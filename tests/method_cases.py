@@ -75,6 +75,8 @@ METHODS = [
     Case("victor", 3, {"registers": "pooled"}),
     Case("victor", 3, {"keep_last": True}),
     Case("victor", 3, {"subset": "tail", "trained_tokens": 20}),
+    Case("voco", 1),
+    Case("voco", 3, {"shared": True}),
     Case("fwd2bot", 4, {"rank": 4}),
     Case("fwd2bot", 3, {"rank": 2, "bidirectional": True}),
     Case("fwd2bot", 3, {"rank": 2, "adapters": "single"}),
@@ -128,6 +130,7 @@ POCKET_METHODS = [
     Case("m3", 36),
     Case("mqt", 16),
     Case("victor", 16),
+    Case("voco", 16),
     Case("fwd2bot", 16),
     Case("single_forward", 16),
 ]
