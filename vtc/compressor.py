@@ -113,6 +113,9 @@ class Compressor(nn.Module):
         elastic: trained weights hold for every number of tokens that it offers; `tokens` may change at any time, and
             `training_budgets` says which ones a step of training is about.
         trained_options: options that trained weights hold for; a checkpoint of another value is refused.
+        bottleneck: what follows an image sees of it only the tokens that the method put behind it: the mask hides each
+            image's visual tokens from all but the image itself and those, in every layer, and they leave the cache
+            when the prefill is over. Later tokens keep their positions. Not together with `probes` or `reads_prompt`.
         adapter: the LoRA adapter under which the LLM answers; None for the plain weights.
         reads_prompt: what is left of an image depends on the text behind it, by `Context.prompt` or `Context.ahead`
             (one that has `probes` need not say so).
@@ -127,6 +130,7 @@ class Compressor(nn.Module):
     fixed_budget: ClassVar[bool] = False
     elastic: ClassVar[bool] = False
     trained_options: ClassVar[tuple[str, ...]] = ()
+    bottleneck: ClassVar[bool] = False
     adapter: str | None = None
     reads_prompt: bool = False
 

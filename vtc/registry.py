@@ -124,7 +124,9 @@ methods = Registry(
         "vispruner": ("vtc.methods.vispruner:VisPruner", "important and diverse patches (arXiv 2412.01818v2)"),
         "prumerge": ("vtc.methods.prumerge:PruMerge", "outlying patches absorb their like; plus adds uniform ones"),
         "m3": ("vtc.methods.m3:M3", "nested grids of pooled tokens, trained at all scales at once (arXiv 2405.17430)"),
+        "mqt": ("vtc.methods.mqt:MQT", "the first m of 256 latent queries read the image (arXiv 2405.19315)"),
         "victor": ("vtc.methods.victor:Victor", "learnable registers take over, visual tokens go before layer k"),
+        "voco": ("vtc.methods.voco:VoCo", "text sees the image only through VoCo tokens (arXiv 2406.12275)"),
         "fwd2bot": (
             "vtc.methods.fwd2bot:Fwd2Bot",
             "the LLM summarises the image into k' tokens, then reads those alone",

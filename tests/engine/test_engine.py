@@ -136,11 +136,14 @@ def test_no_backend_is_asked_for_attentions() -> None:
 
 def test_blocks_see_the_prefix_and_themselves_only() -> None:
     """Against a mask written out pair by pair."""
-    from vtc.engine.layout import block_mask
+    from vtc.compressor import TokenSequence
+    from vtc.engine.layout import pair_mask
 
     mask = torch.tensor([[1, 1, 1, 1, 1, 1, 0]]).bool()
     block = torch.tensor([[0, 0, 1, 1, 2, 2, 0]])
-    got = block_mask(mask, block, torch.float32)[0, 0] == 0
+    text = torch.zeros_like(block)
+    tokens = TokenSequence(torch.zeros(1, 7, 2), mask, text[None], role=text, origin=text, block=block, image=text - 1)
+    got = pair_mask(tokens, mask[:, :0])[0, 0] == 0
     for q in range(7):
         for k in range(7):
             want = q == k or (k <= q and bool(mask[0, k]) and int(block[0, k]) in (0, int(block[0, q])))

@@ -90,7 +90,7 @@ def test_other_methods_train_at_their_own_budget() -> None:
     torch.testing.assert_close(stage.losses(batch), stage.terms(batch))
 
 
-@pytest.mark.parametrize("name", ["m3"])
+@pytest.mark.parametrize("name", ["m3", "mqt"])
 def test_one_checkpoint_fits_every_budget_and_needs_none_to_be_trained(name: str, tmp_path) -> None:
     from vtc.training import train
 
@@ -108,6 +108,6 @@ def test_shipped_weights_are_looked_for_by_kind() -> None:
     from vtc.assemble import _shipped_name
 
     shape = pocket().shape
-    names = {"m3": "m3-elastic", "llavolta": "llavolta-four", "victor": "victor-16"}
+    names = {"m3": "m3-elastic", "mqt": "mqt-elastic", "llavolta": "llavolta-four", "victor": "victor-16"}
     for name, folder in names.items():
         assert _shipped_name(name, build(name, 16, shape)) == folder

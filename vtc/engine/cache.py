@@ -84,6 +84,14 @@ class CompressedCache(DynamicCache):
         for s in self.ledger.segments:
             s.mask = None if s.mask is None else s.mask[:, : s.mask.shape[1] - n]
 
+    def keep(self, layers: range, past: int, order: Tensor) -> None:
+        """Of the tokens behind the first `past` ones only those at `order` [B, n], in these layers."""
+        for layer in (self.layers[i] for i in layers):
+            for name in ("keys", "values"):
+                whole = getattr(layer, name)  # [B, H, past + L, d]
+                index = order.to(whole.device)[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[3])
+                setattr(layer, name, torch.cat([whole[:, :, :past], whole[:, :, past:].gather(2, index)], 2))
+
     def reset(self) -> None:
         super().reset()
         self.ledger = Ledger(0, 0, [Segment(s.start) for s in self.ledger.segments])

@@ -1,11 +1,11 @@
-"""From the tokens that are left back to the layout that the user sees, and the mask of packed blocks."""
+"""From the tokens that are left back to the layout that the user sees, and masks that are written out pair by pair."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from vtc.compressor import TEXT, TokenSequence
+from vtc.compressor import TEXT, VISUAL, TokenSequence
 
 
 def to_external(hidden: Tensor, tokens: TokenSequence, last: Tensor, length: int) -> Tensor:
@@ -44,15 +44,23 @@ def to_external(hidden: Tensor, tokens: TokenSequence, last: Tensor, length: int
     return out.masked_fill(empty[..., None], 0) if bool(empty.any()) else out
 
 
-def block_mask(mask: Tensor, block: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask [B, 1, L, L] of packed blocks: causal AND (key.block == 0 or key.block == query.block).
+def pair_mask(tokens: TokenSequence, past: Tensor, bottleneck: bool = False) -> Tensor:
+    """Additive mask [B, 1, L, P + L] in the type of `tokens.hidden`: causal AND (key.block == 0 or key.block ==
+    query.block); behind a bottleneck AND (key isn't visual or key.image == query.image).
 
     Every token sees itself, so that no row of padding is empty (a softmax over nothing is NaN).
+
+    Args:
+        past: [B, P] bool, the real ones of the cached tokens, none of which is hidden.
     """
+    mask, block, image, dtype = tokens.mask, tokens.block, tokens.image, tokens.hidden.dtype
     length = mask.shape[1]
     allowed = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])
+    if bottleneck:
+        allowed &= (tokens.role != VISUAL)[:, None, :] | (image[:, None, :] == image[:, :, None])
     allowed = (allowed & mask[:, None, :]).tril_()
     allowed |= torch.eye(length, dtype=torch.bool, device=mask.device)
+    allowed = torch.cat([past.to(mask.device)[:, None].expand(-1, length, -1), allowed], 2)
     return torch.zeros(allowed.shape, dtype=dtype, device=mask.device).masked_fill_(~allowed, torch.finfo(dtype).min)[
         :, None
     ]

@@ -42,8 +42,10 @@ class Report:
     Attributes:
         images: images in each row.
         tokens_in: visual tokens of each row before anything.
-        tokens_out: visual tokens and registers of each row that the last layer saw.
-        layers: the same for each decoder layer, a list per layer.
+        tokens_out: visual tokens and registers of each row that are left to answer from: those of the last layer in
+            `cached`.
+        layers: visual tokens and registers of each row that a decoder layer sees in the prefill, a list per layer.
+        cached: those that its cache holds when the prefill is over: `layers`, but behind a bottleneck.
         kept: for each row, which of its tokens (indices in input_ids) are visual ones that were left as they were.
     """
 
@@ -51,12 +53,16 @@ class Report:
     tokens_in: list[int]
     tokens_out: list[int]
     layers: list[list[int]]
+    cached: list[list[int]]
     kept: list[list[int]]
 
     @property
     def layer_average(self) -> list[float]:
         """Mean over the layers of the visual tokens seen, per row."""
         return [sum(layer[r] for layer in self.layers) / len(self.layers) for r in range(len(self.tokens_in))]
+
+
+Past = tuple[Tensor | None, Tensor | None, int]  # mask, shift and number of the tokens that a segment has in the cache
 
 
 @dataclass
@@ -78,6 +84,8 @@ class Engine:
 
     def __init__(self, backbone: Backbone, method: Compressor) -> None:
         self.backbone, self.method, self.decoder = backbone, method, backbone.decoder
+        if method.bottleneck and (method.probes() or method.reads_prompt):
+            raise UserError(f"method={method.name}: attention is not probed behind a bottleneck; see Compressor")
         types_ = set(getattr(self.decoder.config, "layer_types", None) or [])
         if types_ - {"full_attention"}:
             raise UserError(
@@ -183,12 +191,13 @@ class Engine:
     def report(self) -> Report | None:
         if self._counts is None:
             return None
-        images, first, counts, kept, origin = self._counts
+        images, first, counts, cached, kept, origin = self._counts
         return Report(
             images=images.tolist(),
             tokens_in=first.tolist(),
-            tokens_out=counts[-1].tolist(),
+            tokens_out=cached[-1].tolist(),
             layers=[c.tolist() for c in counts],
+            cached=[c.tolist() for c in cached],
             kept=[origin[r][kept[r]].tolist() for r in range(kept.shape[0])],
         )
 
@@ -198,7 +207,7 @@ class Engine:
             visual, count = self._images.visual, self._images.visual.sum(1)
             origin = torch.arange(visual.shape[1], device=visual.device).expand_as(visual)
             layers = [count] * self.decoder.config.num_hidden_layers
-            self._counts = self._images.image.amax(1) + 1, count, layers, visual, origin
+            self._counts = self._images.image.amax(1) + 1, count, layers, layers, visual, origin
 
     # ------------------------------------------------------------------ what a call brings
     def _before_model(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -259,6 +268,7 @@ class Engine:
         context = self._context() if cuts else None
         self.context = context or self.context
         counts: list[Tensor] = []
+        cached: list[Tensor] = []
         for n, segment in enumerate(segments):
             entered = tokens
             if n:
@@ -271,14 +281,16 @@ class Engine:
                 if tokens.mask is not first.mask:
                     new = None if bool(tokens.mask.all()) else tokens.mask
                 valid = extend(prior[n][0], prior[n][2], new, tokens.mask)
-                attention = self._mask(tokens, valid, cache, segment.start)
+                attention = self._mask(tokens, valid, prior[n], cache, segment.start)
                 rope = decoder.rotary_emb(
                     tokens.hidden, tokens.position[0] if len(tokens.position) == 1 else tokens.position
                 )
             segment.mask, segment.shift = valid, tokens.shift
             end = segments[n + 1].start if n + 1 < len(segments) else decoder.config.num_hidden_layers
             if cuts:
-                counts += [((tokens.role != TEXT) & tokens.mask).sum(1)] * (end - segment.start)
+                seen_here = (tokens.role != TEXT) & tokens.mask
+                counts += [seen_here.sum(1)] * (end - segment.start)
+                cached += [self._lasting(tokens, seen_here).sum(1)] * (end - segment.start)
             hidden = tokens.hidden
             for i in range(segment.start, end):
                 run = {
@@ -298,13 +310,15 @@ class Engine:
                 context.keys[i] = got["k"]
                 context.rows[i] = probe.attention_row(at, got, rope, *self._ends(tokens), tokens.block, valid, keys)
             tokens = dataclasses.replace(tokens, hidden=hidden)
+            if ledger and cuts and method.bottleneck:
+                segment.mask = self._evict(tokens, prior[n], cache, range(segment.start, end))
 
         if ledger:
             ledger.tail = _tail(first, last) if cuts else ledger.tail + count
             ledger.seen += count
         if cuts:
-            kept = tokens.visual & (tokens.origin >= 0)
-            self._counts = first.image.amax(1) + 1, first.visual.sum(1), counts, kept, tokens.origin
+            kept = self._lasting(tokens, tokens.visual) & (tokens.origin >= 0)
+            self._counts = first.image.amax(1) + 1, first.visual.sum(1), counts, cached, kept, tokens.origin
         hidden = decoder.norm(tokens.hidden)
         if self._blocks is not None or not _same_layout(tokens, first):
             hidden = layout.to_external(hidden, tokens.to(hidden.device), last.to(hidden.device), count)
@@ -357,11 +371,26 @@ class Engine:
             training=self.method.training and torch.is_grad_enabled(),
         )
 
-    def _mask(self, tokens: TokenSequence, valid: Tensor | None, cache: Any, layer: int) -> Any:
-        if self._blocks is not None:
+    def _lasting(self, tokens: TokenSequence, some: Tensor) -> Tensor:
+        """Of `some` tokens [B, L] those that stay when the prefill is over: behind a bottleneck no visual ones."""
+        return some & ~tokens.visual if self.method.bottleneck else some
+
+    def _evict(self, tokens: TokenSequence, prior: Past, cache: CompressedCache, layers: range) -> Tensor | None:
+        """Takes the visual tokens, which nothing will see any more, out of the cache of layers that have run; the mask
+        of what they hold then. Whatever is left keeps its position, and so do later tokens."""
+        column = torch.arange(tokens.mask.shape[1], device=tokens.mask.device).expand_as(tokens.mask)
+        left = dataclasses.replace(tokens, hidden=column[..., None]).hide(tokens.visual)
+        cache.keep(layers, prior[2], left.hidden[..., 0])
+        return extend(prior[0], prior[2], None if bool(left.mask.all()) else left.mask, left.mask)
+
+    def _mask(self, tokens: TokenSequence, valid: Tensor | None, prior: Past, cache: Any, layer: int) -> Any:
+        narrow = self.method.bottleneck and self._images is not None
+        if narrow or self._blocks is not None:
             if self.decoder.config._attn_implementation not in ("sdpa", "eager"):
-                raise UserError("blocks: packed questions need attention=sdpa or eager")
-            return layout.block_mask(tokens.mask, tokens.block, tokens.hidden.dtype)
+                what = f"method={self.method.name}: its mask needs" if narrow else "blocks: packed questions need"
+                raise UserError(f"{what} attention=sdpa or eager")
+            past = tokens.mask.new_ones(len(tokens.mask), prior[2]) if prior[0] is None else prior[0]
+            return layout.pair_mask(tokens, past, narrow)
         return create_causal_mask(
             config=self.decoder.config,
             inputs_embeds=tokens.hidden,
@@ -374,13 +403,13 @@ class Engine:
     def _ahead(
         self,
         layer: int,
-        prior: tuple[Tensor | None, Tensor | None, int],
+        prior: Past,
         cache: Any,
         tokens: TokenSequence,
         queries: Tensor | None = None,
         over: Tensor | None = None,
     ) -> Tensor:
-        """`Context.ahead` before `layer`. prior: mask, shift and number of the tokens in its cache."""
+        """`Context.ahead` before `layer`. prior: of its cache."""
         decoder = self.decoder
         rope = decoder.rotary_emb(tokens.hidden, tokens.position[0] if len(tokens.position) == 1 else tokens.position)
         if queries is None:

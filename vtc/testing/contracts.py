@@ -106,7 +106,7 @@ def budget_is_exact(backbone: Backbone, make: Make, tokens: int) -> None:
     assert report.tokens_out == [tokens * i for i in (1, 2, 0)]
     text = texts(backbone, inputs).sum(1)
     for layer in range(backbone.shape.depth):
-        held = max(int(t) + v for t, v in zip(text, report.layers[layer], strict=True))
+        held = max(int(t) + v for t, v in zip(text, report.cached[layer], strict=True))
         assert cache.layers[layer].get_seq_length() == held, f"layer {layer} caches more than it should"
 
 

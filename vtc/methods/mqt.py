@@ -1,0 +1,142 @@
+"""MQT (arXiv 2405.19315): matryoshka query transformer for large vision-language models."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vtc.compressor import Context, Resampler
+from vtc.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import BackboneShape
+
+KEYS = ("position", "image")
+
+
+def sincos(place: Tensor, width: int) -> Tensor:
+    """2-D sine and cosine embeddings [..., width] of places [..., 2] (column, row): half of the width for each."""
+    frequency = 10000.0 ** -(torch.arange(width // 4, device=place.device, dtype=torch.float) / (width // 4))
+    angle = place.float()[..., None] * frequency  # [..., 2, width / 4]
+    return torch.cat([angle.sin(), angle.cos()], -1).flatten(-2)
+
+
+def van_der_corput(count: int, base: int) -> Tensor:
+    """[count] in (0, 1): the digits of 1, 2, 3, … in `base`, mirrored at the point; all beginnings are spread."""
+    number, value, digit = torch.arange(1, count + 1), torch.zeros(count), 1.0
+    while bool(number.any()):
+        digit /= base
+        value, number = value + digit * (number % base), number // base
+    return value
+
+
+class MQT(Resampler):
+    """Of up to M latent queries the FIRST m read the image: m tokens take its place (section 3).
+
+    z_1 … z_M attend to the image's features v in one cross-attention layer without a residual,
+
+        H_i = W_o · softmax_j(W_q LN(z_i + p_i) · W_k LN(k_j) / √d) W_v LN(v_j),   i = 1 … m
+
+    and training draws m uniformly from the even numbers 2 … M at each step, so that what matters most moves into the
+    first queries and one checkpoint serves every m. Nothing but next-token prediction trains it.
+
+    Done here on purpose: the paper says that the queries attend to the features; in the authors' code, from which its
+    numbers are, k_j is the position embedding of patch j alone: the image enters through the values only, and a query
+    has the same weights over the patches of every image. That is the default; `keys=image` is what the text says,
+    k_j = v_j + the position embedding. v are the projected features, where the authors' layer stands in the projector's
+    place: it is as wide as the LLM, and needs no matrix from the tower's width to that. Their p_i is the i-th cell of a
+    16×16 raster, so that the first 16 queries share the top row; here the p_i are a Halton sequence, whose first m
+    points are spread over the image for every m. W_q and W_k begin as one matrix, W_v and W_o as the identity: each
+    token begins as the mean of the features around its point, which the LLM can read already.
+
+    Args:
+        tokens: m; None: all queries.
+        max_tokens: M, 256 in the paper; never more than the backbone has visual tokens.
+        keys: position or image, see above.
+    """
+
+    name = "mqt"
+    needs_training = True
+    elastic = True
+    trained_options = ("max_tokens", "keys")
+
+    def __init__(self, tokens: int | None, shape: BackboneShape, max_tokens: int = 256, keys: str = "position") -> None:
+        if keys not in KEYS:
+            raise unknown("method.keys", keys, KEYS)
+        if shape.width % 4 or shape.width % shape.heads:
+            raise UserError(f"method=mqt: width {shape.width} of {shape.name} is no multiple of 4 and its heads")
+        self.most = query_count(shape, max_tokens)
+        m = self.most if tokens is None else tokens
+        super().__init__(m, shape)
+        if m > self.most:
+            raise UserError(f"tokens={tokens}: mqt has method.max_tokens={self.most} queries")
+        width, self.keys, self.side = shape.width, keys, math.sqrt(max_tokens)
+        self.queries = nn.Parameter(torch.randn(self.most, width) * 0.02)
+        self.norm_q, self.norm_k, self.norm_v = (nn.LayerNorm(width, eps=1e-6) for _ in range(3))
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+        with torch.no_grad():
+            self.q.weight.normal_(std=width**-0.5)
+            self.k.weight.copy_(self.q.weight)
+            for layer in (self.v, self.out):
+                layer.weight.copy_(torch.eye(width))
+            for layer in (self.q, self.k, self.v, self.out):
+                layer.bias.zero_()
+
+    def forward(self, features: Tensor, context: Context) -> Tensor:
+        m, images, dtype = self.tokens or self.most, len(features), features.dtype
+        cells, real = self.cells(context.grids, features.shape[1], features.device)
+        points = torch.stack([van_der_corput(m, 2), van_der_corput(m, 3)], -1) * self.side - 0.5
+        z = self.queries[:m] + sincos(points.to(features.device), self.shape.width).to(self.queries.dtype)
+        place = sincos(cells, self.shape.width).to(dtype)
+        q, k = self.q(self.norm_q(z)), self.k(self.norm_k(place + features if self.keys == "image" else place))
+        v = self.v(self.norm_v(features))
+        q, k, v = (self.per_head(x) for x in (q.expand(images, -1, -1), k, v))
+        read = F.scaled_dot_product_attention(q, k, v, attn_mask=real[:, None, None])
+        return self.out(read.transpose(1, 2).flatten(2))
+
+    def cells(
+        self, grids: Sequence[tuple[int, int] | None], length: int, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Places [I, N, 2] (column, row) of the images' patches, on the queries' scale, and which are real, [I, N]."""
+        place = torch.zeros(len(grids), length, 2, device=device)
+        for grid in {*grids}:
+            if grid is None:
+                raise UserError("method=mqt: an image whose visual tokens are no grid has no places for its keys")
+            height, width = grid
+            raster = torch.arange(height * width, device=device)
+            cell = torch.stack([(raster % width + 0.5) / width, (raster // width + 0.5) / height], -1)
+            place[[g == grid for g in grids], : len(cell)] = cell * self.side - 0.5
+        sizes = torch.tensor([[g[0] * g[1]] for g in grids if g], device=device)
+        return place, torch.arange(length, device=device) < sizes
+
+    def per_head(self, x: Tensor) -> Tensor:
+        """[I, L, D] → [I, H, L, D / H]."""
+        return x.unflatten(-1, (self.shape.heads, -1)).transpose(1, 2)
+
+    def training_budgets(self, generator: random.Random) -> Sequence[int]:
+        return [generator.choice(range(2, self.most + 1, 2) or [1])]
+
+    @classmethod
+    def default_tokens(cls, shape: BackboneShape, max_tokens: int = 256, **options: Any) -> int | None:
+        return query_count(shape, max_tokens)
+
+    @classmethod
+    def offers(cls, shape: BackboneShape, max_tokens: int = 256, **options: Any) -> Sequence[int]:
+        return range(1, query_count(shape, max_tokens) + 1)
+
+    @classmethod
+    def layer_tokens(cls, tokens: int | None, shape: BackboneShape, max_tokens: int = 256, **options: Any) -> list[int]:
+        return [query_count(shape, max_tokens) if tokens is None else tokens] * shape.depth
+
+
+def query_count(shape: BackboneShape, max_tokens: int) -> int:
+    """M: `max_tokens`, or as many as the backbone has visual tokens, where those are fewer."""
+    if max_tokens < 1:
+        raise UserError(f"method.max_tokens={max_tokens}: allowed: 1 or more")
+    return min(max_tokens, shape.visual_tokens or max_tokens)

@@ -1,0 +1,62 @@
+"""VoCo-LLaMA (arXiv 2406.12275): towards vision compression with large language models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from vtc.compressor import Compressor, Context, TokenSequence
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import BackboneShape
+
+
+class VoCo(Compressor):
+    """M VoCo tokens stand behind each image's visual tokens, and what follows sees the image through them alone.
+
+    (V, VoCo, T) runs through all layers of the LLM under the mask of section 3.2: token i sees token j ≤ i, unless i is
+    text and j visual. The LLM so distils V into the keys and values of the VoCo tokens. When the prefill is over the
+    visual tokens' keys and values leave the cache: decoding, and every later question, reads M tokens an image.
+    Positions stay as if the image were there. Next-token prediction under this mask trains the VoCo tokens and the LLM.
+
+    The paper leaves open, and here it is so: text IN FRONT of the image is seen by the image and the VoCo tokens, as
+    causal attention has it; of several images the second one's visual and VoCo tokens see the first one's VoCo tokens
+    only, as text does; each VoCo token is an embedding of its own (`shared`: one embedding M times, told apart by
+    position).
+
+    What it saves is the cache and decoding, not the prefill: every layer sees N + M tokens there, so `compression=` and
+    `flops=` below the uncompressed model's are out of its reach. It can't run under FlashAttention (an explicit mask).
+
+    Args:
+        tokens: M; default 1, the paper's 576×.
+        shared: whether all VoCo tokens are one embedding.
+    """
+
+    name = "voco"
+    needs_training = True
+    fixed_budget = True
+    trained_options = ("shared",)
+    bottleneck = True
+
+    def __init__(self, tokens: int | None, shape: BackboneShape, shared: bool = False) -> None:
+        m = 1 if tokens is None else tokens
+        super().__init__(m, shape)
+        self.registers = nn.Parameter(torch.randn(1 if shared else m, shape.width) * 0.02)
+
+    def layers(self) -> set[int]:
+        return {0}
+
+    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
+        if not tokens.images[0].numel():
+            return tokens
+        return tokens.insert(self.registers.expand(self.tokens or 1, -1))  # [M, D]
+
+    @classmethod
+    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
+        return 1
+
+    @classmethod
+    def layer_tokens(cls, tokens: int | None, shape: BackboneShape, **options: Any) -> list[int]:
+        return [(shape.visual_tokens or 0) + (1 if tokens is None else tokens)] * shape.depth
