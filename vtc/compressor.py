@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from vtc.errors import UserError
-from vtc.tokens import REGISTER, TEXT, VISUAL, TokenSequence, keep_best, merge_images
+from vtc.tokens import REGISTER, TEXT, VISUAL, TokenSequence, keep_best, keep_best_of_rows, merge_images
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone, BackboneShape
@@ -33,6 +34,7 @@ __all__ = [
     "TokenMerger",
     "TokenPruner",
     "TokenSequence",
+    "VideoPruner",
 ]
 
 SUMMARY_PROMPT = "Summarize the image in a few words."  # Fwd2Bot, section 3.2
@@ -119,6 +121,7 @@ class Compressor(nn.Module):
         adapter: the LoRA adapter under which the LLM answers; None for the plain weights.
         reads_prompt: what is left of an image depends on the text behind it, by `Context.prompt` or `Context.ahead`
             (one that has `probes` need not say so).
+        across_images: what is left of an image depends on the others of its row, and images differ in how much.
 
     Args:
         tokens: visual tokens per image that are left at the end; None keeps whatever there is.
@@ -133,6 +136,7 @@ class Compressor(nn.Module):
     bottleneck: ClassVar[bool] = False
     adapter: str | None = None
     reads_prompt: bool = False
+    across_images: bool = False
 
     def __init__(self, tokens: int | None, shape: BackboneShape) -> None:
         super().__init__()
@@ -235,6 +239,27 @@ class TokenPruner(Compressor):
         if self.tokens is None or not index.numel() or (self.tokens >= index.shape[1]):
             return tokens
         return keep_best(tokens, self.score(tokens, context), real.sum(1).clamp(max=self.tokens))
+
+
+class VideoPruner(TokenPruner):
+    """Keeps the best visual tokens of a row's images together, the frames of a video in order. Override `score`.
+
+    Before the LLM. `tokens` is the mean over the frames: exactly F · `tokens` are left of F frames, however they are
+    spread.
+    """
+
+    across_images = True
+
+    def __init__(self, tokens: int | None, shape: BackboneShape) -> None:
+        super().__init__(tokens, shape, 0)
+
+    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
+        index, _ = tokens.images
+        if self.tokens is None or not index.numel() or self.tokens >= index.shape[1]:
+            return tokens
+        row, _ = tokens.frames
+        count = self.tokens * torch.bincount(row, minlength=len(tokens.mask))
+        return keep_best_of_rows(tokens, self.score(tokens, context), count)
 
 
 class TokenMerger(Compressor):

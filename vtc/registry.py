@@ -122,6 +122,12 @@ methods = Registry(
         "tome": ("vtc.methods.tome:ToMe", "similar patches merge in every layer of the tower (arXiv 2210.09461)"),
         "visionzip": ("vtc.methods.visionzip:VisionZip", "keeps dominant patches, merges the rest (arXiv 2412.04467)"),
         "vispruner": ("vtc.methods.vispruner:VisPruner", "important and diverse patches (arXiv 2412.01818v2)"),
+        "evs": ("vtc.methods.evs:EVS", "video: drops what hardly changed since the previous frame (arXiv 2510.14624)"),
+        "vidcom2": (
+            "vtc.methods.vidcom2:VidCom2",
+            "video: unique frames get more, unique tokens stay (arXiv 2505.14454)",
+        ),
+        "dycoke": ("vtc.methods.dycoke:DyCoke", "video: merges over time in groups of four frames (arXiv 2411.15024)"),
         "prumerge": ("vtc.methods.prumerge:PruMerge", "outlying patches absorb their like; plus adds uniform ones"),
         "m3": ("vtc.methods.m3:M3", "nested grids of pooled tokens, trained at all scales at once (arXiv 2405.17430)"),
         "mqt": ("vtc.methods.mqt:MQT", "the first m of 256 latent queries read the image (arXiv 2405.19315)"),

@@ -70,6 +70,13 @@ class TokenSequence:
                 self._images = pad(parts, batch_first=True), pad(real, batch_first=True)
         return self._images
 
+    @property
+    def frames(self) -> tuple[Tensor, Tensor]:
+        """Of each image (see `images`) its row [I], and which of the row's images it is [I]: the frames of a video."""
+        index, _ = self.images
+        first = index[:, 0] if index.numel() else index.flatten()
+        return torch.div(first, self.mask.shape[1], rounding_mode="floor"), self.image.flatten()[first]
+
     def visual_hidden(self) -> Tensor:
         """[I, N, D] hidden states of the visual tokens, image by image (see `images`; padded ones repeat token 0)."""
         index, _ = self.images
@@ -300,6 +307,19 @@ def keep_best(tokens: TokenSequence, score: Tensor, count: Tensor) -> TokenSeque
     place = ranked.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     chosen = (place < count[:, None]) & real
     return tokens.keep(tokens.per_token(chosen, False) | ((tokens.role != VISUAL) & tokens.mask))
+
+
+def keep_best_of_rows(tokens: TokenSequence, score: Tensor, count: Tensor) -> TokenSequence:
+    """Without the visual tokens that aren't among the best of their row, whichever of its images they are of. Ties go
+    to the earlier token.
+
+    Args:
+        score: [B, L], higher is better; only the visual tokens' scores are read.
+        count: [B], how many are kept of each row.
+    """
+    ranked = score.float().masked_fill(~tokens.visual, float("-inf"))
+    place = ranked.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return tokens.keep((tokens.visual & (place < count[:, None])) | ((tokens.role != VISUAL) & tokens.mask))
 
 
 def merge_images(tokens: TokenSequence, groups: Tensor, weights: Tensor | None = None) -> TokenSequence:

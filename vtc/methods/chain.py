@@ -27,7 +27,7 @@ class Step(NamedTuple):
     """
 
     key: str
-    method: type[Compressor]
+    method: Any  # its class
     tokens: int
     shape: BackboneShape
     options: dict[str, Any]
@@ -61,6 +61,7 @@ class Chain(Compressor):
         self.steps, self.members = [step for step, _ in made], nn.ModuleList(part for _, part in made)
         self.tokens = self.steps[-1].tokens
         self.reads_prompt = any(part.reads_prompt for part in self)
+        self.across_images = any(part.across_images for part in self)
         self.tower()
 
     def __iter__(self) -> Iterator[Compressor]:
@@ -199,7 +200,7 @@ class Chain(Compressor):
         Raises:
             UserError: as `path`; a part that needs training, or whose place in the order it can't work in.
         """
-        until, acted = 0, ""
+        until, acted, uneven = 0, "", ""
         for step in cls.path(tokens, shape, options):
             try:
                 part: Any = step.method(tokens=step.tokens, shape=step.shape, **step.options)
@@ -229,6 +230,12 @@ class Chain(Compressor):
                     f"method={cls.name}: {step.key} reads the vision tower patch by patch, and {acted} has already "
                     f"chosen among the patches; put {step.key} first"
                 )
+            if uneven:
+                raise UserError(
+                    f"method={cls.name}: {uneven} leaves images of one row with different numbers of tokens, and "
+                    f"{step.key} has a budget for each image; put {uneven} last"
+                )
+            uneven = step.key if part.across_images else ""
             if part.layers():
                 until, acted = max(part.layers()), step.key
             yield step, part

@@ -257,6 +257,8 @@ def turns_go_on_from_the_cache(backbone: Backbone, make: Make, tokens: int) -> N
         close(whole[:, -1], second.logits[0], "second question")
         if method.probes() or method.reads_prompt:
             return  # the second image would be chosen by another question than in one pass
+        if method.across_images:
+            return  # … or without the first
         image = torch.full((3, full(backbone)), backbone.image_token_id)
         grown = appended(appended(appended(turn, second.sequences[:, turn["input_ids"].shape[1] :]), image), words)
         pixels = torch.randn(inputs["pixel_values"].shape, generator=generator)

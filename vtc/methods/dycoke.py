@@ -1,0 +1,58 @@
+"""DyCoke (arXiv 2411.15024): dynamic compression of tokens for fast video large language models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vtc.compressor import Context, TokenSequence, VideoPruner
+from vtc.methods.evs import require_places, similarity, whole
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import BackboneShape
+
+GROUP = 4  # frames
+BACK = (0, 1, 2, 1)  # how far before it the frame lies that a frame of a group is compared with
+
+
+class DyCoke(VideoPruner):
+    """Token temporal merging: of frames in groups of four, tokens that repeat an earlier frame of the group go.
+
+    A row's images are the frames of a video, in order. In each group the second frame is compared with the first, the
+    fourth with the third, place by place (cosine of the projected tokens); then the third with the first. Of each of
+    the three, the same share with the greatest similarity goes; the first stays whole. What
+    is merged is dropped, as in the authors' code: the token of the earlier frame stands for it, unchanged. Before the
+    LLM. Stage two, the pruning of the KV cache at each decoding step, is not here: it keeps every token, and what it
+    leaves out changes from step to step.
+
+    The budget decides the share: exactly F · `tokens` of F frames are kept, and of the frames that are thinned equally
+    many, to one token. Where the budget is less than the first frames of all groups have (a quarter, of full groups),
+    these can't stay whole: as with EVS each gives its share, `tokens` at even distances in raster order. So does a
+    single image. A last group may have fewer than four frames (the authors' code leaves its third frame whole).
+
+    Args:
+        tokens: the mean over the frames; default: half, about the paper's setting (0.7 of the three frames go).
+    """
+
+    name = "dycoke"
+
+    def __init__(self, tokens: int | None, shape: BackboneShape) -> None:
+        super().__init__(tokens, shape)
+        require_places(self.name, shape)
+
+    @torch.no_grad()
+    def score(self, tokens: TokenSequence, context: Context) -> Tensor:
+        _, real = tokens.images
+        _, frame = tokens.frames
+        number = frame % GROUP
+        like = similarity(tokens, torch.tensor(BACK, device=frame.device)[number])
+        place = like.masked_fill(~real, float("inf")).argsort(dim=1, stable=True).argsort(dim=1)
+        opens = number == 0
+        kept = whole(tokens, opens, self.tokens or real.shape[1])
+        return tokens.per_token(torch.where(opens[:, None], kept, -place.float()))
+
+    @classmethod
+    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
+        return shape.visual_tokens and max(1, round(shape.visual_tokens / 2))

@@ -1,0 +1,82 @@
+"""EVS (arXiv 2510.14624): efficient video sampling, pruning temporally redundant tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtc.compressor import Context, TokenSequence, VideoPruner
+from vtc.errors import UserError
+from vtc.methods.avgpool import raster_groups
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import BackboneShape
+
+FIRST = 1e4  # above and, negated, below any score of the other tokens
+
+
+class EVS(VideoPruner):
+    """Drops the patches that changed least against the same place in the previous frame.
+
+    A row's images are the frames of a video, in order. The score of patch i of frame t is its dissimilarity
+    1 − cos(v_t,i , v_t−1,i), with v the projected tokens; the first frame stays whole, and of all others together the
+    best are kept, wherever they are (a static stretch may vanish). Before the LLM; kept tokens close up, in order.
+
+    Exactly F · `tokens` of F frames are kept, where the authors never go below one frame's worth. Where F · `tokens` is
+    less than a frame has, the first frame can't stay whole: it gives its share too, `tokens` patches at even distances
+    in raster order, and the others compete for the rest. So does a single image, which is a first frame.
+
+    Where a frame has more patches than the previous one, the patches without a counterpart count as new.
+
+    Args:
+        tokens: the mean over the frames; default: a quarter (75 % are pruned).
+    """
+
+    name = "evs"
+
+    def __init__(self, tokens: int | None, shape: BackboneShape) -> None:
+        super().__init__(tokens, shape)
+        require_places(self.name, shape)
+
+    @torch.no_grad()
+    def score(self, tokens: TokenSequence, context: Context) -> Tensor:
+        _, real = tokens.images
+        _, frame = tokens.frames
+        changed = 1 - similarity(tokens, torch.ones_like(frame))
+        first = (frame == 0)[:, None]
+        return tokens.per_token(torch.where(first, whole(tokens, frame == 0, self.tokens or real.shape[1]), changed))
+
+    @classmethod
+    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
+        return shape.visual_tokens and max(1, round(shape.visual_tokens / 4))
+
+
+def require_places(method: str, shape: BackboneShape) -> None:
+    """Raises `UserError` where the visual tokens of two frames don't stand for the same places."""
+    if shape.visual_tokens is not None and shape.grid is None:
+        raise UserError(f"method={method}: it compares frames place by place, and {shape.name} has no grid of places")
+
+
+def similarity(tokens: TokenSequence, back: Tensor) -> Tensor:
+    """[I, N]: cosine of each visual token and the one in the same place `back` [I] images before; -1 where there is
+    none."""
+    _, real = tokens.images
+    unit = F.normalize(tokens.visual_hidden().float(), dim=-1)
+    before = (torch.arange(len(unit), device=unit.device) - back).clamp(min=0)
+    return (unit * unit[before]).sum(-1).masked_fill(~(real & real[before]), -1)
+
+
+def whole(tokens: TokenSequence, stays: Tensor, count: int) -> Tensor:
+    """[I, N]: scores that keep the images `stays` [I] as they are where the row's budget, `count` an image, allows it;
+    else `count` tokens of each at even distances, and no others."""
+    _, real = tokens.images
+    row, _ = tokens.frames
+    rows = len(tokens.mask)
+    wanted = torch.zeros(rows, dtype=torch.long, device=row.device).index_add(0, row, real.sum(1) * stays)
+    fits = (wanted <= count * torch.bincount(row, minlength=rows))[row]
+    groups = raster_groups(real, count)
+    opens = torch.cat([torch.ones_like(real[:, :1]), groups[:, 1:] != groups[:, :-1]], 1)
+    return torch.where(fits[:, None] | opens, FIRST, -FIRST)
