@@ -27,7 +27,7 @@ GROUPS = ("understanding", "discriminative")  # generated answers, and embedding
 _NOT_IDENTITY = ("action", "output_dir", "resume", "hydra", "report", "training", "profile", "schedule", "ablation")
 # Code that can change a score or a cost; tables, plots, the command line and training can't.
 _CODE = (
-    "budget.py", "compressor.py", "schedule.py", "assemble.py", "registry.py",
+    "budget.py", "compressor.py", "tokens.py", "tower.py", "schedule.py", "assemble.py", "registry.py",
     "engine", "backbones", "methods/__init__.py", "evaluation", "pocket",
 )  # fmt: skip
 # What the first two make are weights, and those are hashed; the others show.

@@ -5,9 +5,11 @@
 Steps of all stages are interleaved, one of each a round, so that a slow moment of the machine hits all of them; times
 are given as ratios to the uncompressed step of the same round. FLOPs are counted by torch's FlopCounterMode.
 
-Beside them what the compression ratio (eq. 3) predicts: only the decoder's work on visual tokens shrinks, by CR; the
-tower, the questions and the optimizer cost what they did. A share v of an uncompressed step is work on visual tokens
-(each costs the decoder's matrices once forward and twice backward), so a stage should cost 1 - v (1 - 1/CR) of it.
+Beside them what the compression ratio (eq. 3) predicts: only what visual tokens cost in the decoder shrinks, by CR;
+the tower, the questions and the optimizer cost what they did. A share v of an uncompressed step is that cost, so a
+stage should cost 1 - v (1 - 1/CR) of it. By arithmetic, v is the decoder on the packed rows less the decoder on the
+same rows without visual tokens: matrices once forward and twice backward, attention once and two and a half times (its
+two products have four in the backward pass, and the scores are computed again).
 """
 
 from __future__ import annotations
@@ -63,11 +65,11 @@ def main() -> None:
         left = -(-full // pooled.stride) if pooled.compresses else full
         layer = pooled.layer if pooled.compresses else 0
         compression.append(depth * full / ((depth - layer) * left + layer * full))
-    shape = backbone.shape
-    a_token = (
-        flops_of(shape, 2, causal=False) - flops_of(shape, 1, causal=False)
-    ) * shape.depth  # attention aside: few %
-    visual = 3 * a_token * full * source.batch_size / flops[-1]
+    shape, length = backbone.shape, batch.input_ids.shape[1]
+    # packed questions are masked, not skipped: every token is multiplied with every other
+    matrices = full * (flops_of(shape, 1, causal=False) - 4 * shape.width)
+    attention = 4 * shape.width * (length**2 - (length - full) ** 2)
+    visual = (3 * matrices + 3.5 * attention) * shape.depth * source.batch_size / flops[-1]
     for number in range(options.rounds):
         batch = stage.batch(number)
         seconds = []

@@ -112,6 +112,10 @@ def test_the_section_of_a_result(backbone):
     assert costs["flops_ratio_with_vision"] < costs["flops_ratio"]
     pruned = efficiency(backbone, build("fastv", 16, backbone.shape, layer=2).eval(), QUICK)
     assert pruned["storage_bytes_per_image"] == 2 * 144 * 64  # it needs the question, so all tokens must be kept
+    behind = efficiency(backbone, build("voco", 4, backbone.shape).eval(), QUICK)
+    assert behind["layer_tokens"] == [148] * 5 and behind["visual_tokens_out"] == 4
+    assert behind["storage_bytes_per_image"] == behind["kv_cache_bytes"] * 4 // (4 + 32) // 2  # in 16 bit, not 32
+    assert behind["flops_ratio"] > 1 and behind["answer_flops"] < 0.3 * behind["prefill_flops"]
     asked = efficiency(backbone, build("cdpruner", 16, backbone.shape).eval(), QUICK)
     assert asked["storage_bytes_per_image"] == 2 * 144 * 64 and asked["answer_flops"] == asked["prefill_flops"]
     assert pruned["answer_flops"] == pruned["prefill_flops"] < pruned["prefill_flops_uncompressed"]

@@ -119,7 +119,7 @@ def _own(e: dict[str, Any]) -> list[tuple[str, ...]]:
 def _stored(e: dict[str, Any]) -> list[tuple[str, ...]]:
     """The row of methods that compress an image once, beforehand, whatever is asked of it later (Fwd2Bot)."""
     answer, full = e["answer_flops"], e["prefill_flops_uncompressed"]
-    if answer == e["prefill_flops"]:
+    if answer > 0.995 * e["prefill_flops"]:
         return []
     return [("… of an image compressed beforehand", f"{number(answer)} ({answer / full:.2f}×)", number(full))]
 

@@ -177,7 +177,7 @@ def budget_section(
         tokens_out = sum(s.tokens_kept for s in kept) / len(kept)  # type: ignore[misc]
     else:
         layers = [float(v) for v in costs["layer_tokens"]]
-        tokens_in, tokens_out = costs["visual_tokens"], layers[-1]
+        tokens_in, tokens_out = costs["visual_tokens"], costs["visual_tokens_out"]
     average = sum(layers) / len(layers)
     return {
         "requested": {k: settings[k] for k in BUDGETS if settings.get(k) is not None},

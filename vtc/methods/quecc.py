@@ -102,7 +102,7 @@ class QueCC(TowerResampler):
         order = words.int().argsort(dim=1, descending=True, stable=True)[:, : int(length.max())]
         real = torch.arange(order.shape[1], device=text.device) < length[:, None]
         hidden = context.run_decoder(tokens.hidden[row[:, None], order], real, adapter=self.adapter)
-        torch.clear_autocast_cache()  # older torch hands weights that were cast without gradients to the pass that learns
+        torch.clear_autocast_cache()  # older torch hands on weights that were cast without gradients, to be learned
         last = hidden[torch.arange(len(row), device=row.device), length - 1]
         total = last.new_zeros(rows, last.shape[-1]).index_add(0, row, last)
         return total / asked.sum(1, keepdim=True)

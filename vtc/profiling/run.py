@@ -22,7 +22,8 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
             quotient; flops_ratio_with_vision that of the sums with vision_flops.
         method_flops: the method's own arithmetic alone (a resampler, a selection), as torch's FlopCounterMode counts.
         answer_flops: the part of prefill_flops that is left where the image was compressed beforehand and stored: the
-            last pass of the decoder. It differs for methods that compress before the LLM without the question.
+            last pass of the decoder, or behind a bottleneck (VoCo) the text. It differs for methods that compress
+            without the question.
         decode_flops_per_token: the first decoding step after that prefill.
         ttft_ms: {median, p95}, one row, from pixels on the device to the first token; ttft_ms_uncompressed.
         decode_ms_per_token: a step of a whole batch.
@@ -34,7 +35,7 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
         kv_cache_bytes: of one row after the prefill; kv_cache_bytes_uncompressed.
         extra_parameters: what the method adds to the backbone.
         storage_bytes_per_image: what must be kept of an image to answer later questions about it, in 16 bit.
-        visual_tokens: of the image, uncompressed; layer_tokens: visual tokens and registers in each decoder layer.
+        visual_tokens: of the image, uncompressed; visual_tokens_out: what is left to answer from; layer_tokens: visual tokens and registers in each decoder layer.
         protocol: what was measured, and on what.
     """
     import torch
@@ -43,6 +44,7 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
     from vtc.engine import compressing
     from vtc.methods import build
     from vtc.profiling import flops, latency, parts
+    from vtc.profiling.flops import Call
     from vtc.profiling.recorder import recorded
 
     protocol = protocol or latency.Protocol()
@@ -65,10 +67,14 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
     layer_tokens = [layer[0] for layer in report.layers] if report is not None else [full] * shape.depth
     method_flops, vision_flops = counted[parts.METHOD], counted[parts.VISION]
     prefill_flops = flops.total(shape, prefill) + flops.head(shape) + method_flops
+    left = report.tokens_out[0] if report is not None else full
     asks = method.reads_prompt or bool(method.probes())  # the image can't be compressed before there is a question
     stored = full if asks else min(full, layer_tokens[0])
-    answer_flops = flops.total(shape, prefill[-shape.depth :]) + flops.head(shape)
-    answer_flops += method_flops if stored == full else 0
+    storage, last = 2 * shape.width * stored, prefill[-shape.depth :]
+    if method.bottleneck:  # what is kept is the cache of its tokens, which the text goes on from
+        stored, storage = left, flops.cache_bytes(shape, [left] * shape.depth, 2)
+        last = [Call(c.layer, text, left + text, c.lora) for c in last]
+    answer_flops = flops.total(shape, last) + flops.head(shape) + (method_flops if stored == full else 0)
     plain_flops, plain_vision = flops.uncompressed(shape, text), flops.vision(shape)
     cached = [c.keys - c.queries for c in sorted(steps, key=lambda c: c.layer)]
     item = torch.empty((), dtype=backbone.dtype).element_size()
@@ -105,8 +111,9 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
         "kv_cache_bytes": flops.cache_bytes(shape, cached, item),
         "kv_cache_bytes_uncompressed": flops.cache_bytes(shape, [full + text] * shape.depth, item),
         "extra_parameters": int(method.extra_parameters),
-        "storage_bytes_per_image": 2 * shape.width * stored,
+        "storage_bytes_per_image": storage,
         "visual_tokens": full,
+        "visual_tokens_out": left,
         "layer_tokens": layer_tokens,
         "protocol": {
             "batch_size": protocol.batch_size,
