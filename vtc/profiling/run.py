@@ -35,7 +35,8 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
         kv_cache_bytes: of one row after the prefill; kv_cache_bytes_uncompressed.
         extra_parameters: what the method adds to the backbone.
         storage_bytes_per_image: what must be kept of an image to answer later questions about it, in 16 bit.
-        visual_tokens: of the image, uncompressed; visual_tokens_out: what is left to answer from; layer_tokens: visual tokens and registers in each decoder layer.
+        visual_tokens: of the image, uncompressed; visual_tokens_out: what is left to answer from; layer_tokens: visual
+            tokens and registers in each decoder layer.
         protocol: what was measured, and on what.
     """
     import torch
