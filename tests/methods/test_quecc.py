@@ -95,14 +95,19 @@ def test_each_image_is_made_for_the_question_behind_it(seed: int, images: tuple[
 
 
 @torch.no_grad()
-def test_an_image_at_the_end_is_asked_about_by_the_last_token() -> None:
+def test_an_image_at_the_end_is_asked_about_by_the_text_before_it() -> None:
     backbone = double()
     method, inputs = randomised(build("quecc", 4, backbone.shape)), rows(backbone, (1, 1, 1))
-    inputs = {k: v if k == "pixel_values" else v[:1, :-6] for k, v in inputs.items()}
-    inputs["pixel_values"] = inputs["pixel_values"][:1]
-    assert inputs["input_ids"][0, -1] == backbone.image_token_id
+    pixels, seen = inputs["pixel_values"][:1], []
+    method.pack = lambda tower, question: (seen.append(question), QueCC.pack(method, tower, question))[1]
+    row = inputs["input_ids"][0, inputs["attention_mask"][0].bool()][:-6]
     with compressing(backbone, method):
-        assert torch.isfinite(backbone.model(**inputs).logits).all()
+        for words in (2, 0):
+            ids = row[2 - words :]
+            assert ids[-1] == backbone.image_token_id and int((ids != ids[-1]).sum()) == words
+            out = backbone.model(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None], pixel_values=pixels)
+            assert torch.isfinite(out.logits).all()
+    assert (seen[0][0] - read(backbone, row[:2])).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("questions", [1, 3])

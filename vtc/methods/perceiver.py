@@ -47,7 +47,7 @@ class Perceiver(Resampler):
         head_width: int = 64,
         mult: int = 1,
     ) -> None:
-        m = tokens or min(64, shape.visual_tokens or 64)
+        m = min(64, shape.visual_tokens or 64) if tokens is None else tokens
         super().__init__(m, shape)
         for key, value in {"depth": depth, "heads": heads, "head_width": head_width, "mult": mult}.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

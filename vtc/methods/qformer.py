@@ -50,7 +50,7 @@ class QFormer(TowerResampler):
         heads: int | None = None,
         dropout: float = 0.0,
     ) -> None:
-        m = tokens or min(32, shape.visual_tokens or 32)
+        m = min(32, shape.visual_tokens or 32) if tokens is None else tokens
         super().__init__(m, shape)
         vision = shape.vision
         sizes = {

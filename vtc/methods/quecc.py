@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vtc.compressor import Context, TokenSequence
+from vtc.compressor import TEXT, Context, TokenSequence
 from vtc.methods.tokenpacker import (
     WindowAttention,
     default_windows,
@@ -35,8 +35,8 @@ class QueCC(TowerResampler):
     As in the authors' code: no gradient flows into the pass that reads the question, and no residual past the
     attention. There the question is cut out of the prompt and read by itself; here it is read as it stands behind the
     image, from the first text token behind it to the last one before the answer ("… ASSISTANT:"), so that what follows
-    the image in this turn decides. Where nothing stands behind the image, the prompt's last token is read. The tower's
-    layers, heads and windows are TokenPacker's.
+    the image in this turn decides; where nothing does, the text before the image is read. The tower's layers, heads
+    and windows are TokenPacker's.
 
     Questions that are packed behind one image in training share its tokens: t is then the mean of theirs, each read by
     itself. That is not what one question gets alone: train with few questions an image (`data.questions`).
@@ -91,7 +91,11 @@ class QueCC(TowerResampler):
     @torch.no_grad()
     def question(self, tokens: TokenSequence, context: Context) -> Tensor:
         """[B, D]: the LLM's last hidden state at the end of each row's question, the mean where a row has several."""
-        text, rows = context.prompt(tokens), len(tokens.mask)
+        prompt, rows = context.prompt(tokens), len(tokens.mask)
+        text = prompt & (tokens.role == TEXT)
+        before = (tokens.role == TEXT) & tokens.mask & (tokens.visual.cumsum(1) == 0)
+        for other in (before, prompt):  # nothing behind the image; no word at all
+            text = torch.where(text.any(1, keepdim=True), text, other)
         number = torch.arange(1 + int((tokens.block * text).max()), device=text.device)[:, None]
         own = text[:, None] & (tokens.block[:, None] == number)  # [B, Q, L]; number 0 is what all questions share
         asked = own.any(2)
@@ -102,7 +106,7 @@ class QueCC(TowerResampler):
         order = words.int().argsort(dim=1, descending=True, stable=True)[:, : int(length.max())]
         real = torch.arange(order.shape[1], device=text.device) < length[:, None]
         hidden = context.run_decoder(tokens.hidden[row[:, None], order], real, adapter=self.adapter)
-        torch.clear_autocast_cache()  # older torch hands on weights that were cast without gradients, to be learned
+        torch.clear_autocast_cache()  # older torch would learn with weights that were cast without gradients
         last = hidden[torch.arange(len(row), device=row.device), length - 1]
         total = last.new_zeros(rows, last.shape[-1]).index_add(0, row, last)
         return total / asked.sum(1, keepdim=True)
