@@ -1,4 +1,5 @@
-"""What the pocket YAMLs name with `!function utils.…`; the metrics themselves are in `vtc.evaluation.scoring`.
+"""What the YAMLs here name with `!function utils.…`; the metrics themselves are in `vtc.evaluation.scoring` and
+`vtc.evaluation.own`.
 
 Nothing here may raise on a model's answer: lmms-eval would try again four times, two seconds apart, and end the run.
 """
@@ -15,7 +16,8 @@ import datasets
 from lmms_eval.api.task import ConfigurableMessagesTask
 from PIL import Image
 
-from vtc.evaluation import data, scoring
+from vtc.errors import UserError
+from vtc.evaluation import data, own, scoring
 
 Doc = dict[str, Any]
 
@@ -49,10 +51,41 @@ class PocketTask(ConfigurableMessagesTask):
         self.dataset_no_image = datasets.DatasetDict({"test": rows.remove_columns("image")})
 
 
+class OwnTask(PocketTask):
+    """A task over data of the user's own; `dataset_kwargs` is the `benchmark` section of vtc's configuration."""
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
+        if not dataset_kwargs:
+            raise UserError(f"{self.config.task}: python -m vtc benchmark=jsonl (or hf) gives it its data")
+        rows = own.table(dataset_kwargs)
+        self.dataset = datasets.DatasetDict({"test": rows})
+        without = [column for column in rows.column_names if column != "picture"]
+        self.dataset_no_image = datasets.DatasetDict({"test": rows.select_columns(without)})
+
+
+def own_visual(doc: Doc) -> list[Image.Image]:
+    stored = [doc["picture"]] if doc.get("picture") else doc.get("images") or []
+    return [_opened(image) for image in stored]
+
+
+def _opened(stored: Any) -> Image.Image:
+    if isinstance(stored, str):
+        return Image.open(stored).convert("RGB")
+    return Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else stored["path"]).convert("RGB")
+
+
+def _own(metric: str) -> Any:
+    def score(doc: Doc, results: list[str]) -> dict[str, float]:
+        return {metric: own.SCORES[metric](results[0], doc["answers"])}
+
+    return score
+
+
+own_exact_match, own_vqa_accuracy, own_anls, own_choice = (_own(metric) for metric in own.METRICS)
+
+
 def visual(doc: Doc) -> list[Image.Image]:
-    stored = doc["image"]
-    source = io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else stored["path"]
-    return [Image.open(source).convert("RGB")]
+    return [_opened(doc["image"])]
 
 
 def existence(doc: Doc, results: list[str]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def oracle():
             return docs
 
         def _generate(self, questions):
-            answers = [d["references"][0] if d["references"] else d["answer"] for d in self._docs(questions)]
+            answers = [(d.get("references") or [d.get("answer", d.get("target"))])[0] for d in self._docs(questions)]
             counts = TokenCounts(input_tokens=20, output_tokens=1)
             texts = [a if self.right else "zebra" for a in answers]
             return [(GenerationResult(t, counts), Kept(144, 16, [144, 16])) for t in texts]

@@ -155,9 +155,21 @@ def _check_files(config: DictConfig) -> None:
             raise UserError(
                 f"checkpoint={checkpoint}: no such folder; allowed: auto, null, or a folder that training wrote"
             )
-    data = OmegaConf.select(config, "benchmark.data")
-    if data is not None and config.benchmark.name != "pocket" and not Path(str(data)).expanduser().exists():
-        raise UserError(f"benchmark.data={data}: no such file or folder")
+    _check_data(config)
     output = Path(str(config.output_dir)).expanduser()
     if output.exists() and not output.is_dir():
         raise UserError(f"output_dir={config.output_dir}: is a file, a folder is needed")
+
+
+def _check_data(config: DictConfig) -> None:
+    data = OmegaConf.select(config, "benchmark.data")
+    if config.benchmark.name in ("jsonl", "hf"):
+        if config.action == "evaluate":
+            from vtc.evaluation import own
+
+            own.check(OmegaConf.to_container(config.benchmark, resolve=True))  # type: ignore[arg-type]
+        return
+    if config.get("data") is not None:
+        raise UserError(f"data={config.data}: for benchmark=jsonl or hf; others have benchmark.data")
+    if data is not None and config.benchmark.name != "pocket" and not Path(str(data)).expanduser().exists():
+        raise UserError(f"benchmark.data={data}: no such file or folder")

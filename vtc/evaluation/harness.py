@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -194,6 +194,7 @@ def run_task(
     data: str | Path | None = None,
     mirror: str | Path | None = None,
     seed: int = 0,
+    own: Mapping[str, Any] | None = None,
 ) -> TaskRun:
     """Score `model` on one task.
 
@@ -201,6 +202,7 @@ def run_task(
         limit: samples; None: all.
         data: for a pocket task, the folder of its parquet file.
         mirror: for a task of lmms-eval, a folder that mirrors the hub.
+        own: for a task over the user's own data, the `benchmark` section of the configuration.
 
     Raises:
         UserError: its data can't be loaded.
@@ -212,6 +214,8 @@ def run_task(
         from vtc.evaluation.data import path
 
         spec = {"task": task, "dataset_kwargs": {"data_files": {"test": str(path(task, data))}}}
+    elif own is not None:
+        spec = {"task": task, "dataset_kwargs": dict(own)}
     model.bad, model.kept = [], {}
     with quiet(), tempfile.TemporaryDirectory(prefix="vtc-") as scratch, _inside(mirror):
         try:

@@ -102,7 +102,10 @@ class Run:
         self.data = settings["benchmark"].get("data")
         self.backbone_source, self.checkpoint = sources(self.settings)
         self.weights = results.hash_weights([self.backbone_source, self.checkpoint])
-        self.id = results.run_id(self.settings, [self.backbone_source, self.checkpoint], code_hash(self.settings))
+        decides = [self.backbone_source, self.checkpoint]
+        if self.data and Path(str(self.data)).expanduser().is_file():  # other questions are another run
+            decides.append(results.hash_file(Path(str(self.data)).expanduser()))
+        self.id = results.run_id(self.settings, decides, code_hash(self.settings))
         root = Path(str(settings["output_dir"])).expanduser().absolute()
         if self.is_baseline:
             self.folder = root / "baselines" / self.id
@@ -237,8 +240,10 @@ def make(run: Run, baseline: Run | None, bar: Bar) -> dict[str, Any]:
             continue
         bar.say(f"{label}: {task}")
         model.on_start = _starter(bar, run, task)
-        mirror = None if task.startswith("pocket") else run.data
-        scored = harness.run_task(model, task, manager, run.limit, run.data, mirror, int(settings.get("seed") or 0))
+        own = settings["benchmark"] if settings["benchmark"]["name"] in ("jsonl", "hf") else None
+        mirror = None if own or task.startswith("pocket") else run.data
+        seed = int(settings.get("seed") or 0)
+        scored = harness.run_task(model, task, manager, run.limit, run.data, mirror, seed, own)
         for bad in scored.bad[:3]:
             bar.note(f"{task}: sample {bad['id']} set aside: {bad['error']}", "yellow")
         if len(scored.bad) > 3:

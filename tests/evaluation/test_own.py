@@ -1,0 +1,175 @@
+"""Questions of one's own: what a file may hold, how an answer is scored, and both through the real lmms-eval."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vtc.cli.command import main
+from vtc.errors import UserError
+from vtc.evaluation import harness, own
+
+ROWS = {
+    "exact_match": [
+        {"image": "0.png", "question": "What is it?", "answer": "a cat"},
+        {"images": ["1.png", "2.png"], "question": "Which is red?", "answers": ["the first", "first"], "id": "mine"},
+        {"image": "2.png", "question": "How many?", "answer": 3},
+    ],
+    "vqa_accuracy": [
+        {"image": "0.png", "question": "What is it?", "answers": ["cat"] * 10},
+        {"image": "1.png", "question": "What is it?", "answers": ["dog"] * 4},
+    ],
+    "anls": [{"image": "0.png", "question": "Which year?", "answers": ["1987", "in 1987"]}],
+    "choice": [
+        {"image": "0.png", "question": "Where?", "options": ["left", "right"], "answer": "right"},
+        {"image": "1.png", "question": "Where?", "options": ["left", "right", "above"], "answer": "c"},
+    ],
+}
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    """`write(rows)`: a JSONL file with three images beside it."""
+    (tmp_path / "data").mkdir()
+    for n in range(3):
+        Image.new("RGB", (20, 20), (80 * n, 0, 0)).save(tmp_path / "data" / f"{n}.png")
+
+    def make(rows: list, name: str = "my.jsonl") -> Path:
+        file = tmp_path / "data" / name
+        file.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows) + "\n\n")
+        return file
+
+    return make
+
+
+def section(file: Path, metric: str = "exact_match", **other) -> dict:
+    return {"name": "jsonl", "metric": metric, "data": str(file), "prompt": None, **other}
+
+
+# ---------------------------------------------------------------------- the harness
+@pytest.mark.parametrize("metric", own.METRICS)
+def test_right_answers_score_one_and_wrong_ones_nothing(metric, write, oracle) -> None:
+    file, task = write(ROWS[metric]), f"own_{metric}"
+    manager = harness.task_manager([task])
+    right = harness.run_task(oracle(True), task, manager, own=section(file, metric))
+    assert right.value == pytest.approx(1.0) and right.n == len(ROWS[metric]) and right.metric == metric
+    assert right.floors == {"blind": None, "bag": None}
+    wrong = harness.run_task(oracle(False), task, manager, own=section(file, metric))
+    assert wrong.value == 0.0 and [s.score for s in wrong.samples] == [0.0] * len(ROWS[metric])
+
+
+def test_several_images_ids_and_prompts_arrive(write, oracle) -> None:
+    seen = []
+
+    class Spy(oracle):  # type: ignore[misc, valid-type]
+        def _generate(self, questions):
+            seen.extend(questions)
+            return super()._generate(questions)
+
+    manager = harness.task_manager(["own_exact_match"])
+    prompt = "Look. {question} In one word."
+    run = harness.run_task(Spy(), "own_exact_match", manager, own=section(write(ROWS["exact_match"]), prompt=prompt))
+    assert [s.id for s in run.samples] == ["1", "mine", "3"] and run.samples[1].target == "the first"
+    by_index = {q.index: q for q in seen}
+    assert [len(by_index[i].images) for i in range(3)] == [1, 2, 1]
+    assert by_index[1].images[1].getpixel((0, 0)) == (160, 0, 0), "in the order of the file"
+    assert by_index[0].text.strip() == "Look. What is it? In one word."
+
+
+def test_a_broken_image_is_one_bad_sample(write, oracle) -> None:
+    file = write([*ROWS["exact_match"], {"image": "gone.png", "question": "?", "answer": "no"}])
+    (file.parent / "0.png").write_bytes(b"not an image")
+    run = harness.run_task(oracle(), "own_exact_match", harness.task_manager(["own_exact_match"]), own=section(file))
+    assert {b["id"] for b in run.bad} == {"1", "4"} and run.n == 2 and run.value == 1.0
+
+
+def test_a_folder_of_parquet_files_is_a_data_set(tmp_path: Path, oracle) -> None:
+    import datasets
+
+    images = [Image.new("RGB", (16, 16), (n, 0, 0)) for n in (10, 20)]
+    rows = {"picture_of": images, "q": ["Where?", "Who?"], "said": [["here"] * 5, ["me", "me", "me", "me", "you"]]}
+    set_ = datasets.Dataset.from_dict(rows).cast_column("picture_of", datasets.Image())
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    set_.to_parquet(tmp_path / "set" / "data" / "test-00000.parquet")
+    columns = {"image": "picture_of", "question": "q", "answer": "said", "options": None, "id": None}
+    benchmark = section(tmp_path / "set", "vqa_accuracy", name="hf", split="test", columns=columns)
+    run = harness.run_task(oracle(), "own_vqa_accuracy", harness.task_manager(["own_vqa_accuracy"]), own=benchmark)
+    # of the second: without one who said so the three others make it right; without "you" all four do
+    assert [s.score for s in run.samples] == [pytest.approx(1.0), pytest.approx(1.0)]
+    with pytest.raises(UserError, match="benchmark.columns.question=asked.*picture_of"):
+        own.table(benchmark | {"columns": columns | {"question": "asked"}})
+    with pytest.raises(UserError, match="benchmark.data=.*can't be loaded"):
+        own.table(benchmark | {"split": "nowhere"})
+
+
+# ---------------------------------------------------------------------- scores
+def test_vqa_accuracy_is_the_mean_over_leaving_each_person_out() -> None:
+    people = ["yes"] * 2 + ["no"] * 8
+    # for each of the two who said yes 1 other did, for each of the eight 2 did
+    assert own.vqa_accuracy("Yes.", people) == pytest.approx((2 * 1 / 3 + 8 * 2 / 3) / 10)
+    assert own.vqa_accuracy("no", people) == 1.0 and own.vqa_accuracy("maybe", people) == 0.0
+
+
+def test_anls_is_one_less_the_normalised_distance() -> None:
+    assert own.anls("1988", ["1987"]) == pytest.approx(3 / 4)
+    assert own.anls("18", ["1987"]) == pytest.approx(0.5) and own.anls("1", ["1987"]) == 0.0
+    assert own.anls("in 1987", ["1987", "IN 1987"]) == 1.0
+
+
+# ---------------------------------------------------------------------- mistakes
+BAD = [
+    ("exact_match", ["{"], "line 1: no JSON"),
+    ("exact_match", [[1]], "line 1: an object"),
+    ("exact_match", [ROWS["exact_match"][0], {"image": "0.png", "answer": "a"}], "line 2: question"),
+    ("exact_match", [{"image": "0.png", "question": "?", "anwser": "a"}], "anwser.*answer"),
+    ("exact_match", [{"image": "0.png", "question": "?"}], "line 1: answer"),
+    ("exact_match", [{"image": "0.png", "images": ["1.png"], "question": "?", "answer": "a"}], "not both"),
+    ("exact_match", [{"image": 3, "question": "?", "answer": "a"}], "image: a path"),
+    ("exact_match", [{"image": "x.png", "question": "?", "answer": "a"}], "none of its 1 images is there"),
+    ("exact_match", [{"image": "0.png", "question": "?", "answer": "a", "options": ["a", "b"]}], "metric=choice"),
+    ("choice", [{"image": "0.png", "question": "?", "answer": "a"}], "options: a list of 2"),
+    ("choice", [{"image": "0.png", "question": "?", "options": ["x", "y"], "answer": "D"}], "answer=D"),
+    ("vqa_accuracy", [{"image": "0.png", "question": "?", "answer": "a"}], "1 answers.*4 or more"),
+    ("exact_match", [], "no questions"),
+]
+
+
+@pytest.mark.parametrize(("metric", "rows", "words"), BAD, ids=[w for _, _, w in BAD])
+def test_a_line_that_is_no_question_is_named(metric, rows, words, write) -> None:
+    with pytest.raises(UserError, match=words):
+        own.check(section(write(rows), metric))
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["benchmark=jsonl"], "needs data; give data=my.jsonl"),
+        (["benchmark=jsonl", "data=nothing.jsonl"], "benchmark.data=nothing.jsonl: no such file"),
+        (["benchmark=jsonl", "data=MINE", "benchmark.metric=exact"], "exact_match"),
+        (["benchmark=jsonl", "data=MINE", "benchmark.prompt=Hello"], "{question} is needed"),
+        (["benchmark=jsonl", "data=MINE", "benchmark.prompt='{q}'"], "{question}"),
+        (["data=MINE"], "for benchmark=jsonl or hf"),
+    ],
+)
+def test_a_wrong_command_is_told_before_anything_is_loaded(command, words, write, capsys) -> None:
+    file = str(write(ROWS["exact_match"]))
+    assert main([part.replace("MINE", file) for part in command]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_other_questions_are_another_run(write, weights) -> None:
+    from rich.console import Console
+
+    from vtc.cli import compose
+    from vtc.evaluation.run import Run, as_dict
+
+    def run_of(file: Path) -> str:
+        overrides = ["benchmark=jsonl", f"data={file}", f"backbone.pretrained={weights}"]
+        return Run(as_dict(compose(overrides)), Console()).id
+
+    before = run_of(write(ROWS["exact_match"]))
+    assert run_of(write(ROWS["exact_match"])) == before
+    assert run_of(write(ROWS["exact_match"][:2])) != before
