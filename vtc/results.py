@@ -24,7 +24,18 @@ SECTIONS = ("run", "config", "backbone", "method", "checkpoint", "budget", "scor
 GROUPS = ("understanding", "discriminative")  # generated answers, and embeddings compared
 
 # Where a run happens, how long it may take and what is shown do not change its numbers.
-_NOT_IDENTITY = ("action", "output_dir", "resume", "hydra", "report", "training", "profile", "schedule", "ablation")
+_NOT_IDENTITY = (
+    "action",
+    "output_dir",
+    "resume",
+    "hydra",
+    "report",
+    "training",
+    "profile",
+    "schedule",
+    "ablation",
+    "dry_run",
+)
 # Code that can change a score or a cost; tables, plots, the command line and training can't.
 _CODE = (
     "budget.py", "compressor.py", "tokens.py", "tower.py", "schedule.py", "assemble.py", "registry.py",

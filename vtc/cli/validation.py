@@ -48,6 +48,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "batch_size": _whole(1),
     "layer_scale": _one_of("auto", "none"),
     "resume": _one_of("auto", True, False),
+    "dry_run": _one_of(True, False),
     "benchmark.limit": _whole(1),
     "backbone.dtype": _one_of("float32", "bfloat16", "float16", "auto"),
     "backbone.device": ("auto, cpu, mps, cuda, cuda:<n>", _device),

@@ -33,7 +33,8 @@ def evaluate(config: Mapping[str, Any]) -> Path:
 
     The uncompressed run is made first where its result doesn't exist, kept under `output_dir/baselines/<id>` and
     reused. Every finished task is stored at once, so that an interrupted run goes on where it stopped; a run whose
-    result exists is read, not repeated, unless `resume` is false.
+    result exists is read, not repeated, unless `resume` is false. With `dry_run` it says what it would do, and does
+    nothing.
 
     Args:
         config: the resolved configuration (`vtc.cli.compose.compose` makes one).
@@ -49,6 +50,14 @@ def evaluate(config: Mapping[str, Any]) -> Path:
     # The width of a terminal, or one that holds the table: piped output shouldn't be folded at 80.
     console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
     run = Run(settings, console)
+    if settings.get("dry_run"):
+        from vtc.evaluation.plan import describe
+
+        for line in describe(settings):
+            console.print(line, markup=False, soft_wrap=True)
+        done = "its result exists and would be read" if run.finished() else "would be written to"
+        console.print(f"run {run.id}  {done}: {run.path}", markup=False, soft_wrap=True)
+        return run.path
     with run.lock():
         if settings.get("resume", "auto") is False:
             run.discard()

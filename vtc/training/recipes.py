@@ -37,11 +37,9 @@ def run(cfg: Mapping[str, Any]) -> Path:
     if recipe not in RECIPES:
         raise unknown("training.recipe", recipe, RECIPES)
     track.check(cfg["training"].get("log") or ())
-    if cfg["training"].get("dry_run"):
+    if cfg["training"].get("dry_run") or cfg.get("dry_run"):
         if recipe == "base":
-            raise UserError(
-                "training.dry_run: the pocket model is small enough to be trained; it plans a method's stages"
-            )
+            raise UserError("dry_run: the pocket model is small enough to be trained; it plans a method's stages")
         return _dry_run(cfg)
     distributed.begin(cpu=_device(cfg).type == "cpu")
     return _base(cfg) if recipe == "base" else _method(cfg)
