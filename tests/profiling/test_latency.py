@@ -112,6 +112,8 @@ def test_the_section_of_a_result(backbone):
     assert costs["flops_ratio_with_vision"] < costs["flops_ratio"]
     pruned = efficiency(backbone, build("fastv", 16, backbone.shape, layer=2).eval(), QUICK)
     assert pruned["storage_bytes_per_image"] == 2 * 144 * 64  # it needs the question, so all tokens must be kept
+    made = efficiency(backbone, build("perceiver", 4, backbone.shape, depth=1).eval(), QUICK)
+    assert made["method_flops"] > 0 and made["extra_parameters"] > 0 and made["storage_bytes_per_image"] == 2 * 4 * 64
     behind = efficiency(backbone, build("voco", 4, backbone.shape).eval(), QUICK)
     assert behind["layer_tokens"] == [148] * 5 and behind["visual_tokens_out"] == 4
     assert behind["storage_bytes_per_image"] == behind["kv_cache_bytes"] * 4 // (4 + 32) // 2  # in 16 bit, not 32

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,7 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
     full = int(one["input_ids"].shape[1]) - text
     with (
         torch.inference_mode(),
+        frozen(method),
         FlopCounterMode(display=False) as counter,
         parts.metered(backbone, method, counter.get_total_flops) as counted,
         compressing(backbone, method) as engine,
@@ -125,6 +127,19 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
             "threads": torch.get_num_threads(),
         },
     }
+
+
+@contextlib.contextmanager
+def frozen(method: Compressor) -> Iterator[None]:
+    """Its parameters ask for no gradient: FlopCounterMode trips over those that are views where none is kept."""
+    learning = [p for p in method.parameters() if p.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 def generate_two(backbone: Backbone, inputs: Any) -> None:
