@@ -92,7 +92,9 @@ def sweep_part(root: Path) -> str:
     for tokens in budgets:
         table = tables.markdown(*tables.ranking(setting, [r for r in setting.runs if r.tokens == tokens]))
         missing = sorted({r.method for r in setting.runs if not r.is_baseline} - _methods(setting, tokens))
-        if missing:
+        if len(missing) > len(_methods(setting, tokens)):
+            table += "\n\nMost methods have not been run at this budget."
+        elif missing:
             table += f"\n\nNo run at this budget: {', '.join(missing)}."
         heading = f"{tokens} of {number(setting.runs[0].result['budget']['visual_tokens_in'])} visual tokens"
         if tokens == SHOWN or len(budgets) == 1:
