@@ -84,14 +84,14 @@ def test_flops_compare_methods_that_act_at_different_depths() -> None:
 
 def test_flops_are_those_that_torch_counts() -> None:
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     from vtc.budget import decoder_flops
+    from vtc.profiling.counter import flop_counter
     from vtc.testing import tiny_backbone
 
     backbone = tiny_backbone(width=64, attention="eager", kv_heads=2)
     x = torch.randn(1, 16 + 64, 64)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with flop_counter() as counter, torch.no_grad():
         backbone.decoder(inputs_embeds=x, use_cache=False)
     counted = counter.get_total_flops()
     # eager computes the whole square of the attention, of which causal attention needs half

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from torch.utils.flop_counter import FlopCounterMode
 
 from vtc.assemble import assemble
 from vtc.cli import compose
 from vtc.pocket.source import PocketSource
+from vtc.profiling.counter import flop_counter
 from vtc.profiling.flops import layer as flops_of
 from vtc.training.method_stage import MethodStage
 
@@ -58,7 +58,7 @@ def main() -> None:
     flops, ratios, compression = [], [[] for _ in STAGES], []
     full = backbone.shape.visual_tokens
     for index in range(len(STAGES)):
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             step(index, batch)
         flops.append(counter.get_total_flops())
         pooled, depth = method.stage, backbone.shape.depth

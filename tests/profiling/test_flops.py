@@ -9,11 +9,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from vtc.engine import compressing
 from vtc.methods import build
 from vtc.profiling import flops, latency, parts
+from vtc.profiling.counter import flop_counter
 from vtc.profiling.recorder import recorded
 
 METHODS = [
@@ -37,7 +37,7 @@ COMPUTES = ("kmeans", "cdpruner", "pyramiddrop", "fastv", "tome")  # products of
 
 
 def counted(run, counter=None) -> float:
-    with torch.no_grad(), counter or FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), counter or flop_counter() as counter:
         run()
     return counter.get_total_flops()
 
@@ -48,7 +48,7 @@ def test_a_prefill_costs_what_torch_counts(name, tokens, options, backbone):
     method = build(name, tokens, backbone.shape, **options).eval()
     inputs = latency.example(backbone, 1, 40)
     method.attach(backbone)
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     with (
         parts.metered(backbone, method, counter.get_total_flops) as spent,
         compressing(backbone, method),
@@ -106,3 +106,11 @@ def test_profiling_needs_no_harness():
     modules = "vtc.profiling.run, vtc.profiling.latency, vtc.profiling.recorder"
     code = f"import sys, {modules}; assert 'lmms_eval' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_attention_on_a_cpu_counts_in_every_version_of_torch():
+    q = torch.randn(2, 3, 10, 8, requires_grad=True)
+    with flop_counter() as counter:
+        torch.nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()
+    # two products forward; backward four, and the scores once more
+    assert counter.get_total_flops() == (2 + 5) * 2 * 2 * 3 * 10 * 10 * 8

@@ -41,11 +41,11 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
         protocol: what was measured, and on what.
     """
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     from vtc.engine import compressing
     from vtc.methods import build
     from vtc.profiling import flops, latency, parts
+    from vtc.profiling.counter import flop_counter
     from vtc.profiling.flops import Call
     from vtc.profiling.recorder import recorded
 
@@ -57,7 +57,7 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
     with (
         torch.inference_mode(),
         frozen(method),
-        FlopCounterMode(display=False) as counter,
+        flop_counter() as counter,
         parts.metered(backbone, method, counter.get_total_flops) as counted,
         compressing(backbone, method) as engine,
         recorded(backbone) as calls,
