@@ -7,6 +7,7 @@ cropping.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -14,8 +15,18 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from vtc.errors import UserError
+
+# What models, layers and masks call the cache among their arguments: transformers 5.24 gave it a new name.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+
+def cache_among(arguments: Mapping[str, Any]) -> Any:
+    """The cache of a call with these keyword arguments, under either name; None where there is none."""
+    given = arguments.get(CACHE)
+    return arguments.get("past_key_values") if given is None else given
 
 
 @dataclass

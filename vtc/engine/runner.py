@@ -29,7 +29,7 @@ from vtc.backbones.base import Backbone
 from vtc.compressor import TEXT, VISUAL, Compressor, Context, TokenSequence
 from vtc.engine import layout, probe
 from vtc.engine.ahead import attention_ahead
-from vtc.engine.cache import CompressedCache, Ledger, Segment, extend, refuse
+from vtc.engine.cache import CACHE, CompressedCache, Ledger, Segment, cache_among, extend, refuse
 from vtc.engine.passes import run_decoder
 from vtc.engine.tower import Watch
 from vtc.errors import UserError
@@ -116,18 +116,19 @@ class Engine:
             input_ids: Tensor | None = None,
             attention_mask: Tensor | None = None,
             position_ids: Tensor | None = None,
-            past_key_values: Any = None,
             inputs_embeds: Tensor | None = None,
             use_cache: bool | None = None,
             **kwargs: Any,
         ) -> BaseModelOutputWithPast:
             x = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-            return engine._walk(x, attention_mask, position_ids, past_key_values, use_cache, kwargs)
+            cache = cache_among(kwargs)
+            rest = {k: v for k, v in kwargs.items() if k not in (CACHE, "past_key_values")}
+            return engine._walk(x, attention_mask, position_ids, cache, use_cache, rest)
 
         def forward(decoder: nn.Module, *args: Any, **kwargs: Any) -> Any:
             adapter = engine.method.adapter  # without one there is nothing to switch: outside the engine none is active
             with adapters.using(decoder, adapter) if adapter else nullcontext():
-                if args or not engine._wanted(kwargs.get("past_key_values")):
+                if args or not engine._wanted(cache_among(kwargs)):
                     engine._count_plain()
                     return original(*args, **kwargs)
                 return walk(decoder, **kwargs)
@@ -296,7 +297,7 @@ class Engine:
                 run = {
                     "attention_mask": attention,
                     "position_embeddings": rope,
-                    "past_key_values": cache,
+                    CACHE: cache,
                     "use_cache": use_cache,
                 }
                 # no position_ids: layers would take gaps in them for the seams of packed sequences
@@ -322,7 +323,7 @@ class Engine:
         hidden = decoder.norm(tokens.hidden)
         if self._blocks is not None or not _same_layout(tokens, first):
             hidden = layout.to_external(hidden, tokens.to(hidden.device), last.to(hidden.device), count)
-        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, **{CACHE: cache})
 
     def _ledger(self, cache: Any, starts: list[int], mask: Tensor | None) -> Ledger:
         if not isinstance(cache, CompressedCache):
@@ -395,9 +396,9 @@ class Engine:
             config=self.decoder.config,
             inputs_embeds=tokens.hidden,
             attention_mask=valid,
-            past_key_values=cache,
             position_ids=None,
             layer_idx=layer,
+            **{CACHE: cache},
         )
 
     def _ahead(

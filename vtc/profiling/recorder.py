@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from vtc.engine.cache import cache_among
 from vtc.profiling.flops import Call
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def recorded(backbone: Backbone) -> Iterator[list[Call]]:
     def hook(index: int) -> Any:
         def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden = args[0] if args else kwargs["hidden_states"]
-            cache = kwargs.get("past_key_values")
+            cache = cache_among(kwargs)
             cached = int(cache.get_seq_length(index)) if cache is not None else 0
             queries = int(hidden.shape[1])
             calls.append(Call(index, queries, cached + queries, _lora(module)))
