@@ -297,9 +297,20 @@ class Resampler(Compressor):
         raise NotImplementedError
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        if not tokens.images[0].numel():
+        _, real = tokens.images
+        if not real.numel():
             return tokens
-        return tokens.replace(self(tokens.visual_hidden(), context))
+        features, sizes = tokens.visual_hidden(), real.sum(1)
+        if bool(real.all()):
+            return tokens.replace(self(features, context))
+        made = features.new_empty(len(features), 0, features.shape[-1])
+        for size in sizes.unique().tolist():  # images of different sizes, those of one size together
+            same = (sizes == size).nonzero()[:, 0]
+            grids = [context.grids[i] for i in same.tolist()]
+            new = self(features[same, :size], dataclasses.replace(context, grids=grids))
+            made = made if made.shape[1] else features.new_empty(len(features), *new.shape[1:])
+            made = made.index_copy(0, same, new.to(made))
+        return tokens.replace(made)
 
 
 class SelfCompressor(Resampler):

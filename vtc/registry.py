@@ -54,7 +54,7 @@ class Registry:
         if name in self._registered:
             return self._registered[name]
         if name in self._builtin:
-            return _imported(self._builtin[name][0])
+            return imported(self._builtin[name][0])
         if name in self._plugins():
             entry = self._plugins()[name]
             try:
@@ -64,7 +64,7 @@ class Registry:
                     f"{self.kind}={name}: its plug-in {entry.value} can't be imported ({type(error).__name__}: {error})"
                 ) from error
         if self._composed and "+" in name:
-            return _imported(self._composed)(name)
+            return imported(self._composed)(name)
         raise unknown(self.kind, name, self.names())
 
     def register(self, name: str):
@@ -90,7 +90,8 @@ class Registry:
         return doc.strip().splitlines()[0] if doc.strip() else ""
 
 
-def _imported(path: str) -> Any:
+def imported(path: str) -> Any:
+    """What an import path `module:attribute` names."""
     module, attribute = path.split(":")
     return getattr(importlib.import_module(module), attribute)
 

@@ -29,7 +29,11 @@ class TokenSequence:
         image: [B, L] which image of its row a visual or register token belongs to (0…); -1 for text.
         shift: [B, 1] what the changes so far add to the positions of later (decoded) tokens; None = nothing.
         compact: whether dropping closes the gap in the positions. True before the LLM (layer 0): the LLM never sees the
-            longer sequence. False between its layers: what was rotated by its position keeps it (FastV).
+            longer sequence. False between its layers: what was rotated by its position keeps it (FastV); and where
+            positions are places in a grid (M-RoPE), which have no gaps: only an image that is replaced as a whole
+            leaves its place.
+        deep: [B, L, S, D] what is still added to a token behind each of the first S layers (deepstack, Qwen3-VL); None:
+            nothing. It goes along with its token, is averaged where tokens merge, and zero for what a method made.
     """
 
     hidden: Tensor
@@ -41,6 +45,7 @@ class TokenSequence:
     image: Tensor
     shift: Tensor | None = None
     compact: bool = False
+    deep: Tensor | None = None
 
     # ------------------------------------------------------------------ what is there
     @property
@@ -147,7 +152,7 @@ class TokenSequence:
             groups: [B, L] group of each token, 0… in each row; -1 leaves a token as it is.
             weights: [B, L] ≥ 0; None: the plain mean.
         """
-        rows, length, width = self.hidden.shape
+        rows, length, _ = self.hidden.shape
         member = (groups >= 0) & self.mask
         if not member.any():
             return self
@@ -159,9 +164,10 @@ class TokenSequence:
             0, group, torch.ones_like(group, dtype=torch.float)
         )
         total = size if weight is None else torch.zeros_like(size).index_add(0, group, weight)
-        part = self.hidden.flatten(0, 1).index_select(0, flat).float()
+        whole = self._whole()
+        part = whole.index_select(0, flat).float()
         part = part if weight is None else part * weight[:, None]
-        mean = part.new_zeros(rows * most, width).index_add(0, group, part) / total.clamp(min=1e-12)[:, None]
+        mean = part.new_zeros(rows * most, part.shape[1]).index_add(0, group, part) / total.clamp(min=1e-12)[:, None]
 
         first = torch.full((rows * most,), rows * length, device=flat.device).scatter_reduce(0, group, flat, "amin")
         there = first < rows * length
@@ -185,7 +191,7 @@ class TokenSequence:
         kept = kept.view(rows, length)
         if torch.equal(kept, self.mask):  # every group has one member
             return self
-        return view.keep(kept)._from_pool(torch.cat([self.hidden.flatten(0, 1), mean.to(self.hidden.dtype)]))
+        return view.keep(kept)._from_pool(torch.cat([whole, mean.to(whole.dtype)]))
 
     def insert(self, embeddings: Tensor, after: int = VISUAL, role: int = REGISTER) -> TokenSequence:
         """Adds tokens behind each image; everything behind them moves on by as many positions.
@@ -198,7 +204,7 @@ class TokenSequence:
         if after != VISUAL:
             raise ValueError("tokens can only be inserted after VISUAL ones")
         index, real = self.images
-        rows, length, width = self.hidden.shape
+        rows, length, _ = self.hidden.shape
         count, m = index.shape[0], embeddings.shape[-2]
         if not count or not m:
             return self
@@ -228,13 +234,14 @@ class TokenSequence:
         out.origin[at] = -1
         out.block[at] = 0
         out.image[at] = self.image[row, column][:, None]
-        out.position[:, at[0], at[1]] = moved[:, row, column][..., None] + 1 + steps
+        # in a grid (M-RoPE) an image ends where its height or width does, as the text behind it has it
+        end = self.position[-2:].flatten(1)[:, index].masked_fill(~real, -1).amax((0, 2))
+        out.position[:, at[0], at[1]] = (end + 1 + m * before[row, column])[:, None] + steps
         flat = old + length * torch.arange(rows, device=dev)[:, None]
         new = rows * length + steps + (m * torch.arange(count, device=dev)[:, None] if embeddings.ndim == 3 else 0)
         flat[at] = new.expand(count, m)
         shift = m * total if self.shift is None else self.shift + m * total
-        pool = torch.cat([self.hidden.flatten(0, 1), embeddings.reshape(-1, width).to(self.hidden.dtype)])
-        return dataclasses.replace(out, hidden=flat[..., None], shift=shift)._from_pool(pool)
+        return dataclasses.replace(out, hidden=flat[..., None], shift=shift)._from_pool(self._with(embeddings))
 
     def rewrite(self, values: Tensor, where: Tensor) -> TokenSequence:
         """New hidden states for some visual tokens, which stay in their places.
@@ -255,28 +262,56 @@ class TokenSequence:
         Args:
             embeddings: [I, M, D] (images as in `images`).
         """
-        rows, length, width = self.hidden.shape
+        rows, length, _ = self.hidden.shape
         count, m = embeddings.shape[:2]
-        dev = self.mask.device
-        view = dataclasses.replace(
-            self, hidden=torch.arange(rows * length, device=dev).view(rows, length, 1), compact=True
-        )
+        dev, flat = self.mask.device, len(self.position) == 1
+        source = torch.arange(rows * length, device=dev).view(rows, length, 1)
+        view = dataclasses.replace(self, hidden=source, compact=flat, deep=None)
         marked = rows * length + torch.arange(count * m, device=dev).view(count, m, 1)
+        if not flat:
+            view = view._closed()
         out = view.insert(marked, role=role)
-        out = out.keep((out.hidden[..., 0] >= rows * length) | (out.role != VISUAL))
-        pool = torch.cat([self.hidden.flatten(0, 1), embeddings.reshape(-1, width).to(self.hidden.dtype)])
-        return dataclasses.replace(out, compact=self.compact)._from_pool(pool)
+        made = out.hidden[..., 0] >= rows * length
+        out = out.keep(made | (out.role != VISUAL))
+        return dataclasses.replace(out, compact=self.compact, deep=self.deep)._from_pool(self._with(embeddings))
 
     # ------------------------------------------------------------------ mechanics
+    def _closed(self) -> TokenSequence:
+        """Images take up no places of the grid (M-RoPE): the tokens of each stand just before its first place, and what
+        is behind it moves up to there.
+
+        The frames of a video share one place: transformers lets them begin at the same one, as text goes on behind all.
+        """
+        index, real = self.images
+        row, _ = self.frames
+        at = self.position.flatten(1)[:, index]  # [3, I, N]
+        low = at.masked_fill(~real, torch.iinfo(at.dtype).max).amin((0, 2))
+        high = at[-2:].masked_fill(~real, -1).amax((0, 2))
+        first = torch.ones_like(row, dtype=torch.bool)
+        first[1:] = (row[1:] != row[:-1]) | (low[1:] != low[:-1])
+        place = first.cumsum(0) - 1
+        high = high.new_zeros(len(row)).scatter_reduce(0, place, high, "amax")[place]
+        last = torch.cat([first[1:], first.new_ones(1)])
+        closes = torch.zeros_like(self.role).flatten()
+        closes[index.masked_fill(~real, -1).amax(1)] = (high + 1 - low) * last
+        closes = closes.view_as(self.role)
+        before = closes.cumsum(1) - closes
+        at_start = self.per_token((low - 1)[:, None].expand_as(index)) - before
+        position = torch.where(self.visual, at_start, self.position - before)
+        total = closes.sum(1, keepdim=True)
+        return dataclasses.replace(self, position=position, shift=-total if self.shift is None else self.shift - total)
+
     def _take(
         self, order: Tensor, mask: Tensor, position: Tensor, shift: Tensor | None, with_hidden: bool = True
     ) -> TokenSequence:
         rows, length = self.mask.shape
-        hidden = self.hidden
+        hidden, deep = self.hidden, self.deep
         if with_hidden:
-            flat = order + length * torch.arange(rows, device=order.device)[:, None]
+            flat = (order + length * torch.arange(rows, device=order.device)[:, None]).flatten()
             # index_select copies whole rows, and its backward is one index_add: both cheaper than an expanded gather
-            hidden = hidden.flatten(0, 1).index_select(0, flat.flatten()).view(*order.shape, hidden.shape[-1])
+            hidden = hidden.flatten(0, 1).index_select(0, flat).view(*order.shape, hidden.shape[-1])
+            if deep is not None:
+                deep = deep.flatten(0, 1).index_select(0, flat).view(*order.shape, *deep.shape[2:])
         return TokenSequence(
             hidden=hidden,
             mask=mask,
@@ -287,12 +322,29 @@ class TokenSequence:
             image=self.image.gather(1, order),
             shift=shift,
             compact=self.compact,
+            deep=deep,
         )
 
+    def _whole(self) -> Tensor:
+        """[B·L, D], or [B·L, (1 + S)·D]: hidden states, and behind them what is still to be added."""
+        hidden = self.hidden.flatten(0, 1)
+        return hidden if self.deep is None else torch.cat([hidden, self.deep.flatten(2).flatten(0, 1)], 1)
+
+    def _with(self, embeddings: Tensor) -> Tensor:
+        """`_whole`, and in the same form what a method made, [..., D], to which nothing will be added."""
+        whole = self._whole()
+        made = embeddings.reshape(-1, embeddings.shape[-1]).to(whole.dtype)
+        return torch.cat([whole, torch.nn.functional.pad(made, (0, whole.shape[1] - made.shape[1]))])
+
     def _from_pool(self, pool: Tensor) -> TokenSequence:
-        """`self`, whose `hidden` holds row numbers [B, L, 1], with the rows of `pool` instead."""
+        """`self`, whose `hidden` holds row numbers [B, L, 1], with the rows of `pool` (see `_whole`) instead."""
         index = self.hidden[..., 0]
-        return dataclasses.replace(self, hidden=pool.index_select(0, index.flatten()).unflatten(0, index.shape))
+        rows = pool.index_select(0, index.flatten()).unflatten(0, index.shape)
+        if self.deep is None:
+            return dataclasses.replace(self, hidden=rows)
+        width = rows.shape[-1] // (1 + self.deep.shape[2])
+        deep = rows[..., width:].unflatten(-1, (-1, width))
+        return dataclasses.replace(self, hidden=rows[..., :width], deep=deep)
 
 
 def keep_best(tokens: TokenSequence, score: Tensor, count: Tensor) -> TokenSequence:

@@ -14,7 +14,7 @@ from vtc.errors import UserError
 from vtc.methods import build
 from vtc.methods.fwd2bot import COMPRESS, GENERATE
 from vtc.testing import batch, tiny_backbone
-from vtc.testing.contracts import made, positions
+from vtc.testing.contracts import made
 from vtc.tower import projected_layer
 
 
@@ -57,7 +57,7 @@ def test_equals_a_pass_of_tower_and_llm_written_out(images) -> None:
     inputs = batch(backbone, images=images)
     inputs["pixel_values"] = inputs["pixel_values"].double()
     with torch.no_grad(), compressing(backbone, method) as engine:
-        got = backbone.model(**inputs, position_ids=positions(inputs["attention_mask"])).logits
+        got = backbone.model(**inputs, position_ids=backbone.positions(inputs)).logits
         assert engine.report.tokens_out == [3 * i for i in images]
     plain, n, image = merged(backbone), backbone.shape.visual_tokens, 0
     for row, count in enumerate(images):

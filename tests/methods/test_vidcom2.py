@@ -74,7 +74,7 @@ def test_counts_are_the_shares_rounded() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_odd_frame_gets_more(seed: int) -> None:
-    """Four frames of one thing, a little noise aside, and one of its opposite, so that every channel tells them apart."""
+    """Four frames of one thing, a little noise aside, and one of its opposite: every channel tells them apart."""
     shape = tiny_backbone(grid=3).shape
     given = sequence([layout(*[9] * 5)], seed=seed, compact=True)
     at = given.visual[0].nonzero()[:, 0].view(5, 9)

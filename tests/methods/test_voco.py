@@ -10,7 +10,7 @@ from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.methods import build
 from vtc.testing import batch, tiny_backbone
-from vtc.testing.contracts import appended, generated, logits, packed, positions
+from vtc.testing.contracts import appended, generated, logits, packed
 
 TEXT = -1
 
@@ -101,7 +101,7 @@ def test_a_second_image_in_a_later_turn_sees_the_first_ones_voco_tokens_only(tok
     turn = appended(appended(turn, image), words)
     pixels = torch.randn(inputs["pixel_values"].shape, generator=generator)
     seen = inputs["input_ids"].shape[1] + 8
-    place = positions(turn["attention_mask"])
+    place = backbone.positions(turn)
     with torch.no_grad(), compressing(backbone, method) as engine:
         cache = backbone.model(**inputs, position_ids=place[:, : seen - 8], use_cache=True).past_key_values
         for at in (seen - 8, seen - 4):  # two questions from the cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vtc.registry import backbones
+from vtc.registry import backbones, imported
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone, BackboneShape
@@ -26,13 +26,20 @@ def shape_of(cfg: Mapping[str, Any]) -> BackboneShape:
     return backbones.get(cfg["name"]).shape_of(cfg)
 
 
-def wrap(model: Any, processor: Any | None = None) -> Backbone:
+FAMILIES = {  # a model's `model_type` → the class that knows it
+    "llava": "vtc.backbones.llava:Llava",
+}
+
+
+def wrap(model: Any, processor: Any | None = None, image_size: int | None = None) -> Backbone:
     """A transformers model in memory as a backbone of its family (also inside DDP or a PeftModel).
+
+    Args:
+        image_size: see `Backbone`.
 
     Raises:
         UserError: a model of no known family.
     """
-    from vtc.backbones.llava import Llava
     from vtc.errors import UserError
 
     while hasattr(model, "module") and not hasattr(model, "config"):
@@ -40,6 +47,6 @@ def wrap(model: Any, processor: Any | None = None) -> Backbone:
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if kind != "llava":
-        raise UserError(f"model={kind}: no backbone adapter for it; there is one for llava")
-    return Llava.wrap(model, processor)
+    if kind not in FAMILIES:
+        raise UserError(f"model={kind}: no backbone adapter for it; there is one for {', '.join(FAMILIES)}")
+    return imported(FAMILIES[kind]).wrap(model, processor, image_size=image_size)

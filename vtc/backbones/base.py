@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,9 @@ class BackboneShape:
         heads, kv_heads: attention heads of the decoder, and those of keys and values.
         vocab: vocabulary size.
         vision: {depth, width, intermediate, heads, tokens, cls, image_size, patch_size} of the tower; `cls` is how
-            many tokens stand before the patches (CLIP 1, SigLIP 0), `feature_layer` which hidden states are projected.
+            many tokens stand before the patches (CLIP 1, SigLIP 0), `feature_layer` which hidden states are projected,
+            `image_size` the side of its images; where they may have any size, that of the example that costs are
+            measured on.
     """
 
     name: str
@@ -55,13 +58,26 @@ class Backbone:
         model: the `…ForConditionalGeneration`, unmodified.
         processor, tokenizer: None for a model built in memory without one.
         shape: its sizes.
+        image_size: side in pixels of the square that every image is resized to first; None: as the processor has it.
+            It gives a family of dynamic resolution a fixed number of visual tokens.
+
+    Class attributes:
+        image_text, video_text: what stands for an image and for a video in a prompt that the processor reads; a family
+            without videos has None.
+        position_axes: of the decoder's position ids; 3 for M-RoPE.
     """
 
     default_pretrained: ClassVar[str | None] = None
     model_class: ClassVar[str] = ""
+    image_text: ClassVar[str] = "<image>"
+    video_text: ClassVar[str | None] = None
+    position_axes: ClassVar[int] = 1
 
-    def __init__(self, name: str, model: Any, processor: Any, shape: BackboneShape) -> None:
+    def __init__(
+        self, name: str, model: Any, processor: Any, shape: BackboneShape, image_size: int | None = None
+    ) -> None:
         self.name, self.model, self.processor, self.shape = name, model, processor, shape
+        self.image_size = image_size
 
     # -- loading
     @classmethod
@@ -99,14 +115,28 @@ class Backbone:
             try:
                 config = json.loads(file.read_text(encoding="utf-8"), object_hook=lambda d: SimpleNamespace(**d))
                 cls._check(config, source)
-                return cls.shape_from(config, name)
+                return cls._sized(config, name, cfg.get("image_size"))
             except (AttributeError, TypeError, ValueError):
                 pass  # not written out in full (transformers knows the defaults), or damaged (it says how)
-        return cls.shape_from(cls._config(cfg), name)
+        return cls._sized(cls._config(cfg), name, cfg.get("image_size"))
 
     @classmethod
     def shape_from(cls, config: Any, name: str) -> BackboneShape:
+        """The sizes that a model's config says. A family of dynamic resolution takes `image_size: int | None` as well,
+        and has a number of visual tokens and a grid only where it is given.
+        """
         raise NotImplementedError
+
+    @classmethod
+    def _sized(cls, config: Any, name: str, image_size: int | None) -> BackboneShape:
+        """`shape_from`, for images of this size."""
+        if image_size is None:
+            return cls.shape_from(config, name)
+        if "image_size" not in inspect.signature(cls.shape_from).parameters:
+            raise UserError(f"backbone.image_size={image_size}: {name} has one size of images; allowed: null")
+        if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
+            raise UserError(f"backbone.image_size={image_size}: allowed: a side in pixels, or null")
+        return cls.shape_from(config, name, image_size=image_size)  # type: ignore[call-arg]
 
     @classmethod
     def load(cls, cfg: Mapping[str, Any]) -> Backbone:
@@ -145,7 +175,8 @@ class Backbone:
         if device_map is None:
             model = model.to(device)
         name = cfg.get("name") or cls.__name__
-        return cls(name, model.eval(), processor, cls.shape_from(config, name))
+        size = cfg.get("image_size")
+        return cls(name, model.eval(), processor, cls._sized(config, name, size), size)
 
     @classmethod
     def skeleton(cls, cfg: Mapping[str, Any]) -> Backbone:
@@ -156,16 +187,19 @@ class Backbone:
         config, name = cls._skeleton_config(cfg), cfg.get("name") or cls.__name__
         with torch.device("meta"):
             model = getattr(transformers, cls.model_class)(config)
-        return cls(name, model, None, cls.shape_from(config, name))
+        size = cfg.get("image_size")
+        return cls(name, model, None, cls._sized(config, name, size), size)
 
     @classmethod
     def _skeleton_config(cls, cfg: Mapping[str, Any]) -> Any:
         return cls._config(cfg)
 
     @classmethod
-    def wrap(cls, model: Any, processor: Any | None = None, name: str = "model") -> Backbone:
+    def wrap(
+        cls, model: Any, processor: Any | None = None, name: str = "model", image_size: int | None = None
+    ) -> Backbone:
         """A model that is already in memory, as a backbone of this family."""
-        return cls(name, model, processor, cls.shape_from(model.config, name))
+        return cls(name, model, processor, cls._sized(model.config, name, image_size), image_size)
 
     # -- parts
     @property
@@ -274,17 +308,41 @@ class Backbone:
             parameter.requires_grad_(".lora_" in name)
         return True
 
-    def image_features(self, kwargs: dict[str, Any]) -> list[Tensor] | None:
-        """Projected features per image, a list of [N_i, D], of a call of `core` with these keyword arguments; None
-        without images.
+    @property
+    def placeholders(self) -> tuple[int, ...]:
+        """The token ids in whose places the model puts visual tokens: those of images, and of videos where it has
+        them.
+        """
+        return (self.image_token_id,)
 
-        Where they had to be computed, `kwargs` is changed so that `core` doesn't compute them again.
+    def visual(self, input_ids: Tensor) -> Tensor:
+        """[B, L] bool: where visual tokens stand."""
+        first, *others = self.placeholders
+        where = input_ids == first
+        for other in others:
+            where = where | (input_ids == other)
+        return where
+
+    def image_features(self, kwargs: dict[str, Any]) -> list[Tensor] | None:
+        """Projected features of every image, a list of [N_i, D] in the order of the prompt, of a call of `core` with
+        these keyword arguments; None without images.
+
+        An image is what a budget is for: a picture with all of its tiles, or one frame of a video. Where the features
+        had to be computed, `kwargs` is changed so that `core` doesn't compute them again.
         """
         raise NotImplementedError
 
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:
-        """Pixels [I, 3, H, W] → projected visual tokens [I, N, D]."""
+        """Pixels [I, 3, H, W] → projected visual tokens [I, N, D], of a family with one size of images."""
         raise NotImplementedError
+
+    def grids(self, kwargs: dict[str, Any], features: Sequence[Tensor]) -> list[tuple[int, int] | None]:
+        """(height, width) in visual tokens of every image of a call of `core`, None where they are in no grid.
+
+        Args:
+            kwargs, features: as `image_features` left and gave them.
+        """
+        return [self.grid_of(f.shape[0]) for f in features]
 
     def grid_of(self, count: int) -> tuple[int, int] | None:
         """(height, width) of an image with `count` visual tokens, None if unknown."""
@@ -292,8 +350,9 @@ class Backbone:
         return (side, side) if side * side == count else None
 
     # -- prompts
-    def prompt(self, question: str, images: int = 1) -> str:
-        """The family's chat prompt for one question about `images` images, up to where the answer begins."""
+    def prompt(self, question: str, images: int = 1, videos: int = 0) -> str:
+        """The family's chat prompt for one question about `images` images and, behind them, `videos` videos, up to
+        where the answer begins."""
         raise NotImplementedError
 
     def conversation(self, turns: Sequence[tuple[str, str]], images: int = 1) -> list[tuple[str, bool]]:
@@ -308,9 +367,58 @@ class Backbone:
             pieces.append((f" {answer}{self.tokenizer.eos_token}", True))
         return pieces
 
-    def inputs(self, questions: Sequence[str], images: Sequence[Sequence[Image]]) -> BatchFeature:
-        """Questions with their images as model inputs: left-padded, on the model's device, in its dtype."""
-        raise NotImplementedError
+    def inputs(
+        self,
+        questions: Sequence[str],
+        images: Sequence[Sequence[Image]],
+        videos: Sequence[Sequence[Sequence[Image]]] | None = None,
+    ) -> BatchFeature:
+        """Questions with their images as model inputs: left-padded, on the model's device, in its dtype.
+
+        Args:
+            images: of each question.
+            videos: of each question, each a list of frames; None: none.
+
+        Raises:
+            UserError: videos, of a family that reads none.
+        """
+        shown = [()] * len(images) if videos is None else videos
+        rows = zip(questions, images, shown, strict=True)
+        return self.encode([self.prompt(q, len(i), len(v)) for q, i, v in rows], images, videos)
+
+    def encode(
+        self,
+        text: Sequence[str],
+        images: Sequence[Sequence[Image]],
+        videos: Sequence[Sequence[Sequence[Image]]] | None = None,
+    ) -> BatchFeature:
+        """Prompts, written with `image_text` and `video_text`, as model inputs; see `inputs`."""
+        if videos is not None and any(videos) and self.video_text is None:
+            raise UserError(f"backbone={self.name}: it reads images, not videos")
+        batch = self._processed(list(text), [[self._sized_image(i) for i in row] for row in images], videos)
+        return batch.to(device=self.device, dtype=self.dtype)  # of what is floating point alone
+
+    def _processed(
+        self, text: list[str], images: list[list[Image]], videos: Sequence[Sequence[Sequence[Image]]] | None
+    ) -> BatchFeature:
+        """What the family's processor makes of prompts and pictures; most take the pictures of all rows as one list."""
+        pictures: dict[str, Any] = {"images": [image for row in images for image in row] or None}
+        if videos is not None and any(videos):
+            pictures["videos"] = [video for row in videos for video in row]
+        return self.processor(text=text, padding=True, padding_side="left", return_tensors="pt", **pictures)
+
+    def _sized_image(self, image: Image) -> Image:
+        """RGB, and resized to `image_size` where it is set."""
+        image = image.convert("RGB")
+        return image if self.image_size is None else image.resize((self.image_size, self.image_size))
+
+    def positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Position ids as `generate` makes them: [B, L], or [3, B, L] of M-RoPE. Those of padding don't matter.
+
+        Args:
+            inputs: of the model; input_ids and attention_mask among them.
+        """
+        return (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
 
 
 def _looks_local(source: str) -> bool:

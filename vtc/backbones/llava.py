@@ -9,9 +9,7 @@ from vtc.backbones.base import Backbone, BackboneShape
 from vtc.errors import UserError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch import Tensor
-    from transformers import BatchFeature
 
 
 class Llava(Backbone):
@@ -112,18 +110,9 @@ class Llava(Backbone):
 
         return torch.stack(self.core.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output)
 
-    def prompt(self, question: str, images: int = 1) -> str:
+    def prompt(self, question: str, images: int = 1, videos: int = 0) -> str:
         """LLaVA-1.5's: `USER: <image>\\n{question} ASSISTANT:`, one `<image>\\n` per image."""
         return "USER: " + "<image>\n" * images + f"{question} ASSISTANT:"
-
-    def inputs(self, questions: Sequence[str], images: Sequence[Sequence[Image]]) -> BatchFeature:
-        text = [self.prompt(q, len(i)) for q, i in zip(questions, images, strict=True)]
-        flat = [image.convert("RGB") for row in images for image in row]
-        batch = self.processor(text=text, images=flat or None, padding=True, padding_side="left", return_tensors="pt")
-        batch = batch.to(self.device)
-        if "pixel_values" in batch:
-            batch["pixel_values"] = batch["pixel_values"].to(self.dtype)
-        return batch
 
 
 class Pocket(Llava):

@@ -8,7 +8,7 @@ image side. Text goes where the image would be, in the same prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,22 +35,31 @@ def context_of(backbone: Backbone, training: bool = False) -> Context:
 
 
 def encode_images(backbone: Backbone, method: Compressor, pixel_values: Tensor) -> Tensor:
-    """Pixels [I, 3, H, W] → embeddings [I, D], float32, not normalised. Differentiable."""
-    if isinstance(method, SelfCompressor):
-        attach(backbone, method)
-        visual = backbone.encode_pixels(pixel_values)
-        real = torch.ones(visual.shape[:2], dtype=torch.bool, device=visual.device)
-        return method.summarise(visual, real, context_of(backbone)).float().mean(1)
-    from vtc.engine import compressing
-
+    """Pixels [I, 3, H, W], of a family with one size of images → embeddings [I, D], float32, not normalised.
+    Differentiable.
+    """
     ids = _ids(backbone, backbone.prompt(SUMMARY_PROMPT), special=True)
     count = pixel_values.shape[0]
     if int((ids == backbone.image_token_id).sum()) == 1:  # the tokenizer alone gives one placeholder an image
         at = int((ids == backbone.image_token_id).nonzero()[0])
         visual = ids[at].repeat(backbone.shape.visual_tokens or 1)
         ids = torch.cat([ids[:at], visual, ids[at + 1 :]])
+    return _encoded(backbone, method, {"input_ids": ids.expand(count, -1), "pixel_values": pixel_values})
+
+
+def _encoded(backbone: Backbone, method: Compressor, inputs: dict[str, Any]) -> Tensor:
+    """The embeddings of rows with one image each, as inputs of `core` with the summary prompt around it."""
+    if isinstance(method, SelfCompressor):
+        attach(backbone, method)
+        features = backbone.image_features(inputs) or []
+        visual = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
+        sizes = torch.tensor([len(f) for f in features], device=visual.device)
+        real = torch.arange(visual.shape[1], device=visual.device) < sizes[:, None]
+        return method.summarise(visual, real, context_of(backbone)).float().mean(1)
+    from vtc.engine import compressing
+
     with compressing(backbone, method):
-        out = backbone.core(input_ids=ids.expand(count, -1), pixel_values=pixel_values, use_cache=False)
+        out = backbone.core(**inputs, use_cache=False)
     return out.last_hidden_state[:, -1].float()
 
 
@@ -73,8 +82,8 @@ def encode_texts(backbone: Backbone, method: Compressor, input_ids: Tensor, atte
 @torch.no_grad()
 def embed_images(backbone: Backbone, method: Compressor, images: Sequence[Image]) -> Tensor:
     """Images → embeddings [I, D], float32, not normalised."""
-    pixels = backbone.processor.image_processor(images=[i.convert("RGB") for i in images], return_tensors="pt")
-    return encode_images(backbone, method, pixels["pixel_values"].to(backbone.device, backbone.dtype))
+    inputs = backbone.inputs([SUMMARY_PROMPT] * len(images), [[image] for image in images])
+    return _encoded(backbone, method, dict(inputs))
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -72,6 +72,7 @@ class _Images:
     visual: Tensor  # [B, T] bool
     image: Tensor  # [B, T] index in its row, -1 elsewhere
     features: list[Tensor]
+    grids: list[tuple[int, int] | None]
 
 
 class Engine:
@@ -222,7 +223,7 @@ class Engine:
             return None
         if ids is None:
             raise UserError("inputs_embeds with images: compression needs input_ids to know where the images are")
-        visual = ids == self.backbone.image_token_id
+        visual = self.backbone.visual(ids)
         sizes = torch.tensor([f.shape[0] for f in features], device=ids.device)
         owner = torch.repeat_interleave(torch.arange(len(features), device=ids.device), sizes)
         image = torch.full_like(ids, -1)
@@ -230,7 +231,7 @@ class Engine:
             image[visual] = owner
             first = torch.where(visual, image, len(features)).amin(1, keepdim=True)
             image = torch.where(visual, image - first, -1)
-            self._images = _Images(visual, image, features)
+            self._images = _Images(visual, image, features, self.backbone.grids(kwargs, features))
         return args, kwargs
 
     def _after_core(self, *_: Any) -> None:
@@ -264,7 +265,8 @@ class Engine:
         prior = [(s.mask, s.shift, cache.get_seq_length(s.start) if ledger else 0) for s in segments]
 
         new = None if mask is None else mask[:, -count:].bool()
-        first = tokens = _moved(self._sequence(x, new, position, seen), None, prior[0][1])
+        deep = _deepstack(x, kwargs)
+        first = tokens = _moved(self._sequence(x, new, position, seen, deep), None, prior[0][1])
         last = _last(tokens.mask)
         context = self._context() if cuts else None
         self.context = context or self.context
@@ -301,15 +303,17 @@ class Engine:
                     "use_cache": use_cache,
                 }
                 # no position_ids: layers would take gaps in them for the seams of packed sequences
-                if context is None or i not in method.probes():
-                    hidden = decoder.layers[i](hidden, **run, **kwargs)
-                    continue
                 at = decoder.layers[i].self_attn
-                with probe.projections(at) as got:
+                probed = context is not None and i in method.probes()
+                watched: AbstractContextManager[dict] = probe.projections(at) if probed else nullcontext({})
+                with watched as got:
                     hidden = decoder.layers[i](hidden, **run, **kwargs)
-                keys = None if cache is None else cache.layers[i].keys
-                context.keys[i] = got["k"]
-                context.rows[i] = probe.attention_row(at, got, rope, *self._ends(tokens), tokens.block, valid, keys)
+                if tokens.deep is not None and i < tokens.deep.shape[2]:
+                    hidden = hidden + tokens.deep[:, :, i].to(hidden)
+                if context is not None and probed:
+                    keys = None if cache is None else cache.layers[i].keys
+                    context.keys[i] = got["k"]
+                    context.rows[i] = probe.attention_row(at, got, rope, *self._ends(tokens), tokens.block, valid, keys)
             tokens = dataclasses.replace(tokens, hidden=hidden)
             if ledger and cuts and method.bottleneck:
                 segment.mask = self._evict(tokens, prior[n], cache, range(segment.start, end))
@@ -335,11 +339,15 @@ class Engine:
             )
         return cache.ledger
 
-    def _sequence(self, x: Tensor, mask: Tensor | None, position: Tensor | None, seen: int) -> TokenSequence:
+    def _sequence(
+        self, x: Tensor, mask: Tensor | None, position: Tensor | None, seen: int, deep: Tensor | None
+    ) -> TokenSequence:
         rows, count = x.shape[:2]
+        axes = self.backbone.position_axes
         if position is None:
             position = torch.arange(seen, seen + count, device=x.device)[None]
-        position = position if position.ndim == 3 else position[None]
+        position = position if position.ndim == 3 else position[None].expand(axes, -1, -1)
+        position = position[-axes:]  # before those in the grid some models put the place in the text, for their masks
         images = self._images
         zero = torch.zeros(rows, count, dtype=torch.long, device=x.device)
         return TokenSequence(
@@ -350,19 +358,20 @@ class Engine:
             origin=torch.arange(count, device=x.device).expand(rows, -1),
             block=zero if self._blocks is None else self._blocks,
             image=zero - 1 if images is None else images.image,
+            deep=deep,
         )
 
     def _reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
         if tokens.hidden.device != tokens.mask.device:  # a model spread over devices
             tokens = tokens.to(tokens.hidden.device)
-        tokens = dataclasses.replace(tokens, compact=layer == 0)
+        tokens = dataclasses.replace(tokens, compact=layer == 0 and len(tokens.position) == 1)
         return dataclasses.replace(self.method.reduce(tokens, layer, context), compact=False)
 
     def _context(self) -> Context:
         features = self._images.features if self._images is not None else []
         return Context(
             shape=self.backbone.shape,
-            grids=[self.backbone.grid_of(f.shape[0]) for f in features],
+            grids=self._images.grids if self._images is not None else [],
             features=features,
             run_decoder=partial(run_decoder, self.backbone),
             embed=self.backbone.decoder.embed_tokens,
@@ -465,6 +474,16 @@ class Engine:
             number = torch.arange(1, max(1, int(self._blocks.max())) + 1, device=block.device)[:, None]
             member = (block[:, None] == 0) | (block[:, None] == number)
         return member if mask is None else member & mask[:, None]
+
+
+def _deepstack(x: Tensor, kwargs: dict) -> Tensor | None:
+    """[B, T, S, D]: what a model wants added to the hidden states of its images behind its first S layers; None for
+    nothing. Taken out of the decoder's keyword arguments `kwargs`."""
+    where, given = kwargs.pop("visual_pos_masks", None), kwargs.pop("deepstack_visual_embeds", None)
+    if given is None or not len(given):
+        return None
+    deep = x.new_zeros(*x.shape[:2], len(given), x.shape[2])
+    return deep.index_put((where.to(x.device),), torch.stack([g.to(x) for g in given], 1))
 
 
 def _last(mask: Tensor) -> Tensor:

@@ -207,7 +207,7 @@ class VtcModel(lmms):
                 pad_token_id=pad,
             )
             report = engine.report
-        visual = (inputs["input_ids"] == self.backbone.image_token_id).sum(1).tolist()
+        visual = self.backbone.visual(inputs["input_ids"]).sum(1).tolist()
         kept = kept_of(report, visual, [len(q.images) for q in questions], self.backbone.shape.depth)
         given = inputs["input_ids"].shape[1]
         new = ids[:, given:]
@@ -315,6 +315,7 @@ def kept_of(report: Any, visual: Sequence[int], images: Sequence[int], depth: in
     """
     out: list[Kept | None] = []
     for row, (tokens, count) in enumerate(zip(visual, images, strict=True)):
+        count = report.images[row] if report is not None else count  # the frames of a video are images
         if not count:
             out.append(None)
         elif report is None:

@@ -94,13 +94,13 @@ def example(backbone: Backbone, rows: int, prompt_tokens: int, seed: int = 0) ->
     import numpy as np
     from PIL import Image
 
-    side = int(backbone.shape.vision.get("image_size", 336))
+    side = backbone.image_size or int(backbone.shape.vision.get("image_size", 336))
     noise = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     words = 1
     for _ in range(4):  # a word is one token nearly everywhere; a few corrections find the length
         inputs = backbone.inputs([" ".join(["a"] * words)], [[image]])
-        text = int((inputs["input_ids"][0] != backbone.image_token_id).sum())
+        text = int((~backbone.visual(inputs["input_ids"][0])).sum())
         if text == prompt_tokens:
             break
         words = max(1, words + prompt_tokens - text)

@@ -52,7 +52,7 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
     protocol = protocol or latency.Protocol()
     shape = backbone.shape
     one = latency.example(backbone, 1, protocol.prompt_tokens)
-    text = int((one["input_ids"][0] != backbone.image_token_id).sum())
+    text = int((~backbone.visual(one["input_ids"][0])).sum())
     full = int(one["input_ids"].shape[1]) - text
     with (
         torch.inference_mode(),

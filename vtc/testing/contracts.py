@@ -2,13 +2,12 @@
 budget.
 
 They assert against something independent: the unmodified model, one row at a time, a pass without a cache. A contract
-    that
-doesn't apply to a method (keeping everything, for one that replaces the visual tokens) returns without a word.
+that doesn't apply to a method (keeping everything, for one that replaces the visual tokens) returns without a word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,8 +18,10 @@ from vtc.backbones import adapters
 from vtc.backbones.base import Backbone
 from vtc.compressor import Compressor, TokenMerger, TokenPruner
 from vtc.engine import Engine, Report, compressing
+from vtc.engine.cache import CACHE
+from vtc.errors import UserError
 from vtc.methods.chain import Chain
-from vtc.testing.models import batch, full
+from vtc.testing.models import ALONG, Row, batch, collate, full, image_row, media, picture, rows, text_row, words
 
 Make = Callable[[Backbone, int | None], Compressor]
 TOLERANCE = 3e-4  # float32 logits of magnitude 1-10
@@ -43,14 +44,9 @@ def made(backbone: Backbone, make: Make, tokens: int | None) -> Compressor:
     return method
 
 
-def positions(mask: Tensor) -> Tensor:
-    """Position ids as `generate` makes them from an attention mask."""
-    return (mask.cumsum(1) - 1).clamp(min=0)
-
-
 def logits(backbone: Backbone, inputs: dict[str, Tensor], **extra: Any) -> Tensor:
     with torch.no_grad():
-        return backbone.model(**inputs, position_ids=positions(inputs["attention_mask"]), **extra).logits
+        return backbone.model(**inputs, position_ids=backbone.positions(inputs), **extra).logits
 
 
 def generated(backbone: Backbone, inputs: dict[str, Tensor], count: int = 5, **options: Any) -> Any:
@@ -59,7 +55,7 @@ def generated(backbone: Backbone, inputs: dict[str, Tensor], count: int = 5, **o
         **inputs,
         max_new_tokens=count,
         min_new_tokens=count,
-        suppress_tokens=[backbone.image_token_id],
+        suppress_tokens=list(backbone.placeholders),
         return_dict_in_generate=True,
         output_logits=True,
         **options,
@@ -73,14 +69,22 @@ def close(a: Tensor, b: Tensor, what: str) -> None:
 
 def texts(backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:
     """[B, L]: real text tokens."""
-    return inputs["attention_mask"].bool() & (inputs["input_ids"] != backbone.image_token_id)
+    return inputs["attention_mask"].bool() & ~backbone.visual(inputs["input_ids"])
 
 
-def appended(inputs: dict[str, Tensor], new: Tensor) -> dict[str, Tensor]:
-    return inputs | {
-        "input_ids": torch.cat([inputs["input_ids"], new], 1),
-        "attention_mask": torch.cat([inputs["attention_mask"], torch.ones_like(new)], 1),
-    }
+def appended(inputs: dict[str, Tensor], new: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+    """Further tokens, ids [B, n] of text or what `collate` made, behind the rows; images as they were."""
+    ids = new["input_ids"] if isinstance(new, dict) else new
+    more = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | (new if isinstance(new, dict) else {})
+    along = {n: torch.cat([inputs[n], more.get(n, torch.zeros_like(ids))], 1) for n in ALONG if n in inputs}
+    return inputs | along
+
+
+def cut(inputs: dict[str, Tensor], start: int, stop: int | None = None, images: bool = False) -> dict[str, Tensor]:
+    """Columns `start` to `stop`, with the mask of all that is before; `images`: and the images."""
+    out = {n: v[:, start:stop] for n, v in inputs.items() if n in ALONG}
+    out["attention_mask"] = inputs["attention_mask"][:, :stop]
+    return out | ({n: v for n, v in inputs.items() if n not in ALONG} if images else {})
 
 
 def reported(engine: Engine) -> Report:
@@ -128,7 +132,7 @@ def kept_are_sorted_and_unique(backbone: Backbone, make: Make, tokens: int) -> N
         kept = reported(engine).kept
     for row, chosen in enumerate(kept):
         assert chosen == sorted(set(chosen))
-        assert all(inputs["input_ids"][row, i] == backbone.image_token_id for i in chosen)
+        assert backbone.visual(inputs["input_ids"][row, chosen]).all()
         if isinstance(method, TokenPruner):
             assert len(chosen) == tokens * (1, 2, 1)[row]
 
@@ -171,18 +175,47 @@ def keeping_everything_changes_nothing(backbone: Backbone, make: Make, tokens: i
 def batch_equals_singles(backbone: Backbone, make: Make, tokens: int) -> None:
     """Rows of different lengths, left-padded together, give what each gives alone."""
     method = made(backbone, make, tokens)
-    inputs = batch(backbone, images=(1, 2, 1))
-    first = 0
+    _together_as_alone(backbone, method, rows(backbone, images=(1, 2, 1)))
+
+
+def images_of_all_sizes(backbone: Backbone, make: Make, tokens: int) -> None:
+    """Where a family takes images as they are: each row gives what it gives alone, whatever the sizes of the others'
+    images are, and no image has more than its budget, or than it had.
+    """
+    if backbone.image_size is None:
+        return  # one size
+    free, side = type(backbone).wrap(backbone.model, backbone.processor), backbone.image_size
+    try:
+        method = made(free, make, tokens)
+    except UserError:
+        return  # it says by name that it needs a fixed number of visual tokens
+    sizes = [(side, side), (2 * side, side), (side, 3 * side), (side, side // 2)]
+    several = rows(free, images=(1, 2, 1), sizes=sizes)
+    with compressing(free, method) as engine:
+        logits(free, collate(free, several))
+        report = reported(engine)
+    for row, images in zip(several, report.images, strict=True):
+        assert images == len(row.images)
+    _together_as_alone(free, method, several)
+    for row in several[0], several[2]:  # one image each
+        with compressing(free, method) as engine:
+            logits(free, collate(free, [row]))
+            report = reported(engine)
+        assert report.tokens_out[0] <= max(tokens, report.tokens_in[0])
+        if report.tokens_in[0] >= tokens:
+            assert report.tokens_out == [tokens]
+
+
+def _together_as_alone(backbone: Backbone, method: Compressor, several: list[Row]) -> None:
+    inputs = collate(backbone, several)
     with compressing(backbone, method), torch.no_grad():
         together, steps = logits(backbone, inputs), torch.stack(generated(backbone, inputs).logits, 1)
-        for row, images in enumerate((1, 2, 1)):
-            real = inputs["attention_mask"][row].bool()
-            alone = {k: inputs[k][row, real][None] for k in ("input_ids", "attention_mask")}
-            alone["pixel_values"] = inputs["pixel_values"][first : first + images]
-            first += images
-            text = texts(backbone, inputs)[row]
-            close(together[row, text], logits(backbone, alone)[0, text[real]], f"row {row}")
-            close(steps[row], torch.stack(generated(backbone, alone).logits, 1)[0], f"row {row}, generated")
+        for n, row in enumerate(several):
+            real = inputs["attention_mask"][n].bool()
+            alone = collate(backbone, [row])
+            text = texts(backbone, inputs)[n]
+            close(together[n, text], logits(backbone, alone)[0, text[real]], f"row {n}")
+            close(steps[n], torch.stack(generated(backbone, alone).logits, 1)[0], f"row {n}, generated")
 
 
 def cached_equals_uncached(backbone: Backbone, make: Make, tokens: int) -> None:
@@ -218,9 +251,9 @@ def eager_equals_sdpa(backbone: Backbone, make: Make, tokens: int) -> None:
 def text_rows_are_unchanged(backbone: Backbone, make: Make, tokens: int) -> None:
     """A row without an image gives what it gives without the method (but under its adapter)."""
     method = made(backbone, make, tokens)
-    inputs = batch(backbone, before=(2, 5), after=(6, 9), images=(1, 0))
+    several = rows(backbone, before=(2, 5), after=(6, 9), images=(1, 0))
+    inputs, alone = collate(backbone, several), collate(backbone, several[1:])
     real = inputs["attention_mask"][1].bool()
-    alone = {k: inputs[k][1:, real] for k in ("input_ids", "attention_mask")}
     with adapters.using(backbone.decoder, method.adapter):
         plain = logits(backbone, alone)
     with compressing(backbone, method):
@@ -242,16 +275,17 @@ def beams_work(backbone: Backbone, make: Make, tokens: int) -> None:
 def turns_go_on_from_the_cache(backbone: Backbone, make: Make, tokens: int) -> None:
     """A second question from the cache gives what one pass over both turns gives; so does a second image."""
     method = made(backbone, make, tokens)
-    inputs = batch(backbone)
+    several = rows(backbone)
+    inputs = collate(backbone, several)
     generator = torch.Generator().manual_seed(3)
-    words = torch.randint(10, 60, (3, 4), generator=generator)
+    asked = torch.tensor([words(backbone, 4, generator)] * 3)
     with compressing(backbone, method) as engine, torch.no_grad():
         out = generated(backbone, inputs)
         # generate() leaves the last token it made out of the cache
         so_far = appended(inputs, out.sequences[:, inputs["input_ids"].shape[1] :])
-        turn = appended(so_far, words)
-        text_only = {k: turn[k] for k in ("input_ids", "attention_mask")}
-        second = generated(backbone, text_only, past_key_values=out.past_key_values)
+        turn = appended(so_far, asked)
+        text_only = {k: turn[k] for k in ALONG if k in turn}
+        second = generated(backbone, text_only, **{CACHE: out[CACHE]})
         with engine.prompt_ends(ends(inputs)):
             whole = logits(backbone, turn, use_cache=False)
         close(whole[:, -1], second.logits[0], "second question")
@@ -259,19 +293,19 @@ def turns_go_on_from_the_cache(backbone: Backbone, make: Make, tokens: int) -> N
             return  # the second image would be chosen by another question than in one pass
         if method.across_images:
             return  # … or without the first
-        image = torch.full((3, full(backbone)), backbone.image_token_id)
-        grown = appended(appended(appended(turn, second.sequences[:, turn["input_ids"].shape[1] :]), image), words)
-        pixels = torch.randn(inputs["pixel_values"].shape, generator=generator)
-        seen = second.past_key_values.get_seq_length()
+        shown = [image_row(backbone, picture(backbone, generator)) for _ in several]
+        said = appended(turn, second.sequences[:, turn["input_ids"].shape[1] :])
+        grown = appended(said, collate(backbone, [row + text_row(asked[0].tolist()) for row in shown]))
+        seen = second[CACHE].get_seq_length()
+        every = media(backbone, [a.images + b.images for a, b in zip(several, shown, strict=True)])
+        position = backbone.positions(grown | every)
         third = backbone.model(
-            input_ids=grown["input_ids"][:, seen:],
-            attention_mask=grown["attention_mask"],
-            position_ids=positions(grown["attention_mask"])[:, seen:],
-            pixel_values=pixels,
-            past_key_values=second.past_key_values,
+            **cut(grown, seen),
+            **media(backbone, [row.images for row in shown]),
+            position_ids=position[..., seen:],
+            **{CACHE: second[CACHE]},
         )
-        order = torch.stack([inputs["pixel_values"], pixels], 1).flatten(0, 1)
-        whole = logits(backbone, grown | {"pixel_values": order}, use_cache=False)
+        whole = logits(backbone, grown | every, use_cache=False)
         close(whole[:, -1], third.logits[:, -1], "second image")
 
 
@@ -281,15 +315,11 @@ def the_cache_can_be_cropped(backbone: Backbone, make: Make, tokens: int) -> Non
     inputs = batch(backbone)
     with compressing(backbone, method), torch.no_grad():
         out = generated(backbone, inputs)
-        cache, whole = out.past_key_values, appended(inputs, out.sequences[:, inputs["input_ids"].shape[1] :])
+        cache, whole = out[CACHE], appended(inputs, out.sequences[:, inputs["input_ids"].shape[1] :])
         cache.crop(-3)
         seen = cache.get_seq_length()
-        again = backbone.model(
-            input_ids=whole["input_ids"][:, seen:],
-            attention_mask=whole["attention_mask"],
-            position_ids=positions(whole["attention_mask"])[:, seen:],
-            past_key_values=cache,
-        )
+        position = backbone.positions(whole)[..., seen:]
+        again = backbone.model(**cut(whole, seen), position_ids=position, **{CACHE: cache})
         close(again.logits[:, -2], out.logits[-1], "after cropping")
         if method.layers():
             try:
@@ -307,44 +337,50 @@ def the_loss_is_right(backbone: Backbone, make: Make, tokens: int) -> None:
     labels = inputs["input_ids"].clone()
     first = labels.shape[1] - 6
     labels[:, :first] = -100
+    place = backbone.positions(inputs)
     with compressing(backbone, method), torch.no_grad():
-        loss = backbone.model(**inputs, labels=labels).loss
-        cut = {k: v if k == "pixel_values" else v[:, :first] for k, v in inputs.items()}
-        cache, total = None, []
+        loss = backbone.model(**inputs, labels=labels, position_ids=place).loss
+        now, cache, total = cut(inputs, 0, first, images=True) | {"position_ids": place[..., :first]}, None, []
         for at in range(first, labels.shape[1]):
-            out = backbone.model(**cut, past_key_values=cache, use_cache=True)
+            out = backbone.model(**now, **{CACHE: cache}, use_cache=True)
             total.append(F.cross_entropy(out.logits[:, -1], labels[:, at]))
-            cache, cut = out.past_key_values, {"input_ids": labels[:, at : at + 1]}
+            now = cut(inputs, at, at + 1) | {"position_ids": place[..., at : at + 1]}
+            cache = out[CACHE]
     assert abs(loss.item() - torch.stack(total).mean().item()) < TOLERANCE
 
 
 def packed(backbone: Backbone, questions: int = 3, padding: int = 2) -> tuple[dict[str, Tensor], Tensor]:
     """Two rows of an image with independent questions behind it, right-padded, and their block ids."""
+    several, blocks, labels, places = zip(*packed_rows(backbone, questions), strict=True)
+    length = max(map(len, blocks)) + padding
+
+    def padded(values: list[int], fill: int) -> list[int]:
+        return values + [fill] * (length - len(values))
+
+    inputs = collate(backbone, several, "right")
+    inputs = {n: F.pad(v, (0, padding)) if n in ALONG else v for n, v in inputs.items()}
+    inputs["position_ids"] = torch.stack([F.pad(p, (0, length - p.shape[-1])) for p in places], -2)
+    inputs["labels"] = torch.tensor([padded(row, -100) for row in labels])
+    return inputs, torch.tensor([padded(row, 0) for row in blocks])
+
+
+def packed_rows(backbone: Backbone, questions: int = 3) -> Iterator[tuple[Row, list[int], list[int], Tensor]]:
+    """Of two rows each: itself, its block ids, its labels, and its positions [L] or [3, L]: every question goes on
+    where the image ends.
+    """
     generator = torch.Generator().manual_seed(5)
-    start = [10, 11, *[backbone.image_token_id] * full(backbone)]
-    rows = []
-    for row in range(2):
-        ids, blocks, labels = list(start), [0] * len(start), [-100] * len(start)
-        place = list(range(len(start)))
+    for n in range(2):
+        row = text_row(words(backbone, 2, generator)) + image_row(backbone, picture(backbone, generator))
+        place = backbone.positions(collate(backbone, [row]))[..., 0, :]
+        behind = backbone.positions(collate(backbone, [row + text_row([10])]))[..., 0, -1:]
+        block, label = [0] * place.shape[-1], [-100] * place.shape[-1]
         for q in range(1, questions + 1):
-            words = torch.randint(10, 60, (3 + q + row,), generator=generator).tolist()
-            ids, blocks, labels = (
-                ids + words,
-                blocks + [q] * len(words),
-                labels + words,
-            )  # the first token is learnt too
-            place += range(len(start), len(start) + len(words))
-        rows.append((ids, blocks, labels, place))
-    length = max(len(r[0]) for r in rows) + padding
-
-    def padded(index: int, fill: int) -> Tensor:
-        return torch.tensor([r[index] + [fill] * (length - len(r[index])) for r in rows])
-
-    side = backbone.shape.vision["image_size"]
-    mask = torch.tensor([[1] * len(r[0]) + [0] * (length - len(r[0])) for r in rows])
-    pixels = torch.randn(2, 3, side, side, generator=generator)
-    inputs = {"input_ids": padded(0, 0), "attention_mask": mask, "position_ids": padded(3, 0), "pixel_values": pixels}
-    return inputs | {"labels": padded(2, -100)}, padded(1, 0)
+            asked = words(backbone, 3 + q + n, generator)
+            row += text_row(asked)
+            block += [q] * len(asked)
+            label += asked  # the first token is learnt too
+            place = torch.cat([place, behind + torch.arange(len(asked))], -1)
+        yield row, block, label, place
 
 
 def packed_questions_equal_single_ones(backbone: Backbone, make: Make, tokens: int) -> None:
@@ -357,11 +393,12 @@ def packed_questions_equal_single_ones(backbone: Backbone, make: Make, tokens: i
     with compressing(backbone, method) as engine, torch.no_grad():
         with engine.blocks(blocks):
             loss = backbone.model(**inputs, use_cache=False).loss.item()
-        for row in range(2):
+        for row, (packed_row, *_) in enumerate(packed_rows(backbone)):
             for q in range(1, 4):
                 own = ((blocks[row] == 0) | (blocks[row] == q)) & inputs["attention_mask"][row].bool()
-                ids, labels = inputs["input_ids"][row, own][None], inputs["labels"][row, own]
-                out = backbone.model(input_ids=ids, pixel_values=inputs["pixel_values"][row : row + 1]).logits[0]
+                alone = {n: inputs[n][row, own][None] for n in ALONG if n in inputs}
+                labels, place = inputs["labels"][row, own], inputs["position_ids"][..., row : row + 1, own]
+                out = backbone.model(**alone, **media(backbone, [packed_row.images]), position_ids=place).logits[0]
                 total += F.cross_entropy(out[:-1], labels[1:], ignore_index=-100, reduction="sum").item()
                 count += int((labels[1:] != -100).sum())
     assert abs(loss - total / count) < TOLERANCE
@@ -457,6 +494,7 @@ CONTRACTS = [
     each_layer_runs_once,
     keeping_everything_changes_nothing,
     batch_equals_singles,
+    images_of_all_sizes,
     cached_equals_uncached,
     eager_equals_sdpa,
     text_rows_are_unchanged,

@@ -1,14 +1,22 @@
-"""Random-weight LLaVAs built in memory, small enough to run hundreds of checks on two cores."""
+"""Random-weight LLaVAs built in memory, small enough to run hundreds of checks on two cores, and inputs for any
+backbone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vtc.backbones import wrap
 from vtc.backbones.base import Backbone
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 PAD, BOS, EOS, IMAGE, FIRST_WORD = 0, 1, 2, 3, 4
 WORDS = [
@@ -37,19 +45,25 @@ WORDS = [
 ]
 
 
-def tokenizer():
-    """One token a word; `<s>` in front; everything unknown is `<unk>`."""
+def tokenizer(special: Sequence[str] = (), named: Mapping[str, str] | None = None):
+    """One token a word; `<s>` in front; everything unknown is `<unk>`.
+
+    Args:
+        special: further special tokens of a family, behind the words.
+        named: of the special tokens, those that the family's processor asks for by name; default: image_token.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = ["<pad>", "<s>", "</s>", "<image>", "<unk>", *dict.fromkeys(w.lower() for w in WORDS)]
+    vocabulary = ["<pad>", "<s>", "</s>", "<image>", "<unk>", *dict.fromkeys(w.lower() for w in WORDS), *special]
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    core.add_special_tokens(["<pad>", "<s>", "</s>", "<image>"])
+    core.add_special_tokens(["<pad>", "<s>", "</s>", "<image>", *special])
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
-    special = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
-    return PreTrainedTokenizerFast(tokenizer_object=core, extra_special_tokens={"image_token": "<image>"}, **special)
+    usual = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    extra = {"image_token": "<image>"} if named is None else dict(named)
+    return PreTrainedTokenizerFast(tokenizer_object=core, extra_special_tokens=extra, **usual)
 
 
 def tiny_backbone(
@@ -123,10 +137,103 @@ def tiny_backbone(
     return wrap(model, processor)
 
 
+# Inputs that run along the sequence; the others are images.
+ALONG = ("input_ids", "attention_mask", "mm_token_type_ids")
+
+
 def full(backbone: Backbone) -> int:
     """Visual tokens per image of a backbone that has a fixed number."""
     assert backbone.shape.visual_tokens is not None
     return backbone.shape.visual_tokens
+
+
+def words(backbone: Backbone, count: int, generator: torch.Generator) -> list[int]:
+    """Ids of `count` random ordinary tokens."""
+    special = {*backbone.placeholders, *backbone.tokenizer.get_added_vocab().values(), *range(10)}
+    ordinary = [i for i in range(min(backbone.shape.vocab, 64)) if i not in special]
+    return [ordinary[i] for i in torch.randint(len(ordinary), (count,), generator=generator).tolist()]
+
+
+def picture(backbone: Backbone, generator: torch.Generator, size: tuple[int, int] | None = None) -> Image:
+    """An image of noise, (height, width) in pixels; None: as large as the backbone's images are."""
+    from PIL import Image
+
+    side = backbone.image_size or backbone.shape.vision["image_size"]
+    noise = torch.randint(0, 256, (*(size or (side, side)), 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(noise.numpy())
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of ids with its images: what `collate` makes inputs of.
+
+    Attributes:
+        tokens: what runs along the sequence, a list of L numbers each (see `ALONG`).
+    """
+
+    tokens: dict[str, list[int]]
+    images: list[Image] = field(default_factory=list)
+
+    def __add__(self, other: Row) -> Row:
+        names = dict.fromkeys([*self.tokens, *other.tokens])
+        joined = {n: self._of(n) + other._of(n) for n in names}
+        return Row(joined, self.images + other.images)
+
+    def _of(self, name: str) -> list[int]:
+        return self.tokens.get(name, [0] * len(self.tokens["input_ids"]))
+
+
+def text_row(ids: Sequence[int]) -> Row:
+    return Row({"input_ids": list(ids), "attention_mask": [1] * len(ids)})
+
+
+def image_row(backbone: Backbone, image: Image) -> Row:
+    """The tokens that stand for an image, with whatever the family puts around it."""
+    made = backbone.encode([backbone.image_text], [[image]])
+    start = int(made["input_ids"][0, 0] == backbone.tokenizer.bos_token_id)
+    return Row({n: made[n][0, start:].tolist() for n in ALONG if n in made}, [image])
+
+
+def collate(backbone: Backbone, rows: Sequence[Row], padding: str = "left") -> dict[str, Tensor]:
+    """Rows as the model's inputs, padded to one length."""
+    length = max(len(r.tokens["input_ids"]) for r in rows)
+    pad = PAD if backbone.image_token_id != PAD else 1
+    out = {}
+    for name in dict.fromkeys(n for r in rows for n in r.tokens):
+        out[name] = torch.full((len(rows), length), pad if name == "input_ids" else 0)
+        for n, row in enumerate(rows):
+            ids = torch.tensor(row._of(name))
+            out[name][n, length - len(ids) :] = ids
+            if padding == "right":
+                out[name][n] = out[name][n].roll(len(ids) - length)
+    return out | media(backbone, [row.images for row in rows])
+
+
+def media(backbone: Backbone, images: Sequence[Sequence[Image]]) -> dict[str, Tensor]:
+    """The part of the inputs that is made of images, those of each row."""
+    if not any(images):
+        return {}
+    made = backbone.encode([backbone.image_text * len(row) for row in images], images)
+    return {name: value for name, value in made.items() if name not in ALONG}
+
+
+def rows(
+    backbone: Backbone,
+    before: Sequence[int] = (2, 5, 3),
+    after: Sequence[int] = (6, 3, 9),
+    images: Sequence[int] = (1, 1, 1),
+    seed: int = 1,
+    sizes: Sequence[tuple[int, int] | None] = (None,),
+) -> list[Row]:
+    """Random rows: `before` words, `images` images, `after` words; images in turn of these sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    made, size = [], itertools.cycle(sizes)
+    for b, a, i in zip(before, after, images, strict=True):
+        row = text_row(words(backbone, b, generator))
+        for _ in range(i):
+            row += image_row(backbone, picture(backbone, generator, next(size)))
+        made.append(row + text_row(words(backbone, a, generator)))
+    return made
 
 
 def batch(
@@ -137,27 +244,7 @@ def batch(
     padding: str = "left",
     seed: int = 1,
 ) -> dict[str, Tensor]:
-    """Random rows: `before` words, `images` images, `after` words; padded to one length.
-
-    Returns:
-        input_ids, attention_mask [B, L], and pixel_values [I, 3, H, W] where there is an image.
+    """Random rows (see `rows`) as inputs: input_ids, attention_mask [B, L], and pixel_values and what else the family
+    has where there is an image.
     """
-    generator = torch.Generator().manual_seed(seed)
-    top = min(backbone.shape.vocab, 64)
-    image = backbone.image_token_id
-    rows = []
-    for b, a, i in zip(before, after, images, strict=True):
-        words = torch.randint(10, top, (b + a,), generator=generator)
-        words[words == image] = 10 if image != 10 else 11
-        rows.append(torch.cat([words[:b], torch.full((i * full(backbone),), image), words[b:]]))
-    length = max(len(r) for r in rows)
-    ids = torch.full((len(rows), length), PAD if image != PAD else 1)
-    mask = torch.zeros(len(rows), length, dtype=torch.long)
-    for n, row in enumerate(rows):
-        at = slice(length - len(row), length) if padding == "left" else slice(0, len(row))
-        ids[n, at], mask[n, at] = row, 1
-    out = {"input_ids": ids, "attention_mask": mask}
-    side = backbone.shape.vision["image_size"]
-    if sum(images):
-        out["pixel_values"] = torch.randn(sum(images), 3, side, side, generator=generator)
-    return out
+    return collate(backbone, rows(backbone, before, after, images, seed), padding)
