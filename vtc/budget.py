@@ -120,9 +120,9 @@ def decoder_flops(layer_tokens: Sequence[int], shape: BackboneShape, text: int =
         layer_tokens: visual tokens in each decoder layer.
         text: text tokens beside them.
     """
-    head = shape.width // shape.heads
+    head = shape.head_width
     weights = shape.width * head * (2 * shape.heads + 2 * shape.kv_heads) + 3 * shape.width * shape.intermediate
-    return sum(2.0 * (v + text) * weights + 2.0 * (v + text) ** 2 * shape.width for v in layer_tokens)
+    return sum(2.0 * (v + text) * weights + 2.0 * (v + text) ** 2 * shape.heads * head for v in layer_tokens)
 
 
 def relative_flops(layer_tokens: Sequence[int], shape: BackboneShape, text: int = PROMPT) -> float:

@@ -34,8 +34,10 @@ class BackboneShape:
         vocab: vocabulary size.
         vision: {depth, width, intermediate, heads, tokens, cls, image_size, patch_size} of the tower; `cls` is how
             many tokens stand before the patches (CLIP 1, SigLIP 0), `feature_layer` which hidden states are projected,
+            `tokens` how many the tower sees of an image, where it sees all images alike and whole,
             `image_size` the side of its images; where they may have any size, that of the example that costs are
             measured on.
+        head_dim: width of an attention head, where it is not `width / heads`.
     """
 
     name: str
@@ -48,6 +50,12 @@ class BackboneShape:
     kv_heads: int
     vocab: int
     vision: dict[str, int] = field(default_factory=dict)
+    head_dim: int | None = None
+
+    @property
+    def head_width(self) -> int:
+        """Width of one attention head of the decoder."""
+        return self.head_dim or self.width // self.heads
 
 
 class Backbone:
@@ -395,7 +403,7 @@ class Backbone:
         """Prompts, written with `image_text` and `video_text`, as model inputs; see `inputs`."""
         if videos is not None and any(videos) and self.video_text is None:
             raise UserError(f"backbone={self.name}: it reads images, not videos")
-        batch = self._processed(list(text), [[self._sized_image(i) for i in row] for row in images], videos)
+        batch = self._processed(list(text), [[self.sized(i) for i in row] for row in images], videos)
         return batch.to(device=self.device, dtype=self.dtype)  # of what is floating point alone
 
     def _processed(
@@ -407,7 +415,7 @@ class Backbone:
             pictures["videos"] = [video for row in videos for video in row]
         return self.processor(text=text, padding=True, padding_side="left", return_tensors="pt", **pictures)
 
-    def _sized_image(self, image: Image) -> Image:
+    def sized(self, image: Image) -> Image:
         """RGB, and resized to `image_size` where it is set."""
         image = image.convert("RGB")
         return image if self.image_size is None else image.resize((self.image_size, self.image_size))

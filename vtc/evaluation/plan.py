@@ -115,7 +115,8 @@ def _costs(settings: Mapping[str, Any], made: Any, weights: int, item: int) -> l
         f"tokens      {left} of {full} visual tokens an image at the end; by layer "
         f"{_runs(layers)} (compression ratio {compression_ratio(layers, shape):.2f}); the same for every task",
         f"FLOPs       {number(prefill)} a prefill of one image and {PROMPT} text tokens in the decoder "
-        f"({relative_flops(layers, shape):.2f}× uncompressed), {number(flops.vision(shape))} in tower and projector",
+        f"({relative_flops(layers, shape):.2f}× uncompressed)"
+        + (f", {number(flops.vision(shape))} in tower and projector" if flops.vision(shape) else ""),
         f"memory      weights {number(weights, 'B')}, a batch of {rows} rows: KV cache {number(cache, 'B')}, "
         f"widest layer {number(widest, 'B')}; at least {number(weights + cache + widest, 'B')} in all",
     ]

@@ -33,7 +33,7 @@ def info_nce(e_v: Tensor, e_t: Tensor, temperature: float | Tensor = 1.0) -> Ten
 
 def lora_parameters(shape: BackboneShape, rank: int) -> int:
     """Parameters of one adapter: r·(in + out) in each linear layer of the LLM."""
-    width, head = shape.width, shape.width // shape.heads
+    width, head = shape.width, shape.head_width
     queries, keys = shape.heads * head, shape.kv_heads * head
     sides = [(width, queries), (width, keys), (width, keys), (queries, width), *[(width, shape.intermediate)] * 3]
     return shape.depth * rank * sum(i + o for i, o in sides)

@@ -41,7 +41,7 @@ def layer(shape: BackboneShape, queries: int, keys: int | None = None, causal: b
         causal: count the half of the square that causal attention needs.
     """
     keys = queries if keys is None else keys
-    head = shape.width // shape.heads
+    head = shape.head_width
     weights = shape.width * head * (2 * shape.heads + 2 * shape.kv_heads) + 3 * shape.width * shape.intermediate
     pairs = queries * (keys - queries) + (queries * queries / 2 if causal else queries * queries)
     return 2.0 * queries * weights + 4.0 * pairs * shape.heads * head
@@ -56,7 +56,7 @@ def vision(shape: BackboneShape, images: int = 1) -> float:
     """The vision tower (patch convolution, all of its layers: transformers runs them all, whichever is read) and
     LLaVA's two-layer projector, for `images` images."""
     v = shape.vision
-    if not v:
+    if "tokens" not in v:  # a tower that sees an image in parts, or as large as it is
         return 0.0
     t, w = v["tokens"], v["width"]
     patches = (v["image_size"] // v["patch_size"]) ** 2
@@ -84,4 +84,4 @@ def cache_bytes(shape: BackboneShape, layer_tokens: Sequence[int], item: int) ->
         layer_tokens: tokens in the cache of each decoder layer, text included.
         item: bytes a number.
     """
-    return int(sum(layer_tokens) * 2 * shape.kv_heads * (shape.width // shape.heads) * item)
+    return int(sum(layer_tokens) * 2 * shape.kv_heads * shape.head_width * item)

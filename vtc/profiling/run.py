@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
     from vtc.compressor import Compressor
+    from vtc.engine import Report
+    from vtc.profiling.flops import Call
     from vtc.profiling.latency import Protocol
 
 
@@ -42,33 +45,19 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
     """
     import torch
 
-    from vtc.engine import compressing
     from vtc.methods import build
-    from vtc.profiling import flops, latency, parts
-    from vtc.profiling.counter import flop_counter
+    from vtc.profiling import flops, latency
     from vtc.profiling.flops import Call
-    from vtc.profiling.recorder import recorded
 
     protocol = protocol or latency.Protocol()
     shape = backbone.shape
     one = latency.example(backbone, 1, protocol.prompt_tokens)
     text = int((~backbone.visual(one["input_ids"][0])).sum())
     full = int(one["input_ids"].shape[1]) - text
-    with (
-        torch.inference_mode(),
-        frozen(method),
-        flop_counter() as counter,
-        parts.metered(backbone, method, counter.get_total_flops) as counted,
-        compressing(backbone, method) as engine,
-        recorded(backbone) as calls,
-    ):
-        generate_two(backbone, one)
-        report = engine.report
-    # The second token's step is the last `depth` calls: one query each.
-    steps = calls[len(calls) - shape.depth :]
-    prefill = calls[: len(calls) - shape.depth]
+    ran = counted(backbone, method, one)
+    report, prefill, steps = ran.report, ran.prefill, ran.steps
     layer_tokens = [layer[0] for layer in report.layers] if report is not None else [full] * shape.depth
-    method_flops, vision_flops = counted[parts.METHOD], counted[parts.VISION]
+    method_flops, vision_flops = ran.method_flops, ran.vision_flops
     prefill_flops = flops.total(shape, prefill) + flops.head(shape) + method_flops
     left = report.tokens_out[0] if report is not None else full
     asks = method.reads_prompt or bool(method.probes())  # the image can't be compressed before there is a question
@@ -78,12 +67,13 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
         stored, storage = left, flops.cache_bytes(shape, [left] * shape.depth, 2)
         last = [Call(c.layer, text, left + text, c.lora) for c in last]
     answer_flops = flops.total(shape, last) + flops.head(shape) + (method_flops if stored == full else 0)
-    plain_flops, plain_vision = flops.uncompressed(shape, text), flops.vision(shape)
     cached = [c.keys - c.queries for c in sorted(steps, key=lambda c: c.layer)]
     item = torch.empty((), dtype=backbone.dtype).element_size()
 
     none = build("none", None, shape)
     same = method.name == "none"
+    whole = ran if same else counted(backbone, none, one)
+    plain_flops, plain_vision = flops.total(shape, whole.prefill) + flops.head(shape), whole.vision_flops
     timings = latency.measure(backbone, [method] if same else [method, none], protocol)
     mine, plain = timings[0], timings[-1]
     through, through_plain = mine.throughput(protocol.batch_size), plain.throughput(protocol.batch_size)
@@ -127,6 +117,45 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
             "threads": torch.get_num_threads(),
         },
     }
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a prefill and one decoding step did.
+
+    Attributes:
+        prefill, steps: passes of decoder layers.
+        method_flops, vision_flops: of the method itself, and of tower and projector as they ran.
+        report: the engine's; None where the method does nothing.
+    """
+
+    prefill: list[Call]
+    steps: list[Call]
+    method_flops: float
+    vision_flops: float
+    report: Report | None
+
+
+def counted(backbone: Backbone, method: Compressor, inputs: Any) -> Counted:
+    """A prefill and one decoding step under `method`, counted as they run."""
+    import torch
+
+    from vtc.engine import compressing
+    from vtc.profiling import parts
+    from vtc.profiling.counter import flop_counter
+    from vtc.profiling.recorder import recorded
+
+    with (
+        torch.inference_mode(),
+        frozen(method),
+        flop_counter() as counter,
+        parts.metered(backbone, method, counter.get_total_flops) as spent,
+        compressing(backbone, method) as engine,
+        recorded(backbone) as calls,
+    ):
+        generate_two(backbone, inputs)
+    first = len(calls) - backbone.shape.depth  # the second token's step: one query a layer
+    return Counted(calls[:first], calls[first:], spent[parts.METHOD], spent[parts.VISION], engine.report)
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ class Encoder:
             raise UserError(
                 f"backbone={backbone.name}: training data needs a processor with a fast tokenizer and an eos"
             )
-        self.dtype, self.image_token_id = backbone.dtype, backbone.image_token_id
+        self.dtype, self.placeholders = backbone.dtype, torch.tensor(backbone.placeholders)
         self.backbone = copy.copy(backbone)
         self.backbone.model = None  # worker processes get this object
         self.plain, self.max_length = plain, max_length
@@ -64,7 +64,7 @@ class Encoder:
             BadSample: an image can't be read, as many images are not named, or no answer is left.
         """
         pieces = self._pieces(kind, sample)
-        images = [open_image(image) for image in sample.images]
+        images = [self.backbone.sized(open_image(image)) for image in sample.images]
         text = "".join(piece for piece, _ in pieces)
         encoded = dict(
             self.backbone.processor(
@@ -73,7 +73,7 @@ class Encoder:
         )
         offsets = encoded.pop("offset_mapping")[0]
         ids = encoded["input_ids"]
-        visual = ids[0] == self.image_token_id
+        visual = torch.isin(ids[0], self.placeholders)
         answer = torch.zeros_like(visual)
         if kind != "caption" and self.plain:
             answer[int(visual.nonzero()[-1]) + 1 :] = True
@@ -113,11 +113,7 @@ class Encoder:
             return self.backbone.conversation(turns, count)
         if len(turns) > 1 or not count:
             raise BadSample("plain=true takes one answer about an image")
-        return [(self._image_token * count, False), (f"{turns[0][1]}\n", True)]
-
-    @property
-    def _image_token(self) -> str:
-        return str(self.backbone.tokenizer.convert_ids_to_tokens(self.image_token_id))
+        return [(self.backbone.image_text * count, False), (f"{turns[0][1]}\n", True)]
 
     def collate(self, rows: Sequence[Row]) -> Batch:
         """Rows of one kind as a batch: right-padded, captions left-padded; images in the order of the rows."""
