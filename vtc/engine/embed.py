@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
 
 
+HERE = "(the text)"  # where a text goes in the family's prompt, in which nothing else is called so
+
+
 def context_of(backbone: Backbone, training: bool = False) -> Context:
     """A context without an engine, for methods that run the decoder themselves."""
     from functools import partial
@@ -70,7 +73,7 @@ def encode_texts(backbone: Backbone, method: Compressor, input_ids: Tensor, atte
     if isinstance(method, SelfCompressor):
         attach(backbone, method)
         return method.summarise(words, real, context_of(backbone)).float().mean(1)
-    before, after = backbone.prompt("|", images=0).split("|")
+    before, after = backbone.prompt(HERE, images=0).split(HERE)
     around = [_ids(backbone, before, special=True), _ids(backbone, f"\n{SUMMARY_PROMPT}{after}")]
     before, after = (backbone.decoder.embed_tokens(ids).expand(len(words), -1, -1) for ids in around)
     words = torch.cat([before, words, after], 1)
