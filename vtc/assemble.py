@@ -63,7 +63,8 @@ def plan(cfg: Mapping[str, Any], trained: bool = True) -> Plan:
 
     Raises:
         UserError: an unknown name or option, a budget that the method can't meet, a layer that the decoder doesn't
-            have, a checkpoint for another backbone, method, budget or setting, or none for a method that needs one.
+            have, a checkpoint for another backbone, method, budget or setting, or none for a method that needs one;
+            what `Backbone.check_loading` refuses.
     """
     from vtc.methods import build, check_options
 
@@ -75,9 +76,6 @@ def plan(cfg: Mapping[str, Any], trained: bool = True) -> Plan:
     shape = _shape(cfg)
     tokens = _tokens(cfg, cls, shape, options)
     cls.layer_tokens(tokens, shape, **options)
-    family = backbones.get(cfg["backbone"]["name"])
-    if hasattr(family, "check_loading"):  # a plug-in may load in a way of its own
-        family.check_loading(_plain(cfg["backbone"]))
     method = build(name, tokens, shape, **options)
     folder = None
     if trained:
@@ -87,6 +85,9 @@ def plan(cfg: Mapping[str, Any], trained: bool = True) -> Plan:
             _check_quantized(folder, cfg)
         elif cls.needs_training:
             raise UserError(_untrained(cfg, name, method))
+    family = backbones.get(cfg["backbone"]["name"])
+    if hasattr(family, "check_loading"):  # a plug-in may load in a way of its own
+        family.check_loading(_plain(cfg["backbone"]))
     return Plan(shape, tokens, options, method, folder)
 
 

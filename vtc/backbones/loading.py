@@ -187,6 +187,7 @@ def load(cls: type[Backbone], cfg: Mapping[str, Any]) -> Backbone:
     """See `Backbone.load`."""
     import transformers
     from safetensors import SafetensorError
+    from transformers.integrations import is_deepspeed_zero3_enabled
 
     check(cls, cfg)
     config, source = cls._config(cfg), cls.pretrained(cfg)
@@ -196,6 +197,8 @@ def load(cls: type[Backbone], cfg: Mapping[str, Any]) -> Backbone:
     if quantization != "none":
         settings["quantization_config"] = _quantized(cls, config, quantization, dtype)
     device_map = _device_map(cfg)
+    if device_map is None and not is_deepspeed_zero3_enabled():  # that gives each process its share of every weight
+        device_map = {"": _one_device(cfg)}
     try:
         with _converted(None if quantization != "none" else dtype):
             model, told = getattr(transformers, cls.model_class).from_pretrained(
@@ -203,7 +206,7 @@ def load(cls: type[Backbone], cfg: Mapping[str, Any]) -> Backbone:
                 config=config,
                 dtype=dtype,
                 attn_implementation=cfg.get("attention") or "sdpa",
-                device_map={"": _one_device(cfg)} if device_map is None else device_map,
+                device_map=device_map,
                 use_safetensors=True,
                 trust_remote_code=remote,
                 output_loading_info=True,
@@ -215,6 +218,8 @@ def load(cls: type[Backbone], cfg: Mapping[str, Any]) -> Backbone:
     if missing := sorted(told["missing_keys"]):
         # transformers would draw them at random and warn
         raise UserError(f"backbone.pretrained={source}: {len(missing)} of its weights aren't there, {missing[0]} first")
+    if device_map is None:
+        model = model.to(_one_device(cfg))
     name, size = cfg.get("name") or cls.__name__, cfg.get("image_size")
     backbone = cls(name, model.eval(), processor, cls._sized(config, name, size), size)
     if quantization != "none":

@@ -100,17 +100,15 @@ def spelled_out(words: Sequence[str]) -> list[str]:
     out = []
     given = {override.key_or_group: override for override in parsed(words)}
     for word in map(joined, words):
-        for override in parsed([word]):
-            key, long = override.key_or_group, f"backbone.{override.key_or_group}"
-            if key not in SHORT:
-                continue
-            if long in given:
-                mine, other = ([short_dtype(v) for v in values(o)] for o in (override, given[long]))
-                if mine != other:
-                    raise UserError(f"{word}, {given[long].input_line}: one key, two values; give one of the two")
-            head, _, tail = word.partition("=")
-            word = head[: len(head) - len(key)] + long + (f"={tail}" if "=" in word else "")
-        out.append(word)
+        override = next(iter(parsed([word])), None)
+        key = "" if override is None else override.key_or_group
+        if override is None or key not in SHORT:
+            out.append(word)
+        elif (long := given.get(f"backbone.{key}")) is None:
+            head, equals, tail = word.partition("=")
+            out.append(f"{head.removesuffix(key)}backbone.{key}{equals}{tail}")
+        elif [short_dtype(v) for v in values(override)] != [short_dtype(v) for v in values(long)]:
+            raise UserError(f"{word}, {long.input_line}: one key, two values; give one of the two")
     return out
 
 
