@@ -63,7 +63,8 @@ def plan(cfg: Mapping[str, Any], trained: bool = True) -> Plan:
 
     Raises:
         UserError: an unknown name or option, a budget that the method can't meet, a layer that the decoder doesn't
-            have, a checkpoint for another backbone, method, budget or setting, or none for a method that needs one.
+            have, a checkpoint for another backbone, method, budget or setting, or none for a method that needs one;
+            what `Backbone.check_loading` refuses.
     """
     from vtc.methods import build, check_options
 
@@ -81,8 +82,12 @@ def plan(cfg: Mapping[str, Any], trained: bool = True) -> Plan:
         folder = _checkpoint(cfg, name, method)
         if folder is not None:
             _check_checkpoint(folder, cfg, name, method, options)
+            _check_quantized(folder, cfg)
         elif cls.needs_training:
             raise UserError(_untrained(cfg, name, method))
+    family = backbones.get(cfg["backbone"]["name"])
+    if hasattr(family, "check_loading"):  # a plug-in may load in a way of its own
+        family.check_loading(_plain(cfg["backbone"]))
     return Plan(shape, tokens, options, method, folder)
 
 
@@ -184,6 +189,28 @@ def _check_checkpoint(folder: Path, cfg: Mapping[str, Any], name: str, method: C
             raise UserError(
                 f"checkpoint={folder}: was trained for method.{key}={was.get(key)}, not method.{key}={now.get(key)}"
             )
+
+
+def _check_quantized(folder: Path, cfg: Mapping[str, Any]) -> None:
+    """Weights that replace the decoder's own can't be put in where those are held in 4 or 8 bit; LoRA stands beside."""
+    from vtc.backbones.loading import quantization_of
+    from vtc.training.checkpoint import names_in
+
+    settings = _plain(cfg["backbone"])
+    quantization = quantization_of(settings)
+    if quantization == "none":
+        return
+    own = {n for n in names_in(folder) if n.startswith("backbone.") and ".lora_" not in n}
+    if not own:
+        return
+    skeleton = backbones.get(settings["name"]).skeleton(settings)
+    inside = {id(parameter) for parameter in skeleton.decoder.parameters()}
+    replaced = [n for n, p in skeleton.model.named_parameters() if id(p) in inside and f"backbone.{n}" in own]
+    if replaced:
+        raise UserError(
+            f"checkpoint={folder}: holds the decoder's own weights ({replaced[0]} first), and "
+            f"backbone.quantization={quantization} has no place for them; allowed: none"
+        )
 
 
 def _untrained(cfg: Mapping[str, Any], name: str, method: Compressor) -> str:

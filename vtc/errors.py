@@ -14,8 +14,11 @@ class UserError(Exception):
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """`"; did you mean 'fastv'?"` where one of `allowed` is close to `given`, else an empty string."""
-    match = difflib.get_close_matches(str(given), [str(a) for a in allowed], n=1, cutoff=0.5)
+    """`"; did you mean 'fastv'?"` where one of `allowed` is close to `given` or begins with it, else `""`."""
+    names = [str(a) for a in allowed]
+    match = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+    if not match and len(str(given)) > 2:
+        match = [name for name in names if name.startswith(str(given))]
     return f"; did you mean '{match[0]}'?" if match else ""
 
 

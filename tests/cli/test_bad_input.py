@@ -73,6 +73,14 @@ VALUES = [
     ("batch_size=0", ["batch_size=0"]),
     ("benchmark.limit=0", ["benchmark.limit=0"]),
     ("backbone.dtype=float8", ["backbone.dtype=float8", "bfloat16"]),
+    ("dtype=bf61", ["backbone.dtype=bf61", "did you mean 'bf16'"]),
+    ("-m dtype=bf16,fp31", ["backbone.dtype=fp31", "did you mean 'fp32'"]),
+    ("dtype=bf16 backbone.dtype=float16", ["dtype=bf16, backbone.dtype=float16", "give one of the two"]),
+    ("attention=spda", ["backbone.attention=spda", "did you mean 'sdpa'"]),
+    ("attention=flash", ["backbone.attention=flash", "did you mean 'flash_attention_2'"]),
+    ("device_map=atuo", ["backbone.device_map=atuo", "did you mean 'auto'"]),
+    ("quantization=4bits", ["backbone.quantization=4bits", "did you mean '4bit'"]),
+    ("quantisation=4bit", ["quantisation", "did you mean 'quantization'"]),
     ("backbone.device=gpu", ["backbone.device=gpu", "cuda"]),
     ("backbone.attention=flash", ["backbone.attention=flash", "sdpa"]),
     ("layer_scale=8", ["layer_scale=8", "auto"]),
@@ -160,6 +168,7 @@ TINY = {
         "projection_dim": 32,
     },
 }
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 PLANS = [
     ("method=fastv tokens=200", ["tokens=200", "fastv", "144"]),
     ("method=victor tokens=145", ["tokens=145", "victor", "144"]),
@@ -187,6 +196,15 @@ PLANS = [
     ("method=fwd2bot tokens=16 checkpoint=empty", ["checkpoint", "empty", "manifest.json"]),
     ("method=fwd2bot tokens=16 checkpoint=other", ["backbone=llava15_7b", "backbone=pocket"]),
     ("backbone.pretrained=./nowhere", ["backbone.pretrained=./nowhere", "config.json"]),
+    ("pretrained=./nowhere", ["backbone.pretrained=./nowhere", "config.json"]),
+    ("pretrained=llama", ["a llama model", "llava"]),
+    ("pretrained=model", ["backbone.pretrained=model", "no weights"]),
+    ("pretrained=bin", ["backbone.pretrained=bin", "only pytorch_model.bin", "safetensors only"]),
+    ("pretrained=shards", ["backbone.pretrained=shards", "1 of its 2 weight files", "model-2.safetensors"]),
+    ("device=cuda:99", ["backbone.device=cuda:99", "CUDA"]),
+    ("device=cpu device_map=auto", ["backbone.device=cpu, backbone.device_map=auto", "one of the two"]),
+    ("device=cpu attention=flash_attention_2", ["flash_attention_2", "CUDA GPU", "sdpa, eager"]),
+    ("action=train method=victor tokens=4 quantization=4bit", ["quantization=4bit", "not to be trained"]),
 ]
 
 
@@ -201,6 +219,13 @@ def workplace(tmp_path: Path, monkeypatch) -> Path:
         (tmp_path / name).mkdir()
         if content:
             (tmp_path / name / "manifest.json").write_text(json.dumps(content))
+    for name in ("bin", "shards", "llama"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(TINY | ({} if name != "llama" else LLAMA)))
+    (tmp_path / "bin" / "pytorch_model.bin").write_bytes(b"")
+    shards = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "shards" / "model.safetensors.index.json").write_text(json.dumps(shards))
+    (tmp_path / "shards" / "model-1.safetensors").write_bytes(b"")
     return tmp_path
 
 

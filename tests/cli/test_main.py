@@ -43,6 +43,8 @@ def test_help_lists_every_choice_with_a_line(capsys) -> None:
             assert name in out and line.split(".")[0][:40] in " ".join(out.split())
     for key in ("tokens", "ratio", "compression", "flops", "checkpoint", "seed", "batch_size", "output_dir", "resume"):
         assert f"\n  {key}=" in out
+    for key in ("pretrained", "dtype", "device", "device_map", "attention", "quantization"):
+        assert f"\n  {key}=" in out
 
 
 def test_version(capsys) -> None:
@@ -134,6 +136,46 @@ def test_methods_one_after_the_other(calls: list, capsys) -> None:
     config = compose(["method=[fastv,fastv]", "method.fastv1.layer=3", "ratio=[0.5,0.1]"])
     assert (config.method.fastv1.layer, config.method.fastv2.layer) == (3, 2)
     assert (config.method.fastv1.ratio, config.ratio) == (0.5, 0.1)
+
+
+LONG = ["backbone.dtype=bfloat16", "backbone.attention=eager", "backbone.pretrained=/a/b", "backbone.device_map=auto"]
+SHORT = ["dtype=bf16", "attention=eager", "pretrained=/a/b", "device_map=auto"]
+
+
+@pytest.mark.parametrize("given", [SHORT, LONG, [*SHORT[:2], *LONG], [*LONG[:1], *SHORT], ["++dtype=bf16", *SHORT[1:]]])
+def test_options_of_the_backbone_have_short_keys(given: list[str], calls: list) -> None:
+    """However it is written, it is one configuration and one run."""
+    from omegaconf import OmegaConf
+
+    from vtc.results import run_id
+
+    assert main(["backbone=llava15_7b", "tokens=64", "method=fastv", *given]) == 0
+    (config,) = calls
+    expected = OmegaConf.to_container(OmegaConf.load(shipped.path("conf/backbone/llava15_7b.yaml")))
+    expected |= {"dtype": "bfloat16", "attention": "eager", "pretrained": "/a/b", "device_map": "auto"}
+    assert OmegaConf.to_container(config.backbone) == expected
+    whole = compose(["backbone=llava15_7b", "tokens=64", "method=fastv", *LONG])
+    assert config == whole == compose(["backbone=llava15_7b", "tokens=64", "method=fastv", *given])
+    assert run_id(config, code="x") == run_id(whole, code="x")
+
+
+def test_short_keys_are_swept_and_take_either_name_of_a_dtype(calls: list, capsys) -> None:
+    assert main(["-m", "dtype=bf16,fp32,float16", "quantization=none,8bit"]) == 0
+    found = [(c.backbone.dtype, c.backbone.quantization) for c in calls]
+    assert found == [(d, q) for d in ("bfloat16", "float32", "float16") for q in ("none", "8bit")]
+    assert "[6/6] backbone.dtype=float16 backbone.quantization=8bit" in capsys.readouterr().out
+    assert compose(["quantization=null"]).backbone == compose([]).backbone
+    with pytest.raises(UserError, match="dtype=bf16,fp32, backbone.dtype=fp32: one key"):
+        compose(["dtype=bf16,fp32", "backbone.dtype=fp32"])
+
+
+@pytest.mark.parametrize("name", choices.configured("backbone"))
+def test_every_backbone_has_the_options_that_loading_takes(name: str) -> None:
+    from vtc.cli.compose import BACKBONE
+    from vtc.cli.compose import SHORT as short
+
+    options = compose([f"backbone={name}"]).backbone
+    assert {"name", *BACKBONE} <= set(options) and set(short) <= set(BACKBONE)
 
 
 def test_compositions_are_swept(calls: list, capsys) -> None:

@@ -47,6 +47,22 @@ def test_a_7b_model_on_real_benchmarks(tmp_path: Path, monkeypatch, capsys) -> N
     assert "would be written to" in out and not list(tmp_path.iterdir())
 
 
+def test_memory_of_quantised_weights(tmp_path: Path, monkeypatch, capsys) -> None:
+    """6.476 B weights of the decoder's linear layers, by hand; the other 0.587 B stay at two bytes."""
+    from vtc.backbones import loading
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "_check_quantization", lambda *_: None)  # whether or not bitsandbytes is here
+    linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    scales = linear / 64 + 4 * linear / 64 / 256  # a byte for 64 weights, a float32 for 256 such bytes
+    rows = 32 * (5 * 4096 + 2 * 11008)
+    rest = 2 * 587_421_696
+    for bits, wanted in (("4bit", rest + linear / 2 + scales), ("8bit", rest + linear + 4 * rows)):
+        command = f"backbone=llava15_7b dtype=bf16 quantization={bits} method=fastv tokens=64 dry_run=true"
+        assert main([*command.split(), "benchmark.tasks=[pocket_existence]"]) == 0
+        assert f"weights {wanted / 1e9:.3g} GB" in " ".join(capsys.readouterr().out.split())
+
+
 def test_its_id_is_the_runs(weights, tmp_path: Path, capsys) -> None:
     from rich.console import Console
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vtc.errors import UserError, unknown
+from vtc.backbones.loading import _first_line, _looks_local
+from vtc.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +92,8 @@ class Backbone:
     @classmethod
     def pretrained(cls, cfg: Mapping[str, Any]) -> str:
         """Path or hub id of the weights: `cfg.pretrained`, else the class's default."""
-        return str(cfg.get("pretrained") or cls.default_pretrained)
+        given = str(cfg.get("pretrained") or cls.default_pretrained)
+        return str(Path(given).expanduser()) if given.startswith("~") else given
 
     @classmethod
     def _config(cls, cfg: Mapping[str, Any]) -> Any:
@@ -151,40 +153,24 @@ class Backbone:
         """The model, in eval mode, on its device, with its processor.
 
         Args:
-            cfg: name; pretrained; dtype ("float32", "bfloat16", "float16", "auto"); device ("auto", "cpu", "cuda:0",
-                …); attention ("sdpa", "eager", "flash_attention_2"); device_map; trust_remote_code.
+            cfg: name; pretrained; dtype ("float32" or "fp32", "bfloat16" or "bf16", "float16" or "fp16", "auto": as
+                stored); device ("auto", "cpu", "cuda:0", …); device_map (None, "auto", …, or a dict); attention
+                ("sdpa", "eager", "flash_attention_2"); quantization ("none", "4bit", "8bit"); trust_remote_code.
 
         Raises:
-            UserError: a value that isn't allowed, or weights that aren't there. Weights are safetensors only.
+            UserError: what `check_loading` refuses, or weights that can't be read or aren't all there.
         """
-        import transformers
+        from vtc.backbones import loading
 
-        config = cls._config(cfg)
-        source = cls.pretrained(cfg)
-        dtype, device = _dtype(cfg.get("dtype") or "auto"), _device(cfg.get("device") or "auto")
-        attention, device_map = cfg.get("attention") or "sdpa", cfg.get("device_map")
-        allowed = ("sdpa", "eager", "flash_attention_2")
-        if attention not in allowed:
-            raise unknown("backbone.attention", attention, allowed)
-        remote = bool(cfg.get("trust_remote_code", False))
-        try:
-            model = getattr(transformers, cls.model_class).from_pretrained(
-                source,
-                config=config,
-                dtype=dtype,
-                attn_implementation=attention,
-                device_map=device_map,
-                use_safetensors=True,
-                trust_remote_code=remote,
-            )
-            processor = transformers.AutoProcessor.from_pretrained(source, trust_remote_code=remote)
-        except (OSError, ValueError, ImportError) as error:
-            raise UserError(f"backbone.pretrained={source}: can't be loaded ({_first_line(error)})") from error
-        if device_map is None:
-            model = model.to(device)
-        name = cfg.get("name") or cls.__name__
-        size = cfg.get("image_size")
-        return cls(name, model.eval(), processor, cls._sized(config, name, size), size)
+        return loading.load(cls, cfg)
+
+    @classmethod
+    def check_loading(cls, cfg: Mapping[str, Any]) -> None:
+        """Raises `UserError` where `load` is bound to fail: an unknown value, a device or a package that isn't there,
+        a folder without complete safetensors weights."""
+        from vtc.backbones import loading
+
+        loading.check(cls, cfg)
 
     @classmethod
     def skeleton(cls, cfg: Mapping[str, Any]) -> Backbone:
@@ -427,39 +413,3 @@ class Backbone:
             inputs: of the model; input_ids and attention_mask among them.
         """
         return (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
-
-
-def _looks_local(source: str) -> bool:
-    return source.startswith((".", "/", "~")) or source.count("/") != 1 or Path(source).exists()
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
-
-
-def _dtype(name: Any) -> Any:
-    import torch
-
-    allowed = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
-    if isinstance(name, torch.dtype):
-        return name
-    if name not in allowed:
-        raise unknown("backbone.dtype", name, allowed)
-    return allowed[name]
-
-
-def _device(name: Any) -> Any:
-    import torch
-
-    if str(name) == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"backbone.device={name}: allowed: auto, cpu, cuda, cuda:N, mps") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"backbone.device={name}: no CUDA device here; use device=cpu or auto")
-    return device

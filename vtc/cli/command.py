@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vtc import __version__
 from vtc.cli import actions, help, validation
-from vtc.cli.compose import CONFIG, ERRORS, config_dir, explained, joined, prepare, share_out, swept
+from vtc.cli.compose import CONFIG, ERRORS, config_dir, explained, prepare, settle, spelled_out, swept
 from vtc.errors import UserError
 
 MISTAKE = 2  # exit code for what the user can mend; 1 is for what only a programmer can
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done. 1: an error in the program, with its traceback. 2: a mistake in what was asked for, in one line.
     """
-    argv = [joined(word) for word in (sys.argv[1:] if argv is None else argv)]
+    argv = list(sys.argv[1:] if argv is None else argv)
     if any(a in ("-h", "--help") for a in argv):
         say(help.text())
         return 0
@@ -92,13 +92,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"vtc {__version__}")
         return 0
     flags = [a for a in argv if a.startswith("-")]
-    overrides = [a for a in argv if not a.startswith("-")]
     for flag in flags:
         if flag.split("=")[0] not in FLAGS:
             complain(f"{flag}: unknown flag; settings are written key=value; see --help")
             return MISTAKE
     sweeping = any(f in ("-m", "--multirun") for f in flags)
+    overrides: list[str] = []
     try:
+        argv = spelled_out(argv)
+        overrides = [a for a in argv if not a.startswith("-")]
         prepare(overrides)
         varied = swept(overrides) if sweeping else {}
         sweep = Sweep(math.prod(varied.values()), frozenset(varied))
@@ -140,7 +142,7 @@ def _hydra(argv: Sequence[str], sweep: Sweep, sweeping: bool) -> None:
         if sweeping:
             say(f"\n[{HydraConfig.get().job.num + 1}/{sweep.jobs}] {name}")
         try:
-            share_out(config)
+            settle(config)
             validation.check(config)
             say(f"vtc {__version__} · {actions.headline(config)}")
             actions.perform(config)

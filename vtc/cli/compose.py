@@ -19,6 +19,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vtc import shipped
+from vtc.backbones.loading import SHORT_DTYPES
 from vtc.budget import BUDGETS
 from vtc.cli.choices import choices, configured, plugins
 from vtc.errors import UserError, nearest, unknown
@@ -40,14 +41,14 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         UserError: an unknown key or choice, or a value that can't be read.
     """
-    overrides = [joined(text) for text in overrides]
+    overrides = spelled_out(overrides)
     prepare(overrides)
     try:
         with hydra_at_rest():
             config = hydra_compose(CONFIG, overrides=list(overrides))
     except ERRORS as error:
         raise explained(error, overrides) from None
-    share_out(config)
+    settle(config)
     return config
 
 
@@ -87,6 +88,46 @@ def joined(text: str) -> str:
             names = ["+".join(map(str, v)) if isinstance(v, list) else str(v) for v in values(override)]
             return f"{text.partition('=')[0]}={','.join(names)}"
     return text
+
+
+def spelled_out(words: Sequence[str]) -> list[str]:
+    """The command line as Hydra reads it: `dtype=bf16` as `backbone.dtype=bf16` (every key of `SHORT`), a list
+    of methods as one choice; any other word as it is.
+
+    Raises:
+        UserError: a key given both ways, with different values.
+    """
+    out = []
+    given = {override.key_or_group: override for override in parsed(words)}
+    for word in map(joined, words):
+        override = next(iter(parsed([word])), None)
+        key = "" if override is None else override.key_or_group
+        if override is None or key not in SHORT:
+            out.append(word)
+        elif (long := given.get(f"backbone.{key}")) is None:
+            head, equals, tail = word.partition("=")
+            out.append(f"{head.removesuffix(key)}backbone.{key}{equals}{tail}")
+        elif [short_dtype(v) for v in values(override)] != [short_dtype(v) for v in values(long)]:
+            raise UserError(f"{word}, {long.input_line}: one key, two values; give one of the two")
+    return out
+
+
+def short_dtype(value: Any) -> Any:
+    """`bf16` as bfloat16; anything else as it is."""
+    return SHORT_DTYPES.get(value, value) if isinstance(value, str) else value
+
+
+def settle(config: DictConfig) -> None:
+    """What can be said in several ways is said in one, so that the run is the same: budgets of a composition's parts
+    (`share_out`), dtypes, no quantisation.
+
+    Raises:
+        UserError: as `share_out`.
+    """
+    share_out(config)
+    for key, same in {"dtype": short_dtype, "quantization": lambda value: value or "none"}.items():
+        if key in config.backbone:
+            config.backbone[key] = same(config.backbone[key])
 
 
 def share_out(config: DictConfig) -> None:
@@ -200,7 +241,17 @@ BACKBONE = {
     "device": "auto",
     "attention": "sdpa",
     "device_map": None,
+    "quantization": "none",
     "trust_remote_code": False,
+}
+# Options of the backbone that are keys of their own too, with the words of --help.
+SHORT = {
+    "pretrained": "a transformers folder or hub id of the backbone's architecture",
+    "dtype": "bf16, fp16, fp32, or auto: as the weights are stored",
+    "device": "auto, cpu, cuda, cuda:<n>, mps",
+    "device_map": "auto: spread over the GPUs there are; balanced, balanced_low_0, sequential",
+    "attention": "sdpa, flash_attention_2, eager",
+    "quantization": "4bit, 8bit: the decoder's weights (pip install 'vtc[quant]'); none",
 }
 
 
@@ -257,7 +308,7 @@ def unknown_key(config: DictConfig, key: str, given: str) -> UserError | None:
             prefix = ".".join(parts[:depth])
             allowed = [str(k) for k in node if k not in ("hydra", "name")]
             if not prefix:
-                allowed = sorted({*allowed, *_groups()})
+                allowed = sorted({*allowed, *SHORT, *_groups()})
             close = nearest(part, allowed)
             if not close and not prefix:
                 close = "; `python -m vtc --help` lists every key"

@@ -7,7 +7,7 @@ import textwrap
 
 from vtc import __version__
 from vtc.cli.choices import GROUPS, choices
-from vtc.cli.compose import config_dir
+from vtc.cli.compose import SHORT, config_dir
 
 USAGE = """\
 vtc {version}: visual-token compression for large vision-language models
@@ -45,8 +45,9 @@ def text() -> str:
             parts.append(textwrap.fill(row, width, subsequent_indent=indent, break_on_hyphens=False))
         parts.append("")
     parts.append("Settings\n" + _settings() + "\n")
+    parts.append("Settings of the backbone (dtype=bf16 is short for backbone.dtype=bf16)\n" + _of_backbone() + "\n")
     parts.append(
-        "Options of a choice are key.option=value: method.layer=2, backbone.dtype=bfloat16, benchmark.limit=50.\n"
+        "Options of a choice are key.option=value: method.layer=2, benchmark.limit=50, training.workers=2.\n"
         "Of methods one after the other: method.fastv.layer=3; of the same one twice: method.fastv2.layer=4.\n"
     )
     parts.append(FLAGS)
@@ -62,3 +63,7 @@ def _settings() -> str:
             value, _, comment = rest.partition("#")
             rows.append(f"  {key + '=' + value.strip():<22}{comment.strip()}".rstrip())
     return "\n".join(rows)
+
+
+def _of_backbone() -> str:
+    return "\n".join(f"  {key + '=':<22}{about}" for key, about in SHORT.items())

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vtc import shipped
+from vtc.backbones.loading import ATTENTIONS, DEVICE_MAPS, QUANTIZATIONS, SHORT_DTYPES
 from vtc.budget import Budget
 from vtc.errors import UserError, nearest, unknown
 from vtc.registry import parts
@@ -38,6 +39,10 @@ def _device(value: Any) -> bool:
     return name in ("auto", "cpu", "mps", "cuda") and (not index or (index.isdigit() and name == "cuda"))
 
 
+def _device_map(value: Any) -> bool:
+    return value in DEVICE_MAPS or isinstance(value, DictConfig)
+
+
 # key → (what is allowed, in words; whether a value is). `null` is allowed where `optional` says so.
 RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "tokens": _whole(1),
@@ -50,12 +55,14 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "resume": _one_of("auto", True, False),
     "dry_run": _one_of(True, False),
     "benchmark.limit": _whole(1),
-    "backbone.dtype": _one_of("float32", "bfloat16", "float16", "auto"),
+    "backbone.dtype": _one_of("float32", "bfloat16", "float16", "auto", *SHORT_DTYPES),
     "backbone.device": ("auto, cpu, mps, cuda, cuda:<n>", _device),
-    "backbone.attention": _one_of("sdpa", "eager", "flash_attention_2"),
+    "backbone.attention": _one_of(*ATTENTIONS),
+    "backbone.device_map": (", ".join((*DEVICE_MAPS, "null", "{module: device}")), _device_map),
+    "backbone.quantization": _one_of(*QUANTIZATIONS),
     "backbone.trust_remote_code": _one_of(True, False),
 }
-OPTIONAL = {"tokens", "ratio", "compression", "flops", "benchmark.limit"}
+OPTIONAL = {"tokens", "ratio", "compression", "flops", "benchmark.limit", "backbone.device_map"}
 
 
 def check(config: DictConfig) -> None:

@@ -77,6 +77,7 @@ def describe(settings: Mapping[str, Any]) -> list[str]:
     from omegaconf import OmegaConf
 
     from vtc.assemble import plan
+    from vtc.backbones.loading import quantization_of, weight_bytes
     from vtc.evaluation.run import sources
     from vtc.profiling.display import number
     from vtc.registry import backbones
@@ -86,8 +87,8 @@ def describe(settings: Mapping[str, Any]) -> list[str]:
     shape, method = made.shape, made.method
     source, checkpoint = sources(settings)
     item = BYTES[str(settings["backbone"].get("dtype") or "auto")]
-    model = backbones.get(settings["backbone"]["name"]).skeleton(settings["backbone"]).model
-    weights = item * sum(p.numel() for p in model.parameters())
+    skeleton = backbones.get(settings["backbone"]["name"]).skeleton(settings["backbone"])
+    weights = weight_bytes(skeleton, item, quantization_of(settings["backbone"]))
     lines = [f"backbone    {hub.look_up(source, 'model')}"]
     lines.append(f"checkpoint  {checkpoint or 'none needed' if not method.needs_training else checkpoint}")
     if shape.visual_tokens is not None:

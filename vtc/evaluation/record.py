@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc import results
+from vtc.backbones.loading import count
 from vtc.evaluation.run import BUDGETS, Run
 from vtc.methods.chain import Chain
 
@@ -92,7 +93,7 @@ def assemble_result(
         "backbone": {
             "name": backbone.name,
             "pretrained": shared(run.backbone_source),
-            "parameters": sum(p.numel() for n, p in backbone.model.named_parameters() if ".lora_" not in n),
+            "parameters": count(backbone.model),
             "weights": run.weights[:12],
             "shape": {k: v for k, v in vars(backbone.shape).items() if k != "name"},
         },

@@ -1,12 +1,12 @@
-"""Fills the marked parts of README.md and docs/findings.md from committed files, so that no number is typed by hand.
+"""Fills the marked parts of README.md and two pages of docs/ from committed files, so that no number is typed by hand.
 
-    python -m vtc.report.readme            # both pages and docs/images/ from benchmarks/results/
+    python -m vtc.report.readme            # the pages and docs/images/ from benchmarks/results/
     python -m vtc.report.readme --check    # exit code 1 if a page would change
 
 A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`: `result` is the table that `make bench` prints,
 `sweep` the comparison of all committed runs with its plots, `method` the example method's file, `orders` the papers'
 order of methods against that of the runs, `pairs` Fwd2Bot and Victor against others at equal tokens, `stages` what
-LLaVolta's stages cost and what they lead to.
+LLaVolta's stages cost and what they lead to, `shape` the memory of every method on a LLaVA-1.5 of 7B's shape.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from vtc.errors import UserError
 from vtc.report import orders, plots, tables
 from vtc.report.runs import Setting, collect, number
 
-PAGES = ("README.md", "docs/findings.md")
+PAGES = ("README.md", "docs/findings.md", "docs/profile.md")
 RESULTS = "benchmarks/results"
 STAGES = f"{RESULTS}/llavolta-stages.json"
+SHAPE = f"{RESULTS}/full-shape.json"
 IMAGES = "docs/images"
 EXAMPLE = "examples/vtc-plugin-example/src/vtc_plugin_example/loudest.py"
 BUDGETS = (4, 16, 36, 64)  # of the tables in the README …
@@ -183,6 +184,35 @@ def stages_part(root: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def shape_part(root: Path) -> str:
+    """What every method keeps and needs on a LLaVA-1.5 of 7B's depth and number of tokens."""
+    if not (root / SHAPE).is_file():
+        return "Not measured yet.\n"
+    measured = json.loads((root / SHAPE).read_text(encoding="utf-8"))
+    cells, refused = [], []
+    for row in measured["methods"]:
+        if "refused" in row:
+            refused.append(f"{row['method']}: {row['refused']}")
+            continue
+        kept = "exact" if row["exact"] else ", ".join(map(str, row["tokens_out"]))
+        wanted = "all" if row["tokens"] is None else str(row["tokens"])
+        cells.append([row["method"], wanted, kept, f"{row['peak_bytes'] / 1e6:,.0f}", f"{row['seconds']:.1f}"])
+    shape, width = measured["shape"], measured["width"]
+    of = "the shape of LLaVA-1.5 7B" if width == 1 else f"LLaVA-1.5 7B at 1/{width} of its width"
+    lines = [
+        f"Random weights in {of}: {shape['depth']} layers of width {shape['width']}, {shape['visual_tokens']} visual "
+        f"tokens, {measured['parameters'] / 1e6:,.0f} M parameters, {measured['dtype']}, "
+        f"{measured['weight_bytes'] / 1e6:,.0f} MB of weights. {measured['batch']} rows of different lengths, "
+        f"8 new tokens; memory above the loaded model.",
+        "",
+        tables.markdown(["method", "visual tokens", "left", "peak, MB", f"s on {measured['device']}"], cells),
+        "",
+        f"`{measured['command']}`, threads: {measured['threads']}.",
+        *(f"Refused: {line}." for line in refused),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 PARTS: dict[str, Callable[[Path], str]] = {
     "result": result_part,
     "sweep": sweep_part,
@@ -190,6 +220,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "orders": orders_part,
     "pairs": pairs_part,
     "stages": stages_part,
+    "shape": shape_part,
 }
 
 

@@ -321,6 +321,8 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
             continue
         out.update(_leaves(key, value))
     out.pop("backbone.name", None)
+    if out.get("backbone.quantization") == "none":  # results of before it was an option don't have it
+        del out["backbone.quantization"]
     return out
 
 

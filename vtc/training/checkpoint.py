@@ -39,6 +39,17 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
         raise UserError(f"checkpoint={os.fspath(folder)!r}: {MANIFEST} is not readable ({error})") from None
 
 
+def names_in(folder: str | os.PathLike) -> list[str]:
+    """Names of the stored parameters, from the file's header; none where there are no weights."""
+    from safetensors import safe_open
+
+    path = Path(folder) / WEIGHTS
+    if not path.is_file():
+        return []
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
 def check_manifest(folder: str | os.PathLike, backbone: str, method: str, tokens: int | None) -> dict[str, Any]:
     """Refuse a checkpoint of another backbone, method or budget, by name.
 

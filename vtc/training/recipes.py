@@ -36,6 +36,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
     recipe = cfg["training"].get("recipe")
     if recipe not in RECIPES:
         raise unknown("training.recipe", recipe, RECIPES)
+    _check_quantization(cfg)
     track.check(cfg["training"].get("log") or ())
     if cfg["training"].get("dry_run") or cfg.get("dry_run"):
         if recipe == "base":
@@ -43,6 +44,17 @@ def run(cfg: Mapping[str, Any]) -> Path:
         return _dry_run(cfg)
     distributed.begin(cpu=_device(cfg).type == "cpu")
     return _base(cfg) if recipe == "base" else _method(cfg)
+
+
+def _check_quantization(cfg: Mapping[str, Any]) -> None:
+    from vtc.backbones.loading import quantization_of
+
+    quantization = quantization_of(cfg.get("backbone") or {})
+    if quantization != "none":
+        raise UserError(
+            f"backbone.quantization={quantization}: quantised weights are there to answer with, not to be trained; "
+            "train with quantization=none and evaluate the checkpoint with it"
+        )
 
 
 def _dry_run(cfg: Mapping[str, Any]) -> Path:

@@ -1,0 +1,366 @@
+"""From settings to a model in memory: checked before anything is read, read once, straight onto its device.
+
+transformers maps a safetensors file into memory, so weights that stay as they are stored need their own memory and no
+more. Where they are converted (another dtype, 4 or 8 bit), a mapped file would stay resident beside what is made of it
+until the last tensor is read: then tensors are read one by one instead.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vtc.errors import UserError, nearest, unknown
+
+if TYPE_CHECKING:
+    import torch
+
+    from vtc.backbones.base import Backbone
+
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+QUANTIZATIONS = ("none", "4bit", "8bit")
+BITSANDBYTES = (0, 46, 1)  # from here on it has CPU kernels and transformers 5 takes it
+BLOCK, BLOCKS = 64, 256  # of 4-bit weights: values that share a scale, and scales that share one of theirs
+SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+CONVERT = "https://huggingface.co/docs/safetensors/convert-weights"
+
+
+# -- what is asked for
+def check(cls: type[Backbone], cfg: Mapping[str, Any]) -> None:
+    """Everything about loading that can be told before it: names, what this machine lacks, what a folder lacks.
+
+    Args:
+        cls: the family.
+        cfg: as `Backbone.load` takes it.
+
+    Raises:
+        UserError: in one line; see docs/errors.md.
+    """
+    dtype = _dtype(cfg.get("dtype") or "auto")
+    device_map, asked = _device_map(cfg), cfg.get("device") or "auto"
+    device = _device(asked)
+    attention = cfg.get("attention") or "sdpa"
+    if attention not in ATTENTIONS:
+        raise unknown("backbone.attention", attention, ATTENTIONS)
+    if attention == "flash_attention_2":
+        _check_flash(dtype, device)
+    _check_quantization(quantization_of(cfg), device)
+    if device_map is not None and str(asked) != "auto":
+        raise UserError(f"backbone.device={asked}, backbone.device_map={device_map}: give one of the two")
+    source = Path(cls.pretrained(cfg)).expanduser()
+    if (source / "config.json").is_file():  # `shape_of` tells what else may be wrong with the name
+        _check_weights(source)
+
+
+def quantization_of(cfg: Mapping[str, Any]) -> str:
+    """How the decoder's weights are held: "none" (as they are), "4bit" or "8bit".
+
+    Raises:
+        UserError: anything else.
+    """
+    asked = cfg.get("quantization") or "none"
+    if asked not in QUANTIZATIONS:
+        raise unknown("backbone.quantization", asked, QUANTIZATIONS)
+    return str(asked)
+
+
+def _check_flash(dtype: Any, device: torch.device) -> None:
+    here = "; allowed here: sdpa, eager"
+    if find_spec("flash_attn") is None:
+        raise UserError(
+            f"backbone.attention=flash_attention_2: needs flash-attn and a CUDA GPU (pip install 'vtc[flash]'){here}"
+        )
+    if device.type != "cuda":
+        raise UserError(f"backbone.attention=flash_attention_2: needs a CUDA GPU, the device is {device.type}{here}")
+    if str(dtype) == "torch.float32":
+        raise UserError(
+            "backbone.attention=flash_attention_2, backbone.dtype=float32: it computes in 16 bit; "
+            "allowed: dtype=bf16 or fp16, or attention=sdpa, eager"
+        )
+
+
+def _check_quantization(quantization: str, device: torch.device) -> None:
+    if quantization == "none":
+        return
+    key, needed = f"backbone.quantization={quantization}", ".".join(map(str, BITSANDBYTES))
+    install = f"needs bitsandbytes {needed} or newer: pip install 'vtc[quant]'"
+    try:
+        found = version("bitsandbytes") if find_spec("bitsandbytes") else None
+    except PackageNotFoundError:
+        found = None
+    if found is None:
+        raise UserError(f"{key}: {install}")
+    if tuple(int(part) for part in found.split(".")[:3] if part.isdigit()) < BITSANDBYTES:
+        raise UserError(f"{key}: {install}; here is {found}")
+    import bitsandbytes
+
+    able = getattr(bitsandbytes, "supported_torch_devices", {"cuda"})
+    if device.type not in able:
+        raise UserError(f"{key}: bitsandbytes can't work on {device.type}; it can on {', '.join(sorted(able))}")
+
+
+def _check_weights(folder: Path) -> None:
+    """Complete safetensors in a local folder, as far as names tell."""
+    key, (whole, index) = f"backbone.pretrained={folder}", SAFETENSORS
+    if (folder / whole).is_file():
+        return
+    if not (folder / index).is_file():
+        old = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
+        if old:
+            raise UserError(f"{key}: only {old[0]}; weights are read as safetensors only, see {CONVERT}")
+        raise UserError(f"{key}: no weights there ({whole}, or {index} and its shards)")
+    try:
+        shards = set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{key}: {index} can't be read ({_first_line(error)})") from None
+    missing = sorted(name for name in shards if not (folder / name).is_file())
+    if missing:
+        raise UserError(f"{key}: {len(missing)} of its {len(shards)} weight files aren't there, {missing[0]} first")
+
+
+def _dtype(name: Any) -> Any:
+    import torch
+
+    if isinstance(name, torch.dtype):
+        return name
+    name = SHORT_DTYPES.get(name, name)
+    if name not in DTYPES:
+        close = nearest(str(name), [*DTYPES, *SHORT_DTYPES])
+        raise UserError(f"backbone.dtype={name}: unknown; allowed: {', '.join([*DTYPES, *SHORT_DTYPES])}{close}")
+    return name if name == "auto" else getattr(torch, name)
+
+
+def _device(name: Any) -> torch.device:
+    import torch
+
+    if str(name) == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    key, allowed = f"backbone.device={name}", ("auto", "cpu", "cuda", "cuda:N", "mps")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"{key}: allowed: {', '.join(allowed)}{nearest(str(name), allowed)}") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise UserError(f"{key}: no CUDA device here; use device=cpu or auto")
+        if (device.index or 0) >= count:
+            raise UserError(f"{key}: there are {count} CUDA devices here, cuda:0 to cuda:{count - 1}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"{key}: no Apple GPU here; use device=cpu or auto")
+    return device
+
+
+def _device_map(cfg: Mapping[str, Any]) -> Any:
+    """None, the name of a way to spread the layers, or a dict of modules and devices."""
+    asked = cfg.get("device_map")
+    if asked is None or isinstance(asked, Mapping):
+        return None if asked is None else dict(asked)
+    if asked not in DEVICE_MAPS:
+        raise UserError(
+            f"backbone.device_map={asked}: unknown; allowed: {', '.join(DEVICE_MAPS)}, null (one device: device=…), or "
+            f"{{module: device}}{nearest(str(asked), DEVICE_MAPS)}"
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"backbone.device_map={asked}: spreads one model over the GPUs, and {os.environ['WORLD_SIZE']} processes "
+            "share them already; allowed: null"
+        )
+    return asked
+
+
+# -- loading
+def load(cls: type[Backbone], cfg: Mapping[str, Any]) -> Backbone:
+    """See `Backbone.load`."""
+    import transformers
+    from safetensors import SafetensorError
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    check(cls, cfg)
+    config, source = cls._config(cfg), cls.pretrained(cfg)
+    dtype, remote = _dtype(cfg.get("dtype") or "auto"), bool(cfg.get("trust_remote_code", False))
+    settings: dict[str, Any] = {}
+    quantization = quantization_of(cfg)
+    if quantization != "none":
+        settings["quantization_config"] = _quantized(cls, config, quantization, dtype)
+    device_map = _device_map(cfg)
+    if device_map is None and not is_deepspeed_zero3_enabled():  # that gives each process its share of every weight
+        device_map = {"": _one_device(cfg)}
+    try:
+        with _converted(None if quantization != "none" else dtype):
+            model, told = getattr(transformers, cls.model_class).from_pretrained(
+                source,
+                config=config,
+                dtype=dtype,
+                attn_implementation=cfg.get("attention") or "sdpa",
+                device_map=device_map,
+                use_safetensors=True,
+                trust_remote_code=remote,
+                output_loading_info=True,
+                **settings,
+            )
+        processor = transformers.AutoProcessor.from_pretrained(source, trust_remote_code=remote)
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"backbone.pretrained={source}: can't be loaded ({_first_line(error)})") from error
+    if missing := sorted(told["missing_keys"]):
+        # transformers would draw them at random and warn
+        raise UserError(f"backbone.pretrained={source}: {len(missing)} of its weights aren't there, {missing[0]} first")
+    if device_map is None:
+        model = model.to(_one_device(cfg))
+    name, size = cfg.get("name") or cls.__name__, cfg.get("image_size")
+    backbone = cls(name, model.eval(), processor, cls._sized(config, name, size), size)
+    if quantization != "none":
+        # bitsandbytes says at each product of 8-bit weights that it rounds to float16
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        # peft asks the module that it puts adapters into, which for us is the decoder
+        setattr(backbone.decoder, f"is_loaded_in_{quantization}", True)
+    return backbone
+
+
+def _one_device(cfg: Mapping[str, Any]) -> torch.device:
+    import torch
+
+    device = _device(cfg.get("device") or "auto")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+@contextmanager
+def _converted(dtype: Any) -> Iterator[None]:
+    """While it is open, transformers reads files whose weights aren't stored in `dtype` tensor by tensor.
+
+    Args:
+        dtype: "auto": as they are stored; None: every file is read so.
+    """
+    from transformers import modeling_utils
+
+    opened = getattr(modeling_utils, "safe_open", None)
+    if dtype == "auto" or opened is None:
+        yield
+        return
+
+    def reading(file: Any, *args: Any, **kwargs: Any) -> Any:
+        mapped = opened(file, *args, **kwargs)
+        if kwargs.get("backend") != "mmap" or (dtype is not None and _stored(mapped) == {dtype}):
+            return mapped
+        return opened(file, *args, **{**kwargs, "backend": "pread"})
+
+    modeling_utils.safe_open = reading  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        modeling_utils.safe_open = opened  # type: ignore[attr-defined]
+
+
+def _stored(file: Any) -> set[Any]:
+    """The floating-point dtypes of an open safetensors file."""
+    import torch
+
+    known = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    found = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return {known[name] for name in found if name in known}
+
+
+# -- quantised weights
+def _quantized(cls: type[Backbone], config: Any, quantization: str, dtype: Any) -> Any:
+    """How bitsandbytes holds the decoder's linear layers: NF4 with double quantisation (QLoRA, arXiv 2305.14314,
+    section 3), or LLM.int8() (arXiv 2208.07339)."""
+    import torch
+    import transformers
+
+    with torch.device("meta"):
+        model = getattr(transformers, cls.model_class)(config)
+    if dtype == "auto":
+        stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
+        dtype = getattr(torch, stored) if isinstance(stored, str) else stored
+    skipped = outside_decoder(cls("", model, None, cls.shape_from(config, "")))
+    if quantization == "8bit":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        llm_int8_skip_modules=skipped,  # in spite of its name it counts for 4 bit too
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def outside_decoder(backbone: Backbone) -> list[str]:
+    """Names of the modules that are not of the decoder, the largest that hold nothing of it: tower, projector, head."""
+    decoder, found = backbone.decoder, []
+
+    def walk(module: Any, name: str) -> None:
+        for key, child in module.named_children():
+            if child is decoder:
+                continue
+            path = f"{name}.{key}" if name else key
+            if any(inner is decoder for inner in child.modules()):
+                walk(child, path)
+            else:
+                found.append(path)
+
+    walk(backbone.model, "")
+    return found
+
+
+def count(model: Any) -> int:
+    """Parameters of a model without LoRA; 4-bit weights lie two in a byte and are counted as the two they are."""
+    return sum(_count(p) for name, p in model.named_parameters() if ".lora_" not in name)
+
+
+def _count(parameter: Any) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else math.prod(state.shape)
+
+
+def is_quantized(parameter: Any) -> bool:
+    """Whether bitsandbytes holds this parameter in 4 or 8 bit."""
+    return type(parameter).__name__ in ("Params4bit", "Int8Params")
+
+
+def weight_bytes(backbone: Backbone, item: int, quantization: str = "none") -> int:
+    """Memory of the weights of a model without weights (`Backbone.skeleton`).
+
+    Args:
+        item: bytes of a parameter that isn't quantised.
+    """
+    import torch
+
+    total = item * sum(p.numel() for p in backbone.model.parameters())
+    if quantization == "none":
+        return total
+    linear = [m.weight for m in backbone.decoder.modules() if type(m) is torch.nn.Linear]
+    return total + sum(_quantized_bytes(w.shape, quantization) - item * w.numel() for w in linear)
+
+
+def _quantized_bytes(shape: Sequence[int], quantization: str) -> int:
+    """8 bit: a byte a weight and a float32 scale a row. 4 bit: half a byte a weight, a byte for the scale of 64 of
+    them, a float32 for the scale of 256 such scales; and two tables of 16 and 256 float32 and an offset."""
+    number = math.prod(shape)
+    if quantization == "8bit":
+        return number + 4 * shape[0]
+    scales = -(-number // BLOCK)
+    return -(-number // 2) + scales + 4 * -(-scales // BLOCKS) + 4 * (16 + 256 + 1)
+
+
+def _looks_local(source: str) -> bool:
+    return source.startswith((".", "/", "~")) or source.count("/") != 1 or Path(source).exists()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__
