@@ -73,6 +73,7 @@ class Budget:
             if self.tokens is None:
                 key, value = next(iter(self.given().items()))
                 raise UserError(f"{key}={value}: {shape.name} has no fixed number of visual tokens; use tokens=")
+            method_cls.offers(shape, **options)  # a method that can't do without one says so
             return int(self.tokens)
         offers = method_cls.offers(shape, **options)
         if self.tokens is not None:

@@ -160,5 +160,49 @@ backbones = Registry(
         "pocket": ("vtc.backbones.llava:Pocket", "the shipped miniature LLaVA: 96x96 images, 144 visual tokens"),
         "llava15_7b": ("vtc.backbones.llava:Llava15_7B", "LLaVA-1.5 7B: 336x336 images, 576 visual tokens"),
         "llava15_13b": ("vtc.backbones.llava:Llava15_13B", "LLaVA-1.5 13B: 336x336 images, 576 visual tokens"),
+        "llava_next_vicuna_7b": (
+            "vtc.backbones.llava_next:LlavaNextVicuna7B",
+            "LLaVA-NeXT (1.6) with Vicuna 7B: tiled images, up to 2928 tokens",
+        ),
+        "llava_next_vicuna_13b": (
+            "vtc.backbones.llava_next:LlavaNextVicuna13B",
+            "LLaVA-NeXT (1.6) with Vicuna 13B: tiled images, up to 2928 tokens",
+        ),
+        "llava_next_mistral_7b": (
+            "vtc.backbones.llava_next:LlavaNextMistral7B",
+            "LLaVA-NeXT (1.6) with Mistral 7B: tiled images, up to 2928 tokens",
+        ),
+        "llava_next_34b": (
+            "vtc.backbones.llava_next:LlavaNext34B",
+            "LLaVA-NeXT (1.6) with Yi 34B: tiled images, up to 2928 tokens",
+        ),
+        "llava_next_llama3_8b": (
+            "vtc.backbones.llava_next:LlavaNextLlama3_8B",
+            "LLaVA-NeXT with Llama 3 8B: tiled images, up to 2928 tokens",
+        ),
+        "llava_next_72b": (
+            "vtc.backbones.llava_next:LlavaNext72B",
+            "LLaVA-NeXT with Qwen1.5 72B: tiled images, up to 2928 tokens",
+        ),
+        "llava_next_110b": (
+            "vtc.backbones.llava_next:LlavaNext110B",
+            "LLaVA-NeXT with Qwen1.5 110B: tiled images, up to 2928 tokens",
+        ),
+        "llava_onevision_05b": (
+            "vtc.backbones.llava_onevision:LlavaOnevision05B",
+            "LLaVA-OneVision with Qwen2 0.5B: tiled images; 196 tokens a video frame",
+        ),
+        "llava_onevision_7b": (
+            "vtc.backbones.llava_onevision:LlavaOnevision7B",
+            "LLaVA-OneVision with Qwen2 7B: tiled images; 196 tokens a video frame",
+        ),
+        "llava_onevision_72b": (
+            "vtc.backbones.llava_onevision:LlavaOnevision72B",
+            "LLaVA-OneVision with Qwen2 72B: tiled images; 196 tokens a video frame",
+        ),
+        "video_llava_7b": (
+            "vtc.backbones.video_llava:VideoLlava7B",
+            "Video-LLaVA 7B: images; 257 tokens a video frame",
+        ),
     },
 )

@@ -28,6 +28,9 @@ def shape_of(cfg: Mapping[str, Any]) -> BackboneShape:
 
 FAMILIES = {  # a model's `model_type` → the class that knows it
     "llava": "vtc.backbones.llava:Llava",
+    "llava_next": "vtc.backbones.llava_next:LlavaNext",
+    "llava_onevision": "vtc.backbones.llava_onevision:LlavaOnevision",
+    "video_llava": "vtc.backbones.video_llava:VideoLlava",
 }
 
 

@@ -74,7 +74,7 @@ def build(name: str, tokens: int | None, shape: BackboneShape, **options: Any) -
     check_options(name, options)
     if tokens is None:
         tokens = cls.default_tokens(shape, **options)
-    elif shape.visual_tokens is not None and tokens not in cls.offers(shape, **options):
+    elif tokens not in cls.offers(shape, **options) and shape.visual_tokens is not None:
         from vtc.budget import Budget
 
         Budget(tokens=tokens).resolve(cls, shape, options)  # raises, with what it offers

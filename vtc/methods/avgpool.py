@@ -88,6 +88,7 @@ class AveragePooling(TokenMerger):
         every = range(1, (shape.visual_tokens or 0) + 1)
         if _checked(dims) == 1:
             return every
+        require_grid(cls.name, shape, "use method.dims=1")
         return [t for t in every if shape.grid and pooled_grid(t, shape.grid)]
 
     @classmethod
@@ -102,6 +103,17 @@ class AveragePooling(TokenMerger):
         if dims == 1 or left is shape or tokens is None or shape.grid is None:
             return left
         return dataclasses.replace(left, grid=pooled_grid(tokens, shape.grid))
+
+
+def require_grid(method: str, shape: BackboneShape, instead: str = "") -> None:
+    """Raises `UserError` where the visual tokens of an image are in no rectangular grid, or no longer in one.
+
+    Args:
+        instead: what the user may do about it.
+    """
+    if shape.grid is None and (shape.visual_tokens is not None or "tile_tokens" in shape.vision):
+        what = f"the visual tokens of {shape.name} are in no rectangular grid"
+        raise UserError(f"method={method}: it needs one, and {what}{f'; {instead}' if instead else ''}")
 
 
 def _checked(dims: int) -> int:

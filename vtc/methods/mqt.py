@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vtc.compressor import Context, Resampler
 from vtc.errors import UserError, unknown
+from vtc.methods.avgpool import require_grid
 
 if TYPE_CHECKING:
     from vtc.backbones.base import BackboneShape
@@ -69,6 +70,7 @@ class MQT(Resampler):
     def __init__(self, tokens: int | None, shape: BackboneShape, max_tokens: int = 256, keys: str = "position") -> None:
         if keys not in KEYS:
             raise unknown("method.keys", keys, KEYS)
+        require_grid(self.name, shape)
         if shape.width % 4 or shape.width % shape.heads:
             raise UserError(f"method=mqt: width {shape.width} of {shape.name} is no multiple of 4 and its heads")
         self.most = query_count(shape, max_tokens)

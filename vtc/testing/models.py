@@ -187,11 +187,11 @@ def text_row(ids: Sequence[int]) -> Row:
     return Row({"input_ids": list(ids), "attention_mask": [1] * len(ids)})
 
 
-def image_row(backbone: Backbone, image: Image) -> Row:
-    """The tokens that stand for an image, with whatever the family puts around it."""
-    made = backbone.encode([backbone.image_text], [[image]])
+def image_row(backbone: Backbone, *images: Image) -> Row:
+    """The tokens that stand for images which follow each other, with whatever the family puts around them."""
+    made = backbone.encode([backbone.image_text * len(images)], [images])
     start = int(made["input_ids"][0, 0] == backbone.tokenizer.bos_token_id)
-    return Row({n: made[n][0, start:].tolist() for n in ALONG if n in made}, [image])
+    return Row({n: made[n][0, start:].tolist() for n in ALONG if n in made}, [*images])
 
 
 def collate(backbone: Backbone, rows: Sequence[Row], padding: str = "left") -> dict[str, Tensor]:
@@ -230,8 +230,8 @@ def rows(
     made, size = [], itertools.cycle(sizes)
     for b, a, i in zip(before, after, images, strict=True):
         row = text_row(words(backbone, b, generator))
-        for _ in range(i):
-            row += image_row(backbone, picture(backbone, generator, next(size)))
+        if i:
+            row += image_row(backbone, *(picture(backbone, generator, next(size)) for _ in range(i)))
         made.append(row + text_row(words(backbone, a, generator)))
     return made
 

@@ -1,0 +1,129 @@
+"""LLaVA-NeXT (LLaVA-1.6): LLaVA whose images are cut into tiles, with newline tokens, as transformers has it.
+
+An image is the whole picture: its base tile, its other tiles and its newline tokens together are what a budget applies
+to (`vtc.backbones.anyres`). Newline tokens are visual tokens like others. The tokens are no rectangular grid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+from vtc.backbones import anyres
+from vtc.backbones.base import BackboneShape
+from vtc.backbones.chat import Chat
+from vtc.backbones.known import Known
+from vtc.backbones.llava import Llava
+from vtc.errors import UserError
+
+
+def require_model(config: Any, kind: str, source: str) -> None:
+    """Raises `UserError` unless `config` is of a model of this kind."""
+    if config.model_type != kind:
+        raise UserError(f"backbone.pretrained={source}: a {config.model_type} model; this backbone reads {kind} ones")
+
+
+class LlavaNext(Chat, Llava):
+    """Any `LlavaNextForConditionalGeneration`."""
+
+    model_class = "LlavaNextForConditionalGeneration"
+    model_type: ClassVar[str] = "llava_next"
+
+    @classmethod
+    def _check(cls, config: Any, source: str) -> None:
+        require_model(config, cls.model_type, source)
+
+    @classmethod
+    def shape_from(cls, config: Any, name: str, image_size: int | None = None) -> BackboneShape:
+        shape = Llava.shape_from(config, name)
+        vision = shape.vision | {"tile_tokens": shape.visual_tokens or 0}
+        if image_size is None:
+            return dataclasses.replace(shape, visual_tokens=None, grid=None, vision=vision)
+        layout = anyres.fixed(image_size, config, name)
+        vision["tiles"] = 1 + layout.tiles[0] * layout.tiles[1]
+        return dataclasses.replace(shape, visual_tokens=layout.tokens, grid=None, vision=vision)
+
+    def grid_of(self, count: int) -> None:
+        return None
+
+    def plain_prompt(self, question: str, images: int, videos: int) -> str:
+        return Llava.prompt(self, question, images)
+
+
+CLIP_336 = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+
+
+def _written(kind: str, width: int, intermediate: int, depth: int, heads: int, kv_heads: int, vocab: int) -> dict:
+    return {
+        "model_type": "llava_next",
+        "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "vision_config": CLIP_336,
+        "text_config": {
+            "model_type": kind,
+            "hidden_size": width,
+            "intermediate_size": intermediate,
+            "num_hidden_layers": depth,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "vocab_size": vocab,
+        },
+    }
+
+
+class LlavaNextVicuna7B(Known, LlavaNext):
+    """LLaVA-NeXT with Vicuna 7B."""
+
+    default_pretrained = "llava-hf/llava-v1.6-vicuna-7b-hf"
+    written = _written("llama", 4096, 11008, 32, 32, 32, 32064)
+
+
+class LlavaNextVicuna13B(Known, LlavaNext):
+    """LLaVA-NeXT with Vicuna 13B."""
+
+    default_pretrained = "llava-hf/llava-v1.6-vicuna-13b-hf"
+    written = _written("llama", 5120, 13824, 40, 40, 40, 32064)
+
+
+class LlavaNextMistral7B(Known, LlavaNext):
+    """LLaVA-NeXT with Mistral 7B."""
+
+    default_pretrained = "llava-hf/llava-v1.6-mistral-7b-hf"
+    written = _written("mistral", 4096, 14336, 32, 32, 8, 32064)
+
+
+class LlavaNext34B(Known, LlavaNext):
+    """LLaVA-NeXT with Yi 34B."""
+
+    default_pretrained = "llava-hf/llava-v1.6-34b-hf"
+    written = _written("llama", 7168, 20480, 60, 56, 8, 64064)
+
+
+class LlavaNextLlama3_8B(Known, LlavaNext):
+    """LLaVA-NeXT with Llama 3 8B."""
+
+    default_pretrained = "llava-hf/llama3-llava-next-8b-hf"
+    written = _written("llama", 4096, 14336, 32, 32, 8, 128320)
+
+
+class LlavaNext72B(Known, LlavaNext):
+    """LLaVA-NeXT with Qwen1.5 72B."""
+
+    default_pretrained = "llava-hf/llava-next-72b-hf"
+    written = _written("qwen2", 8192, 24576, 80, 64, 64, 152064)
+
+
+class LlavaNext110B(Known, LlavaNext):
+    """LLaVA-NeXT with Qwen1.5 110B."""
+
+    default_pretrained = "llava-hf/llava-next-110b-hf"
+    written = _written("qwen2", 8192, 49152, 80, 64, 8, 152064)

@@ -1,0 +1,92 @@
+"""Video-LLaVA: a tower for images, one for videos, and Vicuna (arXiv 2311.10122), as transformers has it.
+
+A frame of a video is an image of its own for budgets. It has 257 visual tokens, the tower's CLS first, which this model
+projects with the patches; a picture has the 256 patches alone. The sizes are those of frames, for which the family is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from vtc.backbones.base import BackboneShape
+from vtc.backbones.chat import Chat
+from vtc.backbones.frames import Videos
+from vtc.backbones.known import Known
+from vtc.backbones.llava import Llava
+from vtc.backbones.llava_next import require_model
+from vtc.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+    from transformers import BatchFeature
+
+
+class VideoLlava(Videos, Chat, Llava):
+    """Any `VideoLlavaForConditionalGeneration`."""
+
+    model_class = "VideoLlavaForConditionalGeneration"
+
+    @classmethod
+    def _check(cls, config: Any, source: str) -> None:
+        require_model(config, "video_llava", source)
+
+    @classmethod
+    def shape_from(cls, config: Any, name: str) -> BackboneShape:
+        shape = Llava.shape_from(config, name)
+        tokens = shape.vision["tokens"]
+        return dataclasses.replace(shape, visual_tokens=tokens, grid=None, vision=shape.vision | {"towers": 2})
+
+    @property
+    def vision_tower(self) -> Any:
+        """The tower of videos; pictures have one of their own, `core.image_tower`."""
+        return self.core.video_tower
+
+    @property
+    def tower_layers(self) -> Sequence[Any]:
+        raise UserError(f"backbone={self.name}: it has two vision towers, and their layers can't be watched")
+
+    def frames_of(self, features: Tensor) -> list[Tensor]:
+        return list(features)  # [V·F, N, D]
+
+    def plain_prompt(self, question: str, images: int, videos: int) -> str:
+        return "USER: " + "<image>\n" * images + "<video>\n" * videos + f"{question} ASSISTANT:"
+
+    def _processed(
+        self, text: list[str], images: list[list[Image]], videos: Sequence[Sequence[Sequence[Image]]] | None
+    ) -> BatchFeature:
+        batch = super()._processed(text, images, videos)
+        if "pixel_values_images" in batch:  # an older name, which the model is about to forget
+            batch["pixel_values"] = batch.pop("pixel_values_images")
+        return batch
+
+
+class VideoLlava7B(Known, VideoLlava):
+    """Video-LLaVA 7B."""
+
+    default_pretrained = "LanguageBind/Video-LLaVA-7B-hf"
+    written = {
+        "model_type": "video_llava",
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "image_size": 224,
+            "patch_size": 14,
+        },
+        "text_config": {
+            "model_type": "llama",
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "vocab_size": 32064,
+        },
+    }

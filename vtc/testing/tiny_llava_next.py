@@ -1,0 +1,91 @@
+"""A LLaVA-NeXT of random weights, with its own processor: tiles of 8×8 pixels and four patches."""
+
+from __future__ import annotations
+
+import torch
+
+from vtc.backbones.llava_next import LlavaNext
+from vtc.testing.models import BOS, IMAGE, PAD, tokenizer
+
+TILE, PATCH = 8, 4
+RESOLUTIONS = [[8, 16], [16, 8], [16, 16], [24, 8], [8, 24]]
+TEMPLATE = (
+    "{% for m in messages %}{{ 'USER: ' if m.role == 'user' else 'ASSISTANT: ' }}"
+    "{% for part in m.content if part.type == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in m.content if part.type == 'text' %}{{ part.text + ' ' }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)  # what Vicuna's checkpoints of LLaVA-NeXT say, in fewer words
+
+
+def tiny_llava_next(
+    kind: str = "llama", image_size: int | None = 16, width: int = 32, depth: int = 4, seed: int = 0
+) -> LlavaNext:
+    """A `LlavaNextForConditionalGeneration` in eval mode. A square of 16 pixels is five tiles: 24 visual tokens.
+
+    Args:
+        kind: of the decoder: llama, mistral, qwen2.
+        image_size: as the backbone's.
+    """
+    from transformers import (
+        CLIPVisionConfig,
+        LlavaNextConfig,
+        LlavaNextForConditionalGeneration,
+        LlavaNextImageProcessor,
+        LlavaNextProcessor,
+    )
+
+    vision = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=TILE,
+        patch_size=PATCH,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = LlavaNextConfig(
+            vision_config=vision,
+            text_config=tiny_decoder(kind, width, depth),
+            image_token_id=IMAGE,  # type: ignore[call-arg]
+            image_grid_pinpoints=RESOLUTIONS,
+        )
+        model = LlavaNextForConditionalGeneration(config).eval()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = PAD
+    processor = LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessor(
+            size={"shortest_edge": TILE},
+            crop_size={"height": TILE, "width": TILE},
+            image_grid_pinpoints=RESOLUTIONS,
+        ),
+        tokenizer=tokenizer(),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
+    return LlavaNext.wrap(model, processor, image_size=image_size)
+
+
+def tiny_decoder(kind: str, width: int, depth: int) -> object:
+    """The config of a decoder with grouped queries."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(
+        kind,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=depth,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=width // 4,
+        vocab_size=64,
+        max_position_embeddings=2048,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=None,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+    )

@@ -1,0 +1,56 @@
+"""A Video-LLaVA of random weights, with its own processors: 16 patches of a picture, 17 tokens of a frame."""
+
+from __future__ import annotations
+
+import torch
+
+from vtc.backbones.video_llava import VideoLlava
+from vtc.testing.models import IMAGE, PAD, tokenizer
+from vtc.testing.tiny_llava_next import tiny_decoder
+from vtc.testing.tiny_llava_onevision import VIDEO
+
+SIDE, PATCH = 16, 4
+
+
+def tiny_video_llava(width: int = 32, depth: int = 4, seed: int = 0) -> VideoLlava:
+    """A `VideoLlavaForConditionalGeneration` in eval mode."""
+    from transformers import (
+        CLIPVisionConfig,
+        VideoLlavaConfig,
+        VideoLlavaForConditionalGeneration,
+        VideoLlavaImageProcessor,
+        VideoLlavaProcessor,
+        VideoLlavaVideoProcessor,
+    )
+
+    vision = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=SIDE,
+        patch_size=PATCH,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = VideoLlavaConfig(
+            vision_config=vision,
+            text_config=tiny_decoder("llama", width, depth),
+            image_token_id=IMAGE,  # type: ignore[call-arg]
+            video_token_id=VIDEO,  # type: ignore[call-arg]
+        )
+        model = VideoLlavaForConditionalGeneration(config).eval()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = PAD
+    words = tokenizer(["<video>"], {"image_token": "<image>", "video_token": "<video>"})
+    size = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
+    processor = VideoLlavaProcessor(
+        image_processor=VideoLlavaImageProcessor(**size),
+        video_processor=VideoLlavaVideoProcessor(**size),
+        tokenizer=words,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    return VideoLlava.wrap(model, processor)
