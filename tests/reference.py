@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,13 +26,15 @@ def decoder(
     changes: dict[int, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] | None = None,
     hidden_from: dict[int, Tensor] | None = None,
     causal: bool = True,
+    deep: Sequence[Tensor] = (),
 ) -> Tensor:
     """Last hidden states of one row.
 
     Args:
-        x: [L, D]; position: [L].
+        x: [L, D]; position: [L], or [3, L] of M-RoPE.
         changes: layer → (x, position) → (x, position), before that layer.
         hidden_from: layer → [L] bool, tokens that nothing can attend to from that layer on.
+        deep: what is added behind the first layers, [L, D] each.
     """
     lm = backbone.decoder
     hide = torch.zeros(len(x), dtype=torch.bool)
@@ -46,8 +48,9 @@ def decoder(
         allowed = allowed.tril() if causal else allowed
         allowed = allowed & ~hide | torch.eye(len(x), dtype=torch.bool)
         mask = torch.zeros(allowed.shape, dtype=x.dtype).masked_fill(~allowed, torch.finfo(x.dtype).min)[None, None]
-        rope = lm.rotary_emb(x[None], position[None])
+        rope = lm.rotary_emb(x[None], position[None] if position.ndim == 1 else position[:, None])
         x = layer(x[None], attention_mask=mask, position_embeddings=rope)[0]
+        x = x + deep[i] if i < len(deep) else x
     return lm.norm(x)
 
 

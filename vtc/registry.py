@@ -204,5 +204,37 @@ backbones = Registry(
             "vtc.backbones.video_llava:VideoLlava7B",
             "Video-LLaVA 7B: images; 257 tokens a video frame",
         ),
+        "qwen2vl_2b": (
+            "vtc.backbones.qwen_vl_sizes:Qwen2VL_2B",
+            "Qwen2-VL 2B: images in their own resolution",
+        ),
+        "qwen2vl_7b": (
+            "vtc.backbones.qwen_vl_sizes:Qwen2VL_7B",
+            "Qwen2-VL 7B: images in their own resolution",
+        ),
+        "qwen25vl_3b": (
+            "vtc.backbones.qwen_vl_sizes:Qwen2_5VL_3B",
+            "Qwen2.5-VL 3B: images in their own resolution",
+        ),
+        "qwen25vl_7b": (
+            "vtc.backbones.qwen_vl_sizes:Qwen2_5VL_7B",
+            "Qwen2.5-VL 7B: images in their own resolution",
+        ),
+        "qwen25vl_72b": (
+            "vtc.backbones.qwen_vl_sizes:Qwen2_5VL_72B",
+            "Qwen2.5-VL 72B: images in their own resolution",
+        ),
+        "qwen3vl_2b": (
+            "vtc.backbones.qwen_vl_sizes:Qwen3VL_2B",
+            "Qwen3-VL 2B: images in their own resolution, deepstack",
+        ),
+        "qwen3vl_4b": (
+            "vtc.backbones.qwen_vl_sizes:Qwen3VL_4B",
+            "Qwen3-VL 4B: images in their own resolution, deepstack",
+        ),
+        "qwen3vl_8b": (
+            "vtc.backbones.qwen_vl_sizes:Qwen3VL_8B",
+            "Qwen3-VL 8B: images in their own resolution, deepstack",
+        ),
     },
 )

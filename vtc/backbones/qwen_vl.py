@@ -1,0 +1,325 @@
+"""Qwen2-VL (arXiv 2409.12191), Qwen2.5-VL (arXiv 2502.13923) and Qwen3-VL (arXiv 2511.21631), as transformers has them.
+
+Images keep their resolution: a picture of H×W pixels is H/28 × W/28 visual tokens (Qwen3-VL: /32), within the bounds of
+the processor, and two frames of a video are one such picture. Positions have three axes (M-RoPE). Qwen2.5-VL's tower
+attends in windows; Qwen3-VL adds features of three of its tower's layers behind the LLM's first three (deepstack), and
+writes the time of each picture of a video before it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vtc.backbones.base import Backbone, BackboneShape
+from vtc.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+    from transformers import BatchFeature
+
+Grid = tuple[int, int]
+START, STOP = "<|im_start|>", "<|im_end|>"
+
+
+class QwenVL(Backbone):
+    """What the three families share.
+
+    Class attributes:
+        kind: the `model_type` of its configuration.
+        system: the text that its chat template begins a conversation with.
+        frames_per_second: at which frames of a video are taken to be sampled, the processor's own default.
+        pixels: the least and the most that an image may have for the released processors.
+    """
+
+    position_axes = 3
+    kind: ClassVar[str]
+    system: ClassVar[str] = f"{START}system\nYou are a helpful assistant.{STOP}\n"
+    frames_per_second: ClassVar[float] = 2.0
+    pixels: ClassVar[tuple[int, int]] = 56**2, 3584**2
+    image_text = "<|vision_start|><|image_pad|><|vision_end|>"
+    video_text = "<|vision_start|><|video_pad|><|vision_end|>"
+
+    @classmethod
+    def _check(cls, config: Any, source: str) -> None:
+        if config.model_type != cls.kind:
+            raise UserError(
+                f"backbone.pretrained={source}: a {config.model_type} model; this backbone reads {cls.kind} ones"
+            )
+
+    @classmethod
+    def shape_from(cls, config: Any, name: str, image_size: int | None = None) -> BackboneShape:
+        text, vision = getattr(config, "text_config", config), config.vision_config  # the hub's are flat
+        patch, merge = vision.patch_size, vision.spatial_merge_size
+        if image_size is not None and image_size % (patch * merge):
+            raise cls._refused(image_size, name, patch * merge, cls.pixels)
+        side = (image_size or 0) // patch
+        return BackboneShape(
+            name=name,
+            depth=text.num_hidden_layers,
+            width=text.hidden_size,
+            visual_tokens=(side // merge) ** 2 if side else None,
+            grid=(side // merge, side // merge) if side else None,
+            intermediate=text.intermediate_size,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            vocab=text.vocab_size,
+            vision={
+                "depth": vision.depth,
+                "feature_layer": -1,
+                "heads": vision.num_heads,
+                "tokens": side**2,
+                "cls": 0,
+                "image_size": image_size or 0,
+                "patch_size": patch,
+                **cls._tower(vision),
+            },
+        )
+
+    @classmethod
+    def shape_of(cls, cfg: Mapping[str, Any]) -> BackboneShape:
+        shape = super().shape_of(cfg)
+        cls._within(shape, cls._pixels_of(cls.pretrained(cfg)))
+        return shape
+
+    def __init__(
+        self, name: str, model: Any, processor: Any, shape: BackboneShape, image_size: int | None = None
+    ) -> None:
+        if processor is not None:
+            size = processor.image_processor.size
+            self._within(shape, (size["shortest_edge"], size["longest_edge"]))
+        super().__init__(name, model, processor, shape, image_size)
+
+    @classmethod
+    def _within(cls, shape: BackboneShape, pixels: tuple[int, int]) -> None:
+        """Raises `UserError` for a size of images that the processor wouldn't leave as it is."""
+        side = shape.vision["image_size"]
+        if side and not pixels[0] <= side * side <= pixels[1]:
+            raise cls._refused(side, shape.name, side // (shape.grid or (1, 1))[0], pixels)
+
+    @staticmethod
+    def _refused(side: int, name: str, step: int, pixels: tuple[int, int]) -> UserError:
+        least, most = math.ceil(pixels[0] ** 0.5 / step) * step, math.floor(pixels[1] ** 0.5 / step) * step
+        allowed = f"multiples of {step} from {least} to {most}, or null"
+        return UserError(f"backbone.image_size={side}: {name} takes {allowed}")
+
+    @classmethod
+    def _pixels_of(cls, source: str) -> tuple[int, int]:
+        """What the processor in the folder `source` says, else what the released ones do."""
+        for name in ("processor_config.json", "preprocessor_config.json"):
+            file = Path(source) / name
+            if file.is_file():
+                said = json.loads(file.read_text(encoding="utf-8"))
+                said = said.get("image_processor", said)
+                size = said.get("size") or {}
+                least = said.get("min_pixels") or size.get("shortest_edge")
+                most = said.get("max_pixels") or size.get("longest_edge")
+                if least and most:
+                    return least, most
+        return cls.pixels
+
+    @classmethod
+    def _tower(cls, vision: Any) -> dict[str, int]:
+        """Width and MLP width of the tower."""
+        return {"width": vision.hidden_size, "intermediate": vision.intermediate_size}
+
+    # -- parts
+    @property
+    def core(self) -> Any:
+        return self.model.model
+
+    @property
+    def decoder(self) -> Any:
+        return self.model.model.language_model
+
+    @property
+    def projector(self) -> Any:
+        return self.vision_tower.merger
+
+    @property
+    def vision_tower(self) -> Any:
+        return self.model.model.visual
+
+    @property
+    def image_token_id(self) -> int:
+        return self.model.config.image_token_id
+
+    @property
+    def placeholders(self) -> tuple[int, ...]:
+        return self.model.config.image_token_id, self.model.config.video_token_id
+
+    # -- what a call brings
+    def image_features(self, kwargs: dict[str, Any]) -> list[Tensor] | None:
+        import torch
+
+        outputs = dict(kwargs.get("mm_encoder_outputs") or {})
+        if not outputs:  # beside such ones the model takes no pixels
+            named = inspect.signature(type(self.core).forward).parameters
+            rest = {k: v for k, v in kwargs.items() if k not in named}
+            for media, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+                if kwargs.get(pixels) is not None:
+                    compute = getattr(self.core, f"get_{media}_features")
+                    outputs[media] = compute(kwargs[pixels], kwargs.get(f"{media}_grid_thw"), return_dict=True, **rest)
+                    kwargs[pixels] = None
+            if not outputs:
+                return None
+            kwargs["mm_encoder_outputs"] = outputs
+        whole = {media: torch.cat(list(out.pooler_output)) for media, out in outputs.items()}
+        taken = dict.fromkeys(whole, 0)
+        features = []
+        for media, count, _ in self._pictures(kwargs):
+            if media in whole:
+                features.append(whole[media][taken[media] : taken[media] + count])
+                taken[media] += count
+        return features
+
+    def grids(self, kwargs: dict[str, Any], features: Sequence[Tensor]) -> list[Grid | None]:
+        return [grid for _, _, grid in self._pictures(kwargs)]
+
+    def _pictures(self, kwargs: Mapping[str, Any]) -> list[tuple[str, int, Grid | None]]:
+        """The images, and the pictures of videos (one for two frames), of a call in the order of its prompts: (`image`
+        or `video`, visual tokens, grid).
+
+        The processor's grids say it. `generate` keeps those to itself, but the positions that it passes on tell the
+        same.
+        """
+        ids, merge = kwargs.get("input_ids"), self.model.config.vision_config.spatial_merge_size
+        given = {media: kwargs.get(f"{media}_grid_thw") for media in ("image", "video")}
+        if ids is None:
+            return []
+        if all(grids is None for grids in given.values()):
+            return self._pictures_by_position(ids, kwargs.get("position_ids"))
+        known = {}
+        for media, grids in given.items():
+            every = [] if grids is None else grids.tolist()
+            known[media] = iter([(h // merge, w // merge) for t, h, w in every for _ in range(t)])
+        image, video = self.placeholders
+        is_video = (ids[(ids == image) | (ids == video)] == video).tolist()
+        pictures: list[tuple[str, int, Grid | None]] = []
+        at = 0
+        while at < len(is_video):
+            media = "video" if is_video[at] else "image"
+            grid = next(known[media], None)
+            if grid is None:
+                break  # fewer than the prompt has places for: the model itself says so
+            pictures.append((media, grid[0] * grid[1], grid))
+            at += grid[0] * grid[1]
+        return pictures
+
+    def _pictures_by_position(self, ids: Tensor, position: Tensor | None) -> list[tuple[str, int, Grid | None]]:
+        """A picture begins where height and width are those of the first token of its image or video, and its first
+        row is as long as the height stays what it is there."""
+        import torch
+        from torch.nn.functional import pad
+
+        image, video = self.placeholders
+        kind = (ids == image).long() + 2 * (ids == video)
+        begins = (kind > 0) & (kind != pad(kind, (1, 0))[:, :-1])
+        axes = position is not None and position.ndim == 3
+        if position is not None and axes:
+            column = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+            first = column.masked_fill(~begins, 0).cummax(1).values
+            height, width = position[-2:].to(ids.device)
+            top = height == height.gather(1, first)
+            begins |= (kind > 0) & top & (width == width.gather(1, first))
+        number = begins.flatten().cumsum(0)[kind.flatten() > 0] - 1
+        media = ["video" if k == 2 else "image" for k in kind[begins].tolist()]
+        counts = number.bincount().tolist()
+        if not axes:
+            return [(m, n, None) for m, n in zip(media, counts, strict=True)]
+        wide = number[top[kind > 0]].bincount().tolist()
+        return [(m, n, (n // w, w)) for m, n, w in zip(media, counts, wide, strict=True)]
+
+    # -- prompts and inputs
+    def prompt(self, question: str, images: int = 1, videos: int = 0) -> str:
+        """One question by the family's chat template, images and videos before it."""
+        return self._rendered([self._asked(question, images, videos)])
+
+    def conversation(self, turns: Sequence[tuple[str, str]], images: int = 1) -> list[tuple[str, bool]]:
+        messages: list[dict[str, Any]] = []
+        pieces: list[tuple[str, bool]] = []
+        for turn, (question, answer) in enumerate(turns):
+            messages.append(self._asked(question, 0 if turn else images, 0))
+            whole, said = self._rendered(messages), "".join(text for text, _ in pieces)
+            if not whole.startswith(said):
+                raise UserError(f"backbone={self.name}: its chat template changes earlier answers; it can't be trained")
+            pieces += [(whole[len(said) :], False), (answer + STOP, True)]
+            messages.append({"role": "assistant", "content": answer})
+        return pieces
+
+    def _asked(self, question: str, images: int, videos: int) -> dict[str, Any]:
+        parts = [{"type": "image"}] * images + [{"type": "video"}] * videos
+        return {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+
+    def _rendered(self, messages: list[dict[str, Any]]) -> str:
+        """The conversation up to where the next answer begins."""
+        if getattr(self.processor, "chat_template", None):
+            return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        standing = {"image": self.image_text, "video": self.video_text}
+        text = self.system
+        for message in messages:
+            content = message["content"]
+            if not isinstance(content, str):
+                content = "".join(standing.get(part["type"], part.get("text")) for part in content)
+            text += f"{START}{message['role']}\n{content}{STOP}\n"
+        return text + f"{START}assistant\n"
+
+    def _processed(
+        self, text: list[str], images: list[list[Image]], videos: Sequence[Sequence[Sequence[Image]]] | None
+    ) -> BatchFeature:
+        from transformers.video_utils import VideoMetadata
+
+        given: dict[str, Any] = {"images": [image for row in images for image in row] or None}
+        clips = [self._clip(frames) for row in videos or () for frames in row]
+        if clips:
+            about = [
+                VideoMetadata(total_num_frames=len(c), fps=self.frames_per_second, frames_indices=list(range(len(c))))
+                for c in clips
+            ]
+            given |= {"videos": clips, "video_metadata": about, "do_sample_frames": False}
+        if self.image_size is not None:
+            given["do_resize"] = False  # in this size they come already
+        return self.processor(text=text, padding=True, padding_side="left", return_tensors="pt", **given)
+
+    def _clip(self, frames: Sequence[Image]) -> list[Image]:
+        """Frames as they are read: at least as many as make one picture."""
+        sized = [self._sized_image(frame) for frame in frames]
+        return sized + sized[-1:] * (self.model.config.vision_config.temporal_patch_size - len(sized))
+
+    def positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """[3, B, L]: time, height and width."""
+        mask = inputs["attention_mask"]
+        names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+        given = {name: inputs[name] for name in names if inputs.get(name) is not None}
+        if not given:
+            return super().positions(inputs).expand(3, -1, -1)
+        kinds = inputs["mm_token_type_ids"]
+        return self.core.get_rope_index(inputs["input_ids"], kinds, attention_mask=mask, **given)[0]
+
+
+class Qwen2VL(QwenVL):
+    """Any `Qwen2VLForConditionalGeneration`."""
+
+    model_class, kind = "Qwen2VLForConditionalGeneration", "qwen2_vl"
+
+    @classmethod
+    def _tower(cls, vision: Any) -> dict[str, int]:
+        return {"width": vision.embed_dim, "intermediate": vision.embed_dim * vision.mlp_ratio}
+
+
+class Qwen2_5VL(QwenVL):
+    """Any `Qwen2_5_VLForConditionalGeneration`."""
+
+    model_class, kind = "Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl"
+
+
+class Qwen3VL(QwenVL):
+    """Any `Qwen3VLForConditionalGeneration` (the dense ones)."""
+
+    model_class, kind, system = "Qwen3VLForConditionalGeneration", "qwen3_vl", ""
+    pixels = 256**2, 4096**2
