@@ -159,6 +159,15 @@ backbones = Registry(
     {
         "pocket": ("vtc.backbones.llava:Pocket", "the shipped miniature LLaVA: 96x96 images, 144 visual tokens"),
         "llava15_7b": ("vtc.backbones.llava:Llava15_7B", "LLaVA-1.5 7B: 336x336 images, 576 visual tokens"),
+        "internvl3_1b": ("vtc.backbones.internvl:InternVL3_1B", "InternVL3 1B: tiles of 448x448, 256 tokens each"),
+        "internvl3_2b": ("vtc.backbones.internvl:InternVL3_2B", "InternVL3 2B: tiles of 448x448, 256 tokens each"),
+        "internvl3_8b": ("vtc.backbones.internvl:InternVL3_8B", "InternVL3 8B: tiles of 448x448, 256 tokens each"),
+        "internvl3_14b": ("vtc.backbones.internvl:InternVL3_14B", "InternVL3 14B: tiles of 448x448, 256 tokens each"),
+        "smolvlm2_256m": ("vtc.backbones.idefics3:SmolVLM2_256M", "SmolVLM2 256M: tiles of 512x512, 64 tokens each"),
+        "smolvlm2_500m": ("vtc.backbones.idefics3:SmolVLM2_500M", "SmolVLM2 500M: tiles of 512x512, 64 tokens each"),
+        "smolvlm2_2b": ("vtc.backbones.idefics3:SmolVLM2_2B", "SmolVLM2 2.2B: tiles of 384x384, 81 tokens each"),
+        "smolvlm_2b": ("vtc.backbones.idefics3:SmolVLM_2B", "SmolVLM 2.2B: tiles of 384x384, 81 tokens each"),
+        "idefics3_8b": ("vtc.backbones.idefics3:Idefics3_8B", "Idefics3 8B: tiles of 364x364, 169 tokens each"),
         "llava15_13b": ("vtc.backbones.llava:Llava15_13B", "LLaVA-1.5 13B: 336x336 images, 576 visual tokens"),
         "llava_next_vicuna_7b": (
             "vtc.backbones.llava_next:LlavaNextVicuna7B",

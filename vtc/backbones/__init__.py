@@ -27,9 +27,12 @@ def shape_of(cfg: Mapping[str, Any]) -> BackboneShape:
 
 
 FAMILIES = {  # a model's `model_type` → the class that knows it
+    "idefics3": "vtc.backbones.idefics3:Idefics3",
+    "internvl": "vtc.backbones.internvl:InternVL",
     "llava": "vtc.backbones.llava:Llava",
     "llava_next": "vtc.backbones.llava_next:LlavaNext",
     "llava_onevision": "vtc.backbones.llava_onevision:LlavaOnevision",
+    "smolvlm": "vtc.backbones.idefics3:SmolVLM",
     "video_llava": "vtc.backbones.video_llava:VideoLlava",
 }
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
     from transformers import BatchFeature
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class BackboneShape:
             many tokens stand before the patches (CLIP 1, SigLIP 0), `feature_layer` which hidden states are projected,
             `tokens` how many the tower sees of an image, where it sees all images alike and whole,
             `image_size` the side of its images; where they may have any size, that of the example that costs are
-            measured on.
+            measured on. Of families that cut pictures into tiles all of this is said of one tile, with its
+            `tile_tokens`, and beside it how many `tiles` an image has. `projector`: its multiplications for a visual
+            token, where it isn't LLaVA's.
         head_dim: width of an attention head, where it is not `width / heads`.
     """
 
@@ -74,6 +77,7 @@ class Backbone:
         image_text, video_text: what stands for an image and for a video in a prompt that the processor reads; a family
             without videos has None.
         position_axes: of the decoder's position ids; 3 for M-RoPE.
+        size_options: keys of the config, and arguments of the constructor, that the number of visual tokens depends on.
     """
 
     default_pretrained: ClassVar[str | None] = None
@@ -81,6 +85,7 @@ class Backbone:
     image_text: ClassVar[str] = "<image>"
     video_text: ClassVar[str | None] = None
     position_axes: ClassVar[int] = 1
+    size_options: ClassVar[tuple[str, ...]] = ("image_size",)
 
     def __init__(
         self, name: str, model: Any, processor: Any, shape: BackboneShape, image_size: int | None = None
@@ -125,10 +130,10 @@ class Backbone:
             try:
                 config = json.loads(file.read_text(encoding="utf-8"), object_hook=lambda d: SimpleNamespace(**d))
                 cls._check(config, source)
-                return cls._sized(config, name, cfg.get("image_size"))
+                return cls._sized(config, name, cfg)
             except (AttributeError, TypeError, ValueError):
                 pass  # not written out in full (transformers knows the defaults), or damaged (it says how)
-        return cls._sized(cls._config(cfg), name, cfg.get("image_size"))
+        return cls._sized(cls._config(cfg), name, cfg)
 
     @classmethod
     def shape_from(cls, config: Any, name: str) -> BackboneShape:
@@ -138,15 +143,23 @@ class Backbone:
         raise NotImplementedError
 
     @classmethod
-    def _sized(cls, config: Any, name: str, image_size: int | None) -> BackboneShape:
-        """`shape_from`, for images of this size."""
-        if image_size is None:
-            return cls.shape_from(config, name)
+    def _sized(cls, config: Any, name: str, cfg: Mapping[str, Any]) -> BackboneShape:
+        """`shape_from`, for images as `cfg` has them (`size_options`)."""
+        options = {key: cfg[key] for key in cls.size_options if cfg.get(key) is not None}
+        size = options.get("image_size")
+        if size is None:
+            return cls.shape_from(config, name, **options)
         if "image_size" not in inspect.signature(cls.shape_from).parameters:
-            raise UserError(f"backbone.image_size={image_size}: {name} has one size of images; allowed: null")
-        if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
-            raise UserError(f"backbone.image_size={image_size}: allowed: a side in pixels, or null")
-        return cls.shape_from(config, name, image_size=image_size)  # type: ignore[call-arg]
+            raise UserError(f"backbone.image_size={size}: {name} has one size of images; allowed: null")
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise UserError(f"backbone.image_size={size}: allowed: a side in pixels, or null")
+        return cls.shape_from(config, name, **options)
+
+    @classmethod
+    def made(cls, config: Any, name: str, model: Any, processor: Any, cfg: Mapping[str, Any]) -> Self:
+        """A backbone with images as `cfg` has them."""
+        options = {key: cfg.get(key) for key in cls.size_options}
+        return cls(name, model, processor, cls._sized(config, name, cfg), **options)
 
     @classmethod
     def load(cls, cfg: Mapping[str, Any]) -> Backbone:
@@ -181,19 +194,20 @@ class Backbone:
         config, name = cls._skeleton_config(cfg), cfg.get("name") or cls.__name__
         with torch.device("meta"):
             model = getattr(transformers, cls.model_class)(config)
-        size = cfg.get("image_size")
-        return cls(name, model, None, cls._sized(config, name, size), size)
+        return cls.made(config, name, model, None, cfg)
 
     @classmethod
     def _skeleton_config(cls, cfg: Mapping[str, Any]) -> Any:
         return cls._config(cfg)
 
     @classmethod
-    def wrap(
-        cls, model: Any, processor: Any | None = None, name: str = "model", image_size: int | None = None
-    ) -> Backbone:
-        """A model that is already in memory, as a backbone of this family."""
-        return cls(name, model, processor, cls._sized(model.config, name, image_size), image_size)
+    def wrap(cls, model: Any, processor: Any | None = None, name: str = "model", **options: Any) -> Self:
+        """A model that is already in memory, as a backbone of this family.
+
+        Args:
+            options: those of `size_options`.
+        """
+        return cls.made(model.config, name, model, processor, options)
 
     # -- parts
     @property

@@ -24,7 +24,7 @@ class Known(Backbone):
         if cls.pretrained(cfg) != cls.default_pretrained:
             return super().shape_of(cfg)
         config = json.loads(json.dumps(cls.written), object_hook=lambda d: SimpleNamespace(**d))
-        return cls._sized(config, cfg.get("name") or cls.__name__, cfg.get("image_size"))
+        return cls._sized(config, cfg.get("name") or cls.__name__, cfg)
 
     @classmethod
     def _skeleton_config(cls, cfg: Mapping[str, Any]) -> Any:

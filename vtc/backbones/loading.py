@@ -220,8 +220,7 @@ def load(cls: type[Backbone], cfg: Mapping[str, Any]) -> Backbone:
         raise UserError(f"backbone.pretrained={source}: {len(missing)} of its weights aren't there, {missing[0]} first")
     if device_map is None:
         model = model.to(_one_device(cfg))
-    name, size = cfg.get("name") or cls.__name__, cfg.get("image_size")
-    backbone = cls(name, model.eval(), processor, cls._sized(config, name, size), size)
+    backbone = cls.made(config, cfg.get("name") or cls.__name__, model.eval(), processor, cfg)
     if quantization != "none":
         # bitsandbytes says at each product of 8-bit weights that it rounds to float16
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)

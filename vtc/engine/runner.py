@@ -433,7 +433,7 @@ class Engine:
         behind = ((tokens.role != TEXT) & tokens.mask).cumsum(1) > 0
         column = torch.arange(tokens.mask.shape[1], device=last.device)
         ahead = (column <= last[..., None]) & self._questions(tokens.block, tokens.mask) & asked[..., None]  # [B, Q, L]
-        text = (tokens.role == TEXT) & behind & ahead.any(1)
+        text = (tokens.role == TEXT) & behind & ~_inside(tokens) & ahead.any(1)
         return torch.where(text.any(1, keepdim=True), text, self._asking(tokens) > 0)
 
     def _asking(self, tokens: TokenSequence) -> Tensor:
@@ -489,6 +489,15 @@ def _deepstack(x: Tensor, kwargs: dict) -> Tensor | None:
 def _last(mask: Tensor) -> Tensor:
     """The last True of each row, [..., L] → [...]."""
     return torch.arange(mask.shape[-1], device=mask.device).expand_as(mask).masked_fill(~mask, 0).amax(-1)
+
+
+def _inside(tokens: TokenSequence) -> Tensor:
+    """[B, L] bool: text between the tiles of one image, which is the image's and no prompt's."""
+    image = torch.where(tokens.mask, tokens.image, -1)
+    many = image.shape[1]
+    before = image.cummax(1).values
+    after = torch.where(image < 0, many, image).flip(1).cummin(1).values.flip(1)
+    return (image < 0) & (before == after)
 
 
 def _tail(tokens: TokenSequence, last: Tensor) -> int:

@@ -53,8 +53,8 @@ def head(shape: BackboneShape, tokens: int = 1) -> float:
 
 
 def vision(shape: BackboneShape, images: int = 1) -> float:
-    """The vision tower (patch convolution, all of its layers: transformers runs them all, whichever is read) and
-    LLaVA's two-layer projector, for `images` images."""
+    """The vision tower (patch convolution, all of its layers: transformers runs them all, whichever is read) and the
+    projector, for `images` images: as many multiplications a visual token as the family says, or LLaVA's two layers."""
     v = shape.vision
     if "tokens" not in v:  # a tower that sees an image in parts, or as large as it is
         return 0.0
@@ -62,8 +62,8 @@ def vision(shape: BackboneShape, images: int = 1) -> float:
     patches = (v["image_size"] // v["patch_size"]) ** 2
     stem = 2.0 * patches * 3 * v["patch_size"] ** 2 * w
     per_layer = 2.0 * t * (4 * w * w + 2 * w * v["intermediate"]) + 4.0 * t * t * w
-    projector = 2.0 * (shape.visual_tokens or patches) * (w * shape.width + shape.width**2)
-    return images * (stem + v["depth"] * per_layer + projector)
+    projector = 2.0 * (shape.visual_tokens or patches) * v.get("projector", w * shape.width + shape.width**2)
+    return images * (v.get("tiles", 1) * (stem + v["depth"] * per_layer) + projector)
 
 
 def total(shape: BackboneShape, calls: Sequence[Call], causal: bool = True) -> float:

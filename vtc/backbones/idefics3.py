@@ -1,0 +1,242 @@
+"""Idefics3 (arXiv 2408.12637) and SmolVLM (arXiv 2504.05299), as transformers has them: SigLIP, pixel shuffle, one
+linear projector, a Llama decoder.
+
+A picture is enlarged until its longer side is four tiles long, and cut into rows and columns of them; behind them comes
+the whole picture in small, the global tile. Each tile stands in the prompt behind a text of its own, `<row_1_col_2>` or
+`<global-img>`, so that an image's visual tokens stand apart. The frames of a video (SmolVLM2) are pictures of one tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vtc.backbones.base import BackboneShape
+from vtc.backbones.known import Known
+from vtc.backbones.tiles import Frames, Tiled
+from vtc.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+GLOBAL = "<global-img>"  # what stands before the last tile of an image
+MESSAGES = (  # of the chat templates
+    "{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{{ ':' if message['content'] is not string and message['content'][0]['type'] == 'image' else ': ' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% elif part['type'] == 'image' %}<image>"
+    "{% elif part['type'] == 'video' %}<video>{% endif %}{% endfor %}{% endif %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+class Idefics3(Tiled):
+    """Any `Idefics3ForConditionalGeneration`: Idefics3 and the first SmolVLM."""
+
+    model_class = "Idefics3ForConditionalGeneration"
+    model_type = "idefics3"
+    most_tiles = 4
+    pixel_names = ("pixel_values", "pixel_attention_mask")
+    template: ClassVar[str] = "<|begin_of_text|>" + MESSAGES
+
+    @classmethod
+    def tile_from(cls, config: Any, name: str) -> BackboneShape:
+        text, vision = config.text_config, config.vision_config
+        cells = vision.image_size // vision.patch_size
+        side = cells // config.scale_factor
+        return BackboneShape(
+            name=name,
+            depth=text.num_hidden_layers,
+            width=text.hidden_size,
+            visual_tokens=side * side,
+            grid=(side, side),
+            intermediate=text.intermediate_size,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            vocab=text.vocab_size,
+            vision={
+                "depth": vision.num_hidden_layers,
+                "feature_layer": -1,
+                "width": vision.hidden_size,
+                "intermediate": vision.intermediate_size,
+                "heads": vision.num_attention_heads,
+                "tokens": cells * cells,
+                "cls": 0,
+                "image_size": vision.image_size,
+                "patch_size": vision.patch_size,
+                "tile_tokens": side * side,
+                "projector": vision.hidden_size * config.scale_factor**2 * text.hidden_size,
+            },
+        )
+
+    @property
+    def core(self) -> Any:
+        return self.model.model
+
+    @property
+    def decoder(self) -> Any:
+        return self.model.model.text_model
+
+    @property
+    def projector(self) -> Any:
+        return self.model.model.connector
+
+    @property
+    def vision_tower(self) -> Any:
+        return self.model.model.vision_model
+
+    @property
+    def image_token_id(self) -> int:
+        return self.model.config.image_token_id
+
+    def image_sizes(self, input_ids: Tensor) -> list[int]:
+        """A tile is a run of placeholders; an image ends with the tile behind `<global-img>`, at the latest with its
+        row.
+        """
+        import torch
+
+        visual = input_ids == self.image_token_id
+        starts = visual.clone()
+        starts[:, 1:] &= ~visual[:, :-1]
+        row, column = starts.nonzero().T
+        ends = torch.ones_like(row, dtype=torch.bool)
+        ends[:-1] = row[1:] != row[:-1]
+        ends |= self._behind_global(input_ids, row, column)
+        image = ends.cumsum(0) - ends.long()  # of each tile
+        tile = (starts.flatten().cumsum(0) - 1)[visual.flatten()]
+        return image[tile].bincount().tolist()
+
+    def _behind_global(self, input_ids: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """[T] bool: which of the tiles that begin at these places have `<global-img>` before them.
+
+        In some vocabularies it is one token, in others (Idefics3's own) it is spelled out.
+        """
+        import torch
+
+        if self.tokenizer is None:
+            if self.tiles is False or self.shape.visual_tokens == self.shape.vision["tile_tokens"]:
+                return torch.ones_like(row, dtype=torch.bool)  # every picture is one tile
+            raise UserError(
+                f"backbone={self.name}: only its tokenizer says where an image of several tiles ends; "
+                "make the backbone with its processor"
+            )
+        tag = torch.tensor(self.tokenizer(GLOBAL, add_special_tokens=False)["input_ids"], device=input_ids.device)
+        back = column[:, None] - len(tag) + torch.arange(len(tag), device=column.device)
+        before = input_ids[row[:, None], back.clamp(min=0)]
+        return ((before == tag) & (back >= 0)).all(1)
+
+    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
+        import torch
+
+        outputs = self.core.get_image_features(pixel_values=pixel_values[:, None], return_dict=True)
+        return torch.stack(outputs.pooler_output)
+
+    def _options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {} if self.tiles is None else {"do_image_splitting": self.tiles}
+        if self.image_size is not None and self.tiles is not False:
+            options |= {"do_image_splitting": True, "size": {"longest_edge": self.image_size}}
+        return options
+
+    def _flat(self, pixel_values: Tensor) -> Tensor:
+        """One row a tile: the model takes rows of tiles [B, T, 3, S, S], in which shorter ones are filled up."""
+        return pixel_values.flatten(0, 1)[:, None]
+
+    def _row(self, text: str, images: list[Image], videos: Sequence[Frames]) -> Mapping[str, Any]:
+        return super()._row(text, [images] if images else [], videos)
+
+
+class SmolVLM(Idefics3):
+    """Any `SmolVLMForConditionalGeneration`: SmolVLM2, which reads videos too."""
+
+    model_class = "SmolVLMForConditionalGeneration"
+    model_type = "smolvlm"
+    video_text = "<video>"
+    template = "<|im_start|>" + MESSAGES
+
+    def _row(self, text: str, images: list[Image], videos: Sequence[Frames]) -> Mapping[str, Any]:
+        """Frames are given without their times: they are taken to be one a second, as the model's own sampling is."""
+        if images and videos:
+            raise UserError(f"backbone={self.name}: its processor reads images or videos in one question, not both")
+        return super()._row(text, images, videos)
+
+    def _video_options(self, videos: Sequence[Frames]) -> dict[str, Any]:
+        from transformers.video_utils import VideoMetadata
+
+        times = [
+            VideoMetadata(total_num_frames=n, fps=1.0, frames_indices=list(range(n)), duration=float(n))
+            for n in map(len, videos)
+        ]
+        return {"video_metadata": times, "do_sample_frames": False}
+
+
+def _sizes(model_type: str, text: Mapping[str, Any], vision: Mapping[str, Any], scale: int) -> dict[str, Any]:
+    """A config with a Llama decoder."""
+    return {
+        "model_type": model_type,
+        "text_config": {"model_type": "llama", **text},
+        "vision_config": dict(vision),
+        "scale_factor": scale,
+        "tie_word_embeddings": False,
+    }
+
+
+def _decoder(width: int, intermediate: int, depth: int, heads: int, kv_heads: int, vocab: int) -> dict[str, int]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+    }
+
+
+def _tower(width: int, intermediate: int, depth: int, heads: int, image_size: int, patch_size: int) -> dict[str, int]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "image_size": image_size,
+        "patch_size": patch_size,
+    }
+
+
+BASE = _tower(768, 3072, 12, 12, 512, 16)  # SigLIP-B/16
+
+
+class SmolVLM2_256M(Known, SmolVLM):
+    """SmolVLM2 256M."""
+
+    default_pretrained = "HuggingFaceTB/SmolVLM2-256M-Video-Instruct"
+    written = _sizes("smolvlm", _decoder(576, 1536, 30, 9, 3, 49280), BASE, 4)
+
+
+class SmolVLM2_500M(Known, SmolVLM):
+    """SmolVLM2 500M."""
+
+    default_pretrained = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+    written = _sizes("smolvlm", _decoder(960, 2560, 32, 15, 5, 49280), BASE, 4)
+
+
+class SmolVLM2_2B(Known, SmolVLM):
+    """SmolVLM2 2.2B."""
+
+    default_pretrained = "HuggingFaceTB/SmolVLM2-2.2B-Instruct"
+    written = _sizes("smolvlm", _decoder(2048, 8192, 24, 32, 32, 49280), _tower(1152, 4304, 27, 16, 384, 14), 3)
+
+
+class SmolVLM_2B(Known, Idefics3):
+    """The first SmolVLM, 2.2B."""
+
+    default_pretrained = "HuggingFaceTB/SmolVLM-Instruct"
+    template = "<|im_start|>" + MESSAGES
+    written = _sizes("idefics3", _decoder(2048, 8192, 24, 32, 32, 49155), _tower(1152, 4304, 27, 16, 384, 14), 3)
+
+
+class Idefics3_8B(Known, Idefics3):
+    """Idefics3 8B, on Llama 3.1."""
+
+    default_pretrained = "HuggingFaceM4/Idefics3-8B-Llama3"
+    written = _sizes("idefics3", _decoder(4096, 14336, 32, 32, 8, 128259), _tower(1152, 4304, 27, 16, 364, 14), 2)

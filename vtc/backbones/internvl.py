@@ -1,0 +1,169 @@
+"""InternVL3 (arXiv 2504.10479), as transformers has it: InternViT, pixel shuffle, two-layer projector, Qwen2 decoder.
+
+A picture becomes up to 12 tiles of 448×448 pixels in the arrangement nearest to its aspect, and beside more than one of
+them the whole picture in small. Four patches are one visual token (pixel shuffle): 256 a tile. All tiles of a picture
+stand in the prompt without a gap, between `<img>` and `</img>`; the frames of a video are pictures of one tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vtc.backbones.base import BackboneShape
+from vtc.backbones.known import Known
+from vtc.backbones.tiles import Frames, Tiled
+from vtc.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+class InternVL(Tiled):
+    """Any `InternVLForConditionalGeneration`: checkpoints whose name ends with -hf."""
+
+    model_class = "InternVLForConditionalGeneration"
+    model_type = "internvl"
+    most_tiles = 3  # 3·3 of the 12 tiles that the processor makes at most
+    pixel_names = ("pixel_values", "vision_feature_layer", "vision_feature_select_strategy")
+    image_text, video_text = "<IMG_CONTEXT>", "<video>"
+    template: ClassVar[str] = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}<IMG_CONTEXT>\n{% elif part['type'] == 'video' %}<video>\n"
+        "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+    @classmethod
+    def tile_from(cls, config: Any, name: str) -> BackboneShape:
+        text, vision = config.text_config, config.vision_config
+        image, patch = _side(vision.image_size), _side(vision.patch_size)
+        cells = image // patch
+        shuffle = round(1 / config.downsample_ratio)
+        side = cells // shuffle
+        level = config.vision_feature_layer
+        return BackboneShape(
+            name=name,
+            depth=text.num_hidden_layers,
+            width=text.hidden_size,
+            visual_tokens=side * side,
+            grid=(side, side),
+            intermediate=text.intermediate_size,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            vocab=text.vocab_size,
+            vision={
+                "depth": vision.num_hidden_layers,
+                "feature_layer": level if isinstance(level, int) else max(level),
+                "width": vision.hidden_size,
+                "intermediate": vision.intermediate_size,
+                "heads": vision.num_attention_heads,
+                "tokens": cells * cells + 1,
+                "cls": 1,
+                "image_size": image,
+                "patch_size": patch,
+                "tile_tokens": side * side,
+                "projector": vision.hidden_size * shuffle**2 * text.hidden_size + text.hidden_size**2,
+            },
+        )
+
+    @property
+    def core(self) -> Any:
+        return self.model.model
+
+    @property
+    def decoder(self) -> Any:
+        return self.model.model.language_model
+
+    @property
+    def projector(self) -> Any:
+        return self.model.model.multi_modal_projector
+
+    @property
+    def vision_tower(self) -> Any:
+        return self.model.model.vision_tower
+
+    @property
+    def image_token_id(self) -> int:
+        return self.model.config.image_token_id
+
+    def image_sizes(self, input_ids: Tensor) -> list[int]:
+        """An image is a run of placeholders: `</img>` ends it."""
+        visual = input_ids == self.image_token_id
+        starts = visual.clone()
+        starts[:, 1:] &= ~visual[:, :-1]
+        return (starts.flatten().cumsum(0)[visual.flatten()] - 1).bincount().tolist()
+
+    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
+        return self.core.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
+
+    def _options(self) -> dict[str, Any]:
+        return {} if self.tiles is None else {"crop_to_patches": self.tiles}
+
+    def _row(self, text: str, images: list[Image], videos: Sequence[Frames]) -> Mapping[str, Any]:
+        if len({len(clip) for clip in videos}) > 1:
+            raise UserError(f"backbone={self.name}: the videos of one question need equally many frames")
+        return super()._row(text, images, videos)
+
+
+def _side(size: Any) -> int:
+    """Of a square whose side, or height and width, a config says."""
+    return int(size if isinstance(size, int) else size[0])
+
+
+def _sizes(width: int, intermediate: int, depth: int, heads: int, kv_heads: int) -> dict[str, Any]:
+    """A config with a Qwen2.5 decoder and InternViT-300M."""
+    return {
+        "model_type": "internvl",
+        "text_config": {
+            "model_type": "qwen2",
+            "hidden_size": width,
+            "intermediate_size": intermediate,
+            "num_hidden_layers": depth,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "vocab_size": 151674,
+        },
+        "vision_config": {
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "image_size": [448, 448],
+            "patch_size": [14, 14],
+            "attention_bias": True,
+        },
+        "downsample_ratio": 0.5,
+        "vision_feature_layer": -1,
+        "tie_word_embeddings": False,
+    }
+
+
+class InternVL3_1B(Known, InternVL):
+    """InternVL3 1B."""
+
+    default_pretrained = "OpenGVLab/InternVL3-1B-hf"
+    written = _sizes(896, 4864, 24, 14, 2)
+
+
+class InternVL3_2B(Known, InternVL):
+    """InternVL3 2B."""
+
+    default_pretrained = "OpenGVLab/InternVL3-2B-hf"
+    written = _sizes(1536, 8960, 28, 12, 2)
+
+
+class InternVL3_8B(Known, InternVL):
+    """InternVL3 8B."""
+
+    default_pretrained = "OpenGVLab/InternVL3-8B-hf"
+    written = _sizes(3584, 18944, 28, 28, 4)
+
+
+class InternVL3_14B(Known, InternVL):
+    """InternVL3 14B."""
+
+    default_pretrained = "OpenGVLab/InternVL3-14B-hf"
+    written = _sizes(5120, 13824, 48, 40, 8)

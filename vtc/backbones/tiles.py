@@ -1,0 +1,202 @@
+"""Families that cut a picture into square tiles of one size: what InternVL and Idefics3 have in common.
+
+An image is the picture with ALL of its tiles, the whole picture in small among them. Its visual tokens may stand apart
+in the prompt, with text between them that says which tile comes next; that is text, and no method drops it. A frame of
+a video is an image of one tile.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vtc.backbones.base import Backbone, BackboneShape
+from vtc.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+    from transformers import BatchFeature
+
+Frames = Sequence["Image"]
+
+
+class Tiled(Backbone):
+    """A family whose pictures are cut into tiles.
+
+    Args:
+        tiles: whether they are; None: as the checkpoint's processor has it (they are). Without, every picture is one
+            tile. With `image_size` every picture is resized to that square, a multiple of the tile's side, and cut into
+            the tiles that it has, beside itself in small.
+
+    Class attributes:
+        model_type: of the configurations that it reads.
+        most_tiles: along the side of the largest `image_size`.
+        template: the family's chat template, for a checkpoint without one that its processor can read.
+        pixel_names: keyword arguments of `core` that `get_image_features` takes.
+    """
+
+    model_type: ClassVar[str]
+    most_tiles: ClassVar[int]
+    template: ClassVar[str]
+    pixel_names: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    size_options = ("image_size", "tiles")
+
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        processor: Any,
+        shape: BackboneShape,
+        image_size: int | None = None,
+        tiles: bool | None = None,
+    ) -> None:
+        super().__init__(name, model, processor, shape, image_size)
+        self.tiles = tiles
+
+    # -- sizes
+    @classmethod
+    def _check(cls, config: Any, source: str) -> None:
+        if config.model_type != cls.model_type:
+            raise UserError(
+                f"backbone.pretrained={source}: a {config.model_type} model; this backbone reads {cls.model_type} ones"
+            )
+
+    @classmethod
+    def tile_from(cls, config: Any, name: str) -> BackboneShape:
+        """The sizes with pictures of one tile; `vision` has `tile_tokens` and `projector` beside what it always has."""
+        raise NotImplementedError
+
+    @classmethod
+    def shape_from(
+        cls, config: Any, name: str, image_size: int | None = None, tiles: bool | None = None
+    ) -> BackboneShape:
+        tile = cls.tile_from(config, name)
+        if tiles not in (None, True, False):
+            raise UserError(f"backbone.tiles={tiles}: allowed: true, false, null (as the checkpoint has it)")
+        if image_size is None:
+            return tile if tiles is False else dataclasses.replace(tile, visual_tokens=None, grid=None)
+        side, cut = tile.vision["image_size"], tiles is not False
+        allowed = [side * n for n in range(1, cls.most_tiles + 1 if cut else 2)]
+        if image_size not in allowed:
+            raise UserError(
+                f"backbone.image_size={image_size}: {name} reads tiles of {side}×{side} pixels"
+                f"{'' if cut else ', with tiles=false one a picture'}; allowed: {', '.join(map(str, allowed))}, null"
+            )
+        if image_size == side:
+            return tile
+        count = (image_size // side) ** 2 + 1
+        tokens = count * tile.vision["tile_tokens"]
+        return dataclasses.replace(tile, visual_tokens=tokens, grid=None, vision=tile.vision | {"tiles": count})
+
+    def grid_of(self, count: int) -> tuple[int, int] | None:
+        """One tile is a grid; several are grids beside each other and the whole picture once more."""
+        return super().grid_of(count) if count == self.shape.vision["tile_tokens"] else None
+
+    # -- features
+    def image_sizes(self, input_ids: Tensor) -> list[int]:
+        """Visual tokens of every image of these rows [B, L], row by row."""
+        raise NotImplementedError
+
+    def image_features(self, kwargs: dict[str, Any]) -> list[Tensor] | None:
+        import torch
+
+        outputs = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        if outputs is None and kwargs.get("pixel_values") is not None:
+            pixels = {name: kwargs[name] for name in self.pixel_names if kwargs.get(name) is not None}
+            outputs = self.core.get_image_features(**pixels, return_dict=True)
+            kwargs["mm_encoder_outputs"] = {**(kwargs.get("mm_encoder_outputs") or {}), "image": outputs}
+            kwargs.update(dict.fromkeys(pixels))
+        if outputs is None:
+            return None
+        made = outputs.pooler_output  # [T, N, D], or a list of [tiles · N, D]
+        flat = made.flatten(0, 1) if isinstance(made, torch.Tensor) else torch.cat(list(made))
+        ids = kwargs.get("input_ids")
+        sizes = [] if ids is None else self.image_sizes(ids)
+        return list(flat.split(sizes)) if sum(sizes) == len(flat) else [flat]  # the model itself says what is wrong
+
+    # -- prompts
+    def prompt(self, question: str, images: int = 1, videos: int = 0) -> str:
+        """By the checkpoint's chat template: its images, its videos, then the question."""
+        return self._rendered([self._asked(question, images, videos)], answered=False)
+
+    def conversation(self, turns: Sequence[tuple[str, str]], images: int = 1) -> list[tuple[str, bool]]:
+        pieces: list[tuple[str, bool]] = []
+        said: list[dict[str, Any]] = []
+        text = ""
+        for turn, (question, answer) in enumerate(turns):
+            said.append(self._asked(question, 0 if turn else images))
+            before = self._rendered(said, answered=False)
+            said.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+            after = self._rendered(said, answered=True)
+            end = len(after.rstrip())  # the template's end of a turn; a line break behind it belongs to the next one
+            pieces += [(before[len(text) :], False), (after[len(before) : end], True)]
+            text = after[:end]
+        return pieces
+
+    @staticmethod
+    def _asked(question: str, images: int = 0, videos: int = 0) -> dict[str, Any]:
+        content = [{"type": "image"}] * images + [{"type": "video"}] * videos + [{"type": "text", "text": question}]
+        return {"role": "user", "content": content}
+
+    def _rendered(self, messages: list[dict[str, Any]], answered: bool) -> str:
+        """The messages by the checkpoint's template where it has one that writes what the processor reads."""
+        kinds = [part["type"] for message in messages for part in message["content"]]
+        own = getattr(self.processor, "chat_template", None)
+        for template in (own, self.template):
+            if template is None:
+                continue
+            text = self.processor.apply_chat_template(
+                messages, chat_template=template, add_generation_prompt=not answered
+            )
+            if text.count(self.image_text) >= kinds.count("image"):
+                break
+        return str(text)
+
+    # -- pictures
+    def _options(self) -> dict[str, Any]:
+        """What `tiles` and `image_size` are to the family's processor."""
+        raise NotImplementedError
+
+    def _processed(
+        self, text: list[str], images: list[list[Image]], videos: Sequence[Sequence[Frames]] | None
+    ) -> BatchFeature:
+        """Row by row: rows may have different numbers of tiles, which are then put one behind the other."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+        from transformers import BatchFeature
+
+        clips = [[]] * len(text) if videos is None else videos
+        made = [self._row(*row) for row in zip(text, images, clips, strict=True)]
+        rows = [one["input_ids"][0] for one in made]
+        pad = self.tokenizer.pad_token_id
+        pad = self.tokenizer.eos_token_id if pad is None else pad
+        ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left")
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+        batch = {"input_ids": ids, "attention_mask": mask}
+        pixels = [self._flat(one["pixel_values"]) for one in made if "pixel_values" in one]
+        if pixels:
+            batch["pixel_values"] = torch.cat(pixels)
+        return BatchFeature(batch)
+
+    def _row(self, text: str, images: list[Image], videos: Sequence[Frames]) -> Mapping[str, Any]:
+        """What the family's processor makes of one row."""
+        import numpy as np
+
+        pictures: dict[str, Any] = {"images": images, **self._options()} if images else {}
+        if videos:
+            clips = [np.stack([np.asarray(frame.convert("RGB")) for frame in clip]) for clip in videos]
+            pictures |= {"videos": clips, **self._video_options(videos)}
+        bos = self.tokenizer.bos_token
+        if bos and text.startswith(bos):  # written by the template, and not to be added once more
+            pictures["add_special_tokens"] = False
+        return self.processor(text=[text], return_tensors="pt", **pictures)
+
+    def _video_options(self, videos: Sequence[Frames]) -> dict[str, Any]:
+        """What the family's processor wants to know beside the frames."""
+        return {}
+
+    def _flat(self, pixel_values: Tensor) -> Tensor:
+        """The tiles of a processor's `pixel_values`, one behind the other."""
+        return pixel_values
