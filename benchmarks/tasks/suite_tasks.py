@@ -1,5 +1,5 @@
-"""What the task files of the suites name with `!function suite_tasks.…`: tasks that lmms-eval lacks, and tasks of its own
-asked and scored without Java or a judge.
+"""What the task files of the suites name with `!function suite_tasks.…`: tasks that lmms-eval lacks, and some that it
+has, scored without Java or a judge.
 
 Nothing here may raise on a model's answer: lmms-eval would try again four times, two seconds apart, and end the run.
 """
@@ -25,18 +25,18 @@ Doc = dict[str, Any]
 VIDEOS = (".mp4", ".avi", ".webm", ".mkv", ".mov")
 
 
-# Videos: MSVD-QA, MSRVTT-QA, ActivityNet-QA ----------------------------------------------------------------------------
+# Videos: MSVD-QA, MSRVTT-QA, ActivityNet-QA --------------------------------------------------------------------------
 
 
 class VideoTask(ConfigurableMessagesTask):
-    """Questions about videos in the layout of Video-LLaVA's evaluation data (after Video-ChatGPT's), which LLaVolta uses:
+    """Questions about videos as Video-LLaVA's evaluation data has them (after Video-ChatGPT's), which LLaVolta uses:
 
         MSVD_Zero_Shot_QA/test_q.json    [{"video_name": …, "question": …, "question_id": …}, …]
         MSVD_Zero_Shot_QA/test_a.json    [{"answer": …, "question_id": …}, …]
         MSVD_Zero_Shot_QA/videos/<video_name>.avi
 
-    `dataset_path` is that folder, where the process runs (vtc runs it in `benchmark.data`); `dataset_name` the folder of
-    videos inside it, with the prefix of their names: `all_test/v_`.
+    `dataset_path` is that folder, where the process runs (vtc runs it in `benchmark.data`); `dataset_name` the folder
+    of videos inside it, with the prefix of their names: `all_test/v_`.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ def mean_of_judged(verdicts: Sequence[float | None]) -> float:
     return sum(known) / len(known) if known else float("nan")
 
 
-# Images as upstream's tasks show them ------------------------------------------------------------------------------------
+# Images as upstream's tasks show them --------------------------------------------------------------------------------
 
 
 def image(doc: Doc) -> list[Image.Image]:
@@ -162,7 +162,7 @@ def cider(records: Sequence[Doc]) -> float:
     return float(np.mean(scoring.OVER_ALL["cider"](records))) if records else 0.0
 
 
-# HallusionBench by upstream's rule for yes and no, which its own task leaves unused ---------------------------------------
+# HallusionBench by upstream's rule for yes and no, which its own task leaves unused ----------------------------------
 
 
 def hallusion(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def _hallusion(metric: str) -> Any:
 hallusion_all, hallusion_question, hallusion_figure = (_hallusion(m) for m in ("aAcc", "qAcc", "fAcc"))
 
 
-# MMBench in Chinese by upstream's rules for the English one ----------------------------------------------------------------
+# MMBench in Chinese by upstream's rules for the English one ----------------------------------------------------------
 
 
 def mmbench_cn(doc: Doc, results: Sequence[str]) -> dict[str, Any]:

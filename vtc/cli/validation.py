@@ -53,6 +53,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "backbone.dtype": _one_of("float32", "bfloat16", "float16", "auto"),
     "backbone.device": ("auto, cpu, mps, cuda, cuda:<n>", _device),
     "backbone.attention": _one_of("sdpa", "eager", "flash_attention_2"),
+    "backbone.frames": _whole(1),
     "backbone.trust_remote_code": _one_of(True, False),
 }
 OPTIONAL = {"tokens", "ratio", "compression", "flops", "benchmark.limit"}

@@ -16,8 +16,9 @@ def compare(a: str | Path, b: str | Path) -> dict[str, dict[str, Any]]:
 
     Returns:
         task → `{n, a, b, difference, p_value}`, and under `understanding`, `discriminative` and `all` the same for the
-        means over those tasks, as shares of their full scores. `p_value` is the exact McNemar test's for 0/1 scores, else that of 9,999 sign flips of
-        the paired differences, each weighted by what it adds to the mean. Tasks without sample scores are left out.
+        means over those tasks, as shares of their full scores. `p_value` is the exact McNemar test's for 0/1 scores,
+        else that of 9,999 sign flips of the paired differences, each weighted by what it adds to the mean. Tasks
+        without sample scores are left out.
     """
     from vtc import results
 

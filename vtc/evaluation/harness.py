@@ -346,7 +346,7 @@ def _number(record: Any) -> float | None:
 
 
 def _unjudged(record: Any) -> bool:
-    """Whether a sample's record says that the judge was silent: nothing, no model's name (MM-Vet), no marks (LLaVA-W)."""
+    """Whether a sample's record says that the judge was silent: no record, no model (MM-Vet), no marks (LLaVA-W)."""
     if not isinstance(record, dict):
         return record is None
     return record.get("eval_model") == "" or list(record.get("scores") or ()) == [-1, -1]

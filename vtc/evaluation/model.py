@@ -42,6 +42,11 @@ class _Question:
     options: dict[str, Any]
     videos: list[list[Image.Image]] = field(default_factory=list)
 
+    @property
+    def pictures(self) -> int:
+        """Images and frames: what visual tokens are counted for."""
+        return len(self.images) + sum(map(len, self.videos))
+
 
 @dataclass
 class Kept:
@@ -205,9 +210,8 @@ class VtcModel(lmms):
         if options.get("do_sample") and float(options.get("temperature") or 0) > 0 and "sampling" not in self._warned:
             self._warned.add("sampling")
             log.warning("a task asks for sampling; vtc answers greedily, so that runs can be repeated and compared")
-        # Only families that read videos know the word.
-        videos = {"videos": [q.videos for q in questions]} if any(q.videos for q in questions) else {}
-        inputs = self.backbone.inputs([q.text for q in questions], [q.images for q in questions], **videos)
+        videos = [q.videos for q in questions] if any(q.videos for q in questions) else None
+        inputs = self.backbone.inputs([q.text for q in questions], [q.images for q in questions], videos)
         tokenizer = self.backbone.tokenizer
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         with torch.inference_mode(), compressing(self.backbone, self.method) as engine:
@@ -223,7 +227,7 @@ class VtcModel(lmms):
             )
             report = engine.report
         visual = self.backbone.visual(inputs["input_ids"]).sum(1).tolist()
-        kept = kept_of(report, visual, [len(q.images) for q in questions], self.backbone.shape.depth)
+        kept = kept_of(report, visual, [q.pictures for q in questions], self.backbone.shape.depth)
         given = inputs["input_ids"].shape[1]
         new = ids[:, given:]
         lengths = inputs["attention_mask"].sum(1).tolist()
@@ -232,7 +236,7 @@ class VtcModel(lmms):
         for row, (text, k) in enumerate(zip(texts, kept, strict=True)):
             made = int((new[row] != pad).sum())
             # What the decoder reads in the end: the prompt with its visual tokens replaced by those that are left.
-            lost = (k.tokens_in - k.tokens_out) * len(questions[row].images) if k else 0
+            lost = (k.tokens_in - k.tokens_out) * questions[row].pictures if k else 0
             read = int(lengths[row]) - round(lost)
             answer = GenerationResult(
                 _until(text, options.get("until")), TokenCounts(input_tokens=read, output_tokens=made)
@@ -307,7 +311,8 @@ class RegisteredModel(VtcModel):
         backbone, method = assemble(config)
         asked = batch_size if batch_size is not None and str(batch_size).isdigit() else config.batch_size
         given = ", ".join(f"{k}={v}" for k, v in sorted(overrides.items()))
-        super().__init__(backbone, method, int(asked), description=f"{given}, checkpoint={config.checkpoint}")
+        frames = int(config.backbone.get("frames") or FRAMES)
+        super().__init__(backbone, method, int(asked), f"{given}, checkpoint={config.checkpoint}", frames)
         quiet_logging()
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:

@@ -228,8 +228,10 @@ def command(baseline: bool = False) -> str:
     """
     from hydra.core.hydra_config import HydraConfig
 
+    from vtc.cli.compose import typed
+
     if HydraConfig.initialized():
-        overrides = list(HydraConfig.get().overrides.task)
+        overrides = [typed(override) for override in HydraConfig.get().overrides.task]
         return shlex.join(["python", "-m", "vtc", *(uncompressed(overrides) if baseline else overrides)])
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 

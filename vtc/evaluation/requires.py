@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,15 +186,10 @@ def _data(entries: Entries, settings: Mapping[str, Any], network: bool) -> None:
             continue  # a folder of its own, a builder such as parquet or json, or the tasks of a group
         if folder := benchmark.get("data"):
             if not (Path(str(folder)).expanduser() / name).is_dir():
-                raise UserError(
-                    f"benchmark.tasks={task}: benchmark.data={folder} has no {name}; {_fetch(name, folder)}"
-                )
+                fetch = f"hf download {name} --repo-type dataset --local-dir {folder}/{name}"
+                raise UserError(f"benchmark.tasks={task}: benchmark.data={folder} has no {name}; get it with: {fetch}")
         elif network:
             _on_the_hub(task, name, bool((own.get("dataset_kwargs") or {}).get("token")))
-
-
-def _fetch(name: str, folder: Any) -> str:
-    return f"get it with: hf download {name} --repo-type dataset --local-dir {folder}/{name}"
 
 
 def _on_the_hub(task: str, name: str, token: bool) -> None:
@@ -248,8 +243,7 @@ def cached(name: str) -> bool:
         return True
     owner, _, rest = name.partition("/")
     wanted = (_letters(owner), _letters(rest))
-    found: Callable[[str], tuple[str, ...]] = lambda folder: tuple(map(_letters, folder.split("___", 1)))  # noqa: E731
-    return home.is_dir() and any(found(entry.name) == wanted for entry in home.iterdir())
+    return home.is_dir() and any(tuple(map(_letters, f.name.split("___", 1))) == wanted for f in home.iterdir())
 
 
 def _letters(text: str) -> str:
