@@ -36,6 +36,7 @@ _NOT_IDENTITY = (
     "ablation",
     "dry_run",
 )
+_DECIDES = ("metric", "scale", "max_new_tokens", "samples_mean")  # of what a suite says of a task
 # Code that can change a score or a cost; tables, plots, the command line and training can't.
 _CODE = (
     "budget.py", "compressor.py", "tokens.py", "tower.py", "schedule.py", "assemble.py", "registry.py",
@@ -114,6 +115,14 @@ def load(path: str | Path) -> dict[str, Any]:
     return result
 
 
+def share(row: Mapping[str, Any], key: str = "value") -> float | None:
+    """A number of a row of `scores` (value, stderr, baseline, blind, bag) as a share of the full score: what averages
+    are made of, so that MME's 2,000 points and percentages stand beside accuracies. The suite says what is full
+    (`benchmark.about.<task>.scale`); the row of an earlier version says nothing, and is a share."""
+    value = row.get(key)
+    return None if value is None else float(value) / float(row.get("scale") or 1.0)
+
+
 def find(roots: Iterable[str | Path]) -> Iterator[Path]:
     """Every `result.json` under `roots` (folders or files), sorted, each once."""
     found = set()
@@ -161,6 +170,11 @@ def _digest(parts: Iterable[bytes | str]) -> str:
 def hash_config(config: Mapping[str, Any]) -> str:
     """Hash of what in the configuration decides the numbers: key order, output folders and the like don't."""
     identity = {k: v for k, v in plain(config).items() if k not in _NOT_IDENTITY}
+    if isinstance(about := (identity.get("benchmark") or {}).get("about"), dict):
+        # A suite's words on licences and the like change no number, nor what it says of tasks that weren't asked.
+        entries = {t: entry for t, entry in about.items() if t in identity["benchmark"]["tasks"]}
+        decides = {t: {k: v for k, v in entry.items() if k in _DECIDES} for t, entry in entries.items()}
+        identity["benchmark"] = {**identity["benchmark"], "about": decides}
     return _digest([json.dumps(identity, sort_keys=True)])
 
 

@@ -129,3 +129,18 @@ def test_a_run_is_named_after_its_method_and_what_that_takes_from_others_alone()
 
     assert names("fastv") == {"fastv.py"}
     assert names("llavolta") == {"llavolta.py", "avgpool.py"}
+
+
+def test_a_share_is_of_what_is_full():
+    row = {"value": 1500.0, "stderr": None, "baseline": 1600.0, "scale": 2000.0}
+    assert [results.share(row, key) for key in ("value", "stderr", "baseline", "blind")] == [0.75, None, 0.8, None]
+    assert results.share({"value": 0.5}) == 0.5, "results of earlier versions hold shares alone"
+
+
+def test_what_a_suite_says_of_licences_and_of_other_tasks_names_no_other_run():
+    def named(about: dict) -> str:
+        return results.hash_config({**CONFIG, "benchmark": {"tasks": ["mme"], "about": about}})
+
+    plain = named({"mme": {"metric": "mme_perception_score", "scale": 2000, "licence": "unknown"}})
+    assert named({"mme": {"metric": "mme_perception_score", "scale": 2000, "licence": "known"}, "gqa": {}}) == plain
+    assert named({"mme": {"metric": "mme_perception_score", "scale": 2800}}) != plain

@@ -13,8 +13,9 @@ import pytest
 from vtc import results
 from vtc.cli import main
 from vtc.errors import UserError
+from vtc.evaluation import compare
 from vtc.report import plots, tables
-from vtc.report.runs import Estimate, collect
+from vtc.report.runs import Estimate, Run, collect
 
 TASKS = {"pocket_existence": "understanding", "pocket_counting": "understanding", "pocket_retrieval": "discriminative"}
 
@@ -312,3 +313,30 @@ def test_nothing_there(tmp_path: Path) -> None:
         collect([tmp_path / "nowhere"])
     with pytest.raises(UserError, match="no results"):
         collect([tmp_path])
+
+
+def test_averages_of_a_report_are_of_shares(tmp_path: Path) -> None:
+    """MME's points weigh as much as an accuracy, in the score, its error, what is retained, and paired tests."""
+    rng = np.random.default_rng(0)
+    paths = []
+    for method, tokens, points in (("none", None, 1.0), ("fastv", 16, 0.5)):
+        path = make(tmp_path, method, tokens, 0.9)
+        result = json.loads(path.read_text())
+        first, second = result["scores"][:2]
+        first |= {"value": 1000.0 * points, "stderr": 20.0, "baseline": 1000.0, "scale": 2000.0}
+        second |= {"value": 0.8, "stderr": 0.01, "baseline": 0.8, "scale": 1.0}
+        result["scores"] = [first, second]
+        path.write_text(json.dumps(result))
+        scores = {first["task"]: 2000.0 * points * (rng.random(50) < 0.5), second["task"]: 1.0 * (rng.random(50) < 0.8)}
+        rows = [
+            {"task": t, "id": str(i), "score": float(s)} for t, all_of in scores.items() for i, s in enumerate(all_of)
+        ]
+        results.write_samples(path.parent, rows)
+        paths.append(path)
+    plain, pruned = (Run.read(path) for path in paths)
+    assert plain.score().value == pytest.approx((0.5 + 0.8) / 2) and pruned.score().value == pytest.approx(1.05 / 2)
+    assert pruned.score().stderr == pytest.approx(np.hypot(0.01, 0.01) / 2)
+    assert pruned.retained() == pytest.approx(1.05 / 1.3) and pruned.scores[first["task"]].value == 500.0
+    found = compare(*paths)
+    assert found["all"]["a"] == pytest.approx((found[first["task"]]["a"] / 2000 + found[second["task"]]["a"]) / 2)
+    assert abs(found["all"]["difference"]) < 1

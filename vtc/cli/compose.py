@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -82,8 +83,14 @@ def values(override: Override) -> list[Any]:
 
 
 def joined(text: str) -> str:
-    """`method=[visionzip,fastv]` as `method=visionzip+fastv`, one choice for Hydra; any other word as it is."""
+    """`method=[visionzip,fastv]` as `method=visionzip+fastv`, one choice for Hydra; the file of a suite,
+    `benchmark=my/suite.yaml`, as `benchmark=suite`; any other word as it is."""
     for override in parsed([text]):
+        if override.key_or_group == "benchmark" and not override.is_sweep_override():
+            file = str(override.value())
+            if file.endswith(".yaml"):
+                OWN_SUITES[Path(file).stem] = file
+                return f"benchmark={Path(file).stem}"
         if override.key_or_group == "method" and any(isinstance(value, list) and value for value in values(override)):
             names = ["+".join(map(str, v)) if isinstance(v, list) else str(v) for v in values(override)]
             return f"{text.partition('=')[0]}={','.join(names)}"
@@ -128,6 +135,45 @@ def settle(config: DictConfig) -> None:
     for key, same in {"dtype": short_dtype, "quantization": lambda value: value or "none"}.items():
         if key in config.backbone:
             config.backbone[key] = same(config.backbone[key])
+
+
+OWN_SUITES: dict[str, str] = {}  # name → the file that `benchmark=` was given
+
+
+def typed(override: str) -> str:
+    """An override as the user typed it: a suite by its file again."""
+    key, _, value = override.partition("=")
+    return f"{key}={OWN_SUITES[value]}" if key == "benchmark" and value in OWN_SUITES else override
+
+
+def store_suite(name: str) -> None:
+    """A suite of the user's own as a choice of `benchmark`: what its file says, over the keys that suites have.
+
+    Raises:
+        UserError: no such file, no YAML, no tasks, a name that a shipped one has, a key that suites don't have.
+    """
+    given = f"benchmark={OWN_SUITES[name]}"
+    file = Path(OWN_SUITES[name]).expanduser()
+    if name in configured("benchmark"):
+        raise UserError(f"{given}: {name} is a shipped benchmark; give the file another name")
+    if not file.is_file():
+        raise UserError(f"{given}: no such file")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{given}: no YAML ({' '.join(str(error).split())})") from None
+    node: dict[str, Any] = {"name": name, "tasks": None, "limit": None, "data": None, "include": [], "about": {}}
+    if not isinstance(content, dict):
+        raise UserError(f"{given}: allowed: a mapping with {', '.join(node)}")
+    for key in content:
+        if key not in node:
+            raise UserError(f"{given}: {key}: unknown; allowed: {', '.join(node)}{nearest(str(key), node)}")
+    node |= content | {"name": name}
+    node["tasks"] = node["tasks"] or [*(node["about"] or {})]
+    node["include"] = [str((file.parent / Path(folder).expanduser()).resolve()) for folder in node["include"] or []]
+    if not node["tasks"]:
+        raise UserError(f"{given}: names no tasks; needed: tasks, or about with an entry a task")
+    ConfigStore.instance().store(group="benchmark", name=name, node=node, provider="own suite")
 
 
 def share_out(config: DictConfig) -> None:
@@ -192,6 +238,9 @@ def prepare(overrides: Sequence[str]) -> None:
                 raise UserError(
                     f"{override.input_line}: one {group} a run; several are a sweep: python -m vtc -m {group}={many}"
                 )
+            if group == "benchmark" and value in OWN_SUITES:
+                store_suite(value)
+                continue
             if group == "method" and "+" in str(value):
                 store_composition(str(value))
                 continue

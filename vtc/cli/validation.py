@@ -60,6 +60,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "backbone.attention": _one_of(*ATTENTIONS),
     "backbone.device_map": (", ".join((*DEVICE_MAPS, "null", "{module: device}")), _device_map),
     "backbone.quantization": _one_of(*QUANTIZATIONS),
+    "backbone.frames": _whole(1),
     "backbone.trust_remote_code": _one_of(True, False),
 }
 OPTIONAL = {"tokens", "ratio", "compression", "flops", "benchmark.limit", "backbone.device_map"}

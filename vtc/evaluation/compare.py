@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,28 @@ def compare(a: str | Path, b: str | Path) -> dict[str, dict[str, Any]]:
 
     Returns:
         task → `{n, a, b, difference, p_value}`, and under `understanding`, `discriminative` and `all` the same for the
-        means over those tasks. `p_value` is the exact McNemar test's for 0/1 scores, else that of 9,999 sign flips of
-        the paired differences, each weighted by what it adds to the mean. Tasks without sample scores are left out.
+        means over those tasks, as shares of their full scores. `p_value` is the exact McNemar test's for 0/1 scores,
+        else that of 9,999 sign flips of the paired differences, each weighted by what it adds to the mean. Tasks
+        without sample scores are left out.
     """
     from vtc import results
 
-    groups = {row["task"]: row["group"] for result in (a, b) for row in results.load(result)["scores"]}
-    return compare_samples(results.samples(a), results.samples(b), groups)
+    rows = [row for result in (a, b) for row in results.load(result)["scores"]]
+    groups = {row["task"]: row["group"] for row in rows}
+    scales = {row["task"]: float(row.get("scale") or 1.0) for row in rows}
+    return compare_samples(results.samples(a), results.samples(b), groups, scales)
 
 
-def compare_samples(a: Any, b: Any, groups: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """`compare` on two frames of samples (columns task, id, score, stratum)."""
+def compare_samples(
+    a: Any, b: Any, groups: Mapping[str, str], scales: Mapping[str, float] | None = None
+) -> dict[str, dict[str, Any]]:
+    """`compare` on two frames of samples (columns task, id, score, stratum).
+
+    Args:
+        groups: task → group.
+        scales: task → its full score; what is not in it is a share already.
+    """
+    scales = scales or {}
     both = a[["task", "id", "score", "stratum"]].merge(
         b[["task", "id", "score"]], on=["task", "id"], suffixes=("_a", "_b")
     )
@@ -41,7 +53,7 @@ def compare_samples(a: Any, b: Any, groups: dict[str, str]) -> dict[str, dict[st
             "b": statistics.mean(y, strata),
             "p_value": statistics.paired(x, y, strata),
         }
-        weighted[str(task)] = statistics.weights(strata) * (x - y)
+        weighted[str(task)] = statistics.weights(strata) * (x - y) / scales.get(str(task), 1.0)
     tasks = list(out)
     for name, members in (
         ("understanding", [t for t in tasks if groups.get(t) == "understanding"]),
@@ -52,8 +64,8 @@ def compare_samples(a: Any, b: Any, groups: dict[str, str]) -> dict[str, dict[st
             differences = np.concatenate([weighted[t] for t in members]) / len(members)
             out[name] = {
                 "n": sum(out[t]["n"] for t in members),
-                "a": float(np.mean([out[t]["a"] for t in members])),
-                "b": float(np.mean([out[t]["b"] for t in members])),
+                "a": float(np.mean([out[t]["a"] / scales.get(t, 1.0) for t in members])),
+                "b": float(np.mean([out[t]["b"] / scales.get(t, 1.0) for t in members])),
                 "p_value": statistics.sign_flips(differences),
             }
     for row in out.values():

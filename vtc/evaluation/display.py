@@ -129,6 +129,12 @@ def remarks(result: dict[str, Any]) -> list[str]:
     lines = []
     if any(near_floor(row) for row in result["scores"]):
         lines.append("† within two standard errors of a floor (blind: no image; bag: attributes without their binding)")
+    divided = [f"{row['task']} / {row['scale']:g}" for row in result["scores"] if row.get("scale", 1.0) != 1.0]
+    if divided:
+        lines.append(f"in the mean: {', '.join(divided)}")
+    unjudged = [f"{row['task']} {row['unjudged']}" for row in result["scores"] if row.get("unjudged")]
+    if unjudged:
+        lines.append(f"samples without a verdict of the judge: {', '.join(unjudged)}")
     bad = result["bad_samples"]
     if bad["count"]:
         first = bad["samples"][0]

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from vtc.errors import UserError, unknown
-from vtc.evaluation import scoring, statistics
+from vtc.evaluation import catalogue, requires, scoring, statistics
+from vtc.evaluation.suite import About
 
 if TYPE_CHECKING:
     from lmms_eval.tasks import TaskManager
@@ -49,6 +50,8 @@ class TaskRun:
         floors: `blind` (no image seen) and `bag` (which attributes are there, not which belong together), where known.
         bad: `{id, error}` of the samples that could not be answered.
         layers: visual tokens in each decoder layer, mean over samples; empty where not reported.
+        scale: `value` is divided by it in averages.
+        unjudged: samples on which a judge gave no verdict; upstream's tasks count them as wrong.
     """
 
     task: str
@@ -61,6 +64,8 @@ class TaskRun:
     bad: list[dict[str, str]]
     layers: list[float] = field(default_factory=list)
     version: str = ""
+    scale: float = 1.0
+    unjudged: int = 0
 
     @property
     def scored(self) -> list[Sample]:
@@ -143,7 +148,7 @@ def _inside(folder: str | Path | None) -> Iterator[None]:
         yield
         return
     before = os.getcwd()
-    os.chdir(folder)
+    os.chdir(Path(folder).expanduser())
     try:
         yield
     finally:
@@ -160,7 +165,8 @@ def shipped_tasks() -> Path:
 
 
 def task_manager(tasks: Sequence[str], include: Sequence[str | Path] = ()) -> TaskManager:
-    """An index of the shipped tasks and those in `include`; of lmms-eval's own 1,985 (6 s) only where one is asked for.
+    """An index of the shipped tasks, those in `include`, and the folders of lmms-eval's that are asked for; of all its
+    1,985 (6 s) only for groups, and for what its files don't name.
 
     Raises:
         UserError: a task that nobody has.
@@ -168,22 +174,24 @@ def task_manager(tasks: Sequence[str], include: Sequence[str | Path] = ()) -> Ta
     import_harness()
     from lmms_eval.tasks import TaskManager
 
-    paths = [str(shipped_tasks()), *map(str, include)]
+    known = catalogue.files(include)
+    folders = {str(known[task].parent) for task in tasks if catalogue.members(task, known) == [task]}
+    paths = [str(shipped_tasks()), *(str(Path(p).expanduser()) for p in include), *sorted(folders)]
     manager = TaskManager(include_path=paths, include_defaults=False, model_name="vtc")
     if any(t not in manager.all_tasks for t in tasks):
         manager = TaskManager(include_path=paths, include_defaults=True, model_name="vtc")
     for task in tasks:
         if task not in manager.all_tasks:
-            raise unknown("benchmark.tasks", task, _near(task, manager.all_tasks))
+            raise unknown("benchmark.tasks", task, requires.near(task, manager.all_tasks))
     return manager
 
 
-def _near(task: str, names: Sequence[str]) -> list[str]:
-    """The names worth listing in an error: two thousand are not."""
-    import difflib
+def every_task(include: Sequence[str | Path] = ()) -> list[str]:
+    """The names of all tasks and groups, as lmms-eval finds them."""
+    import_harness()
+    from lmms_eval.tasks import TaskManager
 
-    close = difflib.get_close_matches(task, names, n=5, cutoff=0.4)
-    return close or [n for n in names if n.startswith("pocket_")]
+    return list(TaskManager(include_path=[str(shipped_tasks()), *map(str, include)], model_name="vtc").all_tasks)
 
 
 def run_task(
@@ -195,6 +203,7 @@ def run_task(
     mirror: str | Path | None = None,
     seed: int = 0,
     own: Mapping[str, Any] | None = None,
+    about: About | None = None,
 ) -> TaskRun:
     """Score `model` on one task.
 
@@ -203,6 +212,7 @@ def run_task(
         data: for a pocket task, the folder of its parquet file.
         mirror: for a task of lmms-eval, a folder that mirrors the hub.
         own: for a task over the user's own data, the `benchmark` section of the configuration.
+        about: what its suite says of it.
 
     Raises:
         UserError: its data can't be loaded.
@@ -216,7 +226,10 @@ def run_task(
         spec = {"task": task, "dataset_kwargs": {"data_files": {"test": str(path(task, data))}}}
     elif own is not None:
         spec = {"task": task, "dataset_kwargs": dict(own)}
+    about = about or About()
     model.bad, model.kept = [], {}
+    # The task's own number of new tokens stands; this is for those that set none.
+    longest = f"max_new_tokens={about.max_new_tokens}" if about.max_new_tokens else None
     with quiet(), tempfile.TemporaryDirectory(prefix="vtc-") as scratch, _inside(mirror):
         try:
             results = simple_evaluate(
@@ -225,6 +238,7 @@ def run_task(
                 task_manager=manager,
                 batch_size=model.batch_size,
                 limit=limit,
+                gen_kwargs=longest,  # type: ignore[arg-type]  # None is its default
                 bootstrap_iters=0,
                 log_samples=True,
                 # Submission files of some tasks would land in the user's folder; images aren't needed for scoring.
@@ -240,7 +254,7 @@ def run_task(
             if cause is error or isinstance(cause, UserError):
                 raise cause from None if cause is not error else error
             raise UserError(f"benchmark.tasks={task}: lmms-eval stopped ({type(cause).__name__}: {cause})") from error
-    return _read(task, results, model)
+    return _read(task, results, model, about)
 
 
 def _cause(error: Any) -> BaseException:
@@ -250,7 +264,7 @@ def _cause(error: Any) -> BaseException:
     return error
 
 
-def _read(task: str, results: dict[str, Any], model: VtcModel) -> TaskRun:
+def _read(task: str, results: dict[str, Any], model: VtcModel, about: About) -> TaskRun:
     """lmms-eval's results on one task as a TaskRun."""
     names = [n for n in results["results"] if n in results.get("samples", {}) or n == task]
     config = results["configs"].get(task, {})
@@ -259,10 +273,18 @@ def _read(task: str, results: dict[str, Any], model: VtcModel) -> TaskRun:
         key.split(",")[0]: float(value)
         for name in names
         for key, value in results["results"][name].items()
-        if "_stderr" not in key and isinstance(value, (int, float)) and not isinstance(value, bool) and "," in key
+        if "_stderr" not in key
+        and isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and "," in key
+        and value == value  # no verdict at all is no score
     }
     order = [m["metric"] for m in config.get("metric_list") or [] if isinstance(m.get("metric"), str)]
-    headline = metadata.get("headline") or next((m for m in order if m in metrics), next(iter(metrics), "score"))
+    headline = (
+        about.metric
+        or metadata.get("headline")
+        or next((m for m in order if m in metrics), next(iter(metrics), "score"))
+    )
     logged = results.get("samples", {}).get(task) or [s for n in names for s in results["samples"].get(n, [])]
     docs = [s["doc"] for s in logged]
     records = [s.get(headline) for s in logged]
@@ -275,6 +297,8 @@ def _read(task: str, results: dict[str, Any], model: VtcModel) -> TaskRun:
     strata = [str(d.get(metadata["strata"], "")) if "strata" in metadata else "" for d in docs]
     value = metrics.get(headline)
     known = [x for x in scores if x is not None]
+    if about.samples_mean and known:
+        value = statistics.mean(known, strata)
     if len(known) < len(scores) or not known or abs((statistics.mean(known, strata) or 0.0) - (value or 0.0)) > 1e-6:
         if metadata.get("headline") and known:
             raise RuntimeError(f"{task}: the samples' scores don't make {headline}={value}")
@@ -306,6 +330,8 @@ def _read(task: str, results: dict[str, Any], model: VtcModel) -> TaskRun:
         samples=samples,
         bad=bad,
         layers=[sum(c) / len(layers) for c in zip(*layers, strict=True)] if layers else [],
+        scale=about.scale,
+        unjudged=sum(map(_unjudged, records)) if "judge" in about.requires else 0,
         version=str(metadata.get("version", results.get("versions", {}).get(task, ""))),
     )
 
@@ -317,6 +343,13 @@ def _number(record: Any) -> float | None:
     elif isinstance(record, (tuple, list)) and len(record) == 2:
         record = record[1]
     return float(record) if isinstance(record, (int, float)) else None
+
+
+def _unjudged(record: Any) -> bool:
+    """Whether a sample's record says that the judge was silent: no record, no model (MM-Vet), no marks (LLaVA-W)."""
+    if not isinstance(record, dict):
+        return record is None
+    return record.get("eval_model") == "" or list(record.get("scores") or ()) == [-1, -1]
 
 
 def _text(value: Any) -> str:

@@ -16,9 +16,11 @@ from lmms_eval.protocol import ChatMessages
 from PIL import Image, ImageFile
 
 from vtc.errors import UserError
+from vtc.evaluation import video
 
 log = logging.getLogger(__name__)
 MAX_NEW_TOKENS = 1024  # for tasks that set none, as lmms-eval's own LLaVA does
+FRAMES = 8  # of a video, as Video-LLaVA reads it
 
 
 @dataclass
@@ -38,6 +40,12 @@ class _Question:
     text: str
     images: list[Image.Image]
     options: dict[str, Any]
+    videos: list[list[Image.Image]] = field(default_factory=list)
+
+    @property
+    def pictures(self) -> int:
+        """Images and frames: what visual tokens are counted for."""
+        return len(self.images) + sum(map(len, self.videos))
 
 
 @dataclass
@@ -60,6 +68,7 @@ class VtcModel(lmms):
         backbone, method: as `vtc.assemble.assemble` gives them.
         batch_size: requests at a time; a batch that fails is split until the one that fails is found.
         description: what decides the answers (checkpoint, dtype, …), for `__repr__`, lmms-eval's response-cache key.
+        frames: how many of a video the backbone is shown.
         on_start: called with the number of requests when a task begins.
         on_sample: called with the number of requests done after each batch.
     """
@@ -72,12 +81,13 @@ class VtcModel(lmms):
         method: Any,
         batch_size: int = 32,
         description: str = "",
+        frames: int = FRAMES,
         on_start: Callable[[int], None] | None = None,
         on_sample: Callable[[int], None] | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.method = backbone, method
-        self.batch_size, self.description = max(1, int(batch_size)), description
+        self.batch_size, self.description, self.frames = max(1, int(batch_size)), description, int(frames)
         self.on_start, self.on_sample = on_start, on_sample
         self.bad: list[BadSample] = []
         self.kept: dict[tuple[str, int], Kept] = {}
@@ -133,7 +143,9 @@ class VtcModel(lmms):
                     try:
                         with whole_images():
                             questions.append(self._read(i, requests[i]))
-                    except Exception as error:
+                    except UserError:
+                        raise
+                    except (Exception, SystemExit) as error:  # some of lmms-eval's tasks exit where a video is missing
                         failed[i] = _describe(error)
                 self._answer(questions, requests, answers, failed)
                 if self.on_sample:
@@ -145,15 +157,21 @@ class VtcModel(lmms):
         return answers  # type: ignore[return-value]
 
     def _read(self, index: int, request: Instance) -> _Question:
-        """Decode one request: its text and images."""
+        """Decode one request: its text, images and frames of videos.
+
+        Raises:
+            UserError: it has what the backbone can't read.
+        """
         _, doc_to_messages, options, doc_id, task, split = request.args
         messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
         found, videos, audios = messages.extract_media()
-        if videos or audios:
-            raise UserError(f"benchmark.tasks={task}: has {'video' if videos else 'audio'}; this backbone reads images")
+        if audios:
+            raise UserError(f"benchmark.tasks={task}: has audio; backbone={self.backbone.name} hears none")
+        if videos and getattr(self.backbone, "video_text", None) is None:
+            raise UserError(f"benchmark.tasks={task}: has video; backbone={self.backbone.name} reads images")
         images = [_opened(image) for image in found]
         text = "".join(c.text for m in messages.messages for c in m.content if c.type == "text")
-        return _Question(index, text, images, options)
+        return _Question(index, text, images, options, [video.frames(path, self.frames) for path in videos])
 
     def _answer(
         self,
@@ -192,7 +210,8 @@ class VtcModel(lmms):
         if options.get("do_sample") and float(options.get("temperature") or 0) > 0 and "sampling" not in self._warned:
             self._warned.add("sampling")
             log.warning("a task asks for sampling; vtc answers greedily, so that runs can be repeated and compared")
-        inputs = self.backbone.inputs([q.text for q in questions], [q.images for q in questions])
+        videos = [q.videos for q in questions] if any(q.videos for q in questions) else None
+        inputs = self.backbone.inputs([q.text for q in questions], [q.images for q in questions], videos)
         tokenizer = self.backbone.tokenizer
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         with torch.inference_mode(), compressing(self.backbone, self.method) as engine:
@@ -208,7 +227,7 @@ class VtcModel(lmms):
             )
             report = engine.report
         visual = self.backbone.visual(inputs["input_ids"]).sum(1).tolist()
-        kept = kept_of(report, visual, [len(q.images) for q in questions], self.backbone.shape.depth)
+        kept = kept_of(report, visual, [q.pictures for q in questions], self.backbone.shape.depth)
         given = inputs["input_ids"].shape[1]
         new = ids[:, given:]
         lengths = inputs["attention_mask"].sum(1).tolist()
@@ -217,7 +236,7 @@ class VtcModel(lmms):
         for row, (text, k) in enumerate(zip(texts, kept, strict=True)):
             made = int((new[row] != pad).sum())
             # What the decoder reads in the end: the prompt with its visual tokens replaced by those that are left.
-            lost = (k.tokens_in - k.tokens_out) * len(questions[row].images) if k else 0
+            lost = (k.tokens_in - k.tokens_out) * questions[row].pictures if k else 0
             read = int(lengths[row]) - round(lost)
             answer = GenerationResult(
                 _until(text, options.get("until")), TokenCounts(input_tokens=read, output_tokens=made)
@@ -292,7 +311,8 @@ class RegisteredModel(VtcModel):
         backbone, method = assemble(config)
         asked = batch_size if batch_size is not None and str(batch_size).isdigit() else config.batch_size
         given = ", ".join(f"{k}={v}" for k, v in sorted(overrides.items()))
-        super().__init__(backbone, method, int(asked), description=f"{given}, checkpoint={config.checkpoint}")
+        frames = int(config.backbone.get("frames") or FRAMES)
+        super().__init__(backbone, method, int(asked), f"{given}, checkpoint={config.checkpoint}", frames)
         quiet_logging()
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vtc.errors import UserError
+from vtc.evaluation import catalogue, requires, suite
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}  # a parameter; checkpoints of LVLMs come in 16 bit
 PROMPT, ANSWER = 64, 128  # text tokens of a row: the profile's prompt and its longer answer
@@ -131,13 +132,11 @@ def _runs(counts: list[int]) -> str:
 
 
 def _tasks(settings: Mapping[str, Any], hub: Hub) -> list[str]:
-    """The tasks with the data that each needs."""
-    from vtc.evaluation import harness
-
+    """The tasks with the data that each needs, and the first thing that is missing."""
     benchmark = settings["benchmark"]
     tasks, limit = list(benchmark["tasks"]), benchmark.get("limit")
     lines = [f"benchmark   {benchmark['name']}, {len(tasks)} tasks" + (f", {limit} samples each" if limit else "")]
-    manager = harness.task_manager(tasks, benchmark.get("include") or ())
+    inside = {} if benchmark["name"] in suite.OWN else requires.names(tasks, benchmark.get("include") or ())
     for task in tasks:
         if task.startswith("pocket_"):
             data = "drawn here where it isn't yet"
@@ -145,21 +144,17 @@ def _tasks(settings: Mapping[str, Any], hub: Hub) -> list[str]:
             data = str(benchmark["data"])
         else:
             folder = f"{benchmark['data']}/" if benchmark.get("data") else ""
-            data = ", ".join(str(hub.look_up(folder + name, "dataset")) for name in _data_of(manager, task))
+            names = dict.fromkeys(name for member in inside[task] for name in _data_of(benchmark, member))
+            data = ", ".join(str(hub.look_up(folder + name, "dataset")) for name in names)
         lines.append(f"            {task}: {data}")
+    if missing := requires.missing(settings):
+        lines.append(f"missing     {missing}")
     return lines
 
 
-def _data_of(manager: Any, task: str) -> list[str]:
-    """The data sets that a task reads, or the tasks of a group."""
-    from lmms_eval.utils import load_yaml_config
-
-    file = manager.task_index[task].get("yaml_path")
-    if not isinstance(file, str):
+def _data_of(benchmark: Mapping[str, Any], task: str) -> list[str]:
+    """The data sets that a task reads: folders or ids."""
+    file = catalogue.files(benchmark.get("include") or ()).get(task)
+    if file is None:
         raise UserError(f"benchmark.tasks={task}: its data can't be told")
-    config = load_yaml_config(file, mode="simple")
-    members = config.get("task")
-    if isinstance(members, list):
-        found = [name for member in members if isinstance(member, str) for name in _data_of(manager, member)]
-        return list(dict.fromkeys(found))
-    return [str(config["dataset_path"])]
+    return [str(catalogue.settings(file)["dataset_path"])]

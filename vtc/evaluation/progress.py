@@ -36,7 +36,8 @@ class Bar:
         self.progress.start()
         self.task = self.progress.add_task("test sets", total=None)
         try:
-            self.say("test sets (drawn once, a minute at most)")
+            if any(task.startswith("pocket_") for run in self.runs for task in run.tasks):
+                self.say("test sets (drawn once, a minute at most)")
             self.sizes.update({id(r): {t: _size(r, t) for t in r.tasks} for r in self.runs})
         except BaseException:
             self.progress.stop()

@@ -70,7 +70,10 @@ def assemble_result(
                 "blind": task.floors.get("blind"),
                 "bag": task.floors.get("bag"),
                 "bad": len(task.bad),
+                "unjudged": task.unjudged,
                 "metrics": task.metrics,
+                "scale": task.scale,
+                "share": task.value / task.scale if task.value is not None else None,
                 "version": task.version,
             }
         )
@@ -130,7 +133,8 @@ def _paired(task: TaskRun, known: Mapping[str, float], value: float | None) -> P
 def _mean(
     group: str, done: list[TaskRun], pairs: Mapping[str, Paired], rows: list[dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """The mean score of a group's tasks, each counting alike, with its error and the paired test over all samples."""
+    """The mean score of a group's tasks as shares of their full scores, each counting alike, with its error and the
+    paired test over all samples."""
     import numpy as np
 
     from vtc.evaluation import statistics
@@ -138,24 +142,24 @@ def _mean(
     members = [r for r in rows if r["group"] == group and r["value"] is not None]
     if not members:
         return None
-    values = [r["value"] for r in members]
-    errors = [r["stderr"] for r in members]
-    bases = [r["baseline"] for r in members]
-    value = float(np.mean(values))
-    base = float(np.mean(bases)) if all(b is not None for b in bases) else None
-    tested = [pairs[r["task"]] for r in members if pairs[r["task"]].mine]
-    differences = [statistics.weights(p.strata) * (np.asarray(p.mine) - np.asarray(p.theirs)) for p in tested]
+    value = _average([results.share(r) for r in members])
+    errors = [results.share(r, "stderr") for r in members]
+    base = _average([results.share(r, "baseline") for r in members])
+    tested = [(pairs[r["task"]], r["scale"]) for r in members if pairs[r["task"]].mine]
+    differences = [
+        statistics.weights(p.strata) * (np.asarray(p.mine) - np.asarray(p.theirs)) / scale for p, scale in tested
+    ]
     return {
         "value": value,
-        "stderr": float(np.sqrt(np.sum(np.square(errors))) / len(members))
+        "stderr": float(np.sqrt(np.sum(np.square([e or 0.0 for e in errors]))) / len(members))
         if all(e is not None for e in errors)
         else None,
         "n": sum(r["n"] for r in members),
         "tasks": len(members),
         "baseline": base,
-        "retained": value / base if base else None,
+        "retained": value / base if base and value is not None else None,
         "p_value": statistics.sign_flips(np.concatenate(differences)) if len(tested) == len(members) else None,
-        **{f: _average([r[f] for r in members]) for f in ("blind", "bag")},
+        **{f: _average([results.share(r, f) for r in members]) for f in ("blind", "bag")},
     }
 
 
@@ -225,8 +229,10 @@ def command(baseline: bool = False) -> str:
     """
     from hydra.core.hydra_config import HydraConfig
 
+    from vtc.cli.compose import typed
+
     if HydraConfig.initialized():
-        overrides = list(HydraConfig.get().overrides.task)
+        overrides = [typed(override) for override in HydraConfig.get().overrides.task]
         return shlex.join(["python", "-m", "vtc", *(uncompressed(overrides) if baseline else overrides)])
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 

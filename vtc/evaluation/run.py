@@ -206,10 +206,12 @@ def _method_files(module: str, seen: set[str]) -> Iterator[str]:
 
 def _score(run: Run, baseline: Run | None, console: Console) -> dict[str, Any]:
     """Make the baseline if needed, then the run; writes both."""
-    from vtc.evaluation import display
+    from vtc.evaluation import display, requires
     from vtc.evaluation.progress import Bar
 
+    open_tasks = [t for t in run.tasks if run.stored(t) is None]
     make_baseline = baseline is not None and not baseline.finished()
+    requires.check(run.settings, run.tasks if make_baseline else open_tasks)
     with Bar(console, [r for r in (baseline if make_baseline else None, run) if r is not None]) as bar:
         if baseline is not None:
             with baseline.lock():  # another job may be making it just now
@@ -226,7 +228,7 @@ def _score(run: Run, baseline: Run | None, console: Console) -> dict[str, Any]:
 
 def make(run: Run, baseline: Run | None, bar: Bar) -> dict[str, Any]:
     """Assemble, score task by task, measure, write."""
-    from vtc.evaluation import harness
+    from vtc.evaluation import harness, requires, suite
     from vtc.evaluation.record import assemble_result
 
     started = time.time()
@@ -234,11 +236,16 @@ def make(run: Run, baseline: Run | None, bar: Bar) -> dict[str, Any]:
     label = "baseline" if run.is_baseline else method_label(settings)
     bar.say("loading lmms-eval")
     manager = harness.task_manager(run.tasks, settings["benchmark"].get("include") or ())
-    from vtc.evaluation.model import VtcModel
+    judged = [t for t in run.tasks if "judge" in suite.about(settings["benchmark"], t).requires]
+    if judged := [t for t in judged if run.stored(t) is None]:
+        bar.say("asking the judge")
+        requires.ask_the_judge(judged)
+    from vtc.evaluation.model import FRAMES, VtcModel
 
     bar.say(f"{label}: loading the model")
     backbone, method = assembled(settings)
-    model = VtcModel(backbone, method, settings["batch_size"], description=run.id, on_sample=bar.advance)
+    frames = int(settings["backbone"].get("frames") or FRAMES)
+    model = VtcModel(backbone, method, settings["batch_size"], run.id, frames, on_sample=bar.advance)
     done: list[TaskRun] = []
     for task in run.tasks:
         earlier = run.stored(task)
@@ -252,11 +259,14 @@ def make(run: Run, baseline: Run | None, bar: Bar) -> dict[str, Any]:
         own = settings["benchmark"] if settings["benchmark"]["name"] in ("jsonl", "hf") else None
         mirror = None if own or task.startswith("pocket") else run.data
         seed = int(settings.get("seed") or 0)
-        scored = harness.run_task(model, task, manager, run.limit, run.data, mirror, seed, own)
+        about = suite.about(settings["benchmark"], task)
+        scored = harness.run_task(model, task, manager, run.limit, run.data, mirror, seed, own, about)
         for bad in scored.bad[:3]:
             bar.note(f"{task}: sample {bad['id']} set aside: {bad['error']}", "yellow")
         if len(scored.bad) > 3:
             bar.note(f"{task}: {len(scored.bad)} samples set aside, the others count", "yellow")
+        if scored.unjudged:
+            bar.note(f"{task}: the judge gave no verdict on {scored.unjudged} samples", "yellow")
         run.store(scored)
         done.append(scored)
     bar.say(f"{label}: measuring costs")

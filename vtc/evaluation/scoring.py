@@ -166,4 +166,9 @@ def by_kind(records: Sequence[tuple[str, float]]) -> float:
 # Samples -------------------------------------------------------------------------------------------------------------
 
 # How a sample's share of its task's score is found where it needs the other samples; else it is the metric itself.
-OVER_ALL = {"captions": cider_samples, "retrieval": retrieval_samples}
+# `captions` is CIDEr-D / 10, a share; `cider` as the papers give it.
+OVER_ALL = {
+    "captions": cider_samples,
+    "cider": lambda records: 10.0 * cider_samples(records),
+    "retrieval": retrieval_samples,
+}

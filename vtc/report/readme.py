@@ -1,12 +1,18 @@
 """Fills the marked parts of README.md and two pages of docs/ from committed files, so that no number is typed by hand.
 
     python -m vtc.report.readme            # the pages and docs/images/ from benchmarks/results/
+
+
+    python -m vtc.report.readme            # the pages and docs/images/ from benchmarks/results/ and conf/benchmark/
     python -m vtc.report.readme --check    # exit code 1 if a page would change
 
 A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`: `result` is the table that `make bench` prints,
 `sweep` the comparison of all committed runs with its plots, `method` the example method's file, `orders` the papers'
 order of methods against that of the runs, `pairs` Fwd2Bot and Victor against others at equal tokens, `stages` what
 LLaVolta's stages cost and what they lead to, `shape` the memory of every method on a LLaVA-1.5 of 7B's shape.
+
+
+LLaVolta's stages cost and what they lead to, `suites` what the benchmark suites are made of.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ from vtc.errors import UserError
 from vtc.report import orders, plots, tables
 from vtc.report.runs import Setting, collect, number
 
-PAGES = ("README.md", "docs/findings.md", "docs/profile.md")
+PAGES = ("README.md", "docs/findings.md", "docs/profile.md", "docs/evaluate.md")
 RESULTS = "benchmarks/results"
 STAGES = f"{RESULTS}/llavolta-stages.json"
 SHAPE = f"{RESULTS}/full-shape.json"
@@ -213,6 +219,35 @@ def shape_part(root: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def suites_part(root: Path) -> str:
+    """The suites with their tasks, and each task with what its score is."""
+    from vtc.cli.choices import choices
+    from vtc.evaluation import suite
+
+    found, lines = suite.suites(), choices("benchmark")
+    cells = [
+        [f"`{name}`", lines[name], ", ".join(f"`{t}`" for t in content["about"])] for name, content in found.items()
+    ]
+    tasks = {task: suite.about({}, task) for content in found.values() for task in content["about"]}
+    rows = []
+    for task, about in tasks.items():
+        needs = [need for need in about.requires if need != "folder"]
+        remark = "; ".join(filter(None, [f"needs {' and '.join(needs)}" if needs else "", about.note]))
+        rows.append(
+            [f"`{task}`", about.paper, f"`{about.metric}`", f"{about.scale:g}", str(about.data), about.licence, remark]
+        )
+    return "\n\n".join([
+        _text_table(["`benchmark=`", "", "tasks"], cells),
+        _text_table(["task", "in the papers", "headline", "÷", "data", "licence of the data", ""], rows),
+    ]) + "\n"  # fmt: skip
+
+
+def _text_table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table of words: every column aligns left."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+
+
 PARTS: dict[str, Callable[[Path], str]] = {
     "result": result_part,
     "sweep": sweep_part,
@@ -221,6 +256,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "pairs": pairs_part,
     "stages": stages_part,
     "shape": shape_part,
+    "suites": suites_part,
 }
 
 

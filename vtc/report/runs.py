@@ -47,8 +47,10 @@ class Run:
     Attributes:
         label: the method, with what tells it from other runs of the same method.
         scores: task → headline score.
-        baseline: task → score of the uncompressed backbone, where the result knows it.
+        baseline: task → share of the uncompressed backbone, where the result knows it.
         floors: task → (blind, bag-of-attributes), where the result knows them.
+        shares: task → score as a share of the full score (`results.share`): averages are made of these.
+        scales: task → the full score.
     """
 
     path: Path
@@ -58,24 +60,29 @@ class Run:
     baseline: dict[str, float]
     floors: dict[str, tuple[float | None, float | None]]
     groups: dict[str, str]
+    shares: dict[str, Estimate]
+    scales: dict[str, float]
 
     @classmethod
     def read(cls, path: Path) -> Run:
         """The run of a result file. Raises ValueError where it isn't one."""
         result = results.load(path)
-        scores, baseline, floors, groups = {}, {}, {}, {}
+        scores, baseline, floors, groups, shares, scales = {}, {}, {}, {}, {}, {}
         for row in result["scores"]:
             task = row["task"]
             if task in scores or row.get("value") is None:  # a task's first row is its headline metric
                 continue
             scores[task] = Estimate(float(row["value"]), row.get("stderr"))
+            shares[task] = Estimate(float(results.share(row) or 0.0), results.share(row, "stderr"))
+            scales[task] = float(row.get("scale") or 1.0)
             groups[task] = row.get("group") or "understanding"
             if row.get("baseline") is not None:
-                baseline[task] = float(row["baseline"])
+                baseline[task] = float(results.share(row, "baseline") or 0.0)
             floors[task] = (row.get("blind"), row.get("bag"))
         if not scores:
             raise ValueError(f"{path}: no scores")
-        return cls(path, result, _name(result["method"]), scores, baseline, floors, groups)
+        name = _name(result["method"])
+        return cls(path, result, name, scores, baseline, floors, groups, shares, scales)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -130,8 +137,8 @@ class Run:
         return [t for t in self.scores if group in (ALL, self.groups[t])]
 
     def score(self, group: str = ALL) -> Estimate:
-        """Mean over the tasks of a group."""
-        return Estimate.mean([self.scores[t] for t in self.members(group)])
+        """Mean over the tasks of a group, as shares of their full scores."""
+        return Estimate.mean([self.shares[t] for t in self.members(group)])
 
     def retained(self, group: str = ALL) -> float | None:
         """Mean score relative to the uncompressed backbone's mean on the same tasks."""
@@ -141,7 +148,7 @@ class Run:
         if not tasks or any(t not in self.baseline for t in tasks):
             return None
         whole = sum(self.baseline[t] for t in tasks)
-        return sum(self.scores[t].value for t in tasks) / whole if whole else None
+        return sum(self.shares[t].value for t in tasks) / whole if whole else None
 
 
 @dataclass

@@ -119,7 +119,7 @@ def floors(setting: Setting, means: Sequence[str]) -> list[list[str]]:
         for group in means:
             tasks = run.members(group)
             full = all(t in known for t in tasks)
-            row += [f"{sum(known[t] for t in tasks) / len(tasks):.3f}" if full else "–", "–"]
+            row += [f"{sum(known[t] / run.scales[t] for t in tasks) / len(tasks):.3f}" if full else "–", "–"]
         out.append(row + [f"{known[t]:.3f}" if t in known else "–" for t in setting.tasks])
     return out
 
@@ -188,7 +188,7 @@ def significance(a: Run, b: Run) -> tuple[float | None, str]:
     from vtc.evaluation.compare import compare_samples
 
     try:
-        found = compare_samples(results.samples(a.path), results.samples(b.path), a.groups)
+        found = compare_samples(results.samples(a.path), results.samples(b.path), a.groups, a.scales)
     except FileNotFoundError:
         found = {}
     if found and set(found) >= set(a.scores):
