@@ -217,7 +217,7 @@ def run_task(
     elif own is not None:
         spec = {"task": task, "dataset_kwargs": dict(own)}
     model.bad, model.kept = [], {}
-    with quiet(), tempfile.TemporaryDirectory(prefix="vtc-") as scratch, _inside(mirror):
+    with quiet(), model.team.unseen(), tempfile.TemporaryDirectory(prefix="vtc-") as scratch, _inside(mirror):
         try:
             results = simple_evaluate(
                 model=model,
