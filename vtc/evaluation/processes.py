@@ -9,6 +9,7 @@ order are those of one process, for any metric.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -67,7 +68,11 @@ class Failure:
     def error(self) -> Exception:
         """What the leader raises where a helper failed."""
         told = f"process {self.rank}: {self.line}"
-        return UserError(told) if self.mistake else RuntimeError(f"{told}\n{self.trace}")
+        if self.mistake:
+            return UserError(told)
+        error = RuntimeError(told)
+        error.__cause__ = RuntimeError(f"there:\n{self.trace}")
+        return error
 
 
 def launched() -> int:
@@ -83,6 +88,12 @@ def check(settings: Mapping[str, Any]) -> None:
     """
     if launched() == 1:
         return
+    for kind in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true":
+            raise UserError(
+                f"accelerate: {kind} splits a model that is trained; to evaluate, each process holds all of it: "
+                "see conf/accelerate/ddp.yaml"
+            )
     backbone, count = settings["backbone"], launched()
     if backbone.get("device_map") is not None:
         raise UserError(
@@ -137,7 +148,7 @@ class Team:
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world = rank, world
         self._orders = 0  # given so far; they name the keys in the store
-        self._met = False
+        self._met = self._failed = False
         self._group: Any = None
         self._store: Any = None
 
@@ -184,6 +195,7 @@ class Team:
                 order, given = self._hear()
                 if order == END:
                     if isinstance(given, Failure):
+                        self._failed = True
                         raise UserError(given.line)
                     return given
                 try:
@@ -290,7 +302,7 @@ class Team:
         if failure is None:  # else it is raised as it is
             for _, other in told:
                 if other is not None:
-                    raise other.error() from None
+                    raise other.error()
         return [share for share, _ in told]
 
     def _send(self, order: str, given: Any) -> None:
@@ -327,7 +339,15 @@ class Team:
             dist.init_process_group("gloo", timeout=WAIT)
         team = cls(dist.get_rank(), dist.get_world_size())
         team._group, team._store = dist.new_group(backend="gloo", timeout=WAIT), _get_default_store()
+        atexit.register(team._leave)
         return team
+
+    def _leave(self) -> None:
+        """A helper of a run that failed ends after the leader: launchers kill all others when the first one ends, and
+        the leader has to say why."""
+        if self._failed:
+            with contextlib.suppress(Lost):
+                self._hear()
 
 
 _TEAMS: list[Team] = []  # the one of this process, once it has joined: the jobs of a sweep share it
