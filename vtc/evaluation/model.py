@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -375,7 +376,9 @@ def _short(vector: Sequence[float]) -> list[float]:
 
 
 def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    """In one line, the same whichever process says it: without where in its memory an object is."""
+    words = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error).split()))
+    return f"{type(error).__name__}: {words}"[:300]
 
 
 def _padding(request: Instance) -> bool:
