@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any
 
 from omegaconf import DictConfig
 
 from vtc.budget import in_words
+from vtc.errors import UserError
 
 # action → (function that takes the configuration, whether it builds a model and so needs a plan)
 ACTIONS = {
@@ -17,6 +19,7 @@ ACTIONS = {
     "profile": ("vtc.profiling:profile", True),
     "report": ("vtc.report:report", False),
 }
+TOGETHER = ("evaluate", "train")  # what several processes, started by `accelerate launch` or `torchrun`, do together
 
 
 def headline(config: DictConfig) -> str:
@@ -38,6 +41,11 @@ def perform(config: DictConfig) -> Any:
     Raises:
         UserError: what the user asked for can't be done; raised before any model loads.
     """
+    processes = int(os.environ.get("WORLD_SIZE") or 1)
+    if processes > 1 and config.action not in TOGETHER:
+        raise UserError(
+            f"action={config.action}: is for one process, and {processes} were started; leave out the launcher"
+        )
     target, needs_plan = ACTIONS[config.action]
     if needs_plan:
         from vtc.assemble import plan

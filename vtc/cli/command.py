@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -159,9 +160,13 @@ def _hydra(argv: Sequence[str], sweep: Sweep, sweeping: bool) -> None:
     asked, arguments = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print and exit by itself; its errors are ours to explain
     sys.argv = [sys.argv[0], *argv]
+    notes = tempfile.TemporaryDirectory()
+    if sweeping and not is_first():  # of several processes the first one keeps Hydra's note of the sweep
+        sys.argv.append(f"hydra.sweep.dir={notes.name}")
     try:
         hydra.main(config_path=str(config_dir()), config_name=CONFIG, version_base="1.3")(job)()
     finally:
+        notes.cleanup()
         sys.argv = arguments
         if asked is None:
             del os.environ["HYDRA_FULL_ERROR"]

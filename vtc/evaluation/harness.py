@@ -230,7 +230,7 @@ def run_task(
     model.bad, model.kept = [], {}
     # The task's own number of new tokens stands; this is for those that set none.
     longest = f"max_new_tokens={about.max_new_tokens}" if about.max_new_tokens else None
-    with quiet(), tempfile.TemporaryDirectory(prefix="vtc-") as scratch, _inside(mirror):
+    with quiet(), model.team.unseen(), tempfile.TemporaryDirectory(prefix="vtc-") as scratch, _inside(mirror):
         try:
             results = simple_evaluate(
                 model=model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image, ImageFile
 
 from vtc.errors import UserError
 from vtc.evaluation import video
+from vtc.evaluation.processes import Team
 
 log = logging.getLogger(__name__)
 MAX_NEW_TOKENS = 1024  # for tasks that set none, as lmms-eval's own LLaVA does
@@ -70,7 +72,8 @@ class VtcModel(lmms):
         description: what decides the answers (checkpoint, dtype, …), for `__repr__`, lmms-eval's response-cache key.
         frames: how many of a video the backbone is shown.
         on_start: called with the number of requests when a task begins.
-        on_sample: called with the number of requests done after each batch.
+        on_sample: called with the number of requests done after each batch; of several processes each counts for all.
+        team: the processes that share the batches.
     """
 
     is_simple = False
@@ -84,11 +87,13 @@ class VtcModel(lmms):
         frames: int = FRAMES,
         on_start: Callable[[int], None] | None = None,
         on_sample: Callable[[int], None] | None = None,
+        team: Team | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.method = backbone, method
         self.batch_size, self.description, self.frames = max(1, int(batch_size)), description, int(frames)
         self.on_start, self.on_sample = on_start, on_sample
+        self.team = team or Team()
         self.bad: list[BadSample] = []
         self.kept: dict[tuple[str, int], Kept] = {}
         self._warned: set[str] = set()
@@ -133,11 +138,13 @@ class VtcModel(lmms):
             self.on_start(sum(not _padding(r) for r in requests))
         for i, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[2], sort_keys=True, default=str), []).append(i)
+        batches: list[list[int]] = []
         for members in groups.values():
             # Questions of about the same length share a batch: less padding. The sort is stable, so it is repeatable.
             members = sorted(members, key=lambda i: len(str(requests[i].args[0])))
-            for start in range(0, len(members), self.batch_size):
-                batch = members[start : start + self.batch_size]
+            batches += [members[start : start + self.batch_size] for start in range(0, len(members), self.batch_size)]
+        for number, batch in enumerate(batches):
+            if self.team.mine(number):
                 questions = []
                 for i in batch:
                     try:
@@ -148,8 +155,18 @@ class VtcModel(lmms):
                     except (Exception, SystemExit) as error:  # some of lmms-eval's tasks exit where a video is missing
                         failed[i] = _describe(error)
                 self._answer(questions, requests, answers, failed)
-                if self.on_sample:
-                    self.on_sample(sum(not _padding(requests[i]) for i in batch))
+            if self.on_sample:
+                self.on_sample(sum(not _padding(requests[i]) for i in batch))
+        given = {i: answer for i, answer in enumerate(answers) if answer is not None}
+        for theirs, not_answered, kept in self.team.collect((given, failed, self.kept)):
+            failed |= not_answered
+            self.kept |= kept
+            for i, answer in theirs.items():
+                answers[i] = answer
+        order = [(str(requests[i].task_name), int(requests[i].doc_id)) for batch in batches for i in batch]
+        self.kept = {
+            key: self.kept[key] for key in order if key in self.kept
+        }  # a mean depends on it, in its last digit
         for i, reason in sorted(failed.items()):
             answers[i] = GenerationResult("", TokenCounts(input_tokens=0, output_tokens=0))
             if not _padding(requests[i]):
@@ -379,7 +396,9 @@ def _short(vector: Sequence[float]) -> list[float]:
 
 
 def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    """In one line, the same whichever process says it: without where in its memory an object is."""
+    words = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error).split()))
+    return f"{type(error).__name__}: {words}"[:300]
 
 
 def _padding(request: Instance) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtc import results
 from vtc.backbones.loading import count
+from vtc.evaluation.processes import launched
 from vtc.evaluation.run import BUDGETS, Run
 from vtc.methods.chain import Chain
 
@@ -233,7 +234,8 @@ def command(baseline: bool = False) -> str:
 
     if HydraConfig.initialized():
         overrides = [typed(override) for override in HydraConfig.get().overrides.task]
-        return shlex.join(["python", "-m", "vtc", *(uncompressed(overrides) if baseline else overrides)])
+        start = ["python"] if (n := launched()) == 1 else ["accelerate", "launch", "--num_processes", str(n)]
+        return shlex.join([*start, "-m", "vtc", *(uncompressed(overrides) if baseline else overrides)])
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 

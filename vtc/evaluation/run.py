@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
     from vtc.compressor import Compressor
     from vtc.evaluation.harness import TaskRun
+    from vtc.evaluation.processes import Team
     from vtc.evaluation.progress import Bar
     from vtc.profiling.latency import Protocol
 
@@ -34,19 +35,28 @@ def evaluate(config: Mapping[str, Any]) -> Path:
     The uncompressed run is made first where its result doesn't exist, kept under `output_dir/baselines/<id>` and
     reused. Every finished task is stored at once, so that an interrupted run goes on where it stopped; a run whose
     result exists is read, not repeated, unless `resume` is false. With `dry_run` it says what it would do, and does
-    nothing.
+    nothing. Of several processes (`accelerate launch`) all call it, and share the samples.
 
     Args:
         config: the resolved configuration (`vtc.cli.compose.compose` makes one).
 
     Raises:
-        UserError: an unknown task, data that isn't there.
+        UserError: an unknown task, data that isn't there; what several processes can't do.
     """
+    from vtc.evaluation import processes
+
+    settings = as_dict(config)
+    processes.check(settings)
+    with processes.team() as team:
+        return team.lead(lambda: _evaluate(settings, team)) if team.leads else team.serve()
+
+
+def _evaluate(settings: dict[str, Any], team: Team) -> Path:
+    """What the first process does of `evaluate`, which is all of it where there is one."""
     from rich.console import Console
 
     from vtc.evaluation import display
 
-    settings = as_dict(config)
     # The width of a terminal, or one that holds the table: piped output shouldn't be folded at 80.
     console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
     run = Run(settings, console)
@@ -67,7 +77,7 @@ def evaluate(config: Mapping[str, Any]) -> Path:
         else:
             console.print(f"scoring {len(run.tasks)} tasks of {settings['benchmark']['name']}, run {run.id}")
             baseline = None if run.is_baseline else Run(baseline_of(settings), console)
-            result = _score(run, baseline, console)
+            result = _score(run, baseline, console, team)
     console.print(display.scores(result))
     console.print(display.costs(result))
     for line in display.remarks(result):
@@ -204,7 +214,7 @@ def _method_files(module: str, seen: set[str]) -> Iterator[str]:
             yield from _method_files(other, seen)
 
 
-def _score(run: Run, baseline: Run | None, console: Console) -> dict[str, Any]:
+def _score(run: Run, baseline: Run | None, console: Console, team: Team) -> dict[str, Any]:
     """Make the baseline if needed, then the run; writes both."""
     from vtc.evaluation import display, requires
     from vtc.evaluation.progress import Bar
@@ -216,36 +226,32 @@ def _score(run: Run, baseline: Run | None, console: Console) -> dict[str, Any]:
         if baseline is not None:
             with baseline.lock():  # another job may be making it just now
                 if not baseline.finished():
-                    make(baseline, None, bar)
+                    make(baseline, None, bar, team)
                     bar.note(f"baseline (method none) stored: {baseline.path}")
                 else:
                     bar.drop(baseline)
                     bar.note(f"baseline (method none) reused: {baseline.path}")
-        result = make(run, baseline, bar)
+        result = make(run, baseline, bar, team)
     results.write_text(run.folder / results.SUMMARY, display.markdown(result))
     return result
 
 
-def make(run: Run, baseline: Run | None, bar: Bar) -> dict[str, Any]:
+def make(run: Run, baseline: Run | None, bar: Bar, team: Team) -> dict[str, Any]:
     """Assemble, score task by task, measure, write."""
-    from vtc.evaluation import harness, requires, suite
+    from vtc.evaluation import requires, suite
+    from vtc.evaluation.processes import Scorer
     from vtc.evaluation.record import assemble_result
 
     started = time.time()
     settings = run.settings
     label = "baseline" if run.is_baseline else method_label(settings)
-    bar.say("loading lmms-eval")
-    manager = harness.task_manager(run.tasks, settings["benchmark"].get("include") or ())
     judged = [t for t in run.tasks if "judge" in suite.about(settings["benchmark"], t).requires]
     if judged := [t for t in judged if run.stored(t) is None]:
         bar.say("asking the judge")
         requires.ask_the_judge(judged)
-    from vtc.evaluation.model import FRAMES, VtcModel
-
-    bar.say(f"{label}: loading the model")
-    backbone, method = assembled(settings)
-    frames = int(settings["backbone"].get("frames") or FRAMES)
-    model = VtcModel(backbone, method, settings["batch_size"], run.id, frames, on_sample=bar.advance)
+    with team.doing("load", settings, run.id):
+        scorer = Scorer(team, settings, run.id, lambda what: bar.say(f"{label}: {what}"), bar.advance)
+    backbone, method, model = scorer.backbone, scorer.method, scorer.model
     done: list[TaskRun] = []
     for task in run.tasks:
         earlier = run.stored(task)
@@ -260,7 +266,9 @@ def make(run: Run, baseline: Run | None, bar: Bar) -> dict[str, Any]:
         mirror = None if own or task.startswith("pocket") else run.data
         seed = int(settings.get("seed") or 0)
         about = suite.about(settings["benchmark"], task)
-        scored = harness.run_task(model, task, manager, run.limit, run.data, mirror, seed, own, about)
+        given = (task, run.limit, run.data, mirror, seed, own, about)
+        with team.doing("score", *given):
+            scored = scorer.score(*given)
         for bad in scored.bad[:3]:
             bar.note(f"{task}: sample {bad['id']} set aside: {bad['error']}", "yellow")
         if len(scored.bad) > 3:
@@ -272,6 +280,7 @@ def make(run: Run, baseline: Run | None, bar: Bar) -> dict[str, Any]:
     bar.say(f"{label}: measuring costs")
     costs = measured(backbone, method, settings)
     result = assemble_result(run, baseline, done, backbone, method, costs, time.time() - started)
+    result["run"]["processes"] = team.world
     rows = [
         {"task": t.task, "id": s.id, "prediction": s.prediction, "target": s.target, "score": s.score,
          "stratum": s.stratum, "tokens_in": s.tokens_in, "tokens_kept": s.tokens_kept, "error": s.error}
