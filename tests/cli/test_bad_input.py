@@ -74,7 +74,6 @@ VALUES = [
     ("benchmark.limit=0", ["benchmark.limit=0"]),
     ("backbone.dtype=float8", ["backbone.dtype=float8", "bfloat16"]),
     ("dtype=bf61", ["backbone.dtype=bf61", "did you mean 'bf16'"]),
-    ("-m dtype=bf16,fp31", ["backbone.dtype=fp31", "did you mean 'fp32'"]),
     ("dtype=bf16 backbone.dtype=float16", ["dtype=bf16, backbone.dtype=float16", "give one of the two"]),
     ("attention=spda", ["backbone.attention=spda", "did you mean 'sdpa'"]),
     ("attention=flash", ["backbone.attention=flash", "did you mean 'flash_attention_2'"]),
