@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,9 @@ from vtc.backbones.base import Backbone
 from vtc.compressor import Compressor
 from vtc.methods import build
 from vtc.testing import tiny_backbone
+from vtc.testing.tiny_llava_next import tiny_llava_next
+from vtc.testing.tiny_llava_onevision import tiny_llava_onevision
+from vtc.testing.tiny_video_llava import tiny_video_llava
 
 
 @dataclass(frozen=True)
@@ -129,10 +133,13 @@ def pocket() -> Backbone:
     return wrap(model.eval(), build_processor())
 
 
-BACKBONES = {
+BACKBONES: dict[str, Callable[[], Backbone]] = {
     "gqa": lambda: tiny_backbone(),
     "mha": lambda: tiny_backbone(kv_heads=4, seed=1),
     "pocket": pocket,
+    "llava_next": tiny_llava_next,
+    "llava_onevision": tiny_llava_onevision,
+    "video_llava": lambda: tiny_video_llava(frames=True),
 }
 POCKET_METHODS = [
     Case("none", 144),
@@ -172,4 +179,18 @@ POCKET_METHODS = [
     Case("quecc", 16),
 ]
 FIRST = list({m.name: m for m in reversed(METHODS)}.values())  # one setting of each method
+GRIDLESS = [  # whose visual tokens are in no grid, and aren't one a patch of one tower
+    Case("avgpool", 5, {"dims": 1}),
+    *(
+        m
+        for m in FIRST
+        if not {*m.name.split("+")}
+        & {
+            "avgpool", "downsample", "fastervlm", "m3", "mqt", "none", "prumerge", "qformer", "quecc", "single_forward",
+            "tokenpacker", "tome", "visionzip", "vispruner",
+        }
+    ),
+]  # fmt: skip
 CASES = [("gqa", m) for m in METHODS] + [("mha", m) for m in FIRST] + [("pocket", m) for m in POCKET_METHODS]
+CASES += [(b, m) for b in ("llava_next", "llava_onevision", "video_llava") for m in GRIDLESS]
+CASES += [("llava_next", Case("none", 24)), ("llava_onevision", Case("none", 21)), ("video_llava", Case("none", 17))]

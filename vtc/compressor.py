@@ -208,10 +208,10 @@ class Compressor(nn.Module):
 
     @classmethod
     def leaves(cls, tokens: int | None, shape: BackboneShape, **options: Any) -> BackboneShape:
-        """The sizes that a method behind this one finds: fewer visual tokens, in no grid any more."""
+        """The sizes that a method behind this one finds: fewer visual tokens, in no grid, at no fixed places."""
         if tokens is None or tokens == shape.visual_tokens:
             return shape
-        return dataclasses.replace(shape, visual_tokens=tokens, grid=None)
+        return dataclasses.replace(shape, visual_tokens=tokens, grid=None, places=False)
 
 
 def two_level(tokens: int | None, shape: BackboneShape, layer: int, extra: int = 0) -> list[int]:

@@ -34,6 +34,7 @@ class BackboneShape:
         intermediate: MLP width of the decoder.
         heads, kv_heads: attention heads of the decoder, and those of keys and values.
         vocab: vocabulary size.
+        places: whether the i-th visual tokens of two images of one size stand for the same place.
         vision: {depth, width, intermediate, heads, tokens, cls, image_size, patch_size} of the tower; `cls` is how
             many tokens stand before the patches (CLIP 1, SigLIP 0), `feature_layer` which hidden states are projected,
             `tokens` how many the tower sees of an image, where it sees all images alike and whole,
@@ -54,6 +55,7 @@ class BackboneShape:
     kv_heads: int
     vocab: int
     vision: dict[str, int] = field(default_factory=dict)
+    places: bool = True
     head_dim: int | None = None
 
     @property

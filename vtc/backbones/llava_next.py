@@ -36,7 +36,8 @@ class LlavaNext(Chat, Llava):
     @classmethod
     def shape_from(cls, config: Any, name: str, image_size: int | None = None) -> BackboneShape:
         shape = Llava.shape_from(config, name)
-        vision = shape.vision | {"tile_tokens": shape.visual_tokens or 0}
+        vision = {key: size for key, size in shape.vision.items() if key != "tokens"}  # the tower sees it in parts
+        vision["tile_tokens"] = shape.visual_tokens or 0
         if image_size is None:
             return dataclasses.replace(shape, visual_tokens=None, grid=None, vision=vision)
         layout = anyres.fixed(image_size, config, name)

@@ -102,7 +102,7 @@ class AveragePooling(TokenMerger):
         left = super().leaves(tokens, shape)
         if dims == 1 or left is shape or tokens is None or shape.grid is None:
             return left
-        return dataclasses.replace(left, grid=pooled_grid(tokens, shape.grid))
+        return dataclasses.replace(left, grid=pooled_grid(tokens, shape.grid), places=shape.places)
 
 
 def require_grid(method: str, shape: BackboneShape, instead: str = "") -> None:

@@ -56,7 +56,7 @@ class EVS(VideoPruner):
 
 def require_places(method: str, shape: BackboneShape) -> None:
     """Raises `UserError` where the visual tokens of two frames don't stand for the same places."""
-    if shape.visual_tokens is not None and shape.grid is None:
+    if not shape.places:
         raise UserError(f"method={method}: it compares frames place by place, and {shape.name} has no grid of places")
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 
 from vtc.backbones.video_llava import VideoLlava
@@ -9,11 +12,30 @@ from vtc.testing.models import IMAGE, PAD, tokenizer
 from vtc.testing.tiny_llava_next import tiny_decoder
 from vtc.testing.tiny_llava_onevision import VIDEO
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import BatchFeature
+
 SIDE, PATCH = 16, 4
 
 
-def tiny_video_llava(width: int = 32, depth: int = 4, seed: int = 0) -> VideoLlava:
-    """A `VideoLlavaForConditionalGeneration` in eval mode."""
+class OneFrameVideos(VideoLlava):
+    """Every image is a video of one frame: what the contracts make of images goes through the tower of videos."""
+
+    image_text = "<video>"
+
+    def _processed(
+        self, text: list[str], images: list[list[Image]], videos: Sequence[Sequence[Sequence[Image]]] | None
+    ) -> BatchFeature:
+        return super()._processed(text, [], [[[image] for image in row] for row in images])
+
+
+def tiny_video_llava(frames: bool = False, width: int = 32, depth: int = 4, seed: int = 0) -> VideoLlava:
+    """A `VideoLlavaForConditionalGeneration` in eval mode.
+
+    Args:
+        frames: as `OneFrameVideos`.
+    """
     from transformers import (
         CLIPVisionConfig,
         VideoLlavaConfig,
@@ -53,4 +75,4 @@ def tiny_video_llava(width: int = 32, depth: int = 4, seed: int = 0) -> VideoLla
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )
-    return VideoLlava.wrap(model, processor)
+    return (OneFrameVideos if frames else VideoLlava).wrap(model, processor)
