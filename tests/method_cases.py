@@ -9,7 +9,9 @@ from vtc.backbones import wrap
 from vtc.backbones.base import Backbone
 from vtc.compressor import Compressor
 from vtc.methods import build
+from vtc.registry import parts
 from vtc.testing import tiny_backbone
+from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,9 @@ BACKBONES = {
     "gqa": lambda: tiny_backbone(),
     "mha": lambda: tiny_backbone(kv_heads=4, seed=1),
     "pocket": pocket,
+    "qwen2": tiny_qwen2_vl,
+    "qwen2.5": tiny_qwen2_5_vl,
+    "qwen3": tiny_qwen3_vl,
 }
 POCKET_METHODS = [
     Case("none", 144),
@@ -172,4 +177,8 @@ POCKET_METHODS = [
     Case("quecc", 16),
 ]
 FIRST = list({m.name: m for m in reversed(METHODS)}.values())  # one setting of each method
+TOWER = {"fastervlm", "downsample", "tome", "visionzip", "vispruner", "prumerge"}  # methods of towers whose patches are
+TOWER |= {"qformer", "tokenpacker", "quecc", "single_forward"}  # the visual tokens
+MERGING = [m for m in FIRST if not TOWER & {*parts(m.name).values()}]  # where the projector merges patches
 CASES = [("gqa", m) for m in METHODS] + [("mha", m) for m in FIRST] + [("pocket", m) for m in POCKET_METHODS]
+CASES += [(b, m) for b in ("qwen2", "qwen2.5", "qwen3") for m in MERGING]

@@ -127,6 +127,15 @@ def resolve_tower_layer(layer: int | None, shape: BackboneShape) -> int:
     return layer % depth
 
 
+def require_patches(method: str, shape: BackboneShape) -> None:
+    """Raises `UserError` unless each patch of the tower is one visual token (CLS may be one too), in a fixed number."""
+    vision = shape.vision
+    patches = (vision.get("image_size", 0) // vision.get("patch_size", 1)) ** 2
+    if shape.visual_tokens not in (patches, patches + vision.get("cls", 0)):
+        has = "no fixed number of them" if shape.visual_tokens is None else f"{shape.visual_tokens} of {patches}"
+        raise UserError(f"method={method}: it needs one visual token a patch; {shape.name} has {has}")
+
+
 def require_cls(method: str, shape: BackboneShape) -> None:
     """Raises `UserError` unless the tower has a CLS token and every patch is one visual token."""
     if not shape.vision.get("cls"):

@@ -28,6 +28,9 @@ def shape_of(cfg: Mapping[str, Any]) -> BackboneShape:
 
 FAMILIES = {  # a model's `model_type` → the class that knows it
     "llava": "vtc.backbones.llava:Llava",
+    "qwen2_vl": "vtc.backbones.qwen_vl:Qwen2VL",
+    "qwen2_5_vl": "vtc.backbones.qwen_vl:Qwen2_5VL",
+    "qwen3_vl": "vtc.backbones.qwen_vl:Qwen3VL",
 }
 
 

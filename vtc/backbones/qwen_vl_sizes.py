@@ -29,7 +29,7 @@ class _Known(QwenVL):
         if cls.pretrained(cfg) != cls.default_pretrained:
             return super().shape_of(cfg)
         config = SimpleNamespace(text_config=SimpleNamespace(**cls.text), vision_config=SimpleNamespace(**cls.vision))
-        shape = cls._sized(config, cfg.get("name") or cls.__name__, cfg.get("image_size"))
+        shape = cls.shape_from(config, cfg.get("name") or cls.__name__, cfg.get("image_size"))
         cls._within(shape, cls.pixels)
         return shape
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vtc.errors import UserError
-from vtc.tower import FewerPatches, TowerUse
+from vtc.tower import FewerPatches, TowerUse, require_patches
 
 if TYPE_CHECKING:
     from vtc.backbones.base import BackboneShape
@@ -55,4 +55,5 @@ def _side(shape: BackboneShape) -> int:
     """Patches along one side of the backbone's grid."""
     if shape.grid is None or shape.grid[0] != shape.grid[1]:
         raise UserError(f"method=downsample: it needs a square grid of visual tokens; {shape.name} has {shape.grid}")
+    require_patches("downsample", shape)
     return shape.grid[0]

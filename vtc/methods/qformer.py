@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vtc.compressor import Context
 from vtc.errors import UserError
-from vtc.tower import TowerResampler
+from vtc.tower import TowerResampler, require_patches
 
 if TYPE_CHECKING:
     from vtc.backbones.base import BackboneShape
@@ -52,6 +52,7 @@ class QFormer(TowerResampler):
     ) -> None:
         m = min(32, shape.visual_tokens or 32) if tokens is None else tokens
         super().__init__(m, shape)
+        require_patches(self.name, shape)
         vision = shape.vision
         sizes = {
             "layers": max(4, vision["depth"] // 2) if layers is None else layers,

@@ -9,7 +9,7 @@ from torch import nn
 
 from vtc.errors import UserError
 from vtc.methods.fwd2bot import COMPRESS, GENERATE, lora_parameters
-from vtc.tower import FewerPatches, TowerUse, projected_layer
+from vtc.tower import FewerPatches, TowerUse, projected_layer, require_patches
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone, BackboneShape
@@ -52,6 +52,7 @@ class SingleForward(FewerPatches):
     ) -> None:
         k = 16 if tokens is None else tokens
         super().__init__(k, shape)
+        require_patches(self.name, shape)
         if rank < 1:
             raise UserError(f"method.rank={rank}: allowed: 1 or more")
         self.rank, self.alpha, self.dropout = rank, alpha or 2 * rank, dropout

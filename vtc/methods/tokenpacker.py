@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vtc.compressor import Context
 from vtc.errors import UserError
-from vtc.tower import Tower, TowerResampler, TowerUse, projected_layer
+from vtc.tower import Tower, TowerResampler, TowerUse, projected_layer, require_patches
 
 if TYPE_CHECKING:
     from vtc.backbones.base import BackboneShape
@@ -129,6 +129,7 @@ def _strides(method: str, shape: BackboneShape) -> dict[int, int]:
     """Budgets and the strides that leave them, coarsest first."""
     if shape.grid is None:
         raise UserError(f"method={method}: it divides a grid of patches into windows, and {shape.name} has none")
+    require_patches(method, shape)
     h, w = shape.grid
     return {h * w // s**2: s for s in range(gcd(h, w), 0, -1) if gcd(h, w) % s == 0}
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc.errors import UserError
-from vtc.tower import FewerPatches, TowerUse, projected_layer
+from vtc.tower import FewerPatches, TowerUse, projected_layer, require_patches
 
 if TYPE_CHECKING:
     from vtc.backbones.base import BackboneShape
@@ -57,6 +57,7 @@ class ToMe(FewerPatches):
     def offers(cls, shape: BackboneShape, **options: Any) -> Sequence[int]:
         if shape.visual_tokens is None or shape.grid is None:
             raise UserError(f"method=tome: it needs one visual token a patch, in a fixed number; {shape.name} has none")
+        require_patches("tome", shape)
         fewest = shape.visual_tokens
         for _ in range(projected_layer(shape) + 1):
             fewest -= fewest // 2
