@@ -10,10 +10,12 @@ from vtc.backbones import wrap
 from vtc.backbones.base import Backbone
 from vtc.compressor import Compressor
 from vtc.methods import build
+from vtc.registry import parts
 from vtc.testing import tiny_backbone
 from vtc.testing.tiny_llava_next import tiny_llava_next
 from vtc.testing.tiny_llava_onevision import tiny_llava_onevision
 from vtc.testing.tiny_video_llava import tiny_video_llava
+from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,9 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
     "llava_next": tiny_llava_next,
     "llava_onevision": tiny_llava_onevision,
     "video_llava": lambda: tiny_video_llava(frames=True),
+    "qwen2": tiny_qwen2_vl,
+    "qwen2.5": tiny_qwen2_5_vl,
+    "qwen3": tiny_qwen3_vl,
 }
 POCKET_METHODS = [
     Case("none", 144),
@@ -179,18 +184,13 @@ POCKET_METHODS = [
     Case("quecc", 16),
 ]
 FIRST = list({m.name: m for m in reversed(METHODS)}.values())  # one setting of each method
-GRIDLESS = [  # whose visual tokens are in no grid, and aren't one a patch of one tower
-    Case("avgpool", 5, {"dims": 1}),
-    *(
-        m
-        for m in FIRST
-        if not {*m.name.split("+")}
-        & {
-            "avgpool", "downsample", "fastervlm", "m3", "mqt", "none", "prumerge", "qformer", "quecc", "single_forward",
-            "tokenpacker", "tome", "visionzip", "vispruner",
-        }
-    ),
-]  # fmt: skip
+TOWER = {"fastervlm", "downsample", "tome", "visionzip", "vispruner", "prumerge"}  # methods of towers whose patches are
+TOWER |= {"qformer", "tokenpacker", "quecc", "single_forward"}  # the visual tokens
+GRID = {"avgpool", "m3", "mqt"}  # methods of images whose visual tokens are in a grid
+MERGING = [m for m in FIRST if not TOWER & {*parts(m.name).values()}]  # where the projector merges patches
+GRIDLESS = [Case("avgpool", 5, {"dims": 1})]  # where an image is several tiles
+GRIDLESS += [m for m in MERGING if not GRID & {*parts(m.name).values()} and m.name != "none"]
 CASES = [("gqa", m) for m in METHODS] + [("mha", m) for m in FIRST] + [("pocket", m) for m in POCKET_METHODS]
+CASES += [(b, m) for b in ("qwen2", "qwen2.5", "qwen3") for m in MERGING]
 CASES += [(b, m) for b in ("llava_next", "llava_onevision", "video_llava") for m in GRIDLESS]
 CASES += [("llava_next", Case("none", 24)), ("llava_onevision", Case("none", 21)), ("video_llava", Case("none", 17))]

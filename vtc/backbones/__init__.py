@@ -34,6 +34,9 @@ FAMILIES = {  # a model's `model_type` → the class that knows it
     "llava_onevision": "vtc.backbones.llava_onevision:LlavaOnevision",
     "smolvlm": "vtc.backbones.idefics3:SmolVLM",
     "video_llava": "vtc.backbones.video_llava:VideoLlava",
+    "qwen2_vl": "vtc.backbones.qwen_vl:Qwen2VL",
+    "qwen2_5_vl": "vtc.backbones.qwen_vl:Qwen2_5VL",
+    "qwen3_vl": "vtc.backbones.qwen_vl:Qwen3VL",
 }
 
 

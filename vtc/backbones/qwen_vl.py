@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import BatchFeature
 
 Grid = tuple[int, int]
+EXAMPLE = 24  # visual tokens along a side of the image that costs are measured on, as LLaVA-1.5 has them
 START, STOP = "<|im_start|>", "<|im_end|>"
 
 
@@ -56,15 +57,16 @@ class QwenVL(Backbone):
     def shape_from(cls, config: Any, name: str, image_size: int | None = None) -> BackboneShape:
         text, vision = getattr(config, "text_config", config), config.vision_config  # the hub's are flat
         patch, merge = vision.patch_size, vision.spatial_merge_size
-        if image_size is not None and image_size % (patch * merge):
+        whole = isinstance(image_size, int) and image_size > 0 and image_size % (patch * merge) == 0
+        if image_size is not None and not whole:
             raise cls._refused(image_size, name, patch * merge, cls.pixels)
-        side = (image_size or 0) // patch
+        side = None if image_size is None else image_size // (patch * merge)
         return BackboneShape(
             name=name,
             depth=text.num_hidden_layers,
             width=text.hidden_size,
-            visual_tokens=(side // merge) ** 2 if side else None,
-            grid=(side // merge, side // merge) if side else None,
+            visual_tokens=None if side is None else side * side,
+            grid=None if side is None else (side, side),
             intermediate=text.intermediate_size,
             heads=text.num_attention_heads,
             kv_heads=text.num_key_value_heads,
@@ -73,12 +75,12 @@ class QwenVL(Backbone):
                 "depth": vision.depth,
                 "feature_layer": -1,
                 "heads": vision.num_heads,
-                "tokens": side**2,
                 "cls": 0,
-                "image_size": image_size or 0,
+                "image_size": image_size or EXAMPLE * patch * merge,
                 "patch_size": patch,
                 **cls._tower(vision),
             },
+            head_dim=getattr(text, "head_dim", None),
         )
 
     @classmethod
@@ -99,11 +101,11 @@ class QwenVL(Backbone):
     def _within(cls, shape: BackboneShape, pixels: tuple[int, int]) -> None:
         """Raises `UserError` for a size of images that the processor wouldn't leave as it is."""
         side = shape.vision["image_size"]
-        if side and not pixels[0] <= side * side <= pixels[1]:
-            raise cls._refused(side, shape.name, side // (shape.grid or (1, 1))[0], pixels)
+        if shape.grid is not None and not pixels[0] <= side * side <= pixels[1]:
+            raise cls._refused(side, shape.name, side // shape.grid[0], pixels)
 
     @staticmethod
-    def _refused(side: int, name: str, step: int, pixels: tuple[int, int]) -> UserError:
+    def _refused(side: Any, name: str, step: int, pixels: tuple[int, int]) -> UserError:
         least, most = math.ceil(pixels[0] ** 0.5 / step) * step, math.floor(pixels[1] ** 0.5 / step) * step
         allowed = f"multiples of {step} from {least} to {most}, or null"
         return UserError(f"backbone.image_size={side}: {name} takes {allowed}")
@@ -288,8 +290,8 @@ class QwenVL(Backbone):
 
     def _clip(self, frames: Sequence[Image]) -> list[Image]:
         """Frames as they are read: at least as many as make one picture."""
-        sized = [self._sized_image(frame) for frame in frames]
-        return sized + sized[-1:] * (self.model.config.vision_config.temporal_patch_size - len(sized))
+        sized = [self.sized(frame) for frame in frames]
+        return sized + sized[-1:] * (self.processor.video_processor.temporal_patch_size - len(sized))
 
     def positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """[3, B, L]: time, height and width."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vtc.compressor import TokenSequence
+from vtc.engine.probe import heads
 
 
 @torch.no_grad()
@@ -40,7 +41,7 @@ def attention_ahead(
     attention = layer.self_attn
     rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
     rows, length = queries.shape
-    device, d = layer.input_layernorm.weight.device, attention.head_dim  # a model may be spread over devices
+    device = layer.input_layernorm.weight.device  # a model may be spread over devices
     tokens = tokens.to(device)
     cos, sin = (t.to(device).expand(rows, -1, -1) for t in rope)
     queries = queries.to(device).long() * tokens.mask
@@ -52,9 +53,9 @@ def attention_ahead(
     wanted = queries.gather(1, column)
 
     normed = layer.input_layernorm(tokens.hidden.to(device))
-    q = attention.q_proj(normed[row, column]).view(rows, most, -1, d).transpose(1, 2)  # [B, H, Q, d]
+    q = heads(attention, "q", normed[row, column])  # [B, H, Q, d]
     q = rotate(q, q, cos[row, column], sin[row, column])[0]
-    k = attention.k_proj(normed).view(rows, length, -1, d).transpose(1, 2)  # [B, Hkv, L, d]
+    k = heads(attention, "k", normed)  # [B, Hkv, L, d]
     k = rotate(k, k, cos, sin)[1]
 
     keys = tokens.mask if over is None else tokens.mask & over.to(device)
@@ -65,7 +66,7 @@ def attention_ahead(
         before = torch.ones(rows, past.shape[2], dtype=torch.bool, device=device) if valid is None else valid.to(device)
         seen = torch.cat([before[:, None].expand(-1, most, -1), seen], 2)
     groups = k.shape[1]
-    scores = q.reshape(rows, groups, -1, d) @ k.transpose(2, 3)  # [B, Hkv, H/Hkv·Q, S]
+    scores = q.reshape(rows, groups, -1, q.shape[-1]) @ k.transpose(2, 3)  # [B, Hkv, H/Hkv·Q, S]
     scores = scores.float().unflatten(2, (-1, most)) * attention.scaling
     counts = wanted * seen.any(2)
     weight = (

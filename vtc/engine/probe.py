@@ -20,21 +20,37 @@ from torch import Tensor, nn
 
 @contextmanager
 def projections(attention: Any) -> Iterator[dict[str, Tensor]]:
-    """What `q_proj` and `k_proj` of this attention give meanwhile: `{"q": [B, L, H·d], "k": [B, L, Hkv·d]}`."""
+    """What `q_proj` and `k_proj` of this attention give meanwhile, behind the norm that some models have there (Qwen3):
+    `{"q": [B, L, H·d], "k": [B, L, Hkv·d]}`.
+    """
     got: dict[str, Tensor] = {}
 
     def keep(name: str):
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-            got[name] = output.detach()
+            got[name] = output.detach().flatten(2)
 
         return hook
 
-    hooks = [attention.q_proj.register_forward_hook(keep("q")), attention.k_proj.register_forward_hook(keep("k"))]
+    hooks = []
+    for name in ("q", "k"):
+        last = getattr(attention, f"{name}_norm", None) or getattr(attention, f"{name}_proj")
+        hooks.append(last.register_forward_hook(keep(name)))
     try:
         yield got
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def heads(attention: Any, name: str, hidden: Tensor) -> Tensor:
+    """[B, H, L, d]: what this attention makes of `hidden` [B, L, D] before it is rotated.
+
+    Args:
+        name: "q" or "k".
+    """
+    projected = getattr(attention, f"{name}_proj")(hidden).unflatten(-1, (-1, attention.head_dim))
+    norm = getattr(attention, f"{name}_norm", None)
+    return (projected if norm is None else norm(projected)).transpose(1, 2)
 
 
 @torch.no_grad()
