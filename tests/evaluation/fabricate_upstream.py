@@ -277,9 +277,6 @@ VIDEOS = {
 
 def mirror(folder: Path) -> Path:
     """Writes everything below `folder`."""
-    import datasets
-
-    datasets.disable_progress_bars()
     for name in {key[0] for key in DATA}:
         write(folder / name, {key[1:]: rows for key, rows in DATA.items() if key[0] == name})
     for name, (videos, prefix, suffix) in VIDEOS.items():
@@ -298,6 +295,7 @@ def write(folder: Path, splits: dict[tuple[str, str], Rows]) -> None:
     """A data set as the hub has it: a card that names the configurations, parquet files with typed images."""
     import datasets
 
+    datasets.disable_progress_bars()
     folder.mkdir(parents=True)
     configs: dict[str, list[str]] = {}
     for (config, split), rows in splits.items():
@@ -316,7 +314,7 @@ def write(folder: Path, splits: dict[tuple[str, str], Rows]) -> None:
 
 
 def write_video(file: Path, frames: int, size: int = 32) -> None:
-    """A video whose frame i is as bright as 10 i."""
+    """A video whose frame i is as bright as 10 i, up to the 25th."""
     import av
 
     with av.open(str(file), "w") as container:
@@ -324,7 +322,7 @@ def write_video(file: Path, frames: int, size: int = 32) -> None:
         stream.width = stream.height = size
         stream.pix_fmt = "yuv420p"
         for i in range(frames):
-            grey = np.full((size, size, 3), 10 * i, dtype=np.uint8)
+            grey = np.full((size, size, 3), min(10 * i, 250), dtype=np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
         container.mux(stream.encode())
 

@@ -178,6 +178,21 @@ def test_a_half_right_model_scores_half(score, monkeypatch):
     assert row["value"] == pytest.approx(0.5) and row["stderr"] > 0
 
 
+def test_half_a_pair_is_no_score_and_no_end_of_the_run(score, monkeypatch):
+    """MME's own aggregation stops at a question without its pair, after all the inference."""
+
+    def answer(doc):
+        if doc["category"] == "count" and doc["answer"] == "Yes":
+            raise RuntimeError("no answer")
+        return (doc["answer"],) * 2
+
+    monkeypatch.setitem(ANSWERS, "mme", answer)
+    result = score("llava", ["mme"], True, "seed=5")
+    (row,) = result["scores"]
+    assert row["bad"] == 2 and row["n"] == 20 and row["value"] == pytest.approx(1800.0)
+    assert [bad["error"][:12] for bad in result["bad_samples"]["samples"]] == ["RuntimeError", "scored as on"]
+
+
 # What the files say ---------------------------------------------------------------------------------------------------
 
 

@@ -227,7 +227,7 @@ def run_task(
     elif own is not None:
         spec = {"task": task, "dataset_kwargs": dict(own)}
     about = about or About()
-    model.bad, model.kept = [], {}
+    model.bad, model.kept, model.together = [], {}, about.together
     # The task's own number of new tokens stands; this is for those that set none.
     longest = f"max_new_tokens={about.max_new_tokens}" if about.max_new_tokens else None
     with quiet(), model.team.unseen(), tempfile.TemporaryDirectory(prefix="vtc-") as scratch, _inside(mirror):

@@ -96,6 +96,7 @@ class VtcModel(lmms):
         self.team = team or Team()
         self.bad: list[BadSample] = []
         self.kept: dict[tuple[str, int], Kept] = {}
+        self.together = 1  # questions in a row that their task scores as one
         self._warned: set[str] = set()
 
     @property
@@ -167,6 +168,11 @@ class VtcModel(lmms):
         self.kept = {
             key: self.kept[key] for key in order if key in self.kept
         }  # a mean depends on it, in its last digit
+        if self.together > 1:
+            broken = {int(requests[i].doc_id) // self.together for i in failed}
+            for i, request in enumerate(requests):
+                if int(request.doc_id) // self.together in broken:
+                    failed.setdefault(i, "scored as one with a sample that failed")
         for i, reason in sorted(failed.items()):
             answers[i] = GenerationResult("", TokenCounts(input_tokens=0, output_tokens=0))
             if not _padding(requests[i]):

@@ -40,7 +40,7 @@ def frames(path: str | Path, count: int) -> list[Image.Image]:
                     break
     except av.FFmpegError as error:
         raise ValueError(f"{path} can't be decoded ({error})") from error
-    if last is None or at + 1 < (1 - LOST) * total:
+    if last is None or at < wanted[-1] - LOST * total:
         raise ValueError(f"{path} breaks off: {at + 1} of {total} frames can be decoded")
     end = last.to_image()  # stands for a frame that was announced after the last there is
     return [found.get(index, end) for index in wanted]
