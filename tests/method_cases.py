@@ -14,8 +14,8 @@ from vtc.registry import parts
 from vtc.testing import tiny_backbone
 from vtc.testing.tiny_llava_next import tiny_llava_next
 from vtc.testing.tiny_llava_onevision import tiny_llava_onevision
-from vtc.testing.tiny_video_llava import tiny_video_llava
 from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl
+from vtc.testing.tiny_video_llava import tiny_video_llava
 
 
 @dataclass(frozen=True)
