@@ -247,7 +247,8 @@ def _converted(dtype: Any) -> Iterator[None]:
     """
     from transformers import modeling_utils
 
-    opened = getattr(modeling_utils, "safe_open", None)
+    module: Any = modeling_utils
+    opened = getattr(module, "safe_open", None)
     if dtype == "auto" or opened is None:
         yield
         return
@@ -258,11 +259,11 @@ def _converted(dtype: Any) -> Iterator[None]:
             return mapped
         return opened(file, *args, **{**kwargs, "backend": "pread"})
 
-    modeling_utils.safe_open = reading  # type: ignore[attr-defined]
+    module.safe_open = reading
     try:
         yield
     finally:
-        modeling_utils.safe_open = opened  # type: ignore[attr-defined]
+        module.safe_open = opened
 
 
 def _stored(file: Any) -> set[Any]:

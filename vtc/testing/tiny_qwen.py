@@ -51,7 +51,7 @@ def tiny_qwen2_vl(seed: int = 0, image_size: int | None = SIDE, attention: str =
     """Qwen2-VL: M-RoPE, a tower of full attention."""
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
-    vision = {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}
+    vision: dict[str, Any] = {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}
     config = Qwen2VLConfig(text_config=_text(), vision_config=_vision() | vision, **_ids())
     classes = Qwen2VL, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
     return _made(*classes, config, seed, image_size, attention)
@@ -61,7 +61,12 @@ def tiny_qwen2_5_vl(seed: int = 0, image_size: int | None = SIDE, attention: str
     """Qwen2.5-VL: the same with windows of 2×2 visual tokens in all layers of the tower but the last."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-    vision = {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 32, "window_size": 2 * MERGE * PATCH}
+    vision: dict[str, Any] = {
+        "hidden_size": 16,
+        "out_hidden_size": 32,
+        "intermediate_size": 32,
+        "window_size": 2 * MERGE * PATCH,
+    }
     vision |= {"fullatt_block_indexes": [1], "tokens_per_second": 2}
     config = Qwen2_5_VLConfig(text_config=_text(), vision_config=_vision() | vision, **_ids())
     return _made(
@@ -74,7 +79,12 @@ def tiny_qwen3_vl(seed: int = 0, image_size: int | None = SIDE, attention: str =
     another width than hidden size / heads."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
-    vision = {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 32, "num_position_embeddings": 64}
+    vision: dict[str, Any] = {
+        "hidden_size": 16,
+        "out_hidden_size": 32,
+        "intermediate_size": 32,
+        "num_position_embeddings": 64,
+    }
     vision |= {"depth": 3, "deepstack_visual_indexes": [0, 1, 2]}
     text = _text(head_dim=16, sections=(4, 2, 2), mrope_interleaved=True)
     config = Qwen3VLConfig(text_config=text, vision_config=_vision() | vision, **_ids())
@@ -82,7 +92,7 @@ def tiny_qwen3_vl(seed: int = 0, image_size: int | None = SIDE, attention: str =
     return _made(*classes, config, seed, image_size, attention)
 
 
-def _ids() -> dict[str, int]:
+def _ids() -> dict[str, Any]:
     names = {"image_token_id": "image_pad", "video_token_id": "video_pad"}
     names |= {"vision_start_token_id": "vision_start", "vision_end_token_id": "vision_end"}
     return {key: ID[f"<|{token}|>"] for key, token in names.items()}
@@ -105,7 +115,13 @@ def _text(head_dim: int = 8, sections: tuple[int, ...] = (2, 1, 1), **rope: Any)
 
 
 def _vision() -> dict[str, Any]:
-    vision = {"depth": 2, "num_heads": 2, "patch_size": PATCH, "spatial_merge_size": MERGE, "temporal_patch_size": 2}
+    vision: dict[str, Any] = {
+        "depth": 2,
+        "num_heads": 2,
+        "patch_size": PATCH,
+        "spatial_merge_size": MERGE,
+        "temporal_patch_size": 2,
+    }
     return vision | {"initializer_range": 0.2}
 
 
@@ -120,7 +136,7 @@ def _made(
     model.set_attn_implementation(attention)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = ID["<|endoftext|>"]
-    sizes = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
+    sizes: dict[str, Any] = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
     limits = {"shortest_edge": (PATCH * MERGE) ** 2, "longest_edge": 96 * 96}
     clip = Qwen3VLVideoProcessor if kind is Qwen3VL else Qwen2VLVideoProcessor
     processor = processor_class(
