@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtc.errors import UserError
+
+if TYPE_CHECKING:
+    from vtc.assemble import Plan
+    from vtc.backbones.base import BackboneShape
 from vtc.evaluation import catalogue, requires, suite
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}  # a parameter; checkpoints of LVLMs come in 16 bit
@@ -93,20 +97,30 @@ def describe(settings: Mapping[str, Any]) -> list[str]:
     lines = [f"backbone    {hub.look_up(source, 'model')}"]
     lines.append(f"checkpoint  {checkpoint or 'none needed' if not method.needs_training else checkpoint}")
     if shape.visual_tokens is not None:
-        lines += _costs(settings, made, weights, item)
+        lines += _costs(settings, made, shape, weights, item, "; the same for every task")
+    elif (side := shape.vision.get("image_size")) is not None:
+        given = {**settings["backbone"], "image_size": side}
+        example = backbones.get(settings["backbone"]["name"]).shape_of(given)
+        lines += _costs(settings, made, example, weights, item, f", of {side}×{side} pixels; others have their own")
     else:
         lines.append(f"memory      weights {number(weights, 'B')}; the rest depends on the images")
     lines += _tasks(settings, hub)
     return lines
 
 
-def _costs(settings: Mapping[str, Any], made: Any, weights: int, item: int) -> list[str]:
-    """Tokens, FLOPs and memory of a backbone with a fixed number of visual tokens."""
+def _costs(
+    settings: Mapping[str, Any], made: Plan, shape: BackboneShape, weights: int, item: int, about: str
+) -> list[str]:
+    """Tokens, FLOPs and memory for images of one size.
+
+    Args:
+        shape: of the backbone for these images; about: says which they are.
+    """
     from vtc.budget import compression_ratio, relative_flops
     from vtc.profiling import flops
     from vtc.profiling.display import number
 
-    shape, full = made.shape, made.shape.visual_tokens
+    full = shape.visual_tokens or 0
     layers = made.method.layer_tokens(made.tokens, shape, **made.options)
     prefill = relative_flops(layers, shape) * flops.uncompressed(shape, PROMPT)
     rows, left = int(settings["batch_size"]), full if made.tokens is None else made.tokens
@@ -115,7 +129,7 @@ def _costs(settings: Mapping[str, Any], made: Any, weights: int, item: int) -> l
     widest = rows * item * (max(layers) + PROMPT) * (2 * shape.width + 2 * shape.intermediate)
     return [
         f"tokens      {left} of {full} visual tokens an image at the end; by layer "
-        f"{_runs(layers)} (compression ratio {compression_ratio(layers, shape):.2f}); the same for every task",
+        f"{_runs(layers)} (compression ratio {compression_ratio(layers, shape):.2f}){about}",
         f"FLOPs       {number(prefill)} a prefill of one image and {PROMPT} text tokens in the decoder "
         f"({relative_flops(layers, shape):.2f}× uncompressed)"
         + (f", {number(flops.vision(shape))} in tower and projector" if flops.vision(shape) else ""),
