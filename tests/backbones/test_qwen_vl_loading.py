@@ -11,7 +11,7 @@ from vtc.backbones.qwen_vl import QwenVL
 from vtc.errors import UserError
 from vtc.methods import build
 from vtc.registry import backbones
-from vtc.testing.tiny_qwen import SIDE, tiny_qwen3_vl
+from vtc.testing.tiny_qwen import SIDE, tiny_qwen2_5_vl, tiny_qwen3_vl
 
 
 @pytest.fixture(scope="module", params=list(TINY))
@@ -94,6 +94,24 @@ def test_the_times_of_a_videos_pictures_are_in_the_prompt() -> None:
     said = backbone.processor.decode(ids[~backbone.visual(ids)])
     first, second = [part.strip() for part in said.split("seconds >")[:2]]
     assert first.endswith("< 0 . 2") and second.endswith("< 1 . 2"), said
+
+
+def test_frames_that_say_when_they_are_reach_the_model_with_their_time() -> None:
+    """Eight seconds apart: Qwen3-VL reads it, Qwen2.5-VL's positions have it (2 a second), in any dtype."""
+    frames = [noise(32, 32, i) for i in range(4)]
+    for i, frame in enumerate(frames):
+        frame.info["seconds"] = 8.3 * i
+    backbone = tiny_qwen3_vl()
+    ids = backbone.inputs(["what"], [[]], [[frames]])["input_ids"][0]
+    said = backbone.processor.decode(ids[~backbone.visual(ids)])
+    assert "< 4 . 2 seconds >" in said or "< 4 . 1 seconds >" in said, said
+    backbone = tiny_qwen2_5_vl()
+    for dtype in (torch.float32, torch.bfloat16):
+        backbone.model.to(dtype)
+        inputs = backbone.inputs(["what"], [[]], [[frames]])
+        visual = backbone.visual(inputs["input_ids"])[0]
+        time = backbone.positions(inputs)[0, 0, visual].view(2, 16)
+        assert (time[0] == time[0, 0]).all() and (time[1] - time[0] == int(2 * 2 * 8.3)).all()
 
 
 @pytest.mark.parametrize("size", [SIDE, None])

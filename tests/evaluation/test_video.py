@@ -34,7 +34,9 @@ def test_a_short_video_shows_some_frames_twice(tmp_path):
 
 def test_a_header_that_does_not_count_its_frames(tmp_path):
     write_video(tmp_path / "clip.mkv", 12)  # Matroska's doesn't
-    assert brightness(video.frames(tmp_path / "clip.mkv", 4)) == [0, 3, 7, 11]
+    frames = video.frames(tmp_path / "clip.mkv", 4)
+    assert brightness(frames) == [0, 3, 7, 11]
+    assert [round(f.info["seconds"], 1) for f in frames] == [0.0, 0.6, 1.4, 2.2]  # five a second
 
 
 def test_what_is_no_video_is_named(tmp_path):

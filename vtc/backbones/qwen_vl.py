@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
     from transformers import BatchFeature
+    from transformers.video_utils import VideoMetadata
 
 Grid = tuple[int, int]
 EXAMPLE = 24  # visual tokens along a side of the image that costs are measured on, as LLaVA-1.5 has them
@@ -34,7 +35,7 @@ class QwenVL(Backbone):
     Class attributes:
         kind: the `model_type` of its configuration.
         system: the text that its chat template begins a conversation with.
-        frames_per_second: at which frames of a video are taken to be sampled, the processor's own default.
+        frames_per_second: of a video whose frames don't say when they are; the processor's own default.
         pixels: the least and the most that an image may have for the released processors.
     """
 
@@ -274,24 +275,35 @@ class QwenVL(Backbone):
     def _processed(
         self, text: list[str], images: list[list[Image]], videos: Sequence[Sequence[Sequence[Image]]] | None
     ) -> BatchFeature:
-        from transformers.video_utils import VideoMetadata
+        import torch
 
         given: dict[str, Any] = {"images": [image for row in images for image in row] or None}
-        clips = [self._clip(frames) for row in videos or () for frames in row]
+        clips = [frames for row in videos or () for frames in row]
         if clips:
-            about = [
-                VideoMetadata(total_num_frames=len(c), fps=self.frames_per_second, frames_indices=list(range(len(c))))
-                for c in clips
-            ]
-            given |= {"videos": clips, "video_metadata": about, "do_sample_frames": False}
+            given["videos"] = [self._clip(frames) for frames in clips]
+            given |= {"video_metadata": [self._times(frames) for frames in clips], "do_sample_frames": False}
         if self.image_size is not None:
             given["do_resize"] = False  # in this size they come already
-        return self.processor(text=text, padding=True, padding_side="left", return_tensors="pt", **given)
+        batch = self.processor(text=text, padding=True, padding_side="left", return_tensors="pt", **given)
+        if "second_per_grid_ts" in batch:  # numbers, which no cast to the model's dtype can round
+            batch["second_per_grid_ts"] = torch.as_tensor(batch["second_per_grid_ts"]).tolist()
+        return batch
 
     def _clip(self, frames: Sequence[Image]) -> list[Image]:
         """Frames as they are read: at least as many as make one picture."""
         sized = [self.sized(frame) for frame in frames]
         return sized + sized[-1:] * (self.processor.video_processor.temporal_patch_size - len(sized))
+
+    def _times(self, frames: Sequence[Image]) -> VideoMetadata:
+        """When each frame is, in thousandths: `info["seconds"]` of the frames, else evenly by `frames_per_second`."""
+        from transformers.video_utils import VideoMetadata
+
+        known = [frame.info.get("seconds") for frame in frames]
+        seconds = [n / self.frames_per_second for n in range(len(frames))] if None in known else known
+        apart = (seconds[-1] - seconds[0]) / (len(frames) - 1) if len(frames) > 1 else 0
+        whole = len(frames) * (apart if apart > 0 else 1 / self.frames_per_second)
+        index = [round(1000 * t) for t in seconds]
+        return VideoMetadata(total_num_frames=round(1000 * whole), fps=1000, frames_indices=index)
 
     def positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """[3, B, L]: time, height and width."""

@@ -13,7 +13,7 @@ LOST = 0.05  # of the frames that a file announces: more are not there in a file
 
 def frames(path: str | Path, count: int) -> list[Image.Image]:
     """`count` frames at equal distances from the first to the last, as Video-LLaVA takes them; of a video with fewer,
-    some twice.
+    some twice. Each says when it is (`info["seconds"]`), for the families that tell their model.
 
     Raises:
         FileNotFoundError: no such file.
@@ -35,15 +35,22 @@ def frames(path: str | Path, count: int) -> list[Image.Image]:
             for at, frame in enumerate(container.decode(video=0)):
                 last = frame
                 if at in wanted:
-                    found[at] = frame.to_image()
+                    found[at] = _dated(frame)
                 if at == wanted[-1]:
                     break
     except av.FFmpegError as error:
         raise ValueError(f"{path} can't be decoded ({error})") from error
     if last is None or at < wanted[-1] - LOST * total:
         raise ValueError(f"{path} breaks off: {at + 1} of {total} frames can be decoded")
-    end = last.to_image()  # stands for a frame that was announced after the last there is
+    end = _dated(last)  # stands for a frame that was announced after the last there is
     return [found.get(index, end) for index in wanted]
+
+
+def _dated(frame: Any) -> Image.Image:
+    image = frame.to_image()
+    if frame.time is not None:
+        image.info["seconds"] = float(frame.time)
+    return image
 
 
 def _announced(container: Any) -> int:

@@ -133,6 +133,9 @@ def _made(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config).eval()
+        for name, weight in model.named_parameters():  # norms of queries and keys: with ones all keys were as long
+            if name.endswith(("q_norm.weight", "k_norm.weight")):
+                torch.nn.init.uniform_(weight, 0.5, 1.5)
     model.set_attn_implementation(attention)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = ID["<|endoftext|>"]
