@@ -12,6 +12,8 @@ from vtc.compressor import Compressor
 from vtc.methods import build
 from vtc.registry import parts
 from vtc.testing import tiny_backbone
+from vtc.testing.tiny_idefics3 import tiny_idefics3
+from vtc.testing.tiny_internvl import tiny_internvl
 from vtc.testing.tiny_llava_next import tiny_llava_next
 from vtc.testing.tiny_llava_onevision import tiny_llava_onevision
 from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl
@@ -145,6 +147,9 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
     "qwen2": tiny_qwen2_vl,
     "qwen2.5": tiny_qwen2_5_vl,
     "qwen3": tiny_qwen3_vl,
+    "internvl": tiny_internvl,
+    "idefics3": tiny_idefics3,
+    "idefics3_tiles": lambda: tiny_idefics3(image_size=32),  # an image's 80 visual tokens stand apart, tile by tile
 }
 POCKET_METHODS = [
     Case("none", 144),
@@ -190,7 +195,20 @@ GRID = {"avgpool", "m3", "mqt"}  # methods of images whose visual tokens are in 
 MERGING = [m for m in FIRST if not TOWER & {*parts(m.name).values()}]  # where the projector merges patches
 GRIDLESS = [Case("avgpool", 5, {"dims": 1})]  # where an image is several tiles
 GRIDLESS += [m for m in MERGING if not GRID & {*parts(m.name).values()} and m.name != "none"]
+APART = [  # each thing that is done to tokens, on an image whose tokens have text between them
+    Case("none", 80),
+    Case("random", 5),
+    Case("avgpool", 6, {"dims": 1, "layer": 2}),
+    Case("kmeans", 5, {"layer": 0, "iterations": 2}),
+    Case("fastv", 5),
+    Case("sparsevlm", 4),
+    Case("vcc", 9, {"block": 16}),
+    Case("victor", 3),
+    Case("voco", 2),
+    Case("fwd2bot", 4, {"rank": 4}),
+]
 CASES = [("gqa", m) for m in METHODS] + [("mha", m) for m in FIRST] + [("pocket", m) for m in POCKET_METHODS]
 CASES += [(b, m) for b in ("qwen2", "qwen2.5", "qwen3") for m in MERGING]
 CASES += [(b, m) for b in ("llava_next", "llava_onevision", "video_llava") for m in GRIDLESS]
 CASES += [("llava_next", Case("none", 24)), ("llava_onevision", Case("none", 21)), ("video_llava", Case("none", 17))]
+CASES += [(b, m) for b in ("internvl", "idefics3") for m in MERGING] + [("idefics3_tiles", m) for m in APART]

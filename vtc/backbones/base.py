@@ -417,6 +417,14 @@ class Backbone:
             pictures["videos"] = [video for row in videos for video in row]
         return self.processor(text=text, padding=True, padding_side="left", return_tensors="pt", **pictures)
 
+    def row(self, text: str, images: Sequence[Image], **options: Any) -> Mapping[str, Any]:
+        """What the family's processor makes of one prompt with its pictures, `sized` already.
+
+        Args:
+            options: of the processor.
+        """
+        return self.processor(text=[text], images=list(images) or None, return_tensors="pt", **options)
+
     def sized(self, image: Image) -> Image:
         """RGB, and resized to `image_size` where it is set."""
         image = image.convert("RGB")

@@ -127,10 +127,7 @@ class Idefics3(Tiled):
         return ((before == tag) & (back >= 0)).all(1)
 
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:
-        import torch
-
-        outputs = self.core.get_image_features(pixel_values=pixel_values[:, None], return_dict=True)
-        return torch.stack(outputs.pooler_output)
+        return super().encode_pixels(pixel_values[:, None] if pixel_values.ndim == 4 else pixel_values)
 
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {} if self.tiles is None else {"do_image_splitting": self.tiles}
@@ -138,12 +135,17 @@ class Idefics3(Tiled):
             options |= {"do_image_splitting": True, "size": {"longest_edge": self.image_size}}
         return options
 
-    def _flat(self, pixel_values: Tensor) -> Tensor:
-        """One row a tile: the model takes rows of tiles [B, T, 3, S, S], in which shorter ones are filled up."""
-        return pixel_values.flatten(0, 1)[:, None]
+    def _nested(self, images: Sequence[Image]) -> list[list[Image]]:
+        return [list(images)]
 
-    def _row(self, text: str, images: list[Image], videos: Sequence[Frames]) -> Mapping[str, Any]:
-        return super()._row(text, [images] if images else [], videos)
+    def _flat(self, made: Mapping[str, Any]) -> Mapping[str, Any]:
+        """One row a tile: the model takes rows of tiles [B, T, 3, S, S], in which shorter ones would be filled up. No
+        mask of pixels, since tiles are full.
+        """
+        there = {name: value for name, value in made.items() if name != "pixel_attention_mask"}
+        if "pixel_values" in there:
+            there["pixel_values"] = there["pixel_values"].flatten(0, 1)[:, None]
+        return there
 
 
 class SmolVLM(Idefics3):
@@ -154,13 +156,15 @@ class SmolVLM(Idefics3):
     video_text = "<video>"
     template = "<|im_start|>" + MESSAGES
 
-    def _row(self, text: str, images: list[Image], videos: Sequence[Frames]) -> Mapping[str, Any]:
-        """Frames are given without their times: they are taken to be one a second, as the model's own sampling is."""
+    def row(
+        self, text: str, images: Sequence[Image], videos: Sequence[Frames] = (), **options: Any
+    ) -> Mapping[str, Any]:
         if images and videos:
             raise UserError(f"backbone={self.name}: its processor reads images or videos in one question, not both")
-        return super()._row(text, images, videos)
+        return super().row(text, images, videos, **options)
 
     def _video_options(self, videos: Sequence[Frames]) -> dict[str, Any]:
+        """Frames are given without their times: they are taken to be one a second, as the model's own sampling is."""
         from transformers.video_utils import VideoMetadata
 
         times = [

@@ -96,16 +96,15 @@ class InternVL(Tiled):
         starts[:, 1:] &= ~visual[:, :-1]
         return (starts.flatten().cumsum(0)[visual.flatten()] - 1).bincount().tolist()
 
-    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
-        return self.core.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
-
     def _options(self) -> dict[str, Any]:
         return {} if self.tiles is None else {"crop_to_patches": self.tiles}
 
-    def _row(self, text: str, images: list[Image], videos: Sequence[Frames]) -> Mapping[str, Any]:
+    def row(
+        self, text: str, images: Sequence[Image], videos: Sequence[Frames] = (), **options: Any
+    ) -> Mapping[str, Any]:
         if len({len(clip) for clip in videos}) > 1:
             raise UserError(f"backbone={self.name}: the videos of one question need equally many frames")
-        return super()._row(text, images, videos)
+        return super().row(text, images, videos, **options)
 
 
 def _side(size: Any) -> int:

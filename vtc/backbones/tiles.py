@@ -116,6 +116,18 @@ class Tiled(Backbone):
         sizes = [] if ids is None else self.image_sizes(ids)
         return list(flat.split(sizes)) if sum(sizes) == len(flat) else [flat]  # the model itself says what is wrong
 
+    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
+        import torch
+
+        tile = self.shape.vision["tile_tokens"]
+        if self.shape.visual_tokens != tile:
+            raise UserError(
+                f"backbone={self.name}: an image alone is encoded as one tile; set backbone.tiles=false, or "
+                f"backbone.image_size={self.shape.vision['image_size']}"
+            )
+        made = self.core.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
+        return made if isinstance(made, torch.Tensor) else torch.stack(list(made))
+
     # -- prompts
     def prompt(self, question: str, images: int = 1, videos: int = 0) -> str:
         """By the checkpoint's chat template: its images, its videos, then the question."""
@@ -168,35 +180,41 @@ class Tiled(Backbone):
         from transformers import BatchFeature
 
         clips = [[]] * len(text) if videos is None else videos
-        made = [self._row(*row) for row in zip(text, images, clips, strict=True)]
+        made = [self.row(line, *seen) for line, *seen in zip(text, images, clips, strict=True)]
         rows = [one["input_ids"][0] for one in made]
         pad = self.tokenizer.pad_token_id
         pad = self.tokenizer.eos_token_id if pad is None else pad
         ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left")
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
         batch = {"input_ids": ids, "attention_mask": mask}
-        pixels = [self._flat(one["pixel_values"]) for one in made if "pixel_values" in one]
+        pixels = [one["pixel_values"] for one in made if "pixel_values" in one]
         if pixels:
             batch["pixel_values"] = torch.cat(pixels)
         return BatchFeature(batch)
 
-    def _row(self, text: str, images: list[Image], videos: Sequence[Frames]) -> Mapping[str, Any]:
-        """What the family's processor makes of one row."""
+    def row(
+        self, text: str, images: Sequence[Image], videos: Sequence[Frames] = (), **options: Any
+    ) -> Mapping[str, Any]:
         import numpy as np
 
-        pictures: dict[str, Any] = {"images": images, **self._options()} if images else {}
+        pictures: dict[str, Any] = {"images": self._nested(images), **self._options()} if images else {}
         if videos:
             clips = [np.stack([np.asarray(frame.convert("RGB")) for frame in clip]) for clip in videos]
             pictures |= {"videos": clips, **self._video_options(videos)}
         bos = self.tokenizer.bos_token
         if bos and text.startswith(bos):  # written by the template, and not to be added once more
             pictures["add_special_tokens"] = False
-        return self.processor(text=[text], return_tensors="pt", **pictures)
+        made = self.processor(text=[text], return_tensors="pt", **pictures, **options)
+        return self._flat(made)
 
     def _video_options(self, videos: Sequence[Frames]) -> dict[str, Any]:
         """What the family's processor wants to know beside the frames."""
         return {}
 
-    def _flat(self, pixel_values: Tensor) -> Tensor:
-        """The tiles of a processor's `pixel_values`, one behind the other."""
-        return pixel_values
+    def _nested(self, images: Sequence[Image]) -> Any:
+        """The images of one row as the family's processor takes them."""
+        return list(images)
+
+    def _flat(self, made: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A row that the processor made, with its tiles one behind the other along the first dimension."""
+        return made

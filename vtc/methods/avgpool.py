@@ -112,8 +112,10 @@ def require_grid(method: str, shape: BackboneShape, instead: str = "") -> None:
         instead: what the user may do about it.
     """
     if shape.grid is None and (shape.visual_tokens is not None or "tile_tokens" in shape.vision):
-        what = f"the visual tokens of {shape.name} are in no rectangular grid"
-        raise UserError(f"method={method}: it needs one, and {what}{f'; {instead}' if instead else ''}")
+        raise UserError(
+            f"method={method}: it needs a rectangular grid of visual tokens; {shape.name} has none"
+            f"{f', {instead}' if instead else ''}"
+        )
 
 
 def _checked(dims: int) -> int:

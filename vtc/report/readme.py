@@ -1,7 +1,4 @@
-"""Fills the marked parts of README.md and two pages of docs/ from committed files, so that no number is typed by hand.
-
-    python -m vtc.report.readme            # the pages and docs/images/ from benchmarks/results/
-
+"""Fills the marked parts of README.md and four pages of docs/, so that no number is typed by hand.
 
     python -m vtc.report.readme            # the pages and docs/images/ from benchmarks/results/ and conf/benchmark/
     python -m vtc.report.readme --check    # exit code 1 if a page would change
@@ -9,10 +6,9 @@
 A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`: `result` is the table that `make bench` prints,
 `sweep` the comparison of all committed runs with its plots, `method` the example method's file, `orders` the papers'
 order of methods against that of the runs, `pairs` Fwd2Bot and Victor against others at equal tokens, `stages` what
-LLaVolta's stages cost and what they lead to, `shape` the memory of every method on a LLaVA-1.5 of 7B's shape.
-
-
-LLaVolta's stages cost and what they lead to, `suites` what the benchmark suites are made of.
+LLaVolta's stages cost and what they lead to, `shape` the memory of every method on a LLaVA-1.5 of 7B's shape, `suites`
+what the benchmark suites are made of. They are made of committed files; `support`, which method works on which family
+of backbones, of the code (`vtc.report.support`).
 """
 
 from __future__ import annotations
@@ -29,7 +25,7 @@ from vtc.errors import UserError
 from vtc.report import orders, plots, tables
 from vtc.report.runs import Setting, collect, number
 
-PAGES = ("README.md", "docs/findings.md", "docs/profile.md", "docs/evaluate.md")
+PAGES = ("README.md", "docs/findings.md", "docs/profile.md", "docs/evaluate.md", "docs/backbones.md")
 RESULTS = "benchmarks/results"
 STAGES = f"{RESULTS}/llavolta-stages.json"
 SHAPE = f"{RESULTS}/full-shape.json"
@@ -248,6 +244,12 @@ def _text_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in lines)
 
 
+def support_part(root: Path) -> str:
+    from vtc.report import support  # builds methods, and so imports torch
+
+    return support.part()
+
+
 PARTS: dict[str, Callable[[Path], str]] = {
     "result": result_part,
     "sweep": sweep_part,
@@ -257,6 +259,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "stages": stages_part,
     "shape": shape_part,
     "suites": suites_part,
+    "support": support_part,
 }
 
 

@@ -202,7 +202,7 @@ def images_of_all_sizes(backbone: Backbone, make: Make, tokens: int) -> None:
             logits(free, collate(free, [row]))
             report = reported(engine)
         assert report.tokens_out[0] <= max(tokens, report.tokens_in[0])
-        if report.tokens_in[0] >= tokens:
+        if report.tokens_in[0] >= tokens and method.layers():  # one that acts nowhere keeps all
             assert report.tokens_out == [tokens]
 
 

@@ -66,11 +66,7 @@ class Encoder:
         pieces = self._pieces(kind, sample)
         images = [self.backbone.sized(open_image(image)) for image in sample.images]
         text = "".join(piece for piece, _ in pieces)
-        encoded = dict(
-            self.backbone.processor(
-                text=[text], images=images or None, return_offsets_mapping=True, return_tensors="pt"
-            )
-        )
+        encoded = dict(self.backbone.row(text, images, return_offsets_mapping=True))
         offsets = encoded.pop("offset_mapping")[0]
         ids = encoded["input_ids"]
         visual = torch.isin(ids[0], self.placeholders)

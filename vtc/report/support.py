@@ -1,0 +1,121 @@
+"""Which method works on which family of backbones: every registered method is built on the sizes of one backbone of
+each registered family, and what it says is written down. The contracts (`vtc.testing`) run those that are built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vtc.errors import UserError
+from vtc.registry import backbones, methods
+from vtc.report import tables
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import BackboneShape
+
+YES, FIXED = "yes", "fixed"
+BUDGET = 16  # tokens that the methods are built with, or as near as they offer
+SIDES = (336, 384, 448, 512)  # tried as `image_size` where the family's own side isn't one
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one method says of one family.
+
+    Attributes:
+        answer: YES; FIXED: with `image_size`, which fixes the number of visual tokens; or the reason why not.
+        detail: what of the reason is particular to the backbone.
+    """
+
+    answer: str
+    detail: str = ""
+
+    @property
+    def works(self) -> bool:
+        return self.answer in (YES, FIXED)
+
+
+def families() -> dict[str, list[str]]:
+    """Registered backbones by family, which is the transformers class that they load."""
+    found: dict[str, list[str]] = {}
+    for name in backbones.names():
+        family = backbones.get(name).model_class.removesuffix("ForConditionalGeneration")
+        found.setdefault(family, []).append(name)
+    return found
+
+
+def shapes(name: str) -> Iterator[tuple[str, BackboneShape]]:
+    """(YES, the sizes with images as they come), and, where those have no fixed number of visual tokens, (FIXED, the
+    sizes with one)."""
+    cls = backbones.get(name)
+    free = cls.shape_of({"name": name})
+    yield YES, free
+    if free.visual_tokens is not None:
+        return
+    for side in (free.vision.get("image_size"), *SIDES):
+        if side:
+            try:
+                yield FIXED, cls.shape_of({"name": name, "image_size": side})
+                return
+            except UserError:
+                continue
+
+
+def verdict(method: str, name: str) -> Verdict:
+    """What `method` says when it is built on the backbone `name`, without weights and on no device."""
+    import torch
+
+    from vtc.methods import build
+
+    answer = Verdict("there are no sizes to build it on")
+    for kind, shape in shapes(name):
+        try:
+            offers = methods.get(method).offers(shape)
+            tokens = BUDGET if shape.visual_tokens is None else min(offers, key=_distance, default=BUDGET)
+            with torch.device("meta"):
+                build(method, tokens, shape)
+            return Verdict(kind)
+        except UserError as error:
+            text = str(error).removeprefix(f"method={method}: ")
+            reason, _, detail = text.partition("; ")
+            answer = Verdict(reason.replace(shape.name, "the backbone"), detail.replace(shape.name, "it"))
+    return answer
+
+
+def _distance(tokens: int) -> int:
+    """Of a budget that a method offers from the one that it is built with."""
+    return abs(tokens - BUDGET)
+
+
+def table() -> dict[str, dict[str, Verdict]]:
+    """{method: {family: its verdict on the family's first backbone}}."""
+    first = {family: names[0] for family, names in families().items()}
+    return {method: {family: verdict(method, name) for family, name in first.items()} for method in methods.names()}
+
+
+def part() -> str:
+    """The table and its notes, in Markdown."""
+    found, columns = table(), families()
+    notes: dict[str, dict[str, str]] = {}  # reason → {family: detail}
+    for verdicts in found.values():
+        for family, one in verdicts.items():
+            if not one.works:
+                notes.setdefault(one.answer, {}).setdefault(family, one.detail)
+    letters = {reason: chr(ord("a") + n) for n, reason in enumerate(notes)}
+    cells = [
+        [f"`{method}`", *(one.answer if one.works else f"no ({letters[one.answer]})" for one in verdicts.values())]
+        for method, verdicts in found.items()
+    ]
+    lines = [tables.markdown(["method", *columns], cells), ""]
+    lines.append(
+        "yes: with images as they come; fixed: with `backbone.image_size`, which gives every image the same number of "
+        "visual tokens; no, because"
+    )
+    lines.append("")
+    for reason, where in notes.items():
+        details = [f"{family}: {detail}" for family, detail in where.items() if detail]
+        lines.append(f"- {letters[reason]}: {reason}" + (f" ({'; '.join(details)})" if details else ""))
+    lines += ["", "Made of each family's first backbone: " + ", ".join(f"`{names[0]}`" for names in columns.values())]
+    return "\n".join(lines) + ".\n"
