@@ -144,7 +144,7 @@ def _logs(folder: Path, stages: list[str], target: Path) -> None:
 def _train(stage, cfg: Mapping[str, Any], config: Mapping[str, Any], folder: Path, size: int | None = None):
     from vtc.training.loop import train_stage
 
-    plan = _plan(config, cfg["training"], size)
+    plan = _plan(config, _plain(cfg["training"]), size)
     report = train_stage(
         stage,
         plan,
