@@ -44,7 +44,7 @@ def test_a_peak_is_what_was_in_use_at_most(script) -> None:
         held = torch.ones(40 << 20, dtype=torch.uint8)
         del held
         small = torch.ones(1 << 20, dtype=torch.uint8)
-    assert 40 << 20 <= peak.bytes < 60 << 20 and small.numel()
+    assert 39 << 20 < peak.bytes < 60 << 20 and small.numel()  # the kernel counts in batches of pages
 
 
 def test_the_committed_file_has_every_method_at_the_stated_shape() -> None:
