@@ -342,9 +342,17 @@ class Backbone:
         """
         raise NotImplementedError
 
+    def images_in(self, inputs: Mapping[str, Tensor]) -> int:
+        """How many images (see `image_features`) the inputs of `core` have."""
+        return len(inputs.get("pixel_values", ()))
+
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:
-        """Pixels [I, 3, H, W] → projected visual tokens [I, N, D], of a family with one size of images."""
-        raise NotImplementedError
+        """Pixels [I, 3, H, W] → projected visual tokens [I, N, D], of a family with one size of images.
+
+        Raises:
+            UserError: any other family.
+        """
+        raise UserError(f"backbone={self.name}: its images have any size, and can't be embedded as pixels alone")
 
     def grids(self, kwargs: dict[str, Any], features: Sequence[Tensor]) -> list[tuple[int, int] | None]:
         """(height, width) in visual tokens of every image of a call of `core`, None where they are in no grid.

@@ -238,6 +238,9 @@ class QwenVL(Backbone):
         wide = number[top[kind > 0]].bincount().tolist()
         return [(m, n, (n // w, w)) for m, n, w in zip(media, counts, wide, strict=True)]
 
+    def images_in(self, inputs: Mapping[str, Tensor]) -> int:
+        return sum(int(inputs[key][:, 0].sum()) for key in ("image_grid_thw", "video_grid_thw") if key in inputs)
+
     # -- prompts and inputs
     def prompt(self, question: str, images: int = 1, videos: int = 0) -> str:
         """One question by the family's chat template, images and videos before it."""

@@ -99,6 +99,9 @@ class Tiled(Backbone):
         """Visual tokens of every image of these rows [B, L], row by row."""
         raise NotImplementedError
 
+    def images_in(self, inputs: Mapping[str, Tensor]) -> int:
+        return len(self.image_sizes(inputs["input_ids"]))
+
     def image_features(self, kwargs: dict[str, Any]) -> list[Tensor] | None:
         import torch
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vtc.backbones.base import Backbone
 from vtc.compressor import Compressor
-from vtc.engine.embed import embed_images, embed_texts, encode_images, encode_texts
+from vtc.engine.embed import embed_images, embed_texts, encode_images, encode_texts, visual_tokens
 from vtc.engine.passes import attach, run_decoder
 from vtc.engine.runner import Engine, Report
 
@@ -27,6 +27,7 @@ __all__ = [
     "encode_images",
     "encode_texts",
     "run_decoder",
+    "visual_tokens",
 ]
 
 

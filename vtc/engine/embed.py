@@ -7,7 +7,7 @@ image side. Text goes where the image would be, in the same prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,15 +50,19 @@ def encode_images(backbone: Backbone, method: Compressor, pixel_values: Tensor) 
     return _encoded(backbone, method, {"input_ids": ids.expand(count, -1), "pixel_values": pixel_values})
 
 
+def visual_tokens(backbone: Backbone, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Projected visual tokens [I, N, D] of the images of a call of `core`, and which of them are real, [I, N] bool."""
+    features = backbone.image_features(dict(inputs)) or []
+    visual = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
+    sizes = torch.tensor([len(f) for f in features], device=visual.device)
+    return visual, torch.arange(visual.shape[1], device=visual.device) < sizes[:, None]
+
+
 def _encoded(backbone: Backbone, method: Compressor, inputs: dict[str, Any]) -> Tensor:
     """The embeddings of rows with one image each, as inputs of `core` with the summary prompt around it."""
     if isinstance(method, SelfCompressor):
         attach(backbone, method)
-        features = backbone.image_features(inputs) or []
-        visual = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
-        sizes = torch.tensor([len(f) for f in features], device=visual.device)
-        real = torch.arange(visual.shape[1], device=visual.device) < sizes[:, None]
-        return method.summarise(visual, real, context_of(backbone)).float().mean(1)
+        return method.summarise(*visual_tokens(backbone, inputs), context_of(backbone)).float().mean(1)
     from vtc.engine import compressing
 
     with compressing(backbone, method):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vtc.backbones.base import Backbone
 from vtc.compressor import Compressor, Context, SelfCompressor
-from vtc.engine import Engine, compressing, encode_images, encode_texts
+from vtc.engine import Engine, compressing, encode_images, encode_texts, visual_tokens
 from vtc.engine.embed import context_of
 from vtc.errors import UserError, unknown
 from vtc.methods import build
@@ -112,7 +112,7 @@ class MethodStage(Stage):
         return {"answer": batch.answers}
 
     def images(self, batch: Batch) -> int:
-        return len(batch.inputs.get("pixel_values", ()))
+        return self.backbone.images_in(batch.inputs)
 
     def tokens(self, batch: Batch) -> int:
         return int(batch.attention_mask.sum())
@@ -172,8 +172,7 @@ class MethodStage(Stage):
         if isinstance(self.method, SelfCompressor):
             if context is None:  # no answers: the first pass alone
                 context = context_of(self.backbone, training=True)
-                visual = self.backbone.encode_pixels(batch.inputs["pixel_values"])
-                real = torch.ones(visual.shape[:2], dtype=torch.bool, device=visual.device)
+                visual, real = visual_tokens(self.backbone, batch.inputs)
                 context.summary = self.method.summarise(visual, real, context)
             context.captions, context.gather = batch.captions, gather_with_gradient
             return self.method.losses(context)
