@@ -106,6 +106,9 @@ def quiet_logging() -> None:
 
 def import_harness() -> None:
     """Import lmms-eval (8 s the first time) without what it does to warnings and logging."""
+    from huggingface_hub import constants
+
+    os.environ.setdefault("HF_HOME", constants.HF_HOME)  # tasks with videos read it when they are imported
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import lmms_eval.evaluator
