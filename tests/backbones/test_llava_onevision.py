@@ -37,14 +37,14 @@ def free() -> LlavaOnevision:
 
 
 def test_a_lone_picture_is_tiles_and_pictures_that_share_a_prompt_are_one_tile_each(free: LlavaOnevision) -> None:
-    shown = [[noise(30, 40)], [noise(9, 9), noise(20, 30)], [], [noise(60, 58)]]
+    shown = [[noise(30, 20)], [noise(9, 9), noise(20, 30)], [], [noise(60, 58)]]
     kwargs = dict(free.inputs(["one", "two", "three", "one two"], shown))
     plain = free.model.get_image_features(
         **{k: kwargs[k] for k in ("pixel_values", "image_sizes", "batch_num_images")}
     ).pooler_output
     features = free.image_features(kwargs)
     assert features is not None and all(map(torch.equal, features, plain))
-    lone, large = (anyres.layout(size, free.model.config) for size in ((40, 30), (58, 60)))
+    lone, large = (anyres.layout(size, free.model.config) for size in ((20, 30), (58, 60)))
     assert [len(f) for f in features] == [lone.tokens, 10, 10, large.tokens]
     assert large.shrunk and not lone.shrunk
     assert free.grids(kwargs, features) == [None] * 4

@@ -36,12 +36,15 @@ class LlavaNext(Chat, Llava):
     @classmethod
     def shape_from(cls, config: Any, name: str, image_size: int | None = None) -> BackboneShape:
         shape = Llava.shape_from(config, name)
-        vision = {key: size for key, size in shape.vision.items() if key != "tokens"}  # the tower sees it in parts
-        vision["tile_tokens"] = shape.visual_tokens or 0
+        vision = shape.vision | {"tile_tokens": shape.visual_tokens or 0}
         if image_size is None:
+            del vision["tokens"]  # the tower sees as many tiles as the picture has
             return dataclasses.replace(shape, visual_tokens=None, grid=None, vision=vision)
         layout = anyres.fixed(image_size, config, name)
-        vision["tiles"] = 1 + layout.tiles[0] * layout.tiles[1]
+        tiles = 1 + layout.tiles[0] * layout.tiles[1]
+        # Padding is projected, newline tokens are not.
+        weights = vision["width"] * shape.width + shape.width**2
+        vision |= {"tiles": tiles, "projector": round(weights * tiles * vision["tile_tokens"] / layout.tokens)}
         return dataclasses.replace(shape, visual_tokens=layout.tokens, grid=None, vision=vision)
 
     def grid_of(self, count: int) -> None:

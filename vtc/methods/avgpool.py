@@ -60,6 +60,8 @@ class AveragePooling(TokenMerger):
     ) -> None:
         super().__init__(tokens, shape, resolve_layer(layer, shape.depth, layer_scale))
         self.dims = _checked(dims)
+        if dims == 2 and tokens is not None:
+            self.offers(shape, dims=dims)  # says whether there is a grid
 
     def assign(self, tokens: TokenSequence, context: Context) -> tuple[Tensor, None]:
         _, real = tokens.images
@@ -88,7 +90,7 @@ class AveragePooling(TokenMerger):
         every = range(1, (shape.visual_tokens or 0) + 1)
         if _checked(dims) == 1:
             return every
-        require_grid(cls.name, shape, "use method.dims=1")
+        require_grid(cls.name, shape, "use dims=1")
         return [t for t in every if shape.grid and pooled_grid(t, shape.grid)]
 
     @classmethod
