@@ -9,6 +9,7 @@ the whole picture in small, the global tile. Each tile stands in the prompt behi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vtc.backbones.base import BackboneShape
@@ -121,10 +122,14 @@ class Idefics3(Tiled):
                 f"backbone={self.name}: only its tokenizer says where an image of several tiles ends; "
                 "make the backbone with its processor"
             )
-        tag = torch.tensor(self.tokenizer(GLOBAL, add_special_tokens=False)["input_ids"], device=input_ids.device)
+        tag = torch.tensor(self._global, device=input_ids.device)
         back = column[:, None] - len(tag) + torch.arange(len(tag), device=column.device)
         before = input_ids[row[:, None], back.clamp(min=0)]
         return ((before == tag) & (back >= 0)).all(1)
+
+    @cached_property
+    def _global(self) -> list[int]:
+        return self.tokenizer(GLOBAL, add_special_tokens=False)["input_ids"]
 
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:
         return super().encode_pixels(pixel_values[:, None] if pixel_values.ndim == 4 else pixel_values)

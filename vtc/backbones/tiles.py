@@ -113,10 +113,11 @@ class Tiled(Backbone):
             kwargs.update(dict.fromkeys(pixels))
         if outputs is None:
             return None
+        if kwargs.get("input_ids") is None:
+            raise UserError("inputs_embeds with images: compression needs input_ids to know where the images are")
         made = outputs.pooler_output  # [T, N, D], or a list of [tiles · N, D]
         flat = made.flatten(0, 1) if isinstance(made, torch.Tensor) else torch.cat(list(made))
-        ids = kwargs.get("input_ids")
-        sizes = [] if ids is None else self.image_sizes(ids)
+        sizes = self.image_sizes(kwargs["input_ids"])
         return list(flat.split(sizes)) if sum(sizes) == len(flat) else [flat]  # the model itself says what is wrong
 
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:

@@ -41,13 +41,12 @@ def encode_images(backbone: Backbone, method: Compressor, pixel_values: Tensor) 
     """Pixels [I, 3, H, W], of a family with one size of images → embeddings [I, D], float32, not normalised.
     Differentiable.
     """
-    ids = _ids(backbone, backbone.prompt(SUMMARY_PROMPT), special=True)
-    count = pixel_values.shape[0]
-    if int((ids == backbone.image_token_id).sum()) == 1:  # the tokenizer alone gives one placeholder an image
-        at = int((ids == backbone.image_token_id).nonzero()[0])
-        visual = ids[at].repeat(backbone.shape.visual_tokens or 1)
-        ids = torch.cat([ids[:at], visual, ids[at + 1 :]])
-    return _encoded(backbone, method, {"input_ids": ids.expand(count, -1), "pixel_values": pixel_values})
+    from PIL import Image
+
+    side = backbone.image_size or backbone.shape.vision["image_size"]
+    blank = Image.new("RGB", (side, side))  # of any image the processor makes the same tokens
+    ids = backbone.encode([backbone.prompt(SUMMARY_PROMPT)], [[blank]])["input_ids"]
+    return _encoded(backbone, method, {"input_ids": ids.expand(len(pixel_values), -1), "pixel_values": pixel_values})
 
 
 def visual_tokens(backbone: Backbone, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
