@@ -47,7 +47,7 @@ class LlavaNext(Chat, Llava):
         vision |= {"tiles": tiles, "projector": round(weights * tiles * vision["tile_tokens"] / layout.tokens)}
         return dataclasses.replace(shape, visual_tokens=layout.tokens, grid=None, vision=vision)
 
-    def grid_of(self, count: int) -> None:
+    def grid_of(self, count: int) -> tuple[int, int] | None:
         return None
 
     def plain_prompt(self, question: str, images: int, videos: int) -> str:

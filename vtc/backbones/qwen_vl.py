@@ -301,8 +301,8 @@ class QwenVL(Backbone):
         """When each frame is, in thousandths: `info["seconds"]` of the frames, else evenly by `frames_per_second`."""
         from transformers.video_utils import VideoMetadata
 
-        known = [frame.info.get("seconds") for frame in frames]
-        seconds = [n / self.frames_per_second for n in range(len(frames))] if None in known else known
+        known = [float(frame.info["seconds"]) for frame in frames if "seconds" in frame.info]
+        seconds = known if len(known) == len(frames) else [n / self.frames_per_second for n in range(len(frames))]
         apart = (seconds[-1] - seconds[0]) / (len(frames) - 1) if len(frames) > 1 else 0
         whole = len(frames) * (apart if apart > 0 else 1 / self.frames_per_second)
         index = [round(1000 * t) for t in seconds]

@@ -183,8 +183,8 @@ class Tiled(Backbone):
         from torch.nn.utils.rnn import pad_sequence
         from transformers import BatchFeature
 
-        clips = [[]] * len(text) if videos is None else videos
-        made = [self.row(line, *seen) for line, *seen in zip(text, images, clips, strict=True)]
+        clips: Sequence[Sequence[Frames]] = [[]] * len(text) if videos is None else videos
+        made = [self.row(line, seen, shown) for line, seen, shown in zip(text, images, clips, strict=True)]
         rows = [one["input_ids"][0] for one in made]
         pad = self.tokenizer.pad_token_id
         pad = self.tokenizer.eos_token_id if pad is None else pad

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from vtc.backbones.llava_next import LlavaNext
@@ -69,7 +71,7 @@ def tiny_llava_next(
     return LlavaNext.wrap(model, processor, image_size=image_size)
 
 
-def tiny_decoder(kind: str, width: int, depth: int) -> object:
+def tiny_decoder(kind: str, width: int, depth: int) -> Any:
     """The config of a decoder with grouped queries."""
     from transformers import AutoConfig
 

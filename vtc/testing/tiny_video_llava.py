@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -66,7 +66,7 @@ def tiny_video_llava(frames: bool = False, width: int = 32, depth: int = 4, seed
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
     words = tokenizer(["<video>"], {"image_token": "<image>", "video_token": "<video>"})
-    size = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
+    size: dict[str, Any] = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
     processor = VideoLlavaProcessor(
         image_processor=VideoLlavaImageProcessor(**size),
         video_processor=VideoLlavaVideoProcessor(**size),
