@@ -173,7 +173,7 @@ PLANS = [
     ("method=victor tokens=145", ["tokens=145", "victor", "144"]),
     ("method=[divprune,fastv] tokens=[16,36]", ["tokens=36", "divprune+fastv", "1 to 16"]),
     ("method=[divprune,fastv] tokens=[145,36]", ["tokens=145: divprune", "1 to 144"]),
-    ("method=[divprune,avgpool] tokens=16", ["divprune+avgpool", "avgpool", "no grid"]),
+    ("method=[divprune,avgpool] tokens=16", ["method=avgpool", "rectangular grid", "pocket after divprune", "dims=1"]),
     ("method=[fastv,divprune] tokens=16", ["divprune acts before layer 0", "put divprune first"]),
     ("method=[divprune,fastervlm] tokens=16", ["fastervlm", "after divprune", "put fastervlm first"]),
     ("method=[fastv,fastv] tokens=16", ["fastv2 reads attention of layer 1", "method.fastv2.layer"]),
