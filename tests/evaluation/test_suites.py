@@ -83,8 +83,8 @@ def score(data, weights, tmp_path_factory):
 
 
 def _start_java_once(patch, coco_eval, tokenizer) -> None:
-    """Upstream starts METEOR's Java for every metric and tokenizes for each anew: 21 starts a task, of seconds each. What
-    they compute stays as it is."""
+    """Upstream starts METEOR's Java for every metric and tokenizes for each anew: 21 starts a task, of seconds each.
+    What they compute stays as it is."""
     from functools import lru_cache
 
     tokenize, known = tokenizer.tokenize, {}
