@@ -83,9 +83,12 @@ def score(data, weights, tmp_path_factory):
 
 
 def _start_java_once(patch, coco_eval, tokenizer) -> None:
-    """Upstream starts METEOR's Java for every metric and tokenizes for each anew: 21 starts a task. What they compute
-    stays as it is."""
-    meteor, tokenize, known = coco_eval.Meteor, tokenizer.tokenize, {}
+    """Upstream starts METEOR's Java for every metric and tokenizes for each anew: 21 starts a task, of seconds each.
+    What they compute stays as it is."""
+    from functools import lru_cache
+
+    tokenize, known = tokenizer.tokenize, {}
+    meteor = lru_cache(coco_eval.Meteor)
 
     class Lazy:
         def compute_score(self, *args):
