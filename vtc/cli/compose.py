@@ -84,13 +84,20 @@ def values(override: Override) -> list[Any]:
 
 def joined(text: str) -> str:
     """`method=[visionzip,fastv]` as `method=visionzip+fastv`, one choice for Hydra; the file of a suite,
-    `benchmark=my/suite.yaml`, as `benchmark=suite`; any other word as it is."""
+    `benchmark=my/suite.yaml`, as `benchmark=suite`; any other word as it is.
+
+    Raises:
+        UserError: a suite that is called as a shipped one is.
+    """
     for override in parsed([text]):
         if override.key_or_group == "benchmark" and not override.is_sweep_override():
             file = str(override.value())
             if file.endswith(".yaml"):
-                OWN_SUITES[Path(file).stem] = file
-                return f"benchmark={Path(file).stem}"
+                name = Path(file).stem
+                if name in configured("benchmark"):
+                    raise UserError(f"{text}: {name} is a shipped benchmark; give the file another name")
+                OWN_SUITES[name] = file
+                return f"benchmark={name}"
         if override.key_or_group == "method" and any(isinstance(value, list) and value for value in values(override)):
             names = ["+".join(map(str, v)) if isinstance(v, list) else str(v) for v in values(override)]
             return f"{text.partition('=')[0]}={','.join(names)}"
@@ -150,12 +157,10 @@ def store_suite(name: str) -> None:
     """A suite of the user's own as a choice of `benchmark`: what its file says, over the keys that suites have.
 
     Raises:
-        UserError: no such file, no YAML, no tasks, a name that a shipped one has, a key that suites don't have.
+        UserError: no such file, no YAML, no tasks, a key that suites don't have.
     """
     given = f"benchmark={OWN_SUITES[name]}"
     file = Path(OWN_SUITES[name]).expanduser()
-    if name in configured("benchmark"):
-        raise UserError(f"{given}: {name} is a shipped benchmark; give the file another name")
     if not file.is_file():
         raise UserError(f"{given}: no such file")
     try:
