@@ -38,7 +38,7 @@ def test_what_the_contracts_run_works_and_nothing_else_does(table) -> None:
         works = {method for method, verdicts in table.items() if verdicts[family].works}
         assert works <= alone, f"{family}: no contract runs {works - alone}"
         for method in alone - works:  # with options of its own it may: avgpool in one dimension
-            assert "use method." in table[method][family].detail, f"{method} on {family}"
+            assert "use dims=1" in table[method][family].detail, f"{method} on {family}"
 
 
 def test_reasons_are_the_methods_own(table) -> None:
