@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 
 import pytest
 import torch
@@ -20,8 +19,7 @@ from vtc.testing.models import collate, rows
 from vtc.testing.tiny_idefics3 import tiny_idefics3, tiny_smolvlm
 from vtc.tokens import merge_images
 
-NUMBERS = pytest.mark.skipif(importlib.util.find_spec("num2words") is None, reason="SmolVLM2's processor needs it")
-MAKERS = [tiny_idefics3, pytest.param(tiny_smolvlm, marks=NUMBERS)]
+MAKERS = [tiny_idefics3, tiny_smolvlm]
 
 
 class Step(Compressor):
@@ -175,7 +173,6 @@ def test_methods_that_need_a_grid_refuse_several_tiles_by_name() -> None:
     assert build("avgpool", 16, shape, dims=1).tokens == 16
 
 
-@NUMBERS
 def test_frames_of_a_video_are_images_of_one_tile() -> None:
     from transformers.video_utils import VideoMetadata
 

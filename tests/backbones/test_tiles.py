@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
 from PIL import Image
@@ -20,8 +18,7 @@ from vtc.testing.tiny_idefics3 import tiny_idefics3, tiny_smolvlm
 from vtc.testing.tiny_internvl import tiny_internvl
 
 MAKE = {"internvl": tiny_internvl, "idefics3": tiny_idefics3, "smolvlm": tiny_smolvlm}
-NUMBERS = pytest.mark.skipif(importlib.util.find_spec("num2words") is None, reason="SmolVLM2's processor needs it")
-EVERY = ["internvl", "idefics3", pytest.param("smolvlm", marks=NUMBERS)]
+EVERY = ["internvl", "idefics3", "smolvlm"]
 NEEDS_PATCHES = ["downsample", "tome", "tokenpacker", "quecc", "qformer", "single_forward"]
 NEEDS_CLS = ["fastervlm", "visionzip", "vispruner", "prumerge"]
 
