@@ -320,7 +320,7 @@ def test_averages_of_a_report_are_of_shares(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     paths = []
     for method, tokens, points in (("none", None, 1.0), ("fastv", 16, 0.5)):
-        path = make(tmp_path, method, tokens, 0.9)
+        path = make(tmp_path, method, tokens, 0.9) / results.RESULT
         result = json.loads(path.read_text())
         first, second = result["scores"][:2]
         first |= {"value": 1000.0 * points, "stderr": 20.0, "baseline": 1000.0, "scale": 2000.0}
