@@ -80,7 +80,23 @@ def test_parameters_at_the_size_that_victor_counts() -> None:
     shape = replace(shape_of((24, 24), 1024, 24, -2), width=4096)
     with torch.device("meta"):
         assert Perceiver(256, shape).extra_parameters == 252_862_464
+        assert Perceiver(256, shape, heads=8).extra_parameters == 252_862_464
         assert Perceiver(256, shape, mult=4).extra_parameters == 252_862_464 + 6 * 6 * 4096**2
+
+
+@pytest.mark.parametrize(
+    ("width", "head_width", "heads"),
+    [(4096, 64, 8), (512, 64, 8), (511, 64, 7), (128, 64, 2), (32, 64, 1), (128, 8, 8)],
+)
+def test_attention_is_no_wider_than_the_llm(width: int, head_width: int, heads: int) -> None:
+    """Where eight heads don't fit the width, as many as do, and one where not even one does; a given number stands."""
+    shape = replace(shape_of((3, 3)), width=width)
+    with torch.device("meta"):
+        for given, want in ((None, heads), (3, 3)):
+            method = Perceiver(4, shape, depth=2, heads=given, head_width=head_width)
+            for attention in method.attentions:
+                assert attention.heads == want
+                assert attention.to_q.weight.shape == (want * head_width, width)
 
 
 def test_every_parameter_learns() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_report import make
 
-from vtc import shipped
+from vtc import results, shipped
 from vtc.cli import choices
 from vtc.report import readme
 
@@ -63,6 +63,15 @@ def test_parts_from_results(tmp_path: Path) -> None:
     four = part.index("<details><summary><b>4 of 144 visual tokens</b>")
     assert four < part.index("| divprune |") < part.index("| fastv |") < part.index("</details>"), "the best first"
     assert "No run at this budget: divprune." in part[part.index("**16 of 144") :]
+    shape = results.load(shipped.root() / readme.RESULTS / "pocket-none" / "result.json")["backbone"]["shape"]
+    for path in folder.rglob("result.json"):
+        result = results.load(path)
+        results.write(path.parent, result | {"backbone": result["backbone"] | {"shape": shape}})
+    make(folder, "victor", 4, 0.5)
+    make(folder, "vcc", 16, 0.5)
+    part = readme.sweep_part(tmp_path)
+    assert "Not offered at this budget: vcc.\n" in part[: part.index("**16 of 144")]  # it leaves 9 or more
+    assert "No weights at this budget: victor. No run at this budget: divprune.\n" in part[part.index("**16 of 144") :]
     assert readme.filled("a\n<!-- begin sweep -->\nold\n<!-- end sweep -->\nb", tmp_path) == (
         f"a\n<!-- begin sweep -->\n{part}<!-- end sweep -->\nb"
     )

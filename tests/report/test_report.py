@@ -196,6 +196,14 @@ def test_runs_of_one_method_are_told_apart_by_what_differs(tmp_path: Path) -> No
     assert setting.methods == ["avgpool (dims=1)", "avgpool (dims=2)", "fastv"] and not notes
 
 
+def test_a_run_from_before_an_option_without_effect_has_the_same_label(tmp_path: Path) -> None:
+    """`dry_run` came later than some results; it changes no number, so it tells no runs apart."""
+    make(tmp_path, "fastv", 4, 0.5)
+    make(tmp_path, "fastv", 16, 0.6, dry_run=False)
+    (setting,), _ = collect([tmp_path])
+    assert setting.methods == ["fastv"]
+
+
 def test_other_samples_are_another_table(tmp_path: Path) -> None:
     make(tmp_path, "fastv", 16, 0.5)
     make(tmp_path, "fastv", 36, 0.5, limit=50)

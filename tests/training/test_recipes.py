@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vtc.cli.compose import compose
-from vtc.training import loop, train
+from vtc.training import loop, recipes, train
 
 
 class Began(Exception):
@@ -49,3 +49,15 @@ def test_the_loop_is_told_what_identifies_the_training(begins):
     identity = given["config"]
     assert (identity["method"]["name"], identity["tokens"], identity["seed"]) == ("fwd2bot", 4, 3)
     assert "keep" not in identity["recipe"] and identity["recipe"]["data"] and identity["recipe"]["stages"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "device", "told"), [("AVX2", "cpu", True), ("AVX512", "cpu", False), ("AVX2", "cuda", False)]
+)
+def test_a_processor_without_bfloat16_is_told_of(monkeypatch, capability: str, device: str, told: bool) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    line = recipes.slow_bf16([{"name": "a", "bf16": False}, {"name": "b", "bf16": True}], device)
+    assert (line is not None) == told
+    if line:
+        assert line.endswith("training.stages.1.bf16=false") and "stages.0" not in line
+    assert recipes.slow_bf16([{"name": "a"}], device) is None

@@ -20,7 +20,9 @@ class Perceiver(Resampler):
 
     Each of `depth` layers, with z the latents and x the projected visual tokens, both of the LLM's width D:
     z = z + Attention(q = LN(z), kv = [LN(x); LN(z)]), then z = z + W₂ GELU(W₁ LN(z)); after the last one a norm
-    (appendix A.1.1, figure 5). Attention has 8 heads of 64 whatever D is, and none of the linear maps has a bias.
+    (appendix A.1.1, figure 5). None of the linear maps has a bias. Attention has 8 heads of 64, an eighth of D at
+    LLaVA-1.5 7B. In an LLM narrower than those 512 (pocket: 128) they would be wider than what they read and write, and
+    hold most of the method's parameters, so there the default is as many heads as fit D, and at least one.
 
     Victor counts 252.86 M parameters at the size of LLaVA-1.5 7B: 256 latents, depth 6 and a feed-forward no wider than
     D (Flamingo's own is four times as wide: `mult`) are exactly that. An image has one frame, so there are no time
@@ -29,7 +31,8 @@ class Perceiver(Resampler):
     Args:
         tokens: M; default 64, as Flamingo's, or all visual tokens where there are fewer.
         depth: layers.
-        heads, head_width: of each attention.
+        heads: of each attention; default 8, or D // head_width where that is fewer.
+        head_width: of each head.
         mult: width of the feed-forward in units of D.
     """
 
@@ -43,16 +46,18 @@ class Perceiver(Resampler):
         tokens: int | None,
         shape: BackboneShape,
         depth: int = 6,
-        heads: int = 8,
+        heads: int | None = None,
         head_width: int = 64,
         mult: int = 1,
     ) -> None:
         m = min(64, shape.visual_tokens or 64) if tokens is None else tokens
         super().__init__(m, shape)
-        for key, value in {"depth": depth, "heads": heads, "head_width": head_width, "mult": mult}.items():
+        given = {"depth": depth, "heads": 8 if heads is None else heads, "head_width": head_width, "mult": mult}
+        for key, value in given.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UserError(f"method.{key}={value}: allowed: a whole number from 1 on")
         width = shape.width
+        heads = max(1, min(8, width // head_width)) if heads is None else heads
         self.latents = nn.Parameter(torch.randn(m, width))
         self.attentions = nn.ModuleList(LatentAttention(width, heads, head_width) for _ in range(depth))
         self.forwards = nn.ModuleList(

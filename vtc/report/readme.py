@@ -94,11 +94,8 @@ def sweep_part(root: Path) -> str:
     lines = []
     for tokens in budgets:
         table = tables.markdown(*tables.ranking(setting, [r for r in setting.runs if r.tokens == tokens]))
-        missing = sorted({r.method for r in setting.runs if not r.is_baseline} - _methods(setting, tokens))
-        if len(missing) > len(_methods(setting, tokens)):
-            table += "\n\nMost methods have not been run at this budget."
-        elif missing:
-            table += f"\n\nNo run at this budget: {', '.join(missing)}."
+        if absent := _absent(setting, tokens):
+            table += f"\n\n{absent}"
         heading = f"{tokens} of {number(setting.runs[0].result['budget']['visual_tokens_in'])} visual tokens"
         if tokens == SHOWN or len(budgets) == 1:
             lines += [f"**{heading}**", "", table, ""]
@@ -117,8 +114,24 @@ def sweep_part(root: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _methods(setting: Setting, tokens: float) -> set[str]:
-    return {r.method for r in setting.runs if r.tokens == tokens}
+def _absent(setting: Setting, tokens: int) -> str:
+    """Which methods of the table have no row at a budget, and why: they can't leave so many tokens of this backbone's
+    image, were not trained for it, or were not run."""
+    from vtc.backbones.base import BackboneShape
+    from vtc.registry import methods
+
+    backbone, shape = setting.runs[0].result["backbone"], None
+    if sizes := backbone.get("shape"):
+        shape = BackboneShape(**sizes | {"name": backbone["name"], "grid": sizes["grid"] and tuple(sizes["grid"])})
+    reasons: dict[str, list[str]] = {"Not offered": [], "No weights": [], "No run": []}
+    there = {r.method for r in setting.runs if r.tokens == tokens}
+    for name in sorted({r.method for r in setting.runs if not r.is_baseline} - there):
+        method = methods.get(name)
+        if shape is not None and tokens not in method.offers(shape):
+            reasons["Not offered"].append(name)
+        else:
+            reasons["No weights" if method.fixed_budget else "No run"].append(name)
+    return " ".join(f"{why} at this budget: {', '.join(names)}." for why, names in reasons.items() if names)
 
 
 def method_part(root: Path) -> str:

@@ -315,6 +315,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         "action",
         "output_dir",
         "resume",
+        "dry_run",
         "report",
         "training",
         "profile",

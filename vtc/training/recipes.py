@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,20 @@ def _plan(stage: Mapping[str, Any], config: Mapping[str, Any], size: int | None 
         return Plan(**given)
     except TypeError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def slow_bf16(stages: Sequence[Mapping[str, Any]], device: str) -> str | None:
+    """A line for stages that ask for bfloat16 where the processor has no instructions for it, else None.
+
+    On an AVX2 machine a product of matrices took 35 times as long as in float32, and nobody would see why.
+    """
+    import torch
+
+    asked = [i for i, stage in enumerate(stages) if stage.get("bf16")]
+    if not asked or device != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX2":
+        return None
+    instead = " ".join(f"training.stages.{i}.bf16=false" for i in asked)
+    return f"bf16=true: this processor (AVX2) is many times slower in bfloat16 than in float32; quicker here: {instead}"
 
 
 def _device(cfg: Mapping[str, Any]):
@@ -329,6 +343,8 @@ def _method(cfg: Mapping[str, Any]) -> Path:
     target = folder / "weights"
     if cfg.get("resume", "auto") is not False and (target / checkpoint.MANIFEST).is_file():
         return target
+    if (slow := slow_bf16(config["stages"], _device(cfg).type)) and distributed.is_main():
+        print(slow, flush=True)
     torch.manual_seed(seed)  # of what starts at random: registers, summary tokens, adapters; the same in every process
     backbone, method = assemble(_starting_from(cfg, config.get("pretrained")), trained=False)
     method.attach(backbone)
