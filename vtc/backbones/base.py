@@ -227,20 +227,20 @@ class Backbone:
     @property
     def core(self) -> Any:
         """The multimodal model below the language-model head: it merges image features into the embeddings."""
-        raise NotImplementedError
+        return self.model.model
 
     @property
     def decoder(self) -> Any:
         """The language model: `.layers`, `.norm`, `.rotary_emb`, `.embed_tokens`."""
-        raise NotImplementedError
+        return self.core.language_model
 
     @property
     def projector(self) -> Any:
-        raise NotImplementedError
+        return self.core.multi_modal_projector
 
     @property
     def vision_tower(self) -> Any:
-        raise NotImplementedError
+        return self.core.vision_tower
 
     @property
     def tower_layers(self) -> Sequence[Any]:
@@ -260,7 +260,7 @@ class Backbone:
 
     @property
     def image_token_id(self) -> int:
-        raise NotImplementedError
+        return self.model.config.image_token_id
 
     linear_layers: ClassVar[tuple[str, ...]] = (
         "q_proj",

@@ -72,10 +72,6 @@ class Idefics3(Tiled):
         )
 
     @property
-    def core(self) -> Any:
-        return self.model.model
-
-    @property
     def decoder(self) -> Any:
         return self.model.model.text_model
 
@@ -86,10 +82,6 @@ class Idefics3(Tiled):
     @property
     def vision_tower(self) -> Any:
         return self.model.model.vision_model
-
-    @property
-    def image_token_id(self) -> int:
-        return self.model.config.image_token_id
 
     def image_sizes(self, input_ids: Tensor) -> list[int]:
         """A tile is a run of placeholders; an image ends with the tile behind `<global-img>`, at the latest with its

@@ -69,26 +69,6 @@ class InternVL(Tiled):
             },
         )
 
-    @property
-    def core(self) -> Any:
-        return self.model.model
-
-    @property
-    def decoder(self) -> Any:
-        return self.model.model.language_model
-
-    @property
-    def projector(self) -> Any:
-        return self.model.model.multi_modal_projector
-
-    @property
-    def vision_tower(self) -> Any:
-        return self.model.model.vision_tower
-
-    @property
-    def image_token_id(self) -> int:
-        return self.model.config.image_token_id
-
     def image_sizes(self, input_ids: Tensor) -> list[int]:
         """An image is a run of placeholders: `</img>` ends it."""
         visual = input_ids == self.image_token_id

@@ -57,22 +57,6 @@ class Llava(Backbone):
         )
 
     @property
-    def core(self) -> Any:
-        return self.model.model
-
-    @property
-    def decoder(self) -> Any:
-        return self.model.model.language_model
-
-    @property
-    def projector(self) -> Any:
-        return self.model.model.multi_modal_projector
-
-    @property
-    def vision_tower(self) -> Any:
-        return self.model.model.vision_tower
-
-    @property
     def tower_layers(self) -> Sequence[Any]:
         return self.vision_tower.encoder.layers
 
@@ -90,10 +74,6 @@ class Llava(Backbone):
             return hidden + block.mlp(block.layer_norm2(hidden))
 
         return attend, mlp
-
-    @property
-    def image_token_id(self) -> int:
-        return self.model.config.image_token_id
 
     def image_features(self, kwargs: dict[str, Any]) -> list[Tensor] | None:
         outputs = (kwargs.get("mm_encoder_outputs") or {}).get("image")

@@ -133,24 +133,12 @@ class QwenVL(Backbone):
 
     # -- parts
     @property
-    def core(self) -> Any:
-        return self.model.model
-
-    @property
-    def decoder(self) -> Any:
-        return self.model.model.language_model
-
-    @property
     def projector(self) -> Any:
         return self.vision_tower.merger
 
     @property
     def vision_tower(self) -> Any:
         return self.model.model.visual
-
-    @property
-    def image_token_id(self) -> int:
-        return self.model.config.image_token_id
 
     @property
     def placeholders(self) -> tuple[int, ...]:

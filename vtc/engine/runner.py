@@ -31,36 +31,9 @@ from vtc.engine import layout, probe
 from vtc.engine.ahead import attention_ahead
 from vtc.engine.cache import CACHE, CompressedCache, Ledger, Segment, cache_among, extend, refuse
 from vtc.engine.passes import run_decoder
+from vtc.engine.report import Report
 from vtc.engine.tower import Watch
 from vtc.errors import UserError
-
-
-@dataclass
-class Report:
-    """What a prefill truly kept.
-
-    Attributes:
-        images: images in each row.
-        tokens_in: visual tokens of each row before anything.
-        tokens_out: visual tokens and registers of each row that are left to answer from: those of the last layer in
-            `cached`.
-        layers: visual tokens and registers of each row that a decoder layer sees in the prefill, a list per layer.
-        cached: those that its cache holds when the prefill is over: `layers`, but behind a bottleneck.
-        kept: for each row, which of its tokens (indices in input_ids) are visual ones that were left as they were.
-    """
-
-    images: list[int]
-    tokens_in: list[int]
-    tokens_out: list[int]
-    layers: list[list[int]]
-    cached: list[list[int]]
-    kept: list[list[int]]
-
-    @property
-    def layer_average(self) -> list[float]:
-        """Mean over the layers of the visual tokens seen, per row."""
-        return [sum(layer[r] for layer in self.layers) / len(self.layers) for r in range(len(self.tokens_in))]
-
 
 Past = tuple[Tensor | None, Tensor | None, int]  # mask, shift and number of the tokens that a segment has in the cache
 

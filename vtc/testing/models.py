@@ -5,11 +5,12 @@ backbone.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vtc.backbones import wrap
@@ -248,3 +249,37 @@ def batch(
     has where there is an image.
     """
     return collate(backbone, rows(backbone, before, after, images, seed), padding)
+
+
+def packed(backbone: Backbone, questions: int = 3, padding: int = 2) -> tuple[dict[str, Tensor], Tensor]:
+    """Two rows of an image with independent questions behind it, right-padded, and their block ids."""
+    several, blocks, labels, places = zip(*packed_rows(backbone, questions), strict=True)
+    length = max(map(len, blocks)) + padding
+
+    def padded(values: list[int], fill: int) -> list[int]:
+        return values + [fill] * (length - len(values))
+
+    inputs = collate(backbone, several, "right")
+    inputs = {n: F.pad(v, (0, padding)) if n in ALONG else v for n, v in inputs.items()}
+    inputs["position_ids"] = torch.stack([F.pad(p, (0, length - p.shape[-1])) for p in places], -2)
+    inputs["labels"] = torch.tensor([padded(row, -100) for row in labels])
+    return inputs, torch.tensor([padded(row, 0) for row in blocks])
+
+
+def packed_rows(backbone: Backbone, questions: int = 3) -> Iterator[tuple[Row, list[int], list[int], Tensor]]:
+    """Of two rows each: itself, its block ids, its labels, and its positions [L] or [3, L]: every question goes on
+    where the image ends.
+    """
+    generator = torch.Generator().manual_seed(5)
+    for n in range(2):
+        row = text_row(words(backbone, 2, generator)) + image_row(backbone, picture(backbone, generator))
+        place = backbone.positions(collate(backbone, [row]))[..., 0, :]
+        behind = backbone.positions(collate(backbone, [row + text_row([10])]))[..., 0, -1:]
+        block, label = [0] * place.shape[-1], [-100] * place.shape[-1]
+        for q in range(1, questions + 1):
+            asked = words(backbone, 3 + q + n, generator)
+            row += text_row(asked)
+            block += [q] * len(asked)
+            label += asked  # the first token is learnt too
+            place = torch.cat([place, behind + torch.arange(len(asked))], -1)
+        yield row, block, label, place
