@@ -256,7 +256,6 @@ def test_bytes_of_weights(folder: str) -> None:
 
 
 def quantised(folder: str, bits: str, **change: Any) -> Backbone:
-    pytest.importorskip("bitsandbytes")
     return load(settings(folder, quantization=bits, **change))
 
 
