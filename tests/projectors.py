@@ -18,8 +18,10 @@ def shape_of(grid: tuple[int, int] | None, width: int = 24, depth: int = 4, leve
     """Sizes with a grid, which need not be a square, and a tower of this width and depth."""
     shape = tiny_backbone().shape
     count = None if grid is None else grid[0] * grid[1]
-    vision = shape.vision | {"width": width, "depth": depth, "feature_layer": level, "heads": 4}
-    return replace(shape, grid=grid, visual_tokens=count, vision=vision | others)
+    vision = shape.vision | {"width": width, "depth": depth, "feature_layer": level, "heads": 4} | others
+    if count is not None:
+        vision["tokens"] = count + vision["cls"]
+    return replace(shape, grid=grid, visual_tokens=count, vision=vision)
 
 
 def random_tower(shape: BackboneShape, images: int, seed: int, layers: list[int], extra: int = 1) -> Tower:

@@ -132,7 +132,7 @@ def require_patches(method: str, shape: BackboneShape) -> None:
     vision = shape.vision
     if vision.get("towers", 1) > 1:
         raise UserError(f"method={method}: it reads the vision tower, and {shape.name} has {vision['towers']} of them")
-    patches = (vision.get("image_size", 0) // vision.get("patch_size", 1)) ** 2
+    patches = _patches(shape)
     if shape.visual_tokens not in (patches, patches + vision.get("cls", 0)):
         has = "no fixed number of them" if shape.visual_tokens is None else f"{shape.visual_tokens} of {patches}"
         raise UserError(f"method={method}: it needs one visual token a patch; {shape.name} has {has}")
@@ -144,11 +144,19 @@ def require_cls(method: str, shape: BackboneShape) -> None:
         raise UserError(
             f"method={method}: it scores patches by CLS attention, and the tower of {shape.name} has no CLS"
         )
-    patches = (shape.vision["image_size"] // shape.vision["patch_size"]) ** 2
+    patches = _patches(shape)
     if shape.visual_tokens != patches:
         raise UserError(
             f"method={method}: it needs one visual token a patch; {shape.name} has {shape.visual_tokens} of {patches}"
         )
+
+
+def _patches(shape: BackboneShape) -> int:
+    """What the tower cuts an image, or the example of one, into."""
+    vision = shape.vision
+    if "tokens" in vision:
+        return vision["tokens"] - vision.get("cls", 0)
+    return (vision.get("image_size", 0) // vision.get("patch_size", 1)) ** 2
 
 
 class TowerPruner(TokenPruner):

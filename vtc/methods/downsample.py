@@ -47,7 +47,8 @@ class Downsample(FewerPatches):
         if tokens is None or tokens == shape.visual_tokens:
             return shape
         side = round(tokens**0.5)  # for a method behind this one, the image is a smaller one
-        vision = shape.vision | {"image_size": side * shape.vision["patch_size"]}
+        seen = {"image_size": side * shape.vision["patch_size"], "tokens": side * side + shape.vision["cls"]}
+        vision = shape.vision | seen
         return replace(shape, visual_tokens=tokens, grid=(side, side), vision=vision)
 
 
