@@ -227,7 +227,8 @@ def test_a_tower_without_cls_token_gives_every_patch(parts: Path, tmp_path: Path
     assert backbone.shape.grid == (4, 4)
     with torch.no_grad():
         hidden = backbone.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[-2]
-        assert torch.allclose(backbone.encode_pixels(inputs["pixel_values"]), backbone.projector(hidden), atol=1e-6)
+        (features,) = backbone.image_features({"pixel_values": inputs["pixel_values"]})
+        assert torch.allclose(features, backbone.projector(hidden)[0], atol=1e-6)
 
 
 def test_weights_are_stored_in_the_type_asked_for_and_in_shards(parts: Path, tmp_path: Path, monkeypatch) -> None:

@@ -72,7 +72,7 @@ def test_the_llm_reads_what_it_makes_of_each_image(seed: int, grid: int, tokens:
     method = randomised(build("perceiver", tokens, backbone.shape, depth=2), seed)
     inputs = rows(backbone, (1, 2, 0), seed)
     with torch.no_grad():
-        visual = backbone.encode_pixels(inputs["pixel_values"])
+        visual = backbone.image_features({"pixel_values": inputs["pixel_values"]})
         equals(backbone, method, inputs, [resampled(method, image) for image in visual])
 
 

@@ -64,6 +64,21 @@ class BackboneShape:
         return self.head_dim or self.width // self.heads
 
 
+def decoder_sizes(text: Any) -> dict[str, Any]:
+    """What a decoder's configuration says of it, as `BackboneShape` names it."""
+    width, heads = text.hidden_size, text.num_attention_heads
+    head = getattr(text, "head_dim", None)
+    return {
+        "depth": text.num_hidden_layers,
+        "width": width,
+        "intermediate": text.intermediate_size,
+        "heads": heads,
+        "kv_heads": getattr(text, "num_key_value_heads", None) or heads,
+        "vocab": text.vocab_size,
+        "head_dim": None if head == width // heads else head,
+    }
+
+
 class Backbone:
     """An LVLM of one family: the transformers model as it is, and the places where its parts are.
 
@@ -125,17 +140,22 @@ class Backbone:
     @classmethod
     def shape_of(cls, cfg: Mapping[str, Any]) -> BackboneShape:
         """The sizes, from config.json alone. Raises `UserError` where there is none or it is of another family."""
-        source, name = cls.pretrained(cfg), cfg.get("name") or cls.__name__
-        file = Path(source) / "config.json"
-        if file.is_file():
+        name, text = cfg.get("name") or cls.__name__, cls._config_text(cfg)
+        if text is not None:
             # Importing transformers' configurations takes seconds, and a mistake in the budget should be told at once.
             try:
-                config = json.loads(file.read_text(encoding="utf-8"), object_hook=lambda d: SimpleNamespace(**d))
-                cls._check(config, source)
+                config = json.loads(text, object_hook=lambda d: SimpleNamespace(**d))
+                cls._check(config, cls.pretrained(cfg))
                 return cls._sized(config, name, cfg)
             except (AttributeError, TypeError, ValueError):
                 pass  # not written out in full (transformers knows the defaults), or damaged (it says how)
         return cls._sized(cls._config(cfg), name, cfg)
+
+    @classmethod
+    def _config_text(cls, cfg: Mapping[str, Any]) -> str | None:
+        """The config.json, where it is at hand."""
+        file = Path(cls.pretrained(cfg)) / "config.json"
+        return file.read_text(encoding="utf-8") if file.is_file() else None
 
     @classmethod
     def shape_from(cls, config: Any, name: str) -> BackboneShape:
@@ -345,14 +365,6 @@ class Backbone:
     def images_in(self, inputs: Mapping[str, Tensor]) -> int:
         """How many images (see `image_features`) the inputs of `core` have."""
         return len(inputs.get("pixel_values", ()))
-
-    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
-        """Pixels [I, 3, H, W] → projected visual tokens [I, N, D], of a family with one size of images.
-
-        Raises:
-            UserError: any other family.
-        """
-        raise UserError(f"backbone={self.name}: its images have any size, and can't be embedded as pixels alone")
 
     def grids(self, kwargs: dict[str, Any], features: Sequence[Tensor]) -> list[tuple[int, int] | None]:
         """(height, width) in visual tokens of every image of a call of `core`, None where they are in no grid.

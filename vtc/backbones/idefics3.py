@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vtc.backbones.base import BackboneShape
-from vtc.backbones.known import Known
+from vtc.backbones.base import BackboneShape, decoder_sizes
+from vtc.backbones.known import Known, decoder, tower
 from vtc.backbones.tiles import Frames, Tiled
 from vtc.errors import UserError
 
@@ -43,19 +43,13 @@ class Idefics3(Tiled):
 
     @classmethod
     def tile_from(cls, config: Any, name: str) -> BackboneShape:
-        text, vision = config.text_config, config.vision_config
+        decoder, vision = decoder_sizes(config.text_config), config.vision_config
         cells = vision.image_size // vision.patch_size
         side = cells // config.scale_factor
         return BackboneShape(
             name=name,
-            depth=text.num_hidden_layers,
-            width=text.hidden_size,
             visual_tokens=side * side,
             grid=(side, side),
-            intermediate=text.intermediate_size,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            vocab=text.vocab_size,
             vision={
                 "depth": vision.num_hidden_layers,
                 "feature_layer": -1,
@@ -67,8 +61,9 @@ class Idefics3(Tiled):
                 "image_size": vision.image_size,
                 "patch_size": vision.patch_size,
                 "tile_tokens": side * side,
-                "projector": vision.hidden_size * config.scale_factor**2 * text.hidden_size,
+                "projector": vision.hidden_size * config.scale_factor**2 * decoder["width"],
             },
+            **decoder,
         )
 
     @property
@@ -123,9 +118,6 @@ class Idefics3(Tiled):
     def _global(self) -> list[int]:
         return self.tokenizer(GLOBAL, add_special_tokens=False)["input_ids"]
 
-    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
-        return super().encode_pixels(pixel_values[:, None] if pixel_values.ndim == 4 else pixel_values)
-
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {} if self.tiles is None else {"do_image_splitting": self.tiles}
         if self.image_size is not None and self.tiles is not False:
@@ -171,61 +163,39 @@ class SmolVLM(Idefics3):
         return {"video_metadata": times, "do_sample_frames": False}
 
 
-def _sizes(model_type: str, text: Mapping[str, Any], vision: Mapping[str, Any], scale: int) -> dict[str, Any]:
-    """A config with a Llama decoder."""
+def _sizes(kind: str, text: dict[str, Any], vision: dict[str, Any], scale: int) -> dict[str, Any]:
     return {
-        "model_type": model_type,
-        "text_config": {"model_type": "llama", **text},
-        "vision_config": dict(vision),
+        "model_type": kind,
+        "text_config": text,
+        "vision_config": vision | {"model_type": f"{kind}_vision"},
         "scale_factor": scale,
         "tie_word_embeddings": False,
     }
 
 
-def _decoder(width: int, intermediate: int, depth: int, heads: int, kv_heads: int, vocab: int) -> dict[str, int]:
-    return {
-        "hidden_size": width,
-        "intermediate_size": intermediate,
-        "num_hidden_layers": depth,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocab,
-    }
-
-
-def _tower(width: int, intermediate: int, depth: int, heads: int, image_size: int, patch_size: int) -> dict[str, int]:
-    return {
-        "hidden_size": width,
-        "intermediate_size": intermediate,
-        "num_hidden_layers": depth,
-        "num_attention_heads": heads,
-        "image_size": image_size,
-        "patch_size": patch_size,
-    }
-
-
-BASE = _tower(768, 3072, 12, 12, 512, 16)  # SigLIP-B/16
+SIGLIP_B = tower("siglip", 768, 3072, 12, 12, 512, 16)
+SIGLIP_SO = tower("siglip", 1152, 4304, 27, 16, 384, 14)
 
 
 class SmolVLM2_256M(Known, SmolVLM):
     """SmolVLM2 256M."""
 
     default_pretrained = "HuggingFaceTB/SmolVLM2-256M-Video-Instruct"
-    written = _sizes("smolvlm", _decoder(576, 1536, 30, 9, 3, 49280), BASE, 4)
+    written = _sizes("smolvlm", decoder("llama", 576, 1536, 30, 9, 3, 49280), SIGLIP_B, 4)
 
 
 class SmolVLM2_500M(Known, SmolVLM):
     """SmolVLM2 500M."""
 
     default_pretrained = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
-    written = _sizes("smolvlm", _decoder(960, 2560, 32, 15, 5, 49280), BASE, 4)
+    written = _sizes("smolvlm", decoder("llama", 960, 2560, 32, 15, 5, 49280), SIGLIP_B, 4)
 
 
 class SmolVLM2_2B(Known, SmolVLM):
     """SmolVLM2 2.2B."""
 
     default_pretrained = "HuggingFaceTB/SmolVLM2-2.2B-Instruct"
-    written = _sizes("smolvlm", _decoder(2048, 8192, 24, 32, 32, 49280), _tower(1152, 4304, 27, 16, 384, 14), 3)
+    written = _sizes("smolvlm", decoder("llama", 2048, 8192, 24, 32, 32, 49280), SIGLIP_SO, 3)
 
 
 class SmolVLM_2B(Known, Idefics3):
@@ -233,11 +203,11 @@ class SmolVLM_2B(Known, Idefics3):
 
     default_pretrained = "HuggingFaceTB/SmolVLM-Instruct"
     template = "<|im_start|>" + MESSAGES
-    written = _sizes("idefics3", _decoder(2048, 8192, 24, 32, 32, 49155), _tower(1152, 4304, 27, 16, 384, 14), 3)
+    written = _sizes("idefics3", decoder("llama", 2048, 8192, 24, 32, 32, 49155), SIGLIP_SO, 3)
 
 
 class Idefics3_8B(Known, Idefics3):
     """Idefics3 8B, on Llama 3.1."""
 
     default_pretrained = "HuggingFaceM4/Idefics3-8B-Llama3"
-    written = _sizes("idefics3", _decoder(4096, 14336, 32, 32, 8, 128259), _tower(1152, 4304, 27, 16, 364, 14), 2)
+    written = _sizes("idefics3", decoder("llama", 4096, 14336, 32, 32, 8, 128259), SIGLIP_SO | {"image_size": 364}, 2)

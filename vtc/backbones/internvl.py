@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vtc.backbones.base import BackboneShape
-from vtc.backbones.known import Known
+from vtc.backbones.base import BackboneShape, decoder_sizes
+from vtc.backbones.known import Known, decoder, tower
 from vtc.backbones.tiles import Frames, Tiled
 from vtc.errors import UserError
 
@@ -38,7 +38,7 @@ class InternVL(Tiled):
 
     @classmethod
     def tile_from(cls, config: Any, name: str) -> BackboneShape:
-        text, vision = config.text_config, config.vision_config
+        decoder, vision = decoder_sizes(config.text_config), config.vision_config
         image, patch = _side(vision.image_size), _side(vision.patch_size)
         cells = image // patch
         shuffle = round(1 / config.downsample_ratio)
@@ -46,14 +46,8 @@ class InternVL(Tiled):
         level = config.vision_feature_layer
         return BackboneShape(
             name=name,
-            depth=text.num_hidden_layers,
-            width=text.hidden_size,
             visual_tokens=side * side,
             grid=(side, side),
-            intermediate=text.intermediate_size,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            vocab=text.vocab_size,
             vision={
                 "depth": vision.num_hidden_layers,
                 "feature_layer": level if isinstance(level, int) else max(level),
@@ -65,8 +59,9 @@ class InternVL(Tiled):
                 "image_size": image,
                 "patch_size": patch,
                 "tile_tokens": side * side,
-                "projector": vision.hidden_size * shuffle**2 * text.hidden_size + text.hidden_size**2,
+                "projector": vision.hidden_size * shuffle**2 * decoder["width"] + decoder["width"] ** 2,
             },
+            **decoder,
         )
 
     def image_sizes(self, input_ids: Tensor) -> list[int]:
@@ -96,24 +91,8 @@ def _sizes(width: int, intermediate: int, depth: int, heads: int, kv_heads: int)
     """A config with a Qwen2.5 decoder and InternViT-300M."""
     return {
         "model_type": "internvl",
-        "text_config": {
-            "model_type": "qwen2",
-            "hidden_size": width,
-            "intermediate_size": intermediate,
-            "num_hidden_layers": depth,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
-            "vocab_size": 151674,
-        },
-        "vision_config": {
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "image_size": [448, 448],
-            "patch_size": [14, 14],
-            "attention_bias": True,
-        },
+        "text_config": decoder("qwen2", width, intermediate, depth, heads, kv_heads, 151674),
+        "vision_config": tower("internvl_vision", 1024, 4096, 24, 16, [448] * 2, [14] * 2, attention_bias=True),
         "downsample_ratio": 0.5,
         "vision_feature_layer": -1,
         "tie_word_embeddings": False,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from vtc.backbones.base import Backbone, BackboneShape
+from vtc.backbones.base import Backbone
 
 
 class Known(Backbone):
@@ -20,11 +19,10 @@ class Known(Backbone):
     written: ClassVar[Mapping[str, Any]]
 
     @classmethod
-    def shape_of(cls, cfg: Mapping[str, Any]) -> BackboneShape:
+    def _config_text(cls, cfg: Mapping[str, Any]) -> str | None:
         if cls.pretrained(cfg) != cls.default_pretrained:
-            return super().shape_of(cfg)
-        config = json.loads(json.dumps(cls.written), object_hook=lambda d: SimpleNamespace(**d))
-        return cls._sized(config, cfg.get("name") or cls.__name__, cfg)
+            return super()._config_text(cfg)
+        return json.dumps(cls.written)
 
     @classmethod
     def _skeleton_config(cls, cfg: Mapping[str, Any]) -> Any:
@@ -33,3 +31,38 @@ class Known(Backbone):
         from transformers import AutoConfig
 
         return AutoConfig.for_model(**json.loads(json.dumps(cls.written)))
+
+
+def decoder(
+    kind: str, width: int, intermediate: int, depth: int, heads: int, kv_heads: int, vocab: int, **more: Any
+) -> dict[str, Any]:
+    """The `text_config` of a decoder of this `model_type` and these sizes."""
+    return {
+        "model_type": kind,
+        "hidden_size": width,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+        **more,
+    }
+
+
+def tower(
+    kind: str, width: int, intermediate: int, depth: int, heads: int, image_size: Any, patch_size: Any, **more: Any
+) -> dict[str, Any]:
+    """The `vision_config` of a ViT of this `model_type` and these sizes."""
+    return {
+        "model_type": kind,
+        "hidden_size": width,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "image_size": image_size,
+        "patch_size": patch_size,
+        **more,
+    }
+
+
+CLIP_336 = tower("clip_vision_model", 1024, 4096, 24, 16, 336, 14)

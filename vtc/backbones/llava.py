@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from vtc.backbones.base import Backbone, BackboneShape
+from vtc.backbones.base import Backbone, BackboneShape, decoder_sizes
+from vtc.backbones.known import CLIP_336, Known, decoder
 from vtc.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Llava(Backbone):
 
     @classmethod
     def shape_from(cls, config: Any, name: str) -> BackboneShape:
-        text, vision = config.text_config, config.vision_config
+        vision = config.vision_config
         side = vision.image_size // vision.patch_size
         count = side * side
         first = int(getattr(vision, "model_type", "clip_vision_model") != "siglip_vision_model")
@@ -35,14 +36,8 @@ class Llava(Backbone):
         level = config.vision_feature_layer
         return BackboneShape(
             name=name,
-            depth=text.num_hidden_layers,
-            width=text.hidden_size,
             visual_tokens=count + full,
             grid=None if full else (side, side),
-            intermediate=text.intermediate_size,
-            heads=text.num_attention_heads,
-            kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
-            vocab=text.vocab_size,
             vision={
                 "depth": layers,
                 "feature_layer": level if isinstance(level, int) else max(level),
@@ -54,6 +49,7 @@ class Llava(Backbone):
                 "image_size": vision.image_size,
                 "patch_size": vision.patch_size,
             },
+            **decoder_sizes(config.text_config),
         )
 
     @property
@@ -85,11 +81,6 @@ class Llava(Backbone):
             kwargs["pixel_values"] = None
         return None if outputs is None else outputs.pooler_output
 
-    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
-        import torch
-
-        return torch.stack(self.core.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output)
-
     def prompt(self, question: str, images: int = 1, videos: int = 0) -> str:
         """LLaVA-1.5's: `USER: <image>\\n{question} ASSISTANT:`, one `<image>\\n` per image."""
         return "USER: " + "<image>\n" * images + f"{question} ASSISTANT:"
@@ -107,77 +98,25 @@ class Pocket(Llava):
         return str(path("benchmarks/pocket/weights/base"))
 
 
-class _Llava15(Llava):
-    """LLaVA-1.5 in one of its sizes, which is known without asking the hub: a plan needs no network."""
-
-    depth: ClassVar[int]
-    width: ClassVar[int]
-    intermediate: ClassVar[int]
-    heads: ClassVar[int]
-
-    @classmethod
-    def shape_of(cls, cfg: Mapping[str, Any]) -> BackboneShape:
-        if cls.pretrained(cfg) != cls.default_pretrained:
-            return super().shape_of(cfg)
-        return BackboneShape(
-            name=cfg.get("name") or cls.__name__,
-            depth=cls.depth,
-            width=cls.width,
-            visual_tokens=576,
-            grid=(24, 24),
-            intermediate=cls.intermediate,
-            heads=cls.heads,
-            kv_heads=cls.heads,
-            vocab=32064,
-            vision={
-                "depth": 24,
-                "feature_layer": -2,
-                "width": 1024,
-                "intermediate": 4096,
-                "heads": 16,
-                "tokens": 577,
-                "cls": 1,
-                "image_size": 336,
-                "patch_size": 14,
-            },
-        )
-
-    @classmethod
-    def _skeleton_config(cls, cfg: Mapping[str, Any]) -> Any:
-        if cls.pretrained(cfg) != cls.default_pretrained:
-            return super()._skeleton_config(cfg)
-        from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
-
-        shape = cls.shape_of(cfg)
-        v = shape.vision
-        text = LlamaConfig(
-            hidden_size=shape.width,
-            intermediate_size=shape.intermediate,
-            num_hidden_layers=shape.depth,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.kv_heads,
-            vocab_size=shape.vocab,
-        )
-        vision = CLIPVisionConfig(
-            hidden_size=v["width"],
-            intermediate_size=v["intermediate"],
-            num_hidden_layers=v["depth"],
-            num_attention_heads=v["heads"],
-            image_size=v["image_size"],
-            patch_size=v["patch_size"],
-        )
-        return LlavaConfig(text_config=text, vision_config=vision, vision_feature_layer=v["feature_layer"])
+def _written(width: int, intermediate: int, depth: int, heads: int) -> dict[str, Any]:
+    return {
+        "model_type": "llava",
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "vision_config": CLIP_336,
+        "text_config": decoder("llama", width, intermediate, depth, heads, heads, 32064),
+    }
 
 
-class Llava15_7B(_Llava15):
+class Llava15_7B(Known, Llava):
     """LLaVA-1.5 7B."""
 
     default_pretrained = "llava-hf/llava-1.5-7b-hf"
-    depth, width, intermediate, heads = 32, 4096, 11008, 32
+    written = _written(4096, 11008, 32, 32)
 
 
-class Llava15_13B(_Llava15):
+class Llava15_13B(Known, Llava):
     """LLaVA-1.5 13B."""
 
     default_pretrained = "llava-hf/llava-1.5-13b-hf"
-    depth, width, intermediate, heads = 40, 5120, 13824, 40
+    written = _written(5120, 13824, 40, 40)

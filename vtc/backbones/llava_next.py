@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from vtc.backbones import anyres
 from vtc.backbones.base import BackboneShape
 from vtc.backbones.chat import Chat
-from vtc.backbones.known import Known
+from vtc.backbones.known import CLIP_336, Known, decoder
 from vtc.backbones.llava import Llava
 from vtc.errors import UserError
 
@@ -54,33 +54,14 @@ class LlavaNext(Chat, Llava):
         return Llava.prompt(self, question, images)
 
 
-CLIP_336 = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-}
-
-
-def _written(kind: str, width: int, intermediate: int, depth: int, heads: int, kv_heads: int, vocab: int) -> dict:
+def _written(text: dict[str, Any]) -> dict[str, Any]:
     return {
         "model_type": "llava_next",
         "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
         "vision_feature_layer": -2,
         "vision_feature_select_strategy": "default",
         "vision_config": CLIP_336,
-        "text_config": {
-            "model_type": kind,
-            "hidden_size": width,
-            "intermediate_size": intermediate,
-            "num_hidden_layers": depth,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
-            "vocab_size": vocab,
-        },
+        "text_config": text,
     }
 
 
@@ -88,46 +69,46 @@ class LlavaNextVicuna7B(Known, LlavaNext):
     """LLaVA-NeXT with Vicuna 7B."""
 
     default_pretrained = "llava-hf/llava-v1.6-vicuna-7b-hf"
-    written = _written("llama", 4096, 11008, 32, 32, 32, 32064)
+    written = _written(decoder("llama", 4096, 11008, 32, 32, 32, 32064))
 
 
 class LlavaNextVicuna13B(Known, LlavaNext):
     """LLaVA-NeXT with Vicuna 13B."""
 
     default_pretrained = "llava-hf/llava-v1.6-vicuna-13b-hf"
-    written = _written("llama", 5120, 13824, 40, 40, 40, 32064)
+    written = _written(decoder("llama", 5120, 13824, 40, 40, 40, 32064))
 
 
 class LlavaNextMistral7B(Known, LlavaNext):
     """LLaVA-NeXT with Mistral 7B."""
 
     default_pretrained = "llava-hf/llava-v1.6-mistral-7b-hf"
-    written = _written("mistral", 4096, 14336, 32, 32, 8, 32064)
+    written = _written(decoder("mistral", 4096, 14336, 32, 32, 8, 32064))
 
 
 class LlavaNext34B(Known, LlavaNext):
     """LLaVA-NeXT with Yi 34B."""
 
     default_pretrained = "llava-hf/llava-v1.6-34b-hf"
-    written = _written("llama", 7168, 20480, 60, 56, 8, 64064)
+    written = _written(decoder("llama", 7168, 20480, 60, 56, 8, 64064))
 
 
 class LlavaNextLlama3_8B(Known, LlavaNext):
     """LLaVA-NeXT with Llama 3 8B."""
 
     default_pretrained = "llava-hf/llama3-llava-next-8b-hf"
-    written = _written("llama", 4096, 14336, 32, 32, 8, 128320)
+    written = _written(decoder("llama", 4096, 14336, 32, 32, 8, 128320))
 
 
 class LlavaNext72B(Known, LlavaNext):
     """LLaVA-NeXT with Qwen1.5 72B."""
 
     default_pretrained = "llava-hf/llava-next-72b-hf"
-    written = _written("qwen2", 8192, 24576, 80, 64, 64, 152064)
+    written = _written(decoder("qwen2", 8192, 24576, 80, 64, 64, 152064))
 
 
 class LlavaNext110B(Known, LlavaNext):
     """LLaVA-NeXT with Qwen1.5 110B."""
 
     default_pretrained = "llava-hf/llava-next-110b-hf"
-    written = _written("qwen2", 8192, 49152, 80, 64, 8, 152064)
+    written = _written(decoder("qwen2", 8192, 49152, 80, 64, 8, 152064))

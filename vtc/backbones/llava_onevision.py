@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vtc.backbones.frames import Videos
-from vtc.backbones.known import Known
+from vtc.backbones.known import Known, decoder, tower
 from vtc.backbones.llava_next import LlavaNext
 
 if TYPE_CHECKING:
@@ -63,25 +63,8 @@ def _written(width: int, intermediate: int, depth: int, heads: int, kv_heads: in
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": "full",
         "tie_word_embeddings": tied,
-        "vision_config": {
-            "model_type": "siglip_vision_model",
-            "hidden_size": 1152,
-            "intermediate_size": 4304,
-            "num_hidden_layers": 26,
-            "num_attention_heads": 16,
-            "image_size": 384,
-            "patch_size": 14,
-            "vision_use_head": False,
-        },
-        "text_config": {
-            "model_type": "qwen2",
-            "hidden_size": width,
-            "intermediate_size": intermediate,
-            "num_hidden_layers": depth,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
-            "vocab_size": vocab,
-        },
+        "vision_config": tower("siglip_vision_model", 1152, 4304, 26, 16, 384, 14, vision_use_head=False),
+        "text_config": decoder("qwen2", width, intermediate, depth, heads, kv_heads, vocab),
     }
 
 

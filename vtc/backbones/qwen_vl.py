@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vtc.backbones.base import Backbone, BackboneShape
+from vtc.backbones.base import Backbone, BackboneShape, decoder_sizes
 from vtc.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,14 +64,8 @@ class QwenVL(Backbone):
         side = None if image_size is None else image_size // (patch * merge)
         return BackboneShape(
             name=name,
-            depth=text.num_hidden_layers,
-            width=text.hidden_size,
             visual_tokens=None if side is None else side * side,
             grid=None if side is None else (side, side),
-            intermediate=text.intermediate_size,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            vocab=text.vocab_size,
             vision={
                 "depth": vision.depth,
                 "feature_layer": -1,
@@ -81,7 +75,7 @@ class QwenVL(Backbone):
                 "patch_size": patch,
                 **cls._tower(vision),
             },
-            head_dim=getattr(text, "head_dim", None),
+            **decoder_sizes(text),
         )
 
     @classmethod

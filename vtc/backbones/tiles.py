@@ -120,18 +120,6 @@ class Tiled(Backbone):
         sizes = self.image_sizes(kwargs["input_ids"])
         return list(flat.split(sizes)) if sum(sizes) == len(flat) else [flat]  # the model itself says what is wrong
 
-    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
-        import torch
-
-        tile = self.shape.vision["tile_tokens"]
-        if self.shape.visual_tokens != tile:
-            raise UserError(
-                f"backbone={self.name}: an image alone is encoded as one tile; set backbone.tiles=false, or "
-                f"backbone.image_size={self.shape.vision['image_size']}"
-            )
-        made = self.core.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
-        return made if isinstance(made, torch.Tensor) else torch.stack(list(made))
-
     # -- prompts
     def prompt(self, question: str, images: int = 1, videos: int = 0) -> str:
         """By the checkpoint's chat template: its images, its videos, then the question."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vtc.backbones.base import BackboneShape
 from vtc.backbones.chat import Chat
 from vtc.backbones.frames import Videos
-from vtc.backbones.known import Known
+from vtc.backbones.known import Known, decoder, tower
 from vtc.backbones.llava import Llava
 from vtc.backbones.llava_next import require_model
 from vtc.errors import UserError
@@ -71,22 +71,6 @@ class VideoLlava7B(Known, VideoLlava):
         "model_type": "video_llava",
         "vision_feature_layer": -2,
         "vision_feature_select_strategy": "default",
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "image_size": 224,
-            "patch_size": 14,
-        },
-        "text_config": {
-            "model_type": "llama",
-            "hidden_size": 4096,
-            "intermediate_size": 11008,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 32,
-            "vocab_size": 32064,
-        },
+        "vision_config": tower("clip_vision_model", 1024, 4096, 24, 16, 224, 14),
+        "text_config": decoder("llama", 4096, 11008, 32, 32, 32, 32064),
     }

@@ -19,7 +19,7 @@ def test_contract(contract) -> None:
 def test_the_loudest_are_kept(quiet: bool) -> None:
     backbone = tiny_backbone()
     inputs = batch(backbone)
-    norms = backbone.encode_pixels(inputs["pixel_values"]).norm(dim=-1)
+    norms = [f.norm(dim=-1) for f in backbone.image_features({"pixel_values": inputs["pixel_values"]})]
     with torch.no_grad(), compressing(backbone, Loudest(TOKENS, backbone.shape, quiet=quiet)) as engine:
         backbone.model(**inputs)
         kept = engine.report.kept
