@@ -211,6 +211,9 @@ APART = [  # each thing that is done to tokens, on an image whose tokens have te
 CASES = [("gqa", m) for m in METHODS] + [("mha", m) for m in FIRST] + [("pocket", m) for m in POCKET_METHODS]
 CASES += [(b, m) for b in ("qwen2", "qwen2.5", "qwen3") for m in MERGING]
 CASES += [(b, m) for b in ("llava_next", "video_llava") for m in GRIDLESS]
+CASES += [
+    ("llava_next", Case(name, 9)) for name in ("fastervlm", "visionzip", "vispruner", "prumerge", "visionzip+fastv")
+]
 CASES += [("llava_onevision", Case("vcc", 15, {"block": 4}) if m.name == "vcc" else m) for m in GRIDLESS]
 CASES += [("llava_next", Case("none", 24)), ("llava_onevision", Case("none", 51)), ("video_llava", Case("none", 17))]
 CASES += [(b, m) for b in ("internvl", "idefics3") for m in MERGING] + [("idefics3_tiles", m) for m in APART]

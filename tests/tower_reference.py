@@ -60,8 +60,18 @@ def look(backbone: Backbone, pixels: Tensor, layer: int = 0, level: int = -2) ->
 
 
 @torch.no_grad()
-def equals(backbone: Backbone, method: Compressor, inputs: dict[str, Tensor], made: list[Tensor]) -> None:
-    """Logits under `method` are those of a decoder that only ever had `made`, [M, D] an image, in the image's place."""
+def equals(
+    backbone: Backbone,
+    method: Compressor,
+    inputs: dict[str, Tensor],
+    made: list[Tensor],
+    images: tuple[int, ...] | None = None,
+) -> None:
+    """Logits under `method` are those of a decoder that only ever had `made`, [M, D] an image, in the image's place.
+
+    Args:
+        images: how many each row has; None: as its visual tokens are.
+    """
     with compressing(backbone, method.eval()):
         position = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
         got = backbone.model(**inputs, position_ids=position).logits
@@ -71,7 +81,7 @@ def equals(backbone: Backbone, method: Compressor, inputs: dict[str, Tensor], ma
         ids = inputs["input_ids"][row, real]
         visual = ids == backbone.image_token_id
         before = int(visual.long().argmax()) if visual.any() else len(ids)
-        count = int(visual.sum()) // (backbone.shape.visual_tokens or 1)
+        count = int(visual.sum()) // (backbone.shape.visual_tokens or 1) if images is None else images[row]
         embedded = backbone.decoder.embed_tokens(ids)
         parts = [embedded[:before], *(left.pop(0) for _ in range(count)), embedded[before + int(visual.sum()) :]]
         x = torch.cat(parts)

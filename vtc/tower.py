@@ -6,14 +6,14 @@ Layers are counted from 0, or from the end as the papers do: -2 is the layer who
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from vtc.compressor import VISUAL, Compressor, Context, Resampler, TokenPruner, TokenSequence
+from vtc.compressor import REGISTER, VISUAL, Compressor, Context, Resampler, TokenSequence
 from vtc.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class TowerUse:
 
 @dataclass(frozen=True)
 class Tower:
-    """What the tower made of I images, in the order of `TokenSequence.images`.
+    """What the tower made of I pictures: images in the order of `TokenSequence.images`, or tiles of them (`views`).
 
     Attributes:
         features: [I, N, C] what the projector read (or would have read) of the N patches, or of the summary tokens;
@@ -59,6 +59,9 @@ class Tower:
         levels: layer → [I, E + N, C], what the layer gave to the next one; carries gradients.
         heads: of the tower's attention.
         extra: E, tokens before the patches: 1 where there is a CLS token, else 0.
+        patches: where images are seen in tiles (I tiles then): of each image, which of the I·N patches its visual
+            tokens were made of, [L]; -1: of none of them, as newline tokens are. None: each picture is an image.
+        place: [J, n], which of the I·N patches are looked at; what is asked for is of them. None: all, I = J, N = n.
     """
 
     features: Tensor
@@ -67,14 +70,27 @@ class Tower:
     heads: int = 1
     extra: int = 1
     levels: dict[int, Tensor] = field(default_factory=dict)
+    patches: Sequence[Tensor] | None = None
+    place: Tensor | None = None
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.features if self.patches is None else self.patches)
+
+    def patch_features(self) -> Tensor:
+        """[I, N, C]: what the projector read of each patch."""
+        return self._placed(self.features)
 
     def patch_keys(self, layer: int) -> Tensor:
         """[I, N, C]: the patches' keys of this layer."""
-        return self.keys[layer][:, self.extra :]
+        return self._placed(self.keys[layer][:, self.extra :])
 
     def patch_level(self, layer: int) -> Tensor:
         """[I, N, C]: the patches' hidden states behind this layer."""
-        return self.levels[layer][:, self.extra :]
+        return self._placed(self.levels[layer][:, self.extra :])
+
+    def _placed(self, values: Tensor) -> Tensor:
+        return values if self.place is None else values.flatten(0, 1)[self.place]
 
     @torch.no_grad()
     def cls_attention(self, layer: int, heads: int | None = None) -> Tensor:
@@ -87,10 +103,13 @@ class Tower:
         q = self.queries[layer][:, :1].unflatten(-1, (count, -1)).transpose(1, 2)  # [I, H, 1, d]
         k = self.keys[layer].unflatten(-1, (count, -1)).transpose(1, 2)
         row = (q @ k.transpose(2, 3)).float() * q.shape[-1] ** -0.5
-        return row.softmax(-1)[:, :, 0, self.extra :]
+        paid = row.softmax(-1)[:, :, 0, self.extra :]
+        return paid if self.place is None else self._placed(paid.transpose(1, 2)).transpose(1, 2)
 
     def images(self, index: Tensor) -> Tower:
         """These images only, [J] of I."""
+        if self.patches is not None:
+            return dataclasses.replace(self, patches=[self.patches[i] for i in index.tolist()])
 
         def chosen(layers: dict[int, Tensor]) -> dict[int, Tensor]:
             return {layer: t.index_select(0, index) for layer, t in layers.items()}
@@ -139,16 +158,20 @@ def require_patches(method: str, shape: BackboneShape) -> None:
 
 
 def require_cls(method: str, shape: BackboneShape) -> None:
-    """Raises `UserError` unless the tower has a CLS token and every patch is one visual token."""
-    if not shape.vision.get("cls"):
+    """Raises `UserError` unless the tower has a CLS token and every patch is one visual token, of an image or of a
+    tile of one.
+    """
+    vision = shape.vision
+    if vision.get("towers", 1) > 1:
+        raise UserError(f"method={method}: it reads the vision tower, and {shape.name} has {vision['towers']} of them")
+    if not vision.get("cls"):
         raise UserError(
             f"method={method}: it scores patches by CLS attention, and the tower of {shape.name} has no CLS"
         )
     patches = _patches(shape)
-    if shape.visual_tokens != patches:
-        raise UserError(
-            f"method={method}: it needs one visual token a patch; {shape.name} has {shape.visual_tokens} of {patches}"
-        )
+    tokens = vision.get("tile_tokens", shape.visual_tokens)
+    if tokens != patches:
+        raise UserError(f"method={method}: it needs one visual token a patch; {shape.name} has {tokens} of {patches}")
 
 
 def _patches(shape: BackboneShape) -> int:
@@ -159,23 +182,183 @@ def _patches(shape: BackboneShape) -> int:
     return (vision.get("image_size", 0) // vision.get("patch_size", 1)) ** 2
 
 
-class TowerPruner(TokenPruner):
-    """Keeps the best patches of each image before the LLM, by what the tower thinks of them. Override `score`.
+@dataclass(frozen=True)
+class View:
+    """J pictures as the tower saw them, images or tiles of images, of which equally many patches are visual tokens.
+
+    Attributes:
+        tower: what it made of those n patches of each.
+        image: [J] which image each is (a part of).
+        token: [J, n] which of the image's visual tokens each patch is.
+        part: of each, its number among the tiles of its image.
+        count: tokens that each may leave; None where there is no budget.
+    """
+
+    tower: Tower
+    image: Tensor
+    token: Tensor
+    part: Sequence[int]
+    count: int | None
+
+
+def views(tower: Tower, count: int | None, images: Sequence[int]) -> Iterator[View]:
+    """What the tower saw at once, in groups that can be computed together.
+
+    Args:
+        count: tokens that an image may leave. Its tiles have equal shares of it, as far as they have patches, and the
+            earlier ones what is over.
+        images: which of those that are seen in tiles; where none are, all.
+    """
+    device, patches = tower.features.device, tower.features.shape[1]
+    if tower.patches is None:
+        number = torch.arange(len(tower), device=device)
+        yield View(tower, number, torch.arange(patches, device=device).expand(len(tower), -1), [0] * len(tower), count)
+        return
+    groups: dict[tuple[int, int | None], list[tuple[int, int, Tensor, Tensor]]] = {}
+    for image in images:
+        made_of = tower.patches[image]
+        tile = torch.div(made_of, patches, rounding_mode="floor")
+        token = [(tile == t).nonzero()[:, 0] for t in tile[made_of >= 0].unique().tolist()]
+        sizes = [len(t) for t in token]
+        shares: Sequence[int | None] = [None] * len(sizes) if count is None else evenly(count, sizes)
+        for part, (own, share) in enumerate(zip(token, shares, strict=True)):
+            groups.setdefault((len(own), share), []).append((image, part, own, made_of[own]))
+    for (_, share), members in groups.items():
+        of, parts, tokens, places = zip(*members, strict=True)
+        seen = dataclasses.replace(tower, patches=None, place=torch.stack(places))
+        yield View(seen, torch.tensor(of, device=device), torch.stack(tokens), parts, share)
+
+
+def evenly(count: int, sizes: Sequence[int]) -> list[int]:
+    """`count` things dealt to places that hold `sizes` of them, as evenly as these allow, the odd ones to the first."""
+    given = [0] * len(sizes)
+    while room := [i for i, size in enumerate(sizes) if given[i] < size and count]:
+        each = max(1, count // len(room))
+        for i in room[:count]:
+            more = min(each, sizes[i] - given[i])
+            given[i], count = given[i] + more, count - more
+    return given
+
+
+@dataclass(frozen=True)
+class Condensed:
+    """What becomes of the n patches of J pictures.
+
+    Attributes:
+        kept: [J, n] bool, those whose visual tokens stay.
+        place, merged: [J, K] patches, kept ones among them, and [J, K, C] the tower's features that they have from now
+            on, projected anew; None: those of before.
+        added: [J, M, C] the tower's features of more tokens, which stand behind the image; None: no more.
+    """
+
+    kept: Tensor
+    place: Tensor | None = None
+    merged: Tensor | None = None
+    added: Tensor | None = None
+
+
+class TowerCompressor(Compressor):
+    """Chooses or merges the patches of each image before the LLM, by what the tower thinks of them. Override
+    `condense`.
+
+    Where an image is seen in tiles (LLaVA-NeXT) each of them is a picture of its own, with its own CLS, and an equal
+    share of the image's budget, as in the code of FasterVLM's and VisionZip's authors; tokens that no patch is behind
+    (newlines) go first.
+
+    Class attributes:
+        adaptive: it acts without a budget too.
 
     Args:
         tower_layer: whose CLS attention it reads; None: the layer whose output is projected (-2 in LLaVA-1.5).
     """
 
-    needs_cls: ClassVar[bool] = True
+    adaptive: ClassVar[bool] = False
 
     def __init__(self, tokens: int | None, shape: BackboneShape, tower_layer: int | None = None) -> None:
-        super().__init__(tokens, shape, layer=0)
-        if self.needs_cls:
-            require_cls(self.name, shape)
+        super().__init__(tokens, shape)
+        require_cls(self.name, shape)
         self.tower_layer = resolve_tower_layer(tower_layer, shape)
+
+    def layers(self) -> set[int]:
+        return {0}
 
     def tower(self) -> TowerUse:
         return TowerUse(watch=frozenset({self.tower_layer}))
+
+    def condense(self, tower: Tower, count: int | None) -> Condensed:
+        """What becomes of the patches of some pictures, of which `count` tokens each are to be left, fewer than there
+        are; None (`adaptive`): as many as the method finds right.
+        """
+        raise NotImplementedError
+
+    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
+        _, real = tokens.images
+        if not real.numel() or (not self.adaptive if self.tokens is None else self.tokens >= real.shape[1]):
+            return tokens
+        tower = context.seen()
+        kept = self._untouched(tower, real)
+        changed, values = torch.zeros_like(real), None
+        added: dict[tuple[int, int], Tensor] = {}  # (image, tile) → [M, C]
+        for view in views(tower, self.tokens, (~kept.all(1)).nonzero()[:, 0].tolist()):
+            at = view.image[:, None], view.token
+            if view.count is not None and (view.count == 0 or view.count >= view.token.shape[1]):
+                kept[at] = view.count > 0
+                continue
+            made = self.condense(view.tower, view.count)
+            kept[at] = made.kept
+            if made.place is not None and made.merged is not None:
+                values = tokens.visual_hidden() if values is None else values
+                where = view.image[:, None], view.token.gather(1, made.place)
+                values = values.index_put(where, context.project(made.merged).to(values.dtype))
+                changed[at] = made.kept
+            if made.added is not None:
+                added |= zip(zip(view.image.tolist(), view.part, strict=True), made.added, strict=True)
+        out = tokens if values is None else tokens.rewrite(values, changed)
+        out = out.keep(out.per_token(kept, False) | ((out.role != VISUAL) & out.mask))
+        return _behind(out, added, context) if added else out
+
+    def _untouched(self, tower: Tower, real: Tensor) -> Tensor:
+        """[I, N] bool: images that have no more tokens than they may, and, where there are fewer patches than that,
+        the first of the tokens without a patch.
+        """
+        if tower.patches is None or self.tokens is None:
+            return torch.zeros_like(real)
+        pad = torch.nn.utils.rnn.pad_sequence
+        bare = pad([p < 0 for p in tower.patches], batch_first=True)
+        more = self.tokens - (real & ~bare).sum(1, keepdim=True)
+        return (real & (real.sum(1, keepdim=True) <= self.tokens)) | (bare & (bare.cumsum(1) <= more))
+
+
+def _behind(tokens: TokenSequence, added: dict[tuple[int, int], Tensor], context: Context) -> TokenSequence:
+    """Puts what the tiles of images leave, {(image, tile): [M, C]}, behind their images, tile by tile."""
+    images = len(tokens.images[0])
+    rows = [[added[key] for key in sorted(added) if key[0] == image] for image in range(images)]
+    none = next(iter(added.values()))[:0]
+    padded = torch.nn.utils.rnn.pad_sequence([torch.cat([none, *row]) for row in rows], batch_first=True)
+    out = tokens.insert(context.project(padded))
+    counts = torch.tensor([sum(map(len, row)) for row in rows], device=padded.device)
+    if bool((counts == padded.shape[1]).all()):
+        return out
+    real = torch.arange(padded.shape[1], device=padded.device) < counts[:, None]
+    new = (out.role == REGISTER) & out.mask
+    return out.keep((out.mask & ~new) | new.masked_scatter(new, real))
+
+
+class TowerPruner(TowerCompressor):
+    """Keeps the best patches of each image before the LLM, by what the tower thinks of them. Override `rate`."""
+
+    def rate(self, tower: Tower) -> Tensor:
+        """[I, N], higher is better. Ties go to the earlier patch."""
+        raise NotImplementedError
+
+    def condense(self, tower: Tower, count: int | None) -> Condensed:
+        return Condensed(best(self.rate(tower), count or 0))
+
+
+def best(score: Tensor, count: int) -> Tensor:
+    """[I, N] bool: the `count` highest of each row of scores [I, N]; ties go to the earlier one."""
+    chosen = score.argsort(dim=1, descending=True, stable=True)[:, :count]
+    return torch.zeros_like(score, dtype=torch.bool).scatter(1, chosen, True)
 
 
 class FewerPatches(Compressor):

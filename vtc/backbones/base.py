@@ -366,6 +366,15 @@ class Backbone:
         """How many images (see `image_features`) the inputs of `core` have."""
         return len(inputs.get("pixel_values", ()))
 
+    def tower_patches(self, call: Mapping[str, Any]) -> list[Tensor] | None:
+        """Where the tower sees images in tiles: of each image, which of its patches (T·N of T tiles) each visual token
+        was made of, [L]; -1: of none. None: it sees images whole, patch by patch a visual token.
+
+        Args:
+            call: the arguments of `core.get_image_features` by name.
+        """
+        return None
+
     def grids(self, kwargs: dict[str, Any], features: Sequence[Tensor]) -> list[tuple[int, int] | None]:
         """(height, width) in visual tokens of every image of a call of `core`, None where they are in no grid.
 

@@ -7,7 +7,8 @@ to (`vtc.backbones.anyres`). Newline tokens are visual tokens like others. The t
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vtc.backbones import anyres
 from vtc.backbones.base import BackboneShape
@@ -15,6 +16,9 @@ from vtc.backbones.chat import Chat
 from vtc.backbones.known import CLIP_336, Known, decoder
 from vtc.backbones.llava import Llava
 from vtc.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def require_model(config: Any, kind: str, source: str) -> None:
@@ -46,6 +50,21 @@ class LlavaNext(Chat, Llava):
         weights = vision["width"] * shape.width + shape.width**2
         vision |= {"tiles": tiles, "projector": round(weights * tiles * vision["tile_tokens"] / layout.tokens)}
         return dataclasses.replace(shape, visual_tokens=layout.tokens, grid=None, vision=vision)
+
+    def tower_patches(self, call: Mapping[str, Any]) -> list[Tensor]:
+        """The model itself packs the patches' numbers as it packs their features, and -1 for a newline."""
+        import torch
+
+        config, sizes = self.model.config, call["image_sizes"]
+        layouts = [anyres.layout((int(height), int(width)), config) for height, width in sizes]
+        tiles = [1 + layout.tiles[0] * layout.tiles[1] for layout in layouts]
+        patches = self.shape.vision["tile_tokens"]
+        number = torch.arange(sum(tiles) * patches, device=call["pixel_values"].device).float()
+        strategy = call.get("vision_feature_select_strategy") or config.vision_feature_select_strategy
+        packed, _ = self.core.pack_image_features(
+            number.view(-1, patches, 1).split(tiles), sizes, strategy, image_newline=number.new_full((1,), -1)
+        )
+        return [image[:, 0].long() for image in packed]
 
     def grid_of(self, count: int) -> tuple[int, int] | None:
         return None

@@ -10,11 +10,13 @@ own for budgets; the newline token at the end of a video belongs to its last fra
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vtc.backbones.frames import Videos
 from vtc.backbones.known import Known, decoder, tower
 from vtc.backbones.llava_next import LlavaNext
+from vtc.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,6 +35,9 @@ class LlavaOnevision(Videos, LlavaNext):
         sizes = [size] * (features.shape[1] // size)
         sizes[-1] += 1
         return [frame for video in features for frame in video.split(sizes)]
+
+    def tower_patches(self, call: Mapping[str, Any]) -> list[Tensor]:
+        raise UserError(f"backbone={self.name}: its visual tokens can't be traced back to patches of the tower")
 
     @property
     def _frame_side(self) -> int:

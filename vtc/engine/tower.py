@@ -8,6 +8,7 @@ hands them on (repeated for beams): what was seen is found again by the features
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ class Watch:
         core = self.backbone.core
         self._own = core.__dict__.get("get_image_features")  # of an engine around this one, which is passed over
         original = getattr(core.get_image_features, "vtc_original", core.get_image_features)
+        named = inspect.signature(original)
 
         @functools.wraps(original)  # generate() reads its signature
         def get_image_features(pixel_values: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -53,7 +55,8 @@ class Watch:
                 kwargs["interpolate_pos_encoding"] = True
             with self._watching(use) as got:
                 outputs = original(pixel_values, *args, **kwargs)
-            self._remember(outputs, self._tower(got))
+            call = named.bind(pixel_values, *args, **kwargs).arguments
+            self._remember(outputs, self._tower(got, self.backbone.tower_patches(call)))
             return outputs
 
         get_image_features.vtc_original = original  # type: ignore[attr-defined]
@@ -87,7 +90,7 @@ class Watch:
                 "were computed elsewhere"
             )
         tower, rows = next(iter(towers.values())), [row for _, row in found]
-        if rows == list(range(len(tower.features))):
+        if rows == list(range(len(tower))):
             return tower
         return tower.images(torch.tensor(rows, device=tower.features.device))
 
@@ -200,11 +203,11 @@ class Watch:
                 else:
                     block.forward = own
 
-    def _tower(self, got: dict[Any, Any]) -> Tower:
+    def _tower(self, got: dict[Any, Any], patches: Sequence[Tensor] | None) -> Tower:
         vision, features, levels = self.backbone.shape.vision, got.pop("features"), got.pop("levels")
         queries = {layer: seen["q"] for layer, seen in got.items()}
         keys = {layer: seen["k"] for layer, seen in got.items()}
-        return Tower(features, queries, keys, heads=vision["heads"], extra=vision["cls"], levels=levels)
+        return Tower(features, queries, keys, vision["heads"], vision["cls"], levels, patches)
 
     def _remember(self, outputs: Any, tower: Tower) -> None:
         """Fills the places that an image has in the prompt beyond its features, and ties what was seen to them."""

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from vtc.compressor import Context, TokenSequence
-from vtc.tower import TowerPruner
+from vtc.tower import Tower, TowerPruner
 
 if TYPE_CHECKING:
     from vtc.backbones.base import BackboneShape
@@ -28,8 +27,8 @@ class FasterVLM(TowerPruner):
 
     name = "fastervlm"
 
-    def score(self, tokens: TokenSequence, context: Context) -> Tensor:
-        return tokens.per_token(context.seen().cls_attention(self.tower_layer).mean(1))
+    def rate(self, tower: Tower) -> Tensor:
+        return tower.cls_attention(self.tower_layer).mean(1)
 
     @classmethod
     def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:

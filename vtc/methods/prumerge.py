@@ -8,15 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.compressor import VISUAL, Compressor, Context, TokenSequence
 from vtc.errors import UserError
-from vtc.tower import Tower, TowerUse, require_cls, resolve_tower_layer
+from vtc.tower import Condensed, Tower, TowerCompressor
 
 if TYPE_CHECKING:
     from vtc.backbones.base import BackboneShape
 
 
-class PruMerge(Compressor):
+class PruMerge(TowerCompressor):
     """The patches that CLS attends to stand out; each absorbs the patches with the nearest keys, before the LLM.
 
     a = softmax(q_CLS K^T / √C) over the whole width, one head (eq. 3). Without a budget the outliers are kept,
@@ -42,6 +41,7 @@ class PruMerge(Compressor):
     """
 
     name = "prumerge"
+    adaptive = True
 
     def __init__(
         self,
@@ -51,35 +51,20 @@ class PruMerge(Compressor):
         neighbours: int | None = None,
         tower_layer: int | None = None,
     ) -> None:
-        super().__init__(tokens, shape)
-        require_cls(self.name, shape)
+        super().__init__(tokens, shape, tower_layer)
         if not isinstance(plus, bool):
             raise UserError(f"method.plus={plus}: allowed: true, false")
         if neighbours is not None and (
             isinstance(neighbours, bool) or not isinstance(neighbours, int) or neighbours < 0
         ):
             raise UserError(f"method.neighbours={neighbours}: allowed: a whole number from 0 on, null")
-        self.plus, self.neighbours, self.tower_layer = plus, neighbours, resolve_tower_layer(tower_layer, shape)
+        self.plus, self.neighbours = plus, neighbours
 
-    def layers(self) -> set[int]:
-        return {0}
-
-    def tower(self) -> TowerUse:
-        return TowerUse(watch=frozenset({self.tower_layer}))
-
-    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        _, real = tokens.images
-        if not real.numel() or (self.tokens is not None and self.tokens >= real.shape[1]):
-            return tokens
-        tower = context.seen()
+    def condense(self, tower: Tower, count: int | None) -> Condensed:
         attention = tower.cls_attention(self.tower_layer, heads=1)[:, 0]  # [I, N]
-        kept = self.outliers(attention) if self.tokens is None else self.best(attention, max(1, self.tokens - 1))
+        kept = self.outliers(attention) if count is None else self.best(attention, max(1, count - 1))
         place, merged, fused = self.absorbed(tower, attention, kept)
-        merged = context.project(merged).to(tokens.hidden.dtype)
-        values = tokens.visual_hidden().scatter(1, place[..., None].expand_as(merged), merged)
-        out = tokens.rewrite(values, kept)
-        out = out.keep(out.per_token(kept, False) | ((out.role != VISUAL) & out.mask))
-        return out if self.tokens == 1 else out.insert(context.project(fused))
+        return Condensed(kept, place, merged, None if count == 1 else fused)
 
     def outliers(self, attention: Tensor) -> Tensor:
         """[I, N] bool: the kept ones without a budget."""
@@ -104,7 +89,8 @@ class PruMerge(Compressor):
 
     def absorbed(self, tower: Tower, attention: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Places [I, K] of the kept tokens (others follow where there are fewer), what they become, the fused one."""
-        features, patches = tower.features.float(), kept.shape[1]
+        read, patches = tower.patch_features(), kept.shape[1]
+        features = read.float()
         near = max(1, round(patches / 18)) if self.neighbours is None else self.neighbours
         place = kept.byte().argsort(dim=1, descending=True, stable=True)[:, : int(kept.sum(1).max()), None]
         keys = F.normalize(tower.patch_keys(self.tower_layer).float(), dim=-1)
@@ -114,4 +100,4 @@ class PruMerge(Compressor):
         merged = weight.scatter(2, place, 1.0) @ features
         rest = ~kept | kept.all(1, keepdim=True)  # an image of which all is kept is fused as a whole
         fused = (attention * rest)[:, None] @ features
-        return place[..., 0], merged.to(tower.features.dtype), fused.to(tower.features.dtype)
+        return place[..., 0], merged.to(read.dtype), fused.to(read.dtype)

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.compressor import VISUAL, Compressor, Context, TokenSequence
 from vtc.errors import unknown
-from vtc.tower import Tower, TowerUse, require_cls, resolve_tower_layer
+from vtc.tower import Condensed, Tower, TowerCompressor, best
 
 if TYPE_CHECKING:
     from vtc.backbones.base import BackboneShape
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 CONTEXTUAL = 10 / 64  # the paper's budgets: 54 + 10, 108 + 20, 162 + 30
 
 
-class VisionZip(Compressor):
+class VisionZip(TowerCompressor):
     """Dominant tokens are kept, the others merged into a few contextual ones, all before the LLM.
 
     Dominant (section 3.2): the patches with the greatest CLS attention, summed over heads, in raster order. Contextual
@@ -43,33 +42,21 @@ class VisionZip(Compressor):
     def __init__(
         self, tokens: int | None, shape: BackboneShape, merge: str = "add", tower_layer: int | None = None
     ) -> None:
-        super().__init__(tokens, shape)
-        require_cls(self.name, shape)
+        super().__init__(tokens, shape, tower_layer)
         if merge not in ("add", "mean"):
             raise unknown("method.merge", merge, ("add", "mean"))
-        self.average, self.tower_layer = merge == "mean", resolve_tower_layer(tower_layer, shape)
+        self.average = merge == "mean"
 
-    def layers(self) -> set[int]:
-        return {0}
-
-    def tower(self) -> TowerUse:
-        return TowerUse(watch=frozenset({self.tower_layer}))
-
-    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        _, real = tokens.images
-        if self.tokens is None or not real.numel() or self.tokens >= real.shape[1]:
-            return tokens
-        tower, few = context.seen(), round(self.tokens * CONTEXTUAL)
-        score = tower.cls_attention(self.tower_layer).sum(1)
-        best = score.argsort(dim=1, descending=True, stable=True)[:, : self.tokens - few]
-        dominant = torch.zeros_like(real).scatter(1, best, True)
-        kept = tokens.keep(tokens.per_token(dominant, False) | ((tokens.role != VISUAL) & tokens.mask))
-        return kept.insert(context.project(self.contextual(tower, ~dominant, few))) if few else kept
+    def condense(self, tower: Tower, count: int | None) -> Condensed:
+        assert count is not None
+        few = round(count * CONTEXTUAL)
+        dominant = best(tower.cls_attention(self.tower_layer).sum(1), count - few)
+        return Condensed(dominant, added=self.contextual(tower, ~dominant, few) if few else None)
 
     def contextual(self, tower: Tower, rest: Tensor, few: int) -> Tensor:
         """[I, few, C]: what becomes of the patches that are not dominant, `rest` [I, N] with equally many an image."""
         index = rest.nonzero()[:, 1].view(len(rest), -1, 1)  # [I, R, 1] in raster order
-        features = tower.features.take_along_dim(index, 1).float()
+        features = tower.patch_features().take_along_dim(index, 1).float()
         keys = tower.patch_keys(self.tower_layer).unflatten(-1, (tower.heads, -1)).float().mean(2)
         keys = F.normalize(keys.take_along_dim(index, 1), dim=-1)
         count = index.shape[1]

@@ -8,15 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.compressor import Context, TokenSequence
 from vtc.errors import UserError
-from vtc.tower import TowerPruner
+from vtc.tower import Condensed, Tower, TowerCompressor
 
 if TYPE_CHECKING:
     from vtc.backbones.base import BackboneShape
 
 
-class VisPruner(TowerPruner):
+class VisPruner(TowerCompressor):
     """Keeps important patches by CLS attention, and diverse ones among the others, before the LLM.
 
     Important (section 4.2): the floor(T·r) patches with the greatest CLS attention, mean over heads. Diverse: the
@@ -53,14 +52,13 @@ class VisPruner(TowerPruner):
             raise UserError(f"method.remove={remove}: allowed: a whole number from 1 on")
         self.important, self.remove = important, remove
 
-    def score(self, tokens: TokenSequence, context: Context) -> Tensor:
-        assert self.tokens is not None
-        tower = context.seen()
+    def condense(self, tower: Tower, count: int | None) -> Condensed:
+        assert count is not None
         ranked = tower.cls_attention(self.tower_layer).mean(1).argsort(dim=1, descending=True, stable=True)
-        count = int(self.tokens * self.important)
-        diverse = distinct(tower.features.detach(), ranked[:, count:], self.tokens - count, self.remove)
-        chosen = torch.cat([ranked[:, :count], diverse], 1)
-        return tokens.per_token(torch.zeros(ranked.shape, device=ranked.device).scatter(1, chosen, 1.0))
+        first = int(count * self.important)
+        diverse = distinct(tower.patch_features().detach(), ranked[:, first:], count - first, self.remove)
+        chosen = torch.cat([ranked[:, :first], diverse], 1)
+        return Condensed(torch.zeros_like(ranked, dtype=torch.bool).scatter(1, chosen, True))
 
     @classmethod
     def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:

@@ -20,13 +20,19 @@ TEMPLATE = (
 
 
 def tiny_llava_next(
-    kind: str = "llama", image_size: int | None = 16, width: int = 32, depth: int = 4, seed: int = 0
+    kind: str = "llama",
+    image_size: int | None = 16,
+    width: int = 32,
+    depth: int = 4,
+    seed: int = 0,
+    patch: int = PATCH,
 ) -> LlavaNext:
     """A `LlavaNextForConditionalGeneration` in eval mode. A square of 16 pixels is five tiles: 24 visual tokens.
 
     Args:
         kind: of the decoder: llama, mistral, qwen2.
         image_size: as the backbone's.
+        patch: side of a patch in pixels; a tile has (8 / patch)² of them.
     """
     from transformers import (
         CLIPVisionConfig,
@@ -42,7 +48,7 @@ def tiny_llava_next(
         num_hidden_layers=2,
         num_attention_heads=2,
         image_size=TILE,
-        patch_size=PATCH,
+        patch_size=patch,
         initializer_range=0.2,
     )
     with torch.random.fork_rng(devices=[]):
@@ -63,7 +69,7 @@ def tiny_llava_next(
             image_grid_pinpoints=RESOLUTIONS,
         ),
         tokenizer=tokenizer(),
-        patch_size=PATCH,
+        patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=TEMPLATE,
