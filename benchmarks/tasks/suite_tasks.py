@@ -15,11 +15,11 @@ from typing import Any
 
 import datasets
 import numpy as np
-from lmms_eval.api.task import ConfigurableMessagesTask
 from PIL import Image
 
 from vtc.errors import UserError
 from vtc.evaluation import scoring
+from vtc.evaluation.tasks import OwnDownload
 
 Doc = dict[str, Any]
 VIDEOS = (".mp4", ".avi", ".webm", ".mkv", ".mov")
@@ -28,7 +28,7 @@ VIDEOS = (".mp4", ".avi", ".webm", ".mkv", ".mov")
 # Videos: MSVD-QA, MSRVTT-QA, ActivityNet-QA --------------------------------------------------------------------------
 
 
-class VideoTask(ConfigurableMessagesTask):
+class VideoTask(OwnDownload):
     """Questions about videos as Video-LLaVA's evaluation data has them (after Video-ChatGPT's), which LLaVolta uses:
 
         MSVD_Zero_Shot_QA/test_q.json    [{"video_name": …, "question": …, "question_id": …}, …]
@@ -38,17 +38,6 @@ class VideoTask(ConfigurableMessagesTask):
     `dataset_path` is that folder, where the process runs (vtc runs it in `benchmark.data`); `dataset_name` the folder
     of videos inside it, with the prefix of their names: `all_test/v_`.
     """
-
-    def __init__(
-        self,
-        data_dir: str | None = None,
-        cache_dir: str | None = None,
-        download_mode: Any = None,
-        config: dict[str, Any] | None = None,
-        model_name: str | None = None,
-    ) -> None:
-        config = {k: v for k, v in (config or {}).items() if k != "class"}
-        super().__init__(data_dir, cache_dir, download_mode, config, model_name)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
         folder, (inside, _, prefix) = Path(self.DATASET_PATH).resolve(), self.DATASET_NAME.rpartition("/")

@@ -13,32 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from lmms_eval.api.task import ConfigurableMessagesTask
 from PIL import Image
 
 from vtc.errors import UserError
 from vtc.evaluation import data, own, scoring
+from vtc.evaluation.tasks import OwnDownload
 
 Doc = dict[str, Any]
 
 
-class PocketTask(ConfigurableMessagesTask):
+class PocketTask(OwnDownload):
     """A task over one parquet file of (id, image, question, answer, options, kind, references, blind, bag).
 
     Unlike the base class it keeps the image column undecoded, so that a corrupt image is met by the model, which
     reports it, and not by the harness, which stops; and it reads the file itself, which leaves no copy in a cache.
     """
-
-    def __init__(
-        self,
-        data_dir: str | None = None,
-        cache_dir: str | None = None,
-        download_mode: Any = None,
-        config: dict[str, Any] | None = None,
-        model_name: str | None = None,
-    ) -> None:
-        config = {k: v for k, v in (config or {}).items() if k != "class"}
-        super().__init__(data_dir, cache_dir, download_mode, config, model_name)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
         files = (dataset_kwargs or {}).get("data_files", {})

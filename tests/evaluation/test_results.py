@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,18 @@ def test_the_hash_of_the_code_covers_plug_ins(tmp_path):
     first = results.hash_code([plugin])
     plugin.write_text("a = 2")
     assert first != results.hash_code([plugin]) and results.hash_code() != first
+
+
+def test_the_hash_of_the_code_covers_what_methods_are_built_of():
+    """A module that a method takes things from decides numbers; messages alone don't."""
+    import vtc
+
+    package = Path(vtc.__file__).parent
+    taken = set()
+    for file in (package / "methods").glob("*.py"):
+        taken |= set(re.findall(r"^from vtc\.(\w+)", file.read_text(), re.M))
+    known = {Path(name).parts[0].removesuffix(".py") for name in results._CODE}
+    assert {"tower", "compressor", "tokens"} <= taken and taken - {"errors"} <= known
 
 
 def test_a_run_is_named_after_its_method_and_what_that_takes_from_others_alone():

@@ -9,16 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vtc.compressor import TEXT, Context, TokenSequence
-from vtc.methods.tokenpacker import (
-    WindowAttention,
-    default_windows,
-    fine_layers,
-    mlp,
-    side_by_side,
-    window_budgets,
-    windows_of,
-)
 from vtc.tower import Tower, TowerResampler, TowerUse
+from vtc.windows import WindowAttention, default_windows, fine_layers, mlp, side_by_side, window_budgets, windows_of
 
 if TYPE_CHECKING:
     from vtc.backbones.base import BackboneShape
