@@ -160,8 +160,7 @@ def test_any_folder_of_the_architecture_loads(folder: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "downsample", "fastervlm", "m3", "mqt", "prumerge", "qformer", "quecc", "single_forward", "tokenpacker", "tome",
-        "visionzip", "vispruner",
+        "downsample", "m3", "mqt", "qformer", "quecc", "single_forward", "tokenpacker", "tome",
     ],
 )  # fmt: skip
 def test_what_needs_one_grid_of_patches_says_so_by_name(name: str, image_size: int | None) -> None:

@@ -110,7 +110,7 @@ def test_prompts_are_the_chat_templates(family: str) -> None:
     backbone = MAKE[family]()
     start, image = {
         "internvl": ("<|im_start|>user\n", "<IMG_CONTEXT>\n"),
-        "idefics3": ("<s>User:", "<image>"),
+        "idefics3": ("User:", "<image>"),
         "smolvlm": ("<|im_start|>User:", "<image>"),
     }[family]
     stop, answer = (
@@ -125,8 +125,7 @@ def test_prompts_are_the_chat_templates(family: str) -> None:
     assert backbone.prompt("What?", 2) == f"{start}{image}{image}What?{stop}{answer}"
     assert backbone.prompt("What?", 0) == f"{start}{space}What?{stop}{answer}"
     turns = backbone.conversation([("one", "two"), ("three", "four")], 1)
-    again = start.removeprefix("<s>") if family == "idefics3" else start
-    again = again.removeprefix("<|im_start|>") if family == "smolvlm" else again
+    again = start.removeprefix("<|im_start|>") if family == "smolvlm" else start
     assert turns == [
         (f"{start}{image}one{stop}{answer}", False),
         (f"{space}two{stop}", True),
@@ -134,6 +133,8 @@ def test_prompts_are_the_chat_templates(family: str) -> None:
         (f"{space}four{stop}", True),
     ]
     assert stop == backbone.tokenizer.eos_token
+    begins = backbone.inputs(["What?"], [[]])["input_ids"][0, :2].tolist()
+    assert (begins[0] == backbone.tokenizer.bos_token_id) and begins[1] != begins[0]  # written once
     own = backbone.processor.chat_template
     for without in (None, "{% for message in messages %}{{ message['role'] }} <picture>{% endfor %}"):
         backbone.processor.chat_template = without  # none, or one that doesn't write what the processor reads

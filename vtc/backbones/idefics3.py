@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from vtc.backbones.base import BackboneShape, decoder_sizes
 from vtc.backbones.known import Known, decoder, tower
@@ -39,7 +39,7 @@ class Idefics3(Tiled):
     model_type = "idefics3"
     most_tiles = 4
     pixel_names = ("pixel_values", "pixel_attention_mask")
-    template: ClassVar[str] = "<|begin_of_text|>" + MESSAGES
+    template, turn_end = "<|begin_of_text|>" + MESSAGES, "<end_of_utterance>"
 
     @classmethod
     def tile_from(cls, config: Any, name: str) -> BackboneShape:

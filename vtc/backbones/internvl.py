@@ -8,9 +8,10 @@ stand in the prompt without a gap, between `<img>` and `</img>`; the frames of a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from vtc.backbones.base import BackboneShape, decoder_sizes
+from vtc.backbones.chat import chatml
 from vtc.backbones.known import Known, decoder, tower
 from vtc.backbones.tiles import Frames, Tiled
 from vtc.errors import UserError
@@ -28,13 +29,7 @@ class InternVL(Tiled):
     most_tiles = 3  # 3·3 of the 12 tiles that the processor makes at most
     pixel_names = ("pixel_values", "vision_feature_layer", "vision_feature_select_strategy")
     image_text, video_text = "<IMG_CONTEXT>", "<video>"
-    template: ClassVar[str] = (
-        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-        "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-        "{% if part['type'] == 'image' %}<IMG_CONTEXT>\n{% elif part['type'] == 'video' %}<video>\n"
-        "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
+    template = chatml("<IMG_CONTEXT>\n", "<video>\n")
 
     @classmethod
     def tile_from(cls, config: Any, name: str) -> BackboneShape:

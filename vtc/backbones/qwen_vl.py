@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vtc.backbones.base import Backbone, BackboneShape, decoder_sizes
+from vtc.backbones.base import BackboneShape, decoder_sizes
+from vtc.backbones.chat import Chat, chatml
 from vtc.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,26 +27,25 @@ if TYPE_CHECKING:
 
 Grid = tuple[int, int]
 EXAMPLE = 24  # visual tokens along a side of the image that costs are measured on, as LLaVA-1.5 has them
-START, STOP = "<|im_start|>", "<|im_end|>"
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 
 
-class QwenVL(Backbone):
+class QwenVL(Chat):
     """What the three families share.
 
     Class attributes:
         kind: the `model_type` of its configuration.
-        system: the text that its chat template begins a conversation with.
         frames_per_second: of a video whose frames don't say when they are; the processor's own default.
         pixels: the least and the most that an image may have for the released processors.
     """
 
     position_axes = 3
     kind: ClassVar[str]
-    system: ClassVar[str] = f"{START}system\nYou are a helpful assistant.{STOP}\n"
     frames_per_second: ClassVar[float] = 2.0
     pixels: ClassVar[tuple[int, int]] = 56**2, 3584**2
     image_text = "<|vision_start|><|image_pad|><|vision_end|>"
     video_text = "<|vision_start|><|video_pad|><|vision_end|>"
+    template, turn_end = chatml(image_text, video_text, SYSTEM), "<|im_end|>"
 
     @classmethod
     def _check(cls, config: Any, source: str) -> None:
@@ -223,40 +223,7 @@ class QwenVL(Backbone):
     def images_in(self, inputs: Mapping[str, Tensor]) -> int:
         return sum(int(inputs[key][:, 0].sum()) for key in ("image_grid_thw", "video_grid_thw") if key in inputs)
 
-    # -- prompts and inputs
-    def prompt(self, question: str, images: int = 1, videos: int = 0) -> str:
-        """One question by the family's chat template, images and videos before it."""
-        return self._rendered([self._asked(question, images, videos)])
-
-    def conversation(self, turns: Sequence[tuple[str, str]], images: int = 1) -> list[tuple[str, bool]]:
-        messages: list[dict[str, Any]] = []
-        pieces: list[tuple[str, bool]] = []
-        for turn, (question, answer) in enumerate(turns):
-            messages.append(self._asked(question, 0 if turn else images, 0))
-            whole, said = self._rendered(messages), "".join(text for text, _ in pieces)
-            if not whole.startswith(said):
-                raise UserError(f"backbone={self.name}: its chat template changes earlier answers; it can't be trained")
-            pieces += [(whole[len(said) :], False), (answer + STOP, True)]
-            messages.append({"role": "assistant", "content": answer})
-        return pieces
-
-    def _asked(self, question: str, images: int, videos: int) -> dict[str, Any]:
-        parts = [{"type": "image"}] * images + [{"type": "video"}] * videos
-        return {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
-
-    def _rendered(self, messages: list[dict[str, Any]]) -> str:
-        """The conversation up to where the next answer begins."""
-        if getattr(self.processor, "chat_template", None):
-            return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        standing = {"image": self.image_text, "video": self.video_text}
-        text = self.system
-        for message in messages:
-            content = message["content"]
-            if not isinstance(content, str):
-                content = "".join(standing.get(part["type"], part.get("text")) for part in content)
-            text += f"{START}{message['role']}\n{content}{STOP}\n"
-        return text + f"{START}assistant\n"
-
+    # -- inputs
     def _processed(
         self, text: list[str], images: list[list[Image]], videos: Sequence[Sequence[Sequence[Image]]] | None
     ) -> BatchFeature:
@@ -320,5 +287,6 @@ class Qwen2_5VL(QwenVL):
 class Qwen3VL(QwenVL):
     """Any `Qwen3VLForConditionalGeneration` (the dense ones)."""
 
-    model_class, kind, system = "Qwen3VLForConditionalGeneration", "qwen3_vl", ""
+    model_class, kind = "Qwen3VLForConditionalGeneration", "qwen3_vl"
+    template = chatml(QwenVL.image_text, str(QwenVL.video_text))
     pixels = 256**2, 4096**2

@@ -11,7 +11,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vtc.backbones.base import Backbone, BackboneShape
+from vtc.backbones.base import BackboneShape
+from vtc.backbones.chat import Chat
 from vtc.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 Frames = Sequence["Image"]
 
 
-class Tiled(Backbone):
+class Tiled(Chat):
     """A family whose pictures are cut into tiles.
 
     Args:
@@ -33,13 +34,11 @@ class Tiled(Backbone):
     Class attributes:
         model_type: of the configurations that it reads.
         most_tiles: along the side of the largest `image_size`.
-        template: the family's chat template, for a checkpoint without one that its processor can read.
         pixel_names: keyword arguments of `core` that `get_image_features` takes.
     """
 
     model_type: ClassVar[str]
     most_tiles: ClassVar[int]
-    template: ClassVar[str]
     pixel_names: ClassVar[tuple[str, ...]] = ("pixel_values",)
     size_options = ("image_size", "tiles")
 
@@ -120,44 +119,6 @@ class Tiled(Backbone):
         sizes = self.image_sizes(kwargs["input_ids"])
         return list(flat.split(sizes)) if sum(sizes) == len(flat) else [flat]  # the model itself says what is wrong
 
-    # -- prompts
-    def prompt(self, question: str, images: int = 1, videos: int = 0) -> str:
-        """By the checkpoint's chat template: its images, its videos, then the question."""
-        return self._rendered([self._asked(question, images, videos)], answered=False)
-
-    def conversation(self, turns: Sequence[tuple[str, str]], images: int = 1) -> list[tuple[str, bool]]:
-        pieces: list[tuple[str, bool]] = []
-        said: list[dict[str, Any]] = []
-        text = ""
-        for turn, (question, answer) in enumerate(turns):
-            said.append(self._asked(question, 0 if turn else images))
-            before = self._rendered(said, answered=False)
-            said.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-            after = self._rendered(said, answered=True)
-            end = len(after.rstrip())  # the template's end of a turn; a line break behind it belongs to the next one
-            pieces += [(before[len(text) :], False), (after[len(before) : end], True)]
-            text = after[:end]
-        return pieces
-
-    @staticmethod
-    def _asked(question: str, images: int = 0, videos: int = 0) -> dict[str, Any]:
-        content = [{"type": "image"}] * images + [{"type": "video"}] * videos + [{"type": "text", "text": question}]
-        return {"role": "user", "content": content}
-
-    def _rendered(self, messages: list[dict[str, Any]], answered: bool) -> str:
-        """The messages by the checkpoint's template where it has one that writes what the processor reads."""
-        kinds = [part["type"] for message in messages for part in message["content"]]
-        own = getattr(self.processor, "chat_template", None)
-        for template in (own, self.template):
-            if template is None:
-                continue
-            text = self.processor.apply_chat_template(
-                messages, chat_template=template, add_generation_prompt=not answered
-            )
-            if text.count(self.image_text) >= kinds.count("image"):
-                break
-        return str(text)
-
     # -- pictures
     def _options(self) -> dict[str, Any]:
         """What `tiles` and `image_size` are to the family's processor."""
@@ -193,9 +154,6 @@ class Tiled(Backbone):
         if videos:
             clips = [np.stack([np.asarray(frame.convert("RGB")) for frame in clip]) for clip in videos]
             pictures |= {"videos": clips, **self._video_options(videos)}
-        bos = self.tokenizer.bos_token
-        if bos and text.startswith(bos):  # written by the template, and not to be added once more
-            pictures["add_special_tokens"] = False
         made = self.processor(text=[text], return_tensors="pt", **pictures, **options)
         return self._flat(made)
 

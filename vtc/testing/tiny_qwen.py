@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vtc.backbones.qwen_vl import Qwen2_5VL, Qwen2VL, Qwen3VL, QwenVL
+from vtc.backbones.qwen_vl import SYSTEM, Qwen2_5VL, Qwen2VL, Qwen3VL, QwenVL
 from vtc.testing.models import WORDS
 
 SPECIAL = [
@@ -146,6 +146,6 @@ def _made(
         image_processor=Qwen2VLImageProcessor(size=limits, **sizes),
         video_processor=clip(size=limits | {"longest_edge": 8 * 96 * 96}, cap_pixels_per_frame=False, **sizes),
         tokenizer=tokenizer(),
-        chat_template=TEMPLATE.replace("SYSTEM", kind.system),
+        chat_template=TEMPLATE.replace("SYSTEM", "" if kind is Qwen3VL else SYSTEM),
     )
     return kind.wrap(model, processor, image_size=size)
