@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_cases import Case
+from method_cases import FIRST, Case
 from PIL import Image
 
 from vtc.assemble import plan
@@ -324,6 +324,19 @@ def test_methods_answer_on_a_quantised_model(folder: str, bits: str, name: str, 
     same = ("prefill_flops", "vision_flops", "method_flops", "decode_flops_per_token", "extra_parameters")
     assert {k: found[0][k] for k in same} == {k: found[1][k] for k in same}
     assert found[0]["kv_cache_bytes"] == found[1]["kv_cache_bytes"]
+
+
+@pytest.mark.parametrize("case", FIRST, ids=str)
+def test_every_method_answers_on_a_quantised_model(folder: str, case: Case) -> None:
+    """In a batch as one by one."""
+    backbone = quantised(folder, "4bit")
+    method = case.make(backbone, case.tokens).eval()
+    method.attach(backbone)
+    with torch.inference_mode(), compressing(backbone, method) as engine:
+        together = backbone.model(**backbone.inputs(*QUESTION)).logits[:, -1]
+        assert engine.report.tokens_out == [case.tokens] * 2
+        alone = [backbone.model(**backbone.inputs([q], [i])).logits[:, -1] for q, i in zip(*QUESTION, strict=True)]
+    assert (together - torch.cat(alone)).abs().max() < 1e-3 * together.abs().max()
 
 
 def test_decoder_weights_of_a_checkpoint_have_no_place_in_a_quantised_one(tmp_path: Path, monkeypatch) -> None:
