@@ -249,6 +249,20 @@ def test_each_process_takes_a_gpu_of_its_own(second_of_two, monkeypatch):
     assert processes.placed(settings()) == settings()
 
 
+def test_under_lmms_evals_own_command_too(second_of_two, monkeypatch):
+    from vtc.evaluation.model import RegisteredModel
+
+    loaded = []
+    monkeypatch.setattr(processes, "_gpus", lambda: 2)
+    monkeypatch.setattr("vtc.assemble.plan", lambda _: None)
+    monkeypatch.setattr("vtc.assemble.assemble", lambda cfg: loaded.append(cfg["backbone"]["device"]) or (None, None))
+    RegisteredModel(method="none")
+    assert loaded == ["cuda:1"]
+    monkeypatch.setattr(processes, "_gpus", lambda: 1)
+    with pytest.raises(UserError, match="2 processes for 1 GPUs"):
+        RegisteredModel(method="none")
+
+
 @pytest.mark.parametrize(
     ("given", "gpus", "words"),
     [

@@ -314,7 +314,8 @@ class VtcModel(lmms):
 
 class RegisteredModel(VtcModel):
     """`lmms-eval --model vtc --model_args method=fwd2bot,tokens=16,…`: every argument is an override of vtc's
-    configuration (`backbone=llava15_7b`, `method.layer=3`, `backbone.dtype=bfloat16`)."""
+    configuration (`backbone=llava15_7b`, `method.layer=3`, `backbone.dtype=bfloat16`). Of several processes each loads
+    it onto a GPU of its own; lmms-eval splits the samples among them."""
 
     def __init__(
         self,
@@ -325,13 +326,15 @@ class RegisteredModel(VtcModel):
     ) -> None:
         from vtc.assemble import assemble, plan
         from vtc.cli.compose import compose
+        from vtc.evaluation import processes
         from vtc.evaluation.harness import quiet_logging
 
         if device is not None:
             overrides.setdefault("backbone.device", device)
         config = compose([f"{key}={_word(value)}" for key, value in overrides.items()])
+        processes.check(config)
         plan(config)
-        backbone, method = assemble(config)
+        backbone, method = assemble(processes.placed(config))
         asked = batch_size if batch_size is not None and str(batch_size).isdigit() else config.batch_size
         given = ", ".join(f"{k}={v}" for k, v in sorted(overrides.items()))
         frames = int(config.backbone.get("frames") or FRAMES)
