@@ -201,13 +201,12 @@ class View:
     count: int | None
 
 
-def views(tower: Tower, count: int | None, images: Sequence[int]) -> Iterator[View]:
+def views(tower: Tower, count: int | None) -> Iterator[View]:
     """What the tower saw at once, in groups that can be computed together.
 
     Args:
         count: tokens that an image may leave. Its tiles have equal shares of it, as far as they have patches, and the
             earlier ones what is over.
-        images: which of those that are seen in tiles; where none are, all.
     """
     device, patches = tower.features.device, tower.features.shape[1]
     if tower.patches is None:
@@ -215,8 +214,7 @@ def views(tower: Tower, count: int | None, images: Sequence[int]) -> Iterator[Vi
         yield View(tower, number, torch.arange(patches, device=device).expand(len(tower), -1), [0] * len(tower), count)
         return
     groups: dict[tuple[int, int | None], list[tuple[int, int, Tensor, Tensor]]] = {}
-    for image in images:
-        made_of = tower.patches[image]
+    for image, made_of in enumerate(tower.patches):
         tile = torch.div(made_of, patches, rounding_mode="floor")
         token = [(tile == t).nonzero()[:, 0] for t in tile[made_of >= 0].unique().tolist()]
         sizes = [len(t) for t in token]
@@ -296,10 +294,11 @@ class TowerCompressor(Compressor):
         if not real.numel() or (not self.adaptive if self.tokens is None else self.tokens >= real.shape[1]):
             return tokens
         tower = context.seen()
-        kept = self._untouched(tower, real)
-        changed, values = torch.zeros_like(real), None
-        added: dict[tuple[int, int], Tensor] = {}  # (image, tile) → [M, C]
-        for view in views(tower, self.tokens, (~kept.all(1)).nonzero()[:, 0].tolist()):
+        kept, changed, values = torch.zeros_like(real), torch.zeros_like(real), None
+        if tower.patches is not None and self.tokens is not None:
+            kept = self._untouched(tower.patches, real, self.tokens)
+        added: list[tuple[View, Tensor]] = []
+        for view in views(tower, self.tokens):
             at = view.image[:, None], view.token
             if view.count is not None and (view.count == 0 or view.count >= view.token.shape[1]):
                 kept[at] = view.count > 0
@@ -312,34 +311,32 @@ class TowerCompressor(Compressor):
                 values = values.index_put(where, context.project(made.merged).to(values.dtype))
                 changed[at] = made.kept
             if made.added is not None:
-                added |= zip(zip(view.image.tolist(), view.part, strict=True), made.added, strict=True)
+                added.append((view, made.added))
         out = tokens if values is None else tokens.rewrite(values, changed)
         out = out.keep(out.per_token(kept, False) | ((out.role != VISUAL) & out.mask))
         return _behind(out, added, context) if added else out
 
-    def _untouched(self, tower: Tower, real: Tensor) -> Tensor:
-        """[I, N] bool: images that have no more tokens than they may, and, where there are fewer patches than that,
-        the first of the tokens without a patch.
-        """
-        if tower.patches is None or self.tokens is None:
-            return torch.zeros_like(real)
-        pad = torch.nn.utils.rnn.pad_sequence
-        bare = pad([p < 0 for p in tower.patches], batch_first=True)
-        more = self.tokens - (real & ~bare).sum(1, keepdim=True)
-        return (real & (real.sum(1, keepdim=True) <= self.tokens)) | (bare & (bare.cumsum(1) <= more))
+    @staticmethod
+    def _untouched(patches: Sequence[Tensor], real: Tensor, count: int) -> Tensor:
+        """[I, N] bool: of images with fewer patches than they may leave tokens, the first of those without a patch."""
+        bare = torch.nn.utils.rnn.pad_sequence([p < 0 for p in patches], batch_first=True)
+        return bare & (bare.cumsum(1) <= count - (real & ~bare).sum(1, keepdim=True))
 
 
-def _behind(tokens: TokenSequence, added: dict[tuple[int, int], Tensor], context: Context) -> TokenSequence:
-    """Puts what the tiles of images leave, {(image, tile): [M, C]}, behind their images, tile by tile."""
-    images = len(tokens.images[0])
-    rows = [[added[key] for key in sorted(added) if key[0] == image] for image in range(images)]
-    none = next(iter(added.values()))[:0]
-    padded = torch.nn.utils.rnn.pad_sequence([torch.cat([none, *row]) for row in rows], batch_first=True)
+def _behind(tokens: TokenSequence, added: Sequence[tuple[View, Tensor]], context: Context) -> TokenSequence:
+    """Puts what each picture of the views adds, [J, M, C], behind its image, tile by tile."""
+    if added[0][0].tower.place is None:  # images, not tiles
+        return tokens.insert(context.project(added[0][1]))
+    each: dict[tuple[int, int], Tensor] = {}
+    for view, new in added:
+        each |= zip(zip(view.image.tolist(), view.part, strict=True), new, strict=True)
+    rows = [[added[0][1][0, :0]] for _ in range(len(tokens.images[0]))]
+    for image, part in sorted(each):
+        rows[image].append(each[image, part])
+    padded = torch.nn.utils.rnn.pad_sequence([torch.cat(row) for row in rows], batch_first=True)
     out = tokens.insert(context.project(padded))
-    counts = torch.tensor([sum(map(len, row)) for row in rows], device=padded.device)
-    if bool((counts == padded.shape[1]).all()):
-        return out
-    real = torch.arange(padded.shape[1], device=padded.device) < counts[:, None]
+    lengths = torch.tensor([sum(map(len, row)) for row in rows], device=padded.device)
+    real = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
     new = (out.role == REGISTER) & out.mask
     return out.keep((out.mask & ~new) | new.masked_scatter(new, real))
 
