@@ -136,13 +136,13 @@ def test_a_tower_that_sees_less_is_the_next_one_s_image() -> None:
     seen: list = []
     method = build("downsample+fastervlm", 4, backbone.shape, downsample={"tokens": 9})
     part = list(method)[1]
-    score = part.score
+    reduce = part.reduce
 
-    def watched(tokens, context):
+    def watched(tokens, layer, context):
         seen.append((tokens.images[0].shape, context.seen().features.shape[1], context.grids))
-        return score(tokens, context)
+        return reduce(tokens, layer, context)
 
-    part.score = watched  # type: ignore[method-assign]
+    part.reduce = watched  # type: ignore[method-assign]
     assert entered(backbone, method, inputs).shape[0] == 8 + 4
     assert seen == [((1, 9), 9, [(3, 3)])]
 
