@@ -149,8 +149,7 @@ def resolve_tower_layer(layer: int | None, shape: BackboneShape) -> int:
 def require_patches(method: str, shape: BackboneShape) -> None:
     """Raises `UserError` unless each patch of the tower is one visual token (CLS may be one too), in a fixed number."""
     vision = shape.vision
-    if vision.get("towers", 1) > 1:
-        raise UserError(f"method={method}: it reads the vision tower, and {shape.name} has {vision['towers']} of them")
+    _require_one_tower(method, shape)
     patches = _patches(shape)
     if shape.visual_tokens not in (patches, patches + vision.get("cls", 0)):
         has = "no fixed number of them" if shape.visual_tokens is None else f"{shape.visual_tokens} of {patches}"
@@ -162,8 +161,7 @@ def require_cls(method: str, shape: BackboneShape) -> None:
     tile of one.
     """
     vision = shape.vision
-    if vision.get("towers", 1) > 1:
-        raise UserError(f"method={method}: it reads the vision tower, and {shape.name} has {vision['towers']} of them")
+    _require_one_tower(method, shape)
     if not vision.get("cls"):
         raise UserError(
             f"method={method}: it scores patches by CLS attention, and the tower of {shape.name} has no CLS"
@@ -172,6 +170,12 @@ def require_cls(method: str, shape: BackboneShape) -> None:
     tokens = vision.get("tile_tokens", shape.visual_tokens)
     if tokens != patches:
         raise UserError(f"method={method}: it needs one visual token a patch; {shape.name} has {tokens} of {patches}")
+
+
+def _require_one_tower(method: str, shape: BackboneShape) -> None:
+    towers = shape.vision.get("towers", 1)
+    if towers > 1:
+        raise UserError(f"method={method}: it reads the vision tower, and {shape.name} has {towers} of them")
 
 
 def _patches(shape: BackboneShape) -> int:

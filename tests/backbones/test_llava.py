@@ -105,3 +105,10 @@ def test_another_family_and_broken_weights_are_refused(folder: str, tmp_path) ->
     tiny_backbone().model.config.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="no weights there"):
         load({"name": "llava15_7b", "pretrained": str(tmp_path), "device": "cpu"})
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b'{"model_type": "llava"', b"[]"])
+def test_a_damaged_config_is_one_clear_line(tmp_path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"backbone\.pretrained=.*: can't be read"):
+        shape_of({"name": "llava15_7b", "pretrained": str(tmp_path)})

@@ -140,15 +140,16 @@ class Backbone:
     @classmethod
     def shape_of(cls, cfg: Mapping[str, Any]) -> BackboneShape:
         """The sizes, from config.json alone. Raises `UserError` where there is none or it is of another family."""
-        name, text = cfg.get("name") or cls.__name__, cls._config_text(cfg)
-        if text is not None:
-            # Importing transformers' configurations takes seconds, and a mistake in the budget should be told at once.
-            try:
+        name = cfg.get("name") or cls.__name__
+        # Importing transformers' configurations takes seconds, and a mistake in the budget should be told at once.
+        try:
+            text = cls._config_text(cfg)
+            if text is not None:
                 config = json.loads(text, object_hook=lambda d: SimpleNamespace(**d))
                 cls._check(config, cls.pretrained(cfg))
                 return cls._sized(config, name, cfg)
-            except (AttributeError, TypeError, ValueError):
-                pass  # not written out in full (transformers knows the defaults), or damaged (it says how)
+        except (AttributeError, TypeError, ValueError):
+            pass  # not written out in full (transformers knows the defaults), or damaged (it says how)
         return cls._sized(cls._config(cfg), name, cfg)
 
     @classmethod

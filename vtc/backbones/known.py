@@ -37,31 +37,25 @@ def decoder(
     kind: str, width: int, intermediate: int, depth: int, heads: int, kv_heads: int, vocab: int, **more: Any
 ) -> dict[str, Any]:
     """The `text_config` of a decoder of this `model_type` and these sizes."""
-    return {
-        "model_type": kind,
-        "hidden_size": width,
-        "intermediate_size": intermediate,
-        "num_hidden_layers": depth,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocab,
-        **more,
-    }
+    more |= {"num_key_value_heads": kv_heads, "vocab_size": vocab}
+    return _layers(kind, width, intermediate, depth, heads) | more
 
 
 def tower(
     kind: str, width: int, intermediate: int, depth: int, heads: int, image_size: Any, patch_size: Any, **more: Any
 ) -> dict[str, Any]:
     """The `vision_config` of a ViT of this `model_type` and these sizes."""
+    more |= {"image_size": image_size, "patch_size": patch_size}
+    return _layers(kind, width, intermediate, depth, heads) | more
+
+
+def _layers(kind: str, width: int, intermediate: int, depth: int, heads: int) -> dict[str, Any]:
     return {
         "model_type": kind,
         "hidden_size": width,
         "intermediate_size": intermediate,
         "num_hidden_layers": depth,
         "num_attention_heads": heads,
-        "image_size": image_size,
-        "patch_size": patch_size,
-        **more,
     }
 
 
