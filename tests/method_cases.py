@@ -8,7 +8,7 @@ from typing import Any
 
 from vtc.backbones import wrap
 from vtc.backbones.base import Backbone
-from vtc.compressor import Compressor
+from vtc.interface import Compressor
 from vtc.methods import build
 from vtc.registry import parts
 from vtc.testing import tiny_backbone

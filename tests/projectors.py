@@ -8,10 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from vtc.backbones.base import Backbone, BackboneShape
-from vtc.compressor import Compressor, Context
+from vtc.backbones.base import Backbone
+from vtc.interface import BackboneShape, Compressor, Context, Tower
 from vtc.testing import tiny_backbone
-from vtc.tower import Tower
 
 
 def shape_of(grid: tuple[int, int] | None, width: int = 24, depth: int = 4, level: int = -1, **others) -> BackboneShape:

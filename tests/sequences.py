@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vtc.compressor import VISUAL, TokenSequence
+from vtc.interface import VISUAL, TokenSequence
 
 
 def layout(*images: int, before: int = 2, after: int = 3) -> list[int]:

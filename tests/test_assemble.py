@@ -59,7 +59,7 @@ def test_mistakes_are_answered_in_one_line(backbone: dict, change: dict, text: s
 
 
 def test_checkpoints_go_with_their_backbone_method_budget_and_options(backbone: dict, tmp_path) -> None:
-    from vtc.training import checkpoint
+    from vtc import checkpoint
 
     cfg = {"backbone": backbone, "method": {"name": "victor"}, "tokens": 4}
     model, method = assemble(cfg, trained=False)

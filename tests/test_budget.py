@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from vtc.backbones.base import BackboneShape
 from vtc.budget import Budget, compression_ratio, relative_flops
 from vtc.errors import UserError
+from vtc.interface import BackboneShape
 from vtc.registry import methods
 
 LLAVA = BackboneShape("llava", 32, 4096, 576, (24, 24), 11008, 32, 32, 32064)

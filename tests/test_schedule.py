@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from vtc.cli import choices, compose, main
+from vtc.cli import compose, main
+from vtc.configuration import choices
 from vtc.errors import UserError
-from vtc.schedule import SCHEMES, Stage, parse_stages, resolve_layer, scaled_layer, stage_at
+from vtc.interface import resolve_layer, scaled_layer
+from vtc.methods.stages import SCHEMES, Stage, parse_stages, stage_at
 
 
 def test_layers_scale_with_depth_by_one_rule() -> None:

@@ -11,8 +11,8 @@ from reference import decoder
 from torch import Tensor
 
 from vtc.backbones.base import Backbone
-from vtc.compressor import Compressor
 from vtc.engine import compressing
+from vtc.interface import Compressor
 from vtc.testing import batch, tiny_backbone
 
 

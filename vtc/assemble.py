@@ -15,8 +15,8 @@ from vtc.errors import UserError, unknown
 from vtc.registry import backbones, methods, parts
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import Backbone, BackboneShape
-    from vtc.compressor import Compressor
+    from vtc.backbones.base import Backbone
+    from vtc.interface import BackboneShape, Compressor
 
 POCKET_WEIGHTS = "benchmarks/pocket/weights"
 
@@ -105,7 +105,7 @@ def assemble(cfg: Mapping[str, Any], trained: bool = True) -> tuple[Backbone, Co
     method = made.method.to(backbone.device, backbone.dtype)
     method.attach(backbone)
     if made.checkpoint is not None:
-        from vtc.training import checkpoint
+        from vtc import checkpoint
 
         tune(backbone, method, checkpoint.read_manifest(made.checkpoint).get("training", {}).get("lora"))
         checkpoint.load(made.checkpoint, backbone, method)
@@ -178,8 +178,8 @@ def _checkpoint(cfg: Mapping[str, Any], name: str, method: Compressor) -> Path |
 
 
 def _check_checkpoint(folder: Path, cfg: Mapping[str, Any], name: str, method: Compressor, options: dict) -> None:
+    from vtc.checkpoint import check_manifest
     from vtc.methods import options_of
-    from vtc.training.checkpoint import check_manifest
 
     tokens = method.trained_for if method.fixed_budget else None
     manifest = check_manifest(folder, cfg["backbone"]["name"], name, tokens)
@@ -194,7 +194,7 @@ def _check_checkpoint(folder: Path, cfg: Mapping[str, Any], name: str, method: C
 def _check_quantized(folder: Path, cfg: Mapping[str, Any]) -> None:
     """Weights that replace the decoder's own can't be put in where those are held in 4 or 8 bit; LoRA stands beside."""
     from vtc.backbones.loading import quantization_of
-    from vtc.training.checkpoint import names_in
+    from vtc.checkpoint import names_in
 
     settings = _plain(cfg["backbone"])
     quantization = quantization_of(settings)

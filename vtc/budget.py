@@ -13,7 +13,7 @@ from vtc.errors import UserError
 from vtc.registry import parts
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 BUDGETS = ("tokens", "ratio", "compression", "flops")
 PROMPT = 64  # text tokens of the prompt in FLOPs budgets: Victor's efficiency protocol

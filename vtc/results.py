@@ -39,7 +39,7 @@ _NOT_IDENTITY = (
 _DECIDES = ("metric", "scale", "max_new_tokens", "samples_mean")  # of what a suite says of a task
 # Code that can change a score or a cost; tables, plots, the command line and training can't.
 _CODE = (
-    "budget.py", "compressor.py", "tokens.py", "tower.py", "windows.py", "schedule.py", "assemble.py", "registry.py",
+    "budget.py", "interface", "methods/windows.py", "methods/stages.py", "assemble.py", "registry.py",
     "engine", "backbones", "methods/__init__.py", "evaluation", "pocket",
 )  # fmt: skip
 # What the first two make are weights, and those are hashed; the others show.

@@ -11,13 +11,13 @@ from reference import decoder
 from torch import Tensor
 
 from vtc.backbones.idefics3 import GLOBAL
-from vtc.compressor import TEXT, Compressor, Context, TokenSequence
 from vtc.engine import compressing
 from vtc.errors import UserError
+from vtc.interface import TEXT, Compressor, Context, TokenSequence
+from vtc.interface.tokens import merge_images
 from vtc.methods import build
 from vtc.testing.models import collate, rows
 from vtc.testing.tiny_idefics3 import tiny_idefics3, tiny_smolvlm
-from vtc.tokens import merge_images
 
 MAKERS = [tiny_idefics3, tiny_smolvlm]
 

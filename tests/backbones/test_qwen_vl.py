@@ -12,8 +12,8 @@ from reference import decoder
 from torch import Tensor
 
 from vtc.backbones.qwen_vl import QwenVL
-from vtc.compressor import REGISTER, Compressor, Context, TokenSequence
 from vtc.engine import compressing
+from vtc.interface import REGISTER, Compressor, Context, TokenSequence
 from vtc.methods import build
 from vtc.testing.contracts import generated
 from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl

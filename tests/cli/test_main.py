@@ -11,7 +11,8 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from vtc import __version__, registry, shipped
-from vtc.cli import actions, choices, compose, main
+from vtc.cli import actions, compose, main
+from vtc.configuration import choices
 from vtc.errors import UserError
 
 
@@ -69,7 +70,7 @@ def test_every_registered_name_is_configured_and_the_reverse() -> None:
 @pytest.mark.parametrize("name", registry.methods.names())
 def test_options_in_the_files_are_the_method_s_own(name: str) -> None:
     """conf/method/<name>.yaml lists every option of the class with its default, and nothing else."""
-    from vtc.cli.compose import method_options
+    from vtc.configuration.compose import method_options
 
     config = dict(compose([f"method={name}"]).method)
     assert config.pop("name") == name
@@ -171,8 +172,8 @@ def test_short_keys_are_swept_and_take_either_name_of_a_dtype(calls: list, capsy
 
 @pytest.mark.parametrize("name", choices.configured("backbone"))
 def test_every_backbone_has_the_options_that_loading_takes(name: str) -> None:
-    from vtc.cli.compose import BACKBONE
-    from vtc.cli.compose import SHORT as short
+    from vtc.configuration.compose import BACKBONE
+    from vtc.configuration.compose import SHORT as short
 
     options = compose([f"backbone={name}"]).backbone
     assert {"name", *BACKBONE} <= set(options) and set(short) <= set(BACKBONE)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from reference import attention_weights, embedded
 
-from vtc.compressor import Compressor, Context, TokenSequence
 from vtc.engine import compressing
+from vtc.interface import Compressor, Context, TokenSequence
 from vtc.testing import batch, tiny_backbone
 from vtc.testing.contracts import packed
 

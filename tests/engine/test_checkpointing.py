@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vtc.backbones import adapters
 from vtc.backbones.base import Backbone
-from vtc.compressor import Compressor, SelfCompressor
 from vtc.engine import compressing
+from vtc.interface import Compressor, SelfCompressor
 from vtc.methods import build
 from vtc.testing import tiny_backbone
 from vtc.testing.contracts import packed

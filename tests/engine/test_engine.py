@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from vtc.compressor import Compressor
 from vtc.engine import compressing
 from vtc.errors import UserError
+from vtc.interface import Compressor
 from vtc.methods import build
 from vtc.testing import batch, tiny_backbone
 from vtc.testing.contracts import generated, logits, packed
@@ -136,8 +136,8 @@ def test_no_backend_is_asked_for_attentions() -> None:
 
 def test_blocks_see_the_prefix_and_themselves_only() -> None:
     """Against a mask written out pair by pair."""
-    from vtc.compressor import TokenSequence
     from vtc.engine.layout import pair_mask
+    from vtc.interface import TokenSequence
 
     mask = torch.tensor([[1, 1, 1, 1, 1, 1, 0]]).bool()
     block = torch.tensor([[0, 0, 1, 1, 2, 2, 0]])

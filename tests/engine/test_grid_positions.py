@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from vtc.compressor import REGISTER, TEXT, VISUAL, TokenSequence
+from vtc.interface import REGISTER, TEXT, VISUAL, TokenSequence
 
 
 def in_grids(rows: list[list[Any]], width: int = 4, seed: int = 0, deep: int = 0) -> tuple[TokenSequence, list[int]]:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtc.compressor import REGISTER, TEXT, VISUAL, TokenSequence
+from vtc.interface import REGISTER, TEXT, VISUAL, TokenSequence
 
 WIDTH = 3
 

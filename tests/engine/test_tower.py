@@ -10,13 +10,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vtc.compressor import Compressor
 from vtc.engine import compressing, encode_images
 from vtc.errors import UserError
+from vtc.interface import Compressor, TowerResampler, TowerUse, projected_layer, resolve_tower_layer
 from vtc.methods import build
 from vtc.testing import batch, tiny_backbone
 from vtc.testing.contracts import generated
-from vtc.tower import TowerResampler, TowerUse, projected_layer, resolve_tower_layer
 
 
 class Looks(Compressor):

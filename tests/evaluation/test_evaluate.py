@@ -8,9 +8,10 @@ import sys
 import pytest
 
 from vtc import results
-from vtc.cli.compose import compose
-from vtc.evaluation import compare, evaluate, record
+from vtc.configuration.compose import compose
+from vtc.evaluation import evaluate, record
 from vtc.evaluation import run as running
+from vtc.statistics import compare
 
 TASKS = ["pocket_existence", "pocket_captions", "pocket_retrieval", "pocket_hard_captions"]
 QUICK = {"batch_size": 2, "prompt_tokens": 24, "new_tokens": [2, 4], "repeats": 1, "first_token_repeats": 2}

@@ -18,7 +18,7 @@ from pocket_rows import write_rows
 
 from vtc import results, shipped
 from vtc.cli import command
-from vtc.cli.compose import compose
+from vtc.configuration.compose import compose
 from vtc.errors import UserError
 from vtc.evaluation import evaluate, processes
 from vtc.evaluation import run as running

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vtc.evaluation import statistics
+from vtc import statistics
 
 
 def test_binomial_error():

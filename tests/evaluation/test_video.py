@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from fabricate_upstream import WORDS, write_video
 
+from vtc.data import video
 from vtc.errors import UserError
-from vtc.evaluation import harness, video
+from vtc.evaluation import harness
 
 
 def brightness(frames) -> list[int]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sequences import layout, sequence
 
-from vtc.compressor import Context, TokenSequence
+from vtc.interface import Context, TokenSequence
 from vtc.methods import build
 from vtc.methods.cdpruner import most_diverse
 from vtc.testing import tiny_backbone

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 
 from vtc.budget import Budget, compression_ratio, in_words, relative_flops
-from vtc.compressor import Context
 from vtc.engine import compressing
 from vtc.errors import UserError
+from vtc.interface import Context, TowerUse
 from vtc.methods import build, options_of
 from vtc.methods.chain import together
 from vtc.registry import methods, parts
 from vtc.testing import tiny_backbone
 from vtc.testing.models import batch
-from vtc.tower import TowerUse
 
 
 def last_row(layer, rope, x: Tensor, hidden: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from reference import decoder, embedded
 from sequences import layout, sequence
 
-from vtc.compressor import Context, TokenSequence
 from vtc.engine import compressing
 from vtc.errors import UserError
+from vtc.interface import Context, TokenSequence
 from vtc.methods import build
 from vtc.testing import batch, tiny_backbone
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sequences import layout, sequence
 
-from vtc.compressor import Context
+from vtc.interface import Context
 from vtc.methods import build
 from vtc.methods.divprune import farthest_first
 from vtc.testing import tiny_backbone

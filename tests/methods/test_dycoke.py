@@ -7,7 +7,7 @@ import pytest
 from sequences import layout, sequence
 from test_evs import evenly, frames_of, kept
 
-from vtc.compressor import Context
+from vtc.interface import Context
 from vtc.methods import build
 from vtc.testing import tiny_backbone
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from sequences import layout, sequence
 
-from vtc.compressor import Context
 from vtc.errors import UserError
+from vtc.interface import Context
 from vtc.methods import build
 from vtc.testing import tiny_backbone
 

@@ -10,9 +10,9 @@ from reference import decoder, embedded
 from sequences import layout, sequence
 
 from vtc.budget import compression_ratio
-from vtc.compressor import Context
 from vtc.engine import compressing
 from vtc.errors import UserError
+from vtc.interface import Context
 from vtc.methods import build
 from vtc.methods.avgpool import raster_groups
 from vtc.methods.kmeans import lloyd

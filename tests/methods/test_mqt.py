@@ -9,9 +9,9 @@ from random import Random
 import pytest
 import torch
 
-from vtc.compressor import Context
 from vtc.engine import compressing
 from vtc.errors import UserError
+from vtc.interface import Context
 from vtc.methods import build
 from vtc.testing import batch, tiny_backbone
 

@@ -11,8 +11,8 @@ from sequences import layout, sequence
 from torch import Tensor
 from tower_reference import double, equals, rows
 
-from vtc.compressor import Context
 from vtc.errors import UserError
+from vtc.interface import Context
 from vtc.methods import build
 from vtc.methods.perceiver import Perceiver
 from vtc.testing import tiny_backbone

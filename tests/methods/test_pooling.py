@@ -7,9 +7,9 @@ import torch
 from reference import decoder, embedded
 
 from vtc.budget import compression_ratio
-from vtc.compressor import two_level
 from vtc.engine import compressing
 from vtc.errors import UserError
+from vtc.interface import two_level
 from vtc.methods import build
 from vtc.methods.avgpool import pooled_grid, raster_groups
 from vtc.testing import batch, tiny_backbone

@@ -11,11 +11,11 @@ from reference import decoder
 from vtc.backbones import adapters
 from vtc.engine import compressing, encode_images
 from vtc.errors import UserError
+from vtc.interface import projected_layer
 from vtc.methods import build
 from vtc.methods.fwd2bot import COMPRESS, GENERATE
 from vtc.testing import batch, tiny_backbone
 from vtc.testing.contracts import made
-from vtc.tower import projected_layer
 
 
 def single_forward(backbone, tokens=3, **options):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from sequences import layout, sequence
 
-from vtc.compressor import Context, TokenSequence
 from vtc.errors import UserError
+from vtc.interface import Context, TokenSequence
 from vtc.methods import build
 from vtc.methods.sparsevlm import density_peaks, raters
 from vtc.testing import tiny_backbone

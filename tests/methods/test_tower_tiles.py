@@ -16,10 +16,10 @@ from vtc.backbones import anyres
 from vtc.backbones.llava_next import LlavaNext
 from vtc.engine import compressing
 from vtc.errors import UserError
+from vtc.interface import evenly
 from vtc.methods import build
 from vtc.testing.tiny_llava_next import tiny_llava_next
 from vtc.testing.tiny_llava_onevision import tiny_llava_onevision
-from vtc.tower import evenly
 
 SIZES = [(16, 16), (9, 30), (24, 10), (40, 31), (7, 5)]  # (width, height)
 IMAGES = (2, 0, 3)

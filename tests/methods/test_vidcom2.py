@@ -10,8 +10,8 @@ import torch
 from sequences import layout, sequence
 from test_evs import frames_of, kept
 
-from vtc.compressor import Context
 from vtc.errors import UserError
+from vtc.interface import Context
 from vtc.methods import build
 from vtc.testing import tiny_backbone
 

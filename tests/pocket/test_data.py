@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+from vtc.data.training.batch import IGNORE
 from vtc.pocket import splits
 from vtc.pocket.data import attention, draw_questions, draw_scenes, image_prefix, pack, render
 from vtc.pocket.model import build_model, build_processor, build_tokenizer, encode
 from vtc.pocket.questions import KINDS
 from vtc.pocket.scenes import scene_rng
-from vtc.training.batch import IGNORE
 
 WEIGHTS = {kind: 1.0 for kind in KINDS if kind != "captions"}
 

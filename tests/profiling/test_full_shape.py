@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vtc import registry, shipped
-from vtc.report import readme
+from vtc.pages import readme
 
 SCRIPT = shipped.root() / "benchmarks/speed/full_shape.py"
 

@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 from scipy.stats import t as student
 
-from vtc import experiments, results, shipped
+from vtc import results, shipped, statistics
+from vtc.ablations import experiments
+from vtc.ablations import page as ablations
+from vtc.ablations.claims import AGREES, DISAGREES, MISSING, OPEN, Outcome, estimated, judge
+from vtc.ablations.experiments import Claim
 from vtc.errors import UserError
-from vtc.evaluation import statistics
-from vtc.experiments import Claim
-from vtc.report import ablations
-from vtc.report.claims import AGREES, DISAGREES, MISSING, OPEN, Outcome, estimated, judge
 
 ROOT = shipped.root()
 GROUPS = {"task_a": "understanding", "task_b": "understanding", "task_c": "discriminative"}
@@ -183,7 +183,7 @@ def test_collected_results_name_no_place_of_a_machine(root: Path) -> None:
 
 
 def test_the_committed_page_is_what_the_committed_results_say() -> None:
-    assert (ROOT / ablations.PAGE).read_text() == ablations.page(ROOT), "run python -m vtc.report.ablations"
+    assert (ROOT / ablations.PAGE).read_text() == ablations.page(ROOT), "run python -m vtc.ablations.page"
 
 
 def test_a_claim_about_nothing_is_refused() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from vtc import shipped
+from vtc.ablations import orders
+from vtc.pages.readme import committed
 from vtc.registry import methods
-from vtc.report import orders
-from vtc.report.readme import committed
 from vtc.report.runs import Run
 
 

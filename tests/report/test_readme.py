@@ -9,8 +9,8 @@ import pytest
 from test_report import make
 
 from vtc import results, shipped
-from vtc.cli import choices
-from vtc.report import readme
+from vtc.configuration import choices
+from vtc.pages import readme
 
 ROOT = shipped.root()
 README = (ROOT / "README.md").read_text()
@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text()
 def test_pages_are_what_the_committed_files_say() -> None:
     pages = {name: (ROOT / name).read_text() for name in readme.PAGES}
     for name, text in pages.items():
-        assert readme.filled(text, ROOT) == text, f"{name}: run python -m vtc.report.readme"
+        assert readme.filled(text, ROOT) == text, f"{name}: run python -m vtc.pages.readme"
     assert {part["name"] for text in pages.values() for part in readme.PART.finditer(text)} == set(readme.PARTS)
 
 

@@ -13,9 +13,9 @@ import pytest
 from vtc import results
 from vtc.cli import main
 from vtc.errors import UserError
-from vtc.evaluation import compare
 from vtc.report import plots, tables
 from vtc.report.runs import Estimate, Run, collect
+from vtc.statistics import compare
 
 TASKS = {"pocket_existence": "understanding", "pocket_counting": "understanding", "pocket_retrieval": "discriminative"}
 

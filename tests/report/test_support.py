@@ -7,8 +7,8 @@ import functools
 import pytest
 from method_cases import BACKBONES, CASES
 
+from vtc.pages import support
 from vtc.registry import backbones, methods, parts
-from vtc.report import support
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,15 @@ import pytest
 from method_cases import pocket
 from omegaconf import DictConfig, OmegaConf
 
-from vtc import experiments, results
+from vtc import checkpoint, results
+from vtc.ablations import experiments
+from vtc.ablations import run as ablate
+from vtc.ablations.experiments import SHIPPED
 from vtc.assemble import plan
-from vtc.cli import choices, compose, main
+from vtc.cli import compose, main
+from vtc.configuration import choices
 from vtc.errors import UserError
-from vtc.experiments import SHIPPED
 from vtc.methods import build
-from vtc.training import ablate, checkpoint
 from vtc.training.recipes import _plan
 
 EXPERIMENTS = {name: experiments.load(name) for name in experiments.names()}

@@ -6,9 +6,9 @@ import pytest
 import torch
 from method_cases import pocket
 
+from vtc import checkpoint
 from vtc.errors import UserError
 from vtc.methods import build
-from vtc.training import checkpoint
 
 
 def trained(name="fwd2bot", tokens=4, **options):

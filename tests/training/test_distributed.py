@@ -6,8 +6,8 @@ import pytest
 import torch
 import toy
 
-from vtc.training import distributed
-from vtc.training.distributed import gather_with_gradient
+from vtc import distributed
+from vtc.distributed import gather_with_gradient
 from vtc.training.loop import Part, Plan, train_stage
 
 STEPS, LR = 6, 0.05

@@ -6,12 +6,12 @@ import pytest
 import torch
 from method_cases import pocket
 
-from vtc.compressor import SelfCompressor
+from vtc.data.training.batch import IGNORE
 from vtc.errors import UserError
+from vtc.interface import SelfCompressor
 from vtc.methods import build
 from vtc.pocket.data import encode, image_prefix
 from vtc.pocket.source import PocketSource
-from vtc.training.batch import IGNORE
 from vtc.training.loop import Part
 from vtc.training.method_stage import MethodStage
 from vtc.training.parts import parameters_of

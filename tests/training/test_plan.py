@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from vtc.cli.compose import compose
+from vtc.configuration.compose import compose
 from vtc.errors import UserError
 from vtc.training.plan import StagePlan, count, describe, plan_stages
 

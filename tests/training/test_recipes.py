@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vtc.cli.compose import compose
+from vtc.configuration.compose import compose
 from vtc.training import loop, recipes, train
 
 

@@ -51,7 +51,7 @@ def test_a_missing_package_is_named_before_anything_begins(tmp_path, installed, 
 
 
 def test_a_recipe_refuses_it_before_its_model_is_built(installed):
-    from vtc.cli.compose import compose
+    from vtc.configuration.compose import compose
     from vtc.training import train
 
     with pytest.raises(UserError, match="pip install tensorboard"):

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from vtc.distributed import gather_with_gradient
 from vtc.methods.fwd2bot import info_nce
-from vtc.training.distributed import gather_with_gradient
 from vtc.training.loop import Plan, Stage, train_stage
 
 ROWS, LENGTH, WIDTH = 8, 6, 4

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from vtc.registry import backbones, imported
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import Backbone, BackboneShape
+    from vtc.backbones.base import Backbone
+    from vtc.interface import BackboneShape
 
 
 def load(cfg: Mapping[str, Any]) -> Backbone:

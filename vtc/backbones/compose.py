@@ -81,7 +81,7 @@ def compose(language_model: str, vision_tower: str, out: str | Path, seed: int =
     tower = _weights("--vision-tower", vision_tower, TOWERS[_family(vision)], vision, kind)
     decoder = _weights("--language-model", language_model, "AutoModelForCausalLM", text, kind)
     model = _join(decoder, tower, processor, known, seed)
-    from vtc.training.folders import replacing
+    from vtc.folders import replacing
 
     with _quiet(), _writing(out), replacing(out) as folder:
         model.save_pretrained(folder, max_shard_size=SHARD)

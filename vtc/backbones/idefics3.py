@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from vtc.backbones.base import BackboneShape, decoder_sizes
+from vtc.backbones.base import decoder_sizes
 from vtc.backbones.known import Known, decoder, tower
 from vtc.backbones.tiles import Frames, Tiled
 from vtc.errors import UserError
+from vtc.interface import BackboneShape
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vtc.backbones.base import BackboneShape, decoder_sizes
+from vtc.backbones.base import decoder_sizes
 from vtc.backbones.chat import chatml
 from vtc.backbones.known import Known, decoder, tower
 from vtc.backbones.tiles import Frames, Tiled
 from vtc.errors import UserError
+from vtc.interface import BackboneShape
 
 if TYPE_CHECKING:
     from PIL.Image import Image

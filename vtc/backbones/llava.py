@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vtc.backbones.base import Backbone, BackboneShape, decoder_sizes
+from vtc.backbones.base import Backbone, decoder_sizes
 from vtc.backbones.known import CLIP_336, Known, decoder
 from vtc.errors import UserError
+from vtc.interface import BackboneShape
 
 if TYPE_CHECKING:
     from torch import Tensor

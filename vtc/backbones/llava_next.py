@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vtc.backbones import anyres
-from vtc.backbones.base import BackboneShape
 from vtc.backbones.chat import Chat
 from vtc.backbones.known import CLIP_336, Known, decoder
 from vtc.backbones.llava import Llava
 from vtc.errors import UserError
+from vtc.interface import BackboneShape
 
 if TYPE_CHECKING:
     from torch import Tensor

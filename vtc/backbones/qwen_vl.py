@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vtc.backbones.base import BackboneShape, decoder_sizes
+from vtc.backbones.base import decoder_sizes
 from vtc.backbones.chat import Chat, chatml
 from vtc.errors import UserError
+from vtc.interface import BackboneShape
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,9 +11,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vtc.backbones.base import BackboneShape
 from vtc.backbones.chat import Chat
 from vtc.errors import UserError
+from vtc.interface import BackboneShape
 
 if TYPE_CHECKING:
     from PIL.Image import Image

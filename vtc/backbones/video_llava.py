@@ -10,13 +10,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vtc.backbones.base import BackboneShape
 from vtc.backbones.chat import Chat
 from vtc.backbones.frames import Videos
 from vtc.backbones.known import Known, decoder, tower
 from vtc.backbones.llava import Llava
 from vtc.backbones.llava_next import require_model
 from vtc.errors import UserError
+from vtc.interface import BackboneShape
 
 if TYPE_CHECKING:
     from PIL.Image import Image

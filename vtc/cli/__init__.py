@@ -1,6 +1,6 @@
 """The command line: compose a configuration, check it, run an action. Nothing heavy is imported here."""
 
 from vtc.cli.command import main, run
-from vtc.cli.compose import compose
+from vtc.configuration.compose import compose
 
 __all__ = ["compose", "main", "run"]

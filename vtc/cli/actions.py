@@ -15,7 +15,7 @@ from vtc.errors import UserError
 ACTIONS = {
     "evaluate": ("vtc.evaluation:evaluate", True),
     "train": ("vtc.training:train", False),
-    "ablate": ("vtc.training.ablate:ablate", False),
+    "ablate": ("vtc.ablations.run:ablate", False),
     "profile": ("vtc.profiling:profile", True),
     "report": ("vtc.report:report", False),
 }

@@ -16,8 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from vtc import __version__
-from vtc.cli import actions, help, validation
-from vtc.cli.compose import CONFIG, ERRORS, config_dir, explained, prepare, settle, spelled_out, swept
+from vtc.cli import actions, help
+from vtc.configuration import validation
+from vtc.configuration.compose import CONFIG, ERRORS, config_dir, explained, prepare, settle, spelled_out, swept
 from vtc.errors import UserError
 
 MISTAKE = 2  # exit code for what the user can mend; 1 is for what only a programmer can

@@ -6,8 +6,8 @@ import shutil
 import textwrap
 
 from vtc import __version__
-from vtc.cli.choices import GROUPS, choices
-from vtc.cli.compose import SHORT, config_dir
+from vtc.configuration.choices import GROUPS, choices
+from vtc.configuration.compose import SHORT, config_dir
 
 USAGE = """\
 vtc {version}: visual-token compression for large vision-language models

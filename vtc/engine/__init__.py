@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vtc.backbones.base import Backbone
-from vtc.compressor import Compressor
 from vtc.engine.embed import embed_images, embed_texts, encode_images, encode_texts, visual_tokens
 from vtc.engine.passes import attach, run_decoder
 from vtc.engine.report import Report
 from vtc.engine.runner import Engine
+from vtc.interface import Compressor
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.compressor import TokenSequence
 from vtc.engine.probe import heads
+from vtc.interface import TokenSequence
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vtc.compressor import SUMMARY_PROMPT, Compressor, Context, SelfCompressor
 from vtc.engine.passes import attach, run_decoder
+from vtc.interface import SUMMARY_PROMPT, Compressor, Context, SelfCompressor
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vtc.compressor import TEXT, VISUAL, TokenSequence
+from vtc.interface import TEXT, VISUAL, TokenSequence
 
 
 def to_external(hidden: Tensor, tokens: TokenSequence, last: Tensor, length: int) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vtc.backbones import adapters
 from vtc.backbones.base import Backbone
-from vtc.compressor import Compressor
+from vtc.interface import Compressor
 
 
 def attach(backbone: Backbone, method: Compressor) -> None:

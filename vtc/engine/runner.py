@@ -26,7 +26,6 @@ from transformers.utils.output_capturing import capture_outputs
 
 from vtc.backbones import adapters
 from vtc.backbones.base import Backbone
-from vtc.compressor import TEXT, VISUAL, Compressor, Context, TokenSequence
 from vtc.engine import layout, probe
 from vtc.engine.ahead import attention_ahead
 from vtc.engine.cache import CACHE, CompressedCache, Ledger, Segment, cache_among, extend, refuse
@@ -34,6 +33,7 @@ from vtc.engine.passes import run_decoder
 from vtc.engine.report import Report
 from vtc.engine.tower import Watch
 from vtc.errors import UserError
+from vtc.interface import TEXT, VISUAL, Compressor, Context, TokenSequence
 
 Past = tuple[Tensor | None, Tensor | None, int]  # mask, shift and number of the tokens that a segment has in the cache
 

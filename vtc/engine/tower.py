@@ -21,11 +21,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 from vtc.backbones import adapters
 from vtc.engine import probe
 from vtc.errors import UserError
-from vtc.tower import Tower, TowerUse, projected_layer
+from vtc.interface import Tower, TowerUse, projected_layer
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
-    from vtc.compressor import Compressor
+    from vtc.interface import Compressor
 
 
 class Watch:

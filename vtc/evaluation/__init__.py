@@ -4,7 +4,6 @@ configuration to its result file.
 Importing this package imports neither torch nor lmms-eval (8 s); running an evaluation does.
 """
 
-from vtc.evaluation.compare import compare
 from vtc.evaluation.run import evaluate
 
-__all__ = ["compare", "evaluate"]
+__all__ = ["evaluate"]

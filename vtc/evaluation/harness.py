@@ -13,8 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from vtc import statistics
 from vtc.errors import UserError, unknown
-from vtc.evaluation import catalogue, requires, scoring, statistics
+from vtc.evaluation import catalogue, requires, scoring
 from vtc.evaluation.suite import About
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 from PIL import Image, ImageFile
 
+from vtc.data import video
 from vtc.errors import UserError
-from vtc.evaluation import video
 from vtc.evaluation.processes import Team
 
 log = logging.getLogger(__name__)
@@ -325,7 +325,7 @@ class RegisteredModel(VtcModel):
         **overrides: Any,
     ) -> None:
         from vtc.assemble import assemble, plan
-        from vtc.cli.compose import compose
+        from vtc.configuration.compose import compose
         from vtc.evaluation import processes
         from vtc.evaluation.harness import quiet_logging
 

@@ -15,7 +15,7 @@ from vtc.errors import UserError
 
 if TYPE_CHECKING:
     from vtc.assemble import Plan
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 from vtc.evaluation import catalogue, requires, suite
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}  # a parameter; checkpoints of LVLMs come in 16 bit

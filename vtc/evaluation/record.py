@@ -22,8 +22,8 @@ from vtc.methods.chain import Chain
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
-    from vtc.compressor import Compressor
     from vtc.evaluation.harness import TaskRun
+    from vtc.interface import Compressor
 
 SHOWN = 100  # bad samples that a result file names; all are in samples.parquet
 
@@ -123,7 +123,7 @@ def assemble_result(
 
 
 def _paired(task: TaskRun, known: Mapping[str, float], value: float | None) -> Paired:
-    from vtc.evaluation import statistics
+    from vtc import statistics
 
     both = [s for s in task.scored if s.id in known]
     mine, theirs = [float(s.score) for s in both if s.score is not None], [known[s.id] for s in both]
@@ -138,7 +138,7 @@ def _mean(
     paired test over all samples."""
     import numpy as np
 
-    from vtc.evaluation import statistics
+    from vtc import statistics
 
     members = [r for r in rows if r["group"] == group and r["value"] is not None]
     if not members:
@@ -230,7 +230,7 @@ def command(baseline: bool = False) -> str:
     """
     from hydra.core.hydra_config import HydraConfig
 
-    from vtc.cli.compose import typed
+    from vtc.configuration.compose import typed
 
     if HydraConfig.initialized():
         overrides = [typed(override) for override in HydraConfig.get().overrides.task]

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vtc.backbones.base import Backbone
-    from vtc.compressor import Compressor
     from vtc.evaluation.harness import TaskRun
     from vtc.evaluation.processes import Team
     from vtc.evaluation.progress import Bar
+    from vtc.interface import Compressor
     from vtc.profiling.latency import Protocol
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def evaluate(config: Mapping[str, Any]) -> Path:
     nothing. Of several processes (`accelerate launch`) all call it, and share the samples.
 
     Args:
-        config: the resolved configuration (`vtc.cli.compose.compose` makes one).
+        config: the resolved configuration (`vtc.configuration.compose.compose` makes one).
 
     Raises:
         UserError: an unknown task, data that isn't there; what several processes can't do.

@@ -10,8 +10,7 @@ from vtc.errors import UserError, nearest
 from vtc.registry import methods, parts
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
-    from vtc.compressor import Compressor
+    from vtc.interface import BackboneShape, Compressor
 
 
 PART_BUDGETS = ("tokens", "ratio")  # that a part of a composition may have, beside those of its method
@@ -65,7 +64,7 @@ def build(name: str, tokens: int | None, shape: BackboneShape, **options: Any) -
 
     Args:
         tokens: None takes the method's default (often: everything).
-        options: keyword arguments of its class. Layer numbers are the papers' (`vtc.schedule.scaled_layer`).
+        options: keyword arguments of its class. Layer numbers are the papers' (`vtc.interface.scaled_layer`).
 
     Raises:
         UserError: unknown method or option, a budget or layer that it can't meet.

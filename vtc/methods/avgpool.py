@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vtc.compressor import Context, TokenMerger, TokenSequence, two_level
 from vtc.errors import UserError
-from vtc.schedule import resolve_layer
+from vtc.interface import Context, TokenMerger, TokenSequence, resolve_layer, two_level
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 
 def raster_groups(real: Tensor, count: int | Tensor) -> Tensor:

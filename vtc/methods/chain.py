@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from vtc.budget import listed
-from vtc.compressor import REGISTER, VISUAL, Compressor, Context, SelfCompressor, TokenSequence
 from vtc.errors import UserError
+from vtc.interface import REGISTER, VISUAL, Compressor, Context, SelfCompressor, TokenSequence, TowerUse
 from vtc.registry import methods, parts
-from vtc.tower import TowerUse
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import Backbone, BackboneShape
+    from vtc.backbones.base import Backbone
+    from vtc.interface import BackboneShape
 
 
 class Step(NamedTuple):

@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.compressor import Context, TokenPruner, TokenSequence, two_level
 from vtc.errors import UserError
-from vtc.schedule import resolve_layer
+from vtc.interface import Context, TokenPruner, TokenSequence, resolve_layer, two_level
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 
 class DART(TokenPruner):

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vtc.errors import UserError
-from vtc.tower import FewerPatches, TowerUse, require_patches
+from vtc.interface import FewerPatches, TowerUse, require_patches
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 
 class Downsample(FewerPatches):

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vtc.compressor import Context, TokenSequence, VideoPruner
+from vtc.interface import Context, TokenSequence, VideoPruner
 from vtc.methods.evs import require_places, similarity, whole
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 GROUP = 4  # frames
 BACK = (0, 1, 2, 1)  # how far before it the frame lies that a frame of a group is compared with

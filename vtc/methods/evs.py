@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.compressor import Context, TokenSequence, VideoPruner
 from vtc.errors import UserError
+from vtc.interface import Context, TokenSequence, VideoPruner
 from vtc.methods.avgpool import raster_groups
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 FIRST = 1e4  # above and, negated, below any score of the other tokens
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from vtc.tower import Tower, TowerPruner
+from vtc.interface import Tower, TowerPruner
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 
 class FasterVLM(TowerPruner):

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtc.compressor import SUMMARY_PROMPT, Context, SelfCompressor, TokenSequence
 from vtc.errors import UserError, unknown
+from vtc.interface import SUMMARY_PROMPT, Context, SelfCompressor, TokenSequence
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import Backbone, BackboneShape
+    from vtc.backbones.base import Backbone
+    from vtc.interface import BackboneShape
 
 COMPRESS, GENERATE, SHARED = "compress", "generate", "shared"
 ADAPTERS = {"stage": (COMPRESS, GENERATE), "single": (SHARED, SHARED), "none": (None, None)}  # of either pass

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from vtc.compressor import Context, TokenMerger, TokenSequence, two_level
+from vtc.interface import Context, TokenMerger, TokenSequence, resolve_layer, two_level
 from vtc.methods.avgpool import raster_groups
-from vtc.schedule import Stage, parse_stages, resolve_layer, stage_at
+from vtc.methods.stages import Stage, parse_stages, stage_at
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 
 class LLaVolta(TokenMerger):

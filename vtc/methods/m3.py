@@ -10,7 +10,7 @@ from vtc.errors import UserError
 from vtc.methods.avgpool import AveragePooling
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 
 def nested_scales(shape: BackboneShape) -> list[int]:

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtc.compressor import Context, Resampler
 from vtc.errors import UserError, unknown
+from vtc.interface import Context, Resampler
 from vtc.methods.avgpool import require_grid
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 KEYS = ("position", "image")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vtc.compressor import Compressor
+from vtc.interface import Compressor
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 
 class NoCompression(Compressor):

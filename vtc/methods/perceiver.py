@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtc.compressor import Context, Resampler, TokenSequence
 from vtc.errors import UserError
+from vtc.interface import Context, Resampler, TokenSequence
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 
 class Perceiver(Resampler):

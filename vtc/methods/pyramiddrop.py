@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vtc.compressor import Compressor, Context, TokenSequence
 from vtc.errors import UserError
-from vtc.schedule import resolve_layer
-from vtc.tokens import keep_best
+from vtc.interface import Compressor, Context, TokenSequence, resolve_layer
+from vtc.interface.tokens import keep_best
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 
 class PyramidDrop(Compressor):

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vtc.compressor import Context
 from vtc.errors import UserError
-from vtc.tower import TowerResampler, require_patches
+from vtc.interface import Context, TowerResampler, require_patches
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 
 class QFormer(TowerResampler):

@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vtc.compressor import TEXT, Context, TokenSequence
-from vtc.tower import Tower, TowerResampler, TowerUse
-from vtc.windows import WindowAttention, default_windows, fine_layers, mlp, side_by_side, window_budgets, windows_of
+from vtc.interface import TEXT, Context, TokenSequence, Tower, TowerResampler, TowerUse
+from vtc.methods.windows import (
+    WindowAttention,
+    default_windows,
+    fine_layers,
+    mlp,
+    side_by_side,
+    window_budgets,
+    windows_of,
+)
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 
 class QueCC(TowerResampler):

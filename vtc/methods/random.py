@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vtc.compressor import Context, TokenPruner, TokenSequence, two_level
-from vtc.schedule import resolve_layer
+from vtc.interface import Context, TokenPruner, TokenSequence, resolve_layer, two_level
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 
 class RandomDropping(TokenPruner):

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from vtc.errors import UserError
+from vtc.interface import FewerPatches, TowerUse, projected_layer, require_patches
 from vtc.methods.fwd2bot import COMPRESS, GENERATE, lora_parameters
-from vtc.tower import FewerPatches, TowerUse, projected_layer, require_patches
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import Backbone, BackboneShape
+    from vtc.backbones.base import Backbone
+    from vtc.interface import BackboneShape
 
 
 class SingleForward(FewerPatches):

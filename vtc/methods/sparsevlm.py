@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vtc.compressor import VISUAL, Compressor, Context, TokenSequence
 from vtc.errors import UserError
+from vtc.interface import VISUAL, Compressor, Context, TokenSequence
+from vtc.interface.tokens import merge_images
 from vtc.methods.pyramiddrop import pyramid, remaining, stages_of
-from vtc.tokens import merge_images
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 
 class SparseVLM(Compressor):

@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtc.compressor import Context
-from vtc.tower import TowerResampler, TowerUse
-from vtc.windows import WindowAttention, default_windows, fine_layers, mlp, side_by_side, window_budgets, windows_of
+from vtc.interface import Context, TowerResampler, TowerUse
+from vtc.methods.windows import (
+    WindowAttention,
+    default_windows,
+    fine_layers,
+    mlp,
+    side_by_side,
+    window_budgets,
+    windows_of,
+)
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 
 class TokenPacker(TowerResampler):

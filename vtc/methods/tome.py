@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc.errors import UserError
-from vtc.tower import FewerPatches, TowerUse, projected_layer, require_patches
+from vtc.interface import FewerPatches, TowerUse, projected_layer, require_patches
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 
 class ToMe(FewerPatches):

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vtc.compressor import Context, TokenMerger, TokenSequence, two_level
 from vtc.errors import UserError
+from vtc.interface import Context, TokenMerger, TokenSequence, resolve_layer, two_level
+from vtc.interface.tokens import merge_images
 from vtc.methods.avgpool import raster_groups
-from vtc.schedule import resolve_layer
-from vtc.tokens import merge_images
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 
 class VCC(TokenMerger):

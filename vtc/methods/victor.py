@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtc.compressor import VISUAL, Compressor, Context, TokenSequence, two_level
 from vtc.errors import UserError, unknown
+from vtc.interface import VISUAL, Compressor, Context, TokenSequence, resolve_layer, two_level
 from vtc.methods.avgpool import raster_groups
-from vtc.schedule import resolve_layer
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import Backbone, BackboneShape
+    from vtc.backbones.base import Backbone
+    from vtc.interface import BackboneShape
 
 REGISTERS = ("learnable", "pooled", "zeros", "image_token")
 SUBSETS = ("head", "tail")

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.compressor import Context, TokenSequence, VideoPruner
 from vtc.errors import UserError
+from vtc.interface import Context, TokenSequence, VideoPruner
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 WIDTHS = [2.0**k for k in range(-3, 2)]  # of the Gaussians, in the authors' code
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc.errors import unknown
-from vtc.tower import Condensed, Tower, TowerCompressor, best
+from vtc.interface import Condensed, Tower, TowerCompressor, best
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 CONTEXTUAL = 10 / 64  # the paper's budgets: 54 + 10, 108 + 20, 162 + 30
 

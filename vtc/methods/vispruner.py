@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc.errors import UserError
-from vtc.tower import Condensed, Tower, TowerCompressor
+from vtc.interface import Condensed, Tower, TowerCompressor
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 
 class VisPruner(TowerCompressor):

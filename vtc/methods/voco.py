@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vtc.compressor import Compressor, Context, TokenSequence
+from vtc.interface import Compressor, Context, TokenSequence
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 
 class VoCo(Compressor):

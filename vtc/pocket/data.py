@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vtc.data.training.batch import IGNORE, Batch
 from vtc.pocket.model import GRID, PATCH, SUMMARY_PROMPT, encode, vocabulary_index
 from vtc.pocket.questions import KINDS, Question, captions
 from vtc.pocket.scenes import COLORS, NAMES, SIZES, Scene, Split, Thing, draw_scene, recolor
-from vtc.training.batch import IGNORE, Batch
 
 PREFIX = ("<s> USER:", "<image>")  # what stands before the first question
 

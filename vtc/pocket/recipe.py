@@ -25,11 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
+from vtc.data.training.batch import Batch
 from vtc.pocket.data import attention, draw_questions, draw_scenes, pack, patch_labels, patches_of, render
 from vtc.pocket.model import GRID, WIDTH, encode, vocabulary_index
 from vtc.pocket.scenes import COLORS, NAMES, SIZES, Split, scene_rng
 from vtc.pocket.source import validated
-from vtc.training.batch import Batch
 from vtc.training.loop import Part, Stage, on_device
 from vtc.training.losses import answer_loss
 

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vtc.data.training.batch import IGNORE, Batch
 from vtc.pocket.data import caption_batch, draw_questions, draw_scenes, image_prefix, pack, render
 from vtc.pocket.questions import KINDS, TASK_OF_KIND
 from vtc.pocket.scenes import Scene, scene_rng
-from vtc.training.batch import IGNORE, Batch
 from vtc.training.loop import Part, on_device
 
 # What a validation asks of a model: what `pack` made → (logits [B, L, V], embeddings of pictures and captions or None).

@@ -17,7 +17,7 @@ from vtc.profiling import parts
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
-    from vtc.compressor import Compressor
+    from vtc.interface import Compressor
 
 
 @dataclass(frozen=True)

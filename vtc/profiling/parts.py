@@ -16,7 +16,7 @@ from vtc.engine import probe
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
-    from vtc.compressor import Compressor
+    from vtc.interface import Compressor
 
 METHOD, VISION, DECODER = "method", "vision", "decoder"
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
-    from vtc.compressor import Compressor
     from vtc.engine import Report
+    from vtc.interface import Compressor
     from vtc.profiling.flops import Call
     from vtc.profiling.latency import Protocol
 

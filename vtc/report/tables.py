@@ -158,7 +158,7 @@ def console(setting: Setting) -> Table:
 def differences(setting: Setting) -> list[dict[str, Any]]:
     """Every pair of methods at the same number of tokens: difference of their means and whether it may be chance.
 
-    Paired by sample where both runs have their samples beside them (`vtc.evaluation.compare`), else a z-test on the two
+    Paired by sample where both runs have their samples beside them (`vtc.statistics`), else a z-test on the two
     standard errors, which is blind to pairs and so errs on the careful side. `p_holm` corrects for the number of pairs.
     """
     out: list[dict[str, Any]] = []
@@ -185,7 +185,7 @@ def differences(setting: Setting) -> list[dict[str, Any]]:
 def significance(a: Run, b: Run) -> tuple[float | None, str]:
     """p-value that the means of two runs differ, and the test it comes from."""
     from vtc import results
-    from vtc.evaluation.compare import compare_samples
+    from vtc.statistics import compare_samples
 
     try:
         found = compare_samples(results.samples(a.path), results.samples(b.path), a.groups, a.scales)

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from vtc.backbones import adapters
 from vtc.backbones.base import Backbone
-from vtc.compressor import Compressor, TokenMerger, TokenPruner
 from vtc.engine import Engine, Report, compressing
 from vtc.engine.cache import CACHE
 from vtc.errors import UserError
+from vtc.interface import Compressor, TokenMerger, TokenPruner
 from vtc.methods.chain import Chain
 from vtc.testing.models import (
     ALONG,

@@ -22,8 +22,9 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from vtc import distributed
 from vtc.errors import UserError, unknown
-from vtc.training import distributed, state, track
+from vtc.training import state, track
 from vtc.training.optim import DECAYS, OPTIMIZERS, build_optimizers, build_schedulers
 
 if TYPE_CHECKING:

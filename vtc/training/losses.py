@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtc.training.batch import IGNORE
+from vtc.data.training.batch import IGNORE
 
 EMBED_TEMPERATURE = 0.07  # CLIP's
 

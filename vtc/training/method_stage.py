@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from vtc.backbones.base import Backbone
-from vtc.compressor import Compressor, Context, SelfCompressor
+from vtc.data import training as files
+from vtc.data.training.batch import IGNORE, Batch
+from vtc.distributed import gather_with_gradient
 from vtc.engine import Engine, compressing, encode_images, encode_texts, visual_tokens
 from vtc.engine.embed import context_of
 from vtc.errors import UserError, unknown
+from vtc.interface import Compressor, Context, SelfCompressor
 from vtc.methods import build
 from vtc.methods.fwd2bot import info_nce
-from vtc.training import data as files
-from vtc.training.batch import IGNORE, Batch
-from vtc.training.distributed import gather_with_gradient
 from vtc.training.loop import Part, Stage
 from vtc.training.losses import EMBED_TEMPERATURE, answer_loss
 from vtc.training.parts import parameters_of

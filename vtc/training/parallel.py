@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
+from vtc import distributed
 from vtc.errors import UserError
-from vtc.training import distributed
 
 if TYPE_CHECKING:
     from vtc.training.loop import Part, Plan, Stage

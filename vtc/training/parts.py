@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vtc.backbones.base import Backbone
-    from vtc.compressor import Compressor
+    from vtc.interface import Compressor
 
 PARTS = ("method", "adapters", "projector", "decoder")
 

@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vtc import distributed
 from vtc.errors import UserError, unknown
-from vtc.training import distributed, track
+from vtc.training import track
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
-    from vtc.compressor import Compressor
+    from vtc.interface import Compressor
 
 RECIPES = ("base", "method")
 
@@ -304,14 +305,14 @@ def _save_model(model, folder: Path, processor) -> Path:
 def _source(name: str, data: Mapping[str, Any], backbone: Backbone, method: Compressor, seed: int) -> Any:
     """Files where the configuration names some, else pocket's own scenes."""
     if data.get("path") or data.get("sources"):
-        from vtc.training.data import Source
+        from vtc.data.training import Source
 
         return Source(data, backbone, seed)
     if backbone.name != "pocket":
         raise UserError(
             f"training.data: backbone={backbone.name} needs data.path=<file>; only pocket draws scenes of its own"
         )
-    from vtc.compressor import SelfCompressor
+    from vtc.interface import SelfCompressor
     from vtc.pocket.source import PocketSource
 
     embed = float(data.get("contrastive", 0.0)) > 0 and not isinstance(method, SelfCompressor)
@@ -322,8 +323,8 @@ def _method(cfg: Mapping[str, Any]) -> Path:
     """A compression method on a backbone: the stages that the configuration lists, one after the other."""
     import torch
 
+    from vtc import checkpoint
     from vtc.assemble import assemble, tune
-    from vtc.training import checkpoint
     from vtc.training.method_stage import LOSSES, MethodStage
     from vtc.training.parts import PARTS
 

@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vtc.distributed import barrier, gather_objects, is_main, whole
 from vtc.errors import UserError
-from vtc.training.distributed import barrier, gather_objects, is_main, whole
-from vtc.training.folders import replacing
+from vtc.folders import replacing
 
 TENSORS, REST = "state.safetensors", "state.json"
 

@@ -18,15 +18,15 @@ from transformers import PreTrainedTokenizerFast
 
 from vtc.backbones import load
 from vtc.backbones.base import Backbone
-from vtc.compressor import SUMMARY_PROMPT
+from vtc.data.training.batch import IGNORE
+from vtc.data.training.collate import Encoder
+from vtc.data.training.formats import BadSample
+from vtc.data.training.index import Sample
 from vtc.engine.embed import embed_images
 from vtc.errors import UserError
+from vtc.interface import SUMMARY_PROMPT
 from vtc.methods.none import NoCompression
 from vtc.testing import tiny_backbone
-from vtc.training.batch import IGNORE
-from vtc.training.data.collate import Encoder
-from vtc.training.data.formats import BadSample
-from vtc.training.data.index import Sample
 
 TEXT = [
     "USER: ASSISTANT: what is this? a red circle on the left, and two blue squares. naïve café",

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from fabricate import captions, conversations, pictures, said, shard, written
 
+from vtc.data.training import formats
+from vtc.data.training.formats import BadSample
+from vtc.data.training.index import RECORD, DataFile, open_image
 from vtc.errors import UserError
-from vtc.training.data import formats
-from vtc.training.data.formats import BadSample
-from vtc.training.data.index import RECORD, DataFile, open_image
 
 
 def opened(path: Path, **options: Any) -> DataFile:

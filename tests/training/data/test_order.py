@@ -8,8 +8,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from vtc.data.training.order import Mix, shuffled
 from vtc.errors import UserError
-from vtc.training.data.order import Mix, shuffled
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 16, 17, 1000, 4097])

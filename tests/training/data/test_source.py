@@ -17,11 +17,11 @@ from fabricate import captions, conversations, pictures, said, shard, words, wri
 from torch import Tensor
 
 from vtc.backbones.base import Backbone
+from vtc.data.training import Prefetched, Skipped, Source
+from vtc.data.training.batch import Batch
+from vtc.data.training.source import WINDOW
 from vtc.errors import UserError
 from vtc.testing import tiny_backbone
-from vtc.training.batch import Batch
-from vtc.training.data import Prefetched, Skipped, Source
-from vtc.training.data.source import WINDOW
 from vtc.training.loop import Part
 
 

@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from vtc.backbones.base import BackboneShape
-from vtc.compressor import Context, TokenPruner, TokenSequence
+from vtc.interface import BackboneShape, Context, TokenPruner, TokenSequence
 
 
 class Loudest(TokenPruner):

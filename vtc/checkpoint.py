@@ -13,16 +13,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vtc.distributed import barrier, is_main, whole
 from vtc.errors import UserError
-from vtc.training.distributed import barrier, is_main, whole
-from vtc.training.folders import replacing
+from vtc.folders import replacing
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from vtc.backbones.base import Backbone
-    from vtc.compressor import Compressor
+    from vtc.interface import Compressor
 
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
 

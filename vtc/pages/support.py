@@ -13,7 +13,7 @@ from vtc.registry import backbones, methods
 from vtc.report import tables
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 YES, FIXED = "yes", "fixed"
 BUDGET = 16  # tokens that the methods are built with, or as near as they offer

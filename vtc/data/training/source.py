@@ -14,13 +14,13 @@ import numpy as np
 from braceexpand import braceexpand
 
 from vtc.backbones.base import Backbone
+from vtc.data.training import formats
+from vtc.data.training.batch import Batch
+from vtc.data.training.collate import Encoder, Row
+from vtc.data.training.formats import FORMATS, KINDS, BadSample
+from vtc.data.training.index import DataFile
+from vtc.data.training.order import Mix, shuffled
 from vtc.errors import UserError, unknown
-from vtc.training.batch import Batch
-from vtc.training.data import formats
-from vtc.training.data.collate import Encoder, Row
-from vtc.training.data.formats import FORMATS, KINDS, BadSample
-from vtc.training.data.index import DataFile
-from vtc.training.data.order import Mix, shuffled
 
 if TYPE_CHECKING:
     from vtc.training.loop import Part

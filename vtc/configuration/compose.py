@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vtc import shipped
 from vtc.backbones.loading import SHORT_DTYPES
 from vtc.budget import BUDGETS
-from vtc.cli.choices import choices, configured, plugins
+from vtc.configuration.choices import choices, configured, plugins
 from vtc.errors import UserError, nearest, unknown
 from vtc.registry import parts
 

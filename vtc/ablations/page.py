@@ -1,8 +1,8 @@
 """`docs/ablations.md`: what the papers' ablations claim beside what pocket shows, from committed results.
 
-python -m vtc.report.ablations                      # the page from benchmarks/results/ablations/
-python -m vtc.report.ablations --check              # exit code 1 if the page would change
-python -m vtc.report.ablations --collect outputs    # first copies what action=ablate left under outputs/
+python -m vtc.ablations.page                      # the page from benchmarks/results/ablations/
+python -m vtc.ablations.page --check              # exit code 1 if the page would change
+python -m vtc.ablations.page --collect outputs    # first copies what action=ablate left under outputs/
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vtc import experiments, results, shipped
-from vtc.experiments import Experiment
-from vtc.report import claims, tables
-from vtc.report.claims import AGREES, DISAGREES, MISSING, OPEN, Outcome, Verdict
+from vtc import results, shipped
+from vtc.ablations import claims, experiments
+from vtc.ablations.claims import AGREES, DISAGREES, MISSING, OPEN, Outcome, Verdict
+from vtc.ablations.experiments import Experiment
+from vtc.report import tables
 
 PAGE = "docs/ablations.md"
 RESULTS = "benchmarks/results/ablations"
@@ -29,7 +30,7 @@ HEAD = """\
 
 Each section is one table or figure: what the paper claims, with its numbers as printed; what its variants score on
 pocket; and whether that agrees. The comparisons are in [conf/experiment](../conf/experiment); the page is made by
-`python -m vtc.report.ablations` from `{results}`, and no number on it is typed by hand but the papers'.
+`python -m vtc.ablations.page` from `{results}`, and no number on it is typed by hand but the papers'.
 
 Pocket is a miniature and its trainings here are short: an agreement says that the effect shows in a small model as
 well, a disagreement that it doesn't, or not yet. "Agrees" and "disagrees" mean that the paired difference on the same
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     path = root / PAGE
     stale = not path.is_file() or path.read_text(encoding="utf-8") != text
     if "--check" in argv:
-        print(f"{PAGE} is {'out of date: python -m vtc.report.ablations' if stale else 'up to date'}")
+        print(f"{PAGE} is {'out of date: python -m vtc.ablations.page' if stale else 'up to date'}")
         return int(stale)
     if stale:
         results.write_text(path, text)

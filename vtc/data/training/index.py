@@ -24,9 +24,9 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
+from vtc.data.training import formats
+from vtc.data.training.formats import KINDS, BadSample, Entry
 from vtc.errors import UserError
-from vtc.training.data import formats
-from vtc.training.data.formats import KINDS, BadSample, Entry
 
 VERSION = 1  # of the records below
 RECORD = np.dtype(

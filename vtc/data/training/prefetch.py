@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vtc.data.training.batch import Batch
+from vtc.data.training.source import Source
 from vtc.errors import UserError
-from vtc.training.batch import Batch
-from vtc.training.data.source import Source
 
 if TYPE_CHECKING:
     from vtc.training.loop import Part

@@ -1,7 +1,7 @@
 """Does a claim of a paper hold here? Verdicts from paired samples.
 
 Every sample of the tasks in question is scored under both variants; its difference counts with what it adds to the mean
-score (`vtc.evaluation.statistics.weights`, every task alike). A claim that A beats B is that the mean difference is
+score (`vtc.statistics.weights`, every task alike). A claim that A beats B is that the mean difference is
 above 0, a claim that A is not worse by more than m that it is above -m.
 
 With one seed the p-value is that of sign flips of the paired differences (a normal test where there is a margin or a
@@ -21,9 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from vtc import results
-from vtc.evaluation import statistics
-from vtc.experiments import FLOORS, Claim
+from vtc import results, statistics
+from vtc.ablations.experiments import FLOORS, Claim
 from vtc.report.tables import holm
 
 AGREES, DISAGREES, OPEN, MISSING = "agrees", "disagrees", "can't tell", "not run"
@@ -60,7 +59,7 @@ class Outcome:
         return list(on)
 
     def cost(self, key: str) -> float | None:
-        """A cost of `vtc.experiments.COSTS`; None where it wasn't measured."""
+        """A cost of `vtc.ablations.experiments.COSTS`; None where it wasn't measured."""
         if key == "prefill_flops":
             return (self.result.get("efficiency") or {}).get(key)
         stages = (self.training or {}).get("stages") or []

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from vtc.errors import UserError
-from vtc.tower import Tower, projected_layer, require_patches
+from vtc.interface import Tower, projected_layer, require_patches
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
 
 PAPER_STATES = (12, 16, 22, 23)  # hidden states of CLIP ViT-L, of which LLaVA-1.5 projects the 23rd
 

@@ -1,4 +1,4 @@
-"""The one interface: what a compression method sees (`TokenSequence`, `Context`) and what it is (`Compressor`).
+"""What a compression method is: `Compressor`, and narrower bases of which a method overrides one verb.
 
 A method says at which decoder layers it acts, which attention rows it needs there, and what it does to the tokens.
 It never touches positions, masks, caches or padding: the verbs of `TokenSequence` keep those true, and `vtc.engine`
@@ -9,100 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vtc.errors import UserError
-from vtc.tokens import REGISTER, TEXT, VISUAL, TokenSequence, keep_best, keep_best_of_rows, merge_images
+from vtc.interface.backbone import AttachableBackbone
+from vtc.interface.context import Context
+from vtc.interface.shape import BackboneShape
+from vtc.interface.tokens import TokenSequence, keep_best, keep_best_of_rows, merge_images
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import Backbone, BackboneShape
-    from vtc.tower import Tower, TowerUse
-
-__all__ = [
-    "REGISTER",
-    "TEXT",
-    "VISUAL",
-    "Compressor",
-    "Context",
-    "Resampler",
-    "SelfCompressor",
-    "TokenMerger",
-    "TokenPruner",
-    "TokenSequence",
-    "VideoPruner",
-]
+    from vtc.interface.tower import TowerUse
 
 SUMMARY_PROMPT = "Summarize the image in a few words."  # Fwd2Bot, section 3.2
-
-
-def _nothing(*args: Any, **kwargs: Any) -> Tensor:
-    raise RuntimeError("this context has no backbone behind it")
-
-
-def _own(rows: Tensor) -> Tensor:
-    """Of one process, every process's rows."""
-    return rows
-
-
-@dataclass
-class Context:
-    """What a method may look at beside the tokens.
-
-    Attributes:
-        shape: the backbone's sizes.
-        grids: (height, width) in visual tokens of each image, in the order of `TokenSequence.images`; None if unknown.
-        features: the projector's output per image, a list of [N_i, D]; empty where tokens come from a cache.
-        rows: layer → [B, L] attention that the last prompt token paid in that layer, mean over heads (see `probes`).
-        keys: layer → [B, L, D] keys of all heads in that layer, not yet rotated by position (see `probes`).
-        run_decoder: `run_decoder(embeddings [B, L, D], mask [B, L], adapter=None, bidirectional=False) -> [B, L, D]`,
-            the last hidden states of the LLM (after its norm), uncompressed and without a cache, under a LoRA adapter.
-        embed: token ids [...] → embeddings [..., D].
-        prompt: `prompt(tokens) -> [B, L]` bool: the prompt's text behind the first image of each row (of each packed
-            question), without any answer; where there is none, the last prompt token.
-        ahead: `ahead(tokens, queries=None, over=None) -> [B, L]`: the attention that `queries` [B, L] bool (None: the
-            last prompt token) would pay to `tokens` in the layer about to run, mean over heads and queries; the softmax
-            runs over the tokens `over` [B, L] bool (None: all that a query sees). For the tokens as they are, or as
-            they would be after a verb. No gradients.
-        project: tower features [..., C] → visual tokens [..., D], as the backbone's projector does.
-        tower: what the method asked to see of the vision tower (`Compressor.tower`); None where it asks nothing.
-        training: whether gradients are wanted.
-        summary: [I, M, D], what a `SelfCompressor` made of the images; None before.
-        captions: (token ids [I, L], mask [I, L]) of a caption of each image, where training has them; None otherwise.
-        gather: rows [I, D] → those of every process, with their gradient: a contrastive loss is over all of them.
-        memo: what a method that acts at several layers wants to know again at a later one of the same pass.
-    """
-
-    shape: BackboneShape
-    grids: list[tuple[int, int] | None] = field(default_factory=list)
-    features: Sequence[Tensor] = ()
-    rows: dict[int, Tensor] = field(default_factory=dict)
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    run_decoder: Callable[..., Tensor] = _nothing
-    embed: Callable[[Tensor], Tensor] = _nothing
-    prompt: Callable[[TokenSequence], Tensor] = _nothing
-    ahead: Callable[..., Tensor] = _nothing
-    project: Callable[[Tensor], Tensor] = _nothing
-    tower: Tower | None = None
-    training: bool = False
-    summary: Tensor | None = None
-    captions: tuple[Tensor, Tensor] | None = None
-    gather: Callable[[Tensor], Tensor] = _own
-    memo: dict[str, Any] = field(default_factory=dict)
-
-    def attention(self, layer: int) -> Tensor:
-        """[B, L]: the probed row of `layer`, over the tokens as they now are."""
-        return self.rows[layer]
-
-    def seen(self) -> Tower:
-        """What the method asked to see of the vision tower."""
-        if self.tower is None:
-            raise RuntimeError("this context has no vision tower behind it")
-        return self.tower
 
 
 class Compressor(nn.Module):
@@ -176,7 +98,7 @@ class Compressor(nn.Module):
         """Losses beyond next-token prediction, after a training pass over `context`."""
         return {}
 
-    def attach(self, backbone: Backbone) -> None:
+    def attach(self, backbone: AttachableBackbone) -> None:
         """Puts what it needs into the backbone (LoRA), or takes it from there (a tokenized prompt); idempotent."""
 
     @property

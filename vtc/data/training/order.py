@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from vtc.data.training.formats import KINDS
 from vtc.errors import UserError, unknown
-from vtc.training.data.formats import KINDS
 
 ROUNDS = 8
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from vtc.backbones.base import Backbone
-from vtc.compressor import SUMMARY_PROMPT
+from vtc.data.training.batch import IGNORE, Batch
+from vtc.data.training.formats import IMAGE, BadSample
+from vtc.data.training.index import Sample, open_image
 from vtc.errors import UserError
-from vtc.training.batch import IGNORE, Batch
-from vtc.training.data.formats import IMAGE, BadSample
-from vtc.training.data.index import Sample, open_image
+from vtc.interface import SUMMARY_PROMPT
 
 
 @dataclass

@@ -4,7 +4,7 @@ Nothing is held in memory but an index on disk (`index`), every batch is a funct
 can't be read is named, counted and replaced (`source`).
 """
 
-from vtc.training.data.prefetch import Prefetched
-from vtc.training.data.source import Skipped, Source
+from vtc.data.training.prefetch import Prefetched
+from vtc.data.training.source import Skipped, Source
 
 __all__ = ["Prefetched", "Skipped", "Source"]

@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtc import experiments, results
+from vtc import results
+from vtc.ablations import experiments
+from vtc.ablations.experiments import SHIPPED, Experiment, Variant
 from vtc.errors import UserError, unknown
-from vtc.experiments import SHIPPED, Experiment, Variant
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -49,7 +50,7 @@ def ablate(config: Mapping[str, Any], overrides: Sequence[str] | None = None) ->
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from vtc.report import ablations
+    from vtc.ablations import page as ablations
 
     if not config.get("ablation"):
         names = ", ".join(experiments.names())
@@ -131,7 +132,7 @@ class Ablation:
         from omegaconf import open_dict
 
         from vtc import shipped
-        from vtc.cli import compose
+        from vtc.configuration.compose import compose
 
         own = variant.train if action == "train" else variant.test
         # {weights}: the folder of the shipped ones, wherever vtc is installed.
@@ -179,7 +180,7 @@ class Ablation:
 
     def finished(self, config: DictConfig, own: Path) -> Path | None:
         """A finished training that is the same one: in its own folder, or any whose manifest says so."""
-        from vtc.training.checkpoint import MANIFEST
+        from vtc.checkpoint import MANIFEST
 
         if (own / MANIFEST).is_file():
             return own
@@ -197,7 +198,8 @@ class Ablation:
 
 def perform(config: DictConfig) -> Path:
     """Check a configuration and run its action, as the command line does."""
-    from vtc.cli import actions, validation
+    from vtc.cli import actions
+    from vtc.configuration import validation
 
     validation.check(config)
     print(actions.headline(config), flush=True)
@@ -246,7 +248,7 @@ def identity(
 
     from vtc import shipped
     from vtc.methods import options_of
-    from vtc.schedule import parse_stages
+    from vtc.methods.stages import parse_stages
 
     said = options_of(method) | {k: v for k, v in options.items() if k != "name"}
     if "scheme" in said:
@@ -268,8 +270,8 @@ def keep(result: Path, weights: Path | None, target: Path) -> Path:
     Args:
         weights: the checkpoint that it was scored with; its manifest says how it was trained.
     """
-    from vtc.training.checkpoint import MANIFEST
-    from vtc.training.folders import replacing
+    from vtc.checkpoint import MANIFEST
+    from vtc.folders import replacing
 
     frame = results.samples(result).drop(columns=["prediction", "target"])
     with replacing(target) as fresh:

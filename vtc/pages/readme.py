@@ -1,14 +1,14 @@
 """Fills the marked parts of README.md and four pages of docs/, so that no number is typed by hand.
 
-    python -m vtc.report.readme            # the pages and docs/images/ from benchmarks/results/ and conf/benchmark/
-    python -m vtc.report.readme --check    # exit code 1 if a page would change
+    python -m vtc.pages.readme            # the pages and docs/images/ from benchmarks/results/ and conf/benchmark/
+    python -m vtc.pages.readme --check    # exit code 1 if a page would change
 
 A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`: `result` is the table that `make bench` prints,
 `sweep` the comparison of all committed runs with its plots, `method` the example method's file, `orders` the papers'
 order of methods against that of the runs, `pairs` Fwd2Bot and Victor against others at equal tokens, `stages` what
 LLaVolta's stages cost and what they lead to, `shape` the memory of every method on a LLaVA-1.5 of 7B's shape, `suites`
 what the benchmark suites are made of. They are made of committed files; `support`, which method works on which family
-of backbones, of the code (`vtc.report.support`).
+of backbones, of the code (`vtc.pages.support`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from vtc import results, shipped
+from vtc.ablations import orders
 from vtc.errors import UserError
-from vtc.report import orders, plots, tables
+from vtc.report import plots, tables
 from vtc.report.runs import Setting, collect, number
 
 PAGES = ("README.md", "docs/findings.md", "docs/profile.md", "docs/evaluate.md", "docs/backbones.md")
@@ -117,7 +118,7 @@ def sweep_part(root: Path) -> str:
 def _absent(setting: Setting, tokens: int) -> str:
     """Which methods of the table have no row at a budget, and why: they can't leave so many tokens of this backbone's
     image, were not trained for it, or were not run."""
-    from vtc.backbones.base import BackboneShape
+    from vtc.interface import BackboneShape
     from vtc.registry import methods
 
     backbone, shape = setting.runs[0].result["backbone"], None
@@ -140,7 +141,7 @@ def method_part(root: Path) -> str:
 
 def pairs_part(root: Path) -> str:
     """Fwd2Bot and Victor against the methods that the three papers share, at equal tokens, by group of tasks."""
-    from vtc.evaluation.compare import compare
+    from vtc.statistics import compare
 
     setting = sweep_setting(root)
     runs = [r for r in setting.runs if not r.is_baseline] if setting else []
@@ -230,7 +231,7 @@ def shape_part(root: Path) -> str:
 
 def suites_part(root: Path) -> str:
     """The suites with their tasks, and each task with what its score is."""
-    from vtc.cli.choices import choices
+    from vtc.configuration.choices import choices
     from vtc.evaluation import suite
 
     found, lines = suite.suites(), choices("benchmark")
@@ -258,7 +259,7 @@ def _text_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def support_part(root: Path) -> str:
-    from vtc.report import support  # builds methods, and so imports torch
+    from vtc.pages import support  # builds methods, and so imports torch
 
     return support.part()
 
@@ -295,7 +296,7 @@ def main(argv: list[str]) -> int:
     stale = {name: new for name, text in texts.items() if (new := filled(text, root)) != text}
     if "--check" in argv:
         for name in PAGES:
-            print(f"{name} is {'out of date: python -m vtc.report.readme' if name in stale else 'up to date'}")
+            print(f"{name} is {'out of date: python -m vtc.pages.readme' if name in stale else 'up to date'}")
         return int(bool(stale))
     setting = sweep_setting(root)
     if setting is not None and len(setting.runs) > 1:

@@ -2,7 +2,7 @@
 
 A paper's table gives every pair of methods in it: the better one is that with the higher mean score relative to the
 uncompressed model, over the benchmarks that both report. Whether pocket agrees is judged as an ablation's claims are
-(`vtc.report.claims`): paired by sample, Holm-corrected over all pairs of all papers.
+(`vtc.ablations.claims`): paired by sample, Holm-corrected over all pairs of all papers.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from vtc.experiments import Claim
-from vtc.report import claims, tables
+from vtc.ablations import claims
+from vtc.ablations.experiments import Claim
+from vtc.report import tables
 from vtc.report.runs import Run
 
 FILE = "benchmarks/orders.yaml"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vtc.evaluation import statistics
+from vtc.statistics import scores as statistics
 
 
 def compare(a: str | Path, b: str | Path) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,172 @@
+"""Bases of the methods that act on what the vision tower made: choosing, merging and resampling its patches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vtc.interface.compressor import Compressor, Resampler
+from vtc.interface.context import Context
+from vtc.interface.shape import BackboneShape
+from vtc.interface.tokens import REGISTER, VISUAL, TokenSequence
+from vtc.interface.tower import Tower, TowerUse, View, require_cls, resolve_tower_layer, views
+
+
+@dataclass(frozen=True)
+class Condensed:
+    """What becomes of the n patches of J pictures.
+
+    Attributes:
+        kept: [J, n] bool, those whose visual tokens stay.
+        place, merged: [J, K] patches, kept ones among them, and [J, K, C] the tower's features that they have from now
+            on, projected anew; None: those of before.
+        added: [J, M, C] the tower's features of more tokens, which stand behind the image; None: no more.
+    """
+
+    kept: Tensor
+    place: Tensor | None = None
+    merged: Tensor | None = None
+    added: Tensor | None = None
+
+
+class TowerCompressor(Compressor):
+    """Chooses or merges the patches of each image before the LLM, by what the tower thinks of them. Override
+    `condense`.
+
+    Where an image is seen in tiles (LLaVA-NeXT) each of them is a picture of its own, with its own CLS, and an equal
+    share of the image's budget, as in the code of FasterVLM's and VisionZip's authors; tokens that no patch is behind
+    (newlines) go first.
+
+    Class attributes:
+        adaptive: it acts without a budget too.
+
+    Args:
+        tower_layer: whose CLS attention it reads; None: the layer whose output is projected (-2 in LLaVA-1.5).
+    """
+
+    adaptive: ClassVar[bool] = False
+
+    def __init__(self, tokens: int | None, shape: BackboneShape, tower_layer: int | None = None) -> None:
+        super().__init__(tokens, shape)
+        require_cls(self.name, shape)
+        self.tower_layer = resolve_tower_layer(tower_layer, shape)
+
+    def layers(self) -> set[int]:
+        return {0}
+
+    def tower(self) -> TowerUse:
+        return TowerUse(watch=frozenset({self.tower_layer}))
+
+    def condense(self, tower: Tower, count: int | None) -> Condensed:
+        """What becomes of the patches of some pictures, of which `count` tokens each are to be left, fewer than there
+        are; None (`adaptive`): as many as the method finds right.
+        """
+        raise NotImplementedError
+
+    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
+        _, real = tokens.images
+        if not real.numel() or (not self.adaptive if self.tokens is None else self.tokens >= real.shape[1]):
+            return tokens
+        tower = context.seen()
+        kept, changed, values = torch.zeros_like(real), torch.zeros_like(real), None
+        if tower.patches is not None and self.tokens is not None:
+            kept = self._untouched(tower.patches, real, self.tokens)
+        added: list[tuple[View, Tensor]] = []
+        for view in views(tower, self.tokens):
+            at = view.image[:, None], view.token
+            if view.count is not None and (view.count == 0 or view.count >= view.token.shape[1]):
+                kept[at] = view.count > 0
+                continue
+            made = self.condense(view.tower, view.count)
+            kept[at] = made.kept
+            if made.place is not None and made.merged is not None:
+                values = tokens.visual_hidden() if values is None else values
+                where = view.image[:, None], view.token.gather(1, made.place)
+                values = values.index_put(where, context.project(made.merged).to(values.dtype))
+                changed[at] = made.kept
+            if made.added is not None:
+                added.append((view, made.added))
+        out = tokens if values is None else tokens.rewrite(values, changed)
+        out = out.keep(out.per_token(kept, False) | ((out.role != VISUAL) & out.mask))
+        return _behind(out, added, context) if added else out
+
+    @staticmethod
+    def _untouched(patches: Sequence[Tensor], real: Tensor, count: int) -> Tensor:
+        """[I, N] bool: of images with fewer patches than they may leave tokens, the first of those without a patch."""
+        bare = torch.nn.utils.rnn.pad_sequence([p < 0 for p in patches], batch_first=True)
+        return bare & (bare.cumsum(1) <= count - (real & ~bare).sum(1, keepdim=True))
+
+
+def _behind(tokens: TokenSequence, added: Sequence[tuple[View, Tensor]], context: Context) -> TokenSequence:
+    """Puts what each picture of the views adds, [J, M, C], behind its image, tile by tile."""
+    if added[0][0].tower.place is None:  # images, not tiles
+        return tokens.insert(context.project(added[0][1]))
+    each: dict[tuple[int, int], Tensor] = {}
+    for view, new in added:
+        each |= zip(zip(view.image.tolist(), view.part, strict=True), new, strict=True)
+    rows = [[added[0][1][0, :0]] for _ in range(len(tokens.images[0]))]
+    for image, part in sorted(each):
+        rows[image].append(each[image, part])
+    padded = torch.nn.utils.rnn.pad_sequence([torch.cat(row) for row in rows], batch_first=True)
+    out = tokens.insert(context.project(padded))
+    lengths = torch.tensor([sum(map(len, row)) for row in rows], device=padded.device)
+    real = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+    new = (out.role == REGISTER) & out.mask
+    return out.keep((out.mask & ~new) | new.masked_scatter(new, real))
+
+
+class TowerPruner(TowerCompressor):
+    """Keeps the best patches of each image before the LLM, by what the tower thinks of them. Override `rate`."""
+
+    def rate(self, tower: Tower) -> Tensor:
+        """[I, N], higher is better. Ties go to the earlier patch."""
+        raise NotImplementedError
+
+    def condense(self, tower: Tower, count: int | None) -> Condensed:
+        return Condensed(best(self.rate(tower), count or 0))
+
+
+def best(score: Tensor, count: int) -> Tensor:
+    """[I, N] bool: the `count` highest of each row of scores [I, N]; ties go to the earlier one."""
+    chosen = score.argsort(dim=1, descending=True, stable=True)[:, :count]
+    return torch.zeros_like(score, dtype=torch.bool).scatter(1, chosen, True)
+
+
+class FewerPatches(Compressor):
+    """A tower that gives only `tokens` features for an image; override `tower` to say how.
+
+    The prompt still holds a place for each of the N: the engine fills those behind the features, and they go before
+    the LLM.
+    """
+
+    def layers(self) -> set[int]:
+        return set() if self.tokens is None else {0}
+
+    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
+        _, real = tokens.images
+        if self.tokens is None or not real.numel() or self.tokens >= real.shape[1]:
+            return tokens
+        made = tokens.per_token(real & (real.cumsum(1) <= self.tokens), False)
+        tokens = dataclasses.replace(tokens, origin=tokens.origin.masked_fill(tokens.visual, -1))
+        return tokens.keep(made | ((tokens.role != VISUAL) & tokens.mask))
+
+
+class TowerResampler(Resampler):
+    """Makes M new tokens of each image from what the tower made of it, in the projector's place. Override `forward`."""
+
+    def tower(self) -> TowerUse:
+        return TowerUse(projects=False)
+
+    def forward(self, features: Tensor, context: Context) -> Tensor:
+        """The tower's features [I, N, C] → [I, M, D]; `context.seen()` has what else `tower` asked for."""
+        raise NotImplementedError
+
+    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
+        if not tokens.images[0].numel():
+            return tokens
+        return tokens.replace(self(context.seen().features, context))

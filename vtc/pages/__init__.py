@@ -1,0 +1,1 @@
+"""What fills README and docs from result files and from the code itself: `python -m vtc.pages.readme`."""
