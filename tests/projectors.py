@@ -17,15 +17,16 @@ def shape_of(grid: tuple[int, int] | None, width: int = 24, depth: int = 4, leve
     """Sizes with a grid, which need not be a square, and a tower of this width and depth."""
     shape = tiny_backbone().shape
     count = None if grid is None else grid[0] * grid[1]
-    vision = shape.vision | {"width": width, "depth": depth, "feature_layer": level, "heads": 4} | others
+    tower = {"width": width, "depth": depth, "feature_layer": level, "heads": 4} | others
     if count is not None:
-        vision["tokens"] = count + vision["cls"]
+        tower["tokens"] = count + tower.get("cls", shape.vision.cls)
+    vision = replace(shape.vision, **tower)
     return replace(shape, grid=grid, visual_tokens=count, vision=vision)
 
 
 def random_tower(shape: BackboneShape, images: int, seed: int, layers: list[int], extra: int = 1) -> Tower:
     """What a tower might make of some images, in float64."""
-    draw, width = torch.Generator().manual_seed(seed), shape.vision["width"]
+    draw, width = torch.Generator().manual_seed(seed), shape.vision.width
 
     def states() -> Tensor:
         return torch.randn(images, extra + shape.visual_tokens, width, generator=draw, dtype=torch.float64)
@@ -71,7 +72,7 @@ def states(backbone: Backbone, pixels: Tensor) -> list[Tensor]:
     """The tower's own hidden states of each image and level, patches only: a list of [I, N, C]."""
     with torch.no_grad():
         found = backbone.vision_tower(pixels, output_hidden_states=True).hidden_states
-    return [h[:, backbone.shape.vision["cls"] :] for h in found]
+    return [h[:, backbone.shape.vision.cls :] for h in found]
 
 
 def every_parameter_learns(method: Compressor, made: Tensor) -> None:

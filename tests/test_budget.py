@@ -6,10 +6,21 @@ import pytest
 
 from vtc.budget import Budget, compression_ratio, relative_flops
 from vtc.errors import UserError
-from vtc.interface import BackboneShape
+from vtc.interface import BackboneShape, TowerShape
 from vtc.registry import methods
 
-LLAVA = BackboneShape("llava", 32, 4096, 576, (24, 24), 11008, 32, 32, 32064)
+LLAVA = BackboneShape(
+    "llava",
+    32,
+    4096,
+    576,
+    (24, 24),
+    11008,
+    32,
+    32,
+    32064,
+    TowerShape(24, 1024, 4096, 16, 336, 14, -2, cls=1, tokens=577),
+)
 
 
 def resolved(name: str, options: dict | None = None, **budget) -> int | None:

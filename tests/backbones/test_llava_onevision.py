@@ -128,7 +128,7 @@ def test_the_real_sizes_need_no_network(name: str, sizes: tuple) -> None:
 
     assert config.image_grid_pinpoints == LlavaOnevisionConfig().image_grid_pinpoints
     assert LlavaOnevision.shape_from(config, name) == shape
-    assert shape.vision["tile_tokens"] == 729 and not shape.vision["cls"] and shape.visual_tokens is None
+    assert shape.vision.tile_tokens == 729 and not shape.vision.cls and shape.visual_tokens is None
     assert shape_of({"name": name, "image_size": 384}).visual_tokens == 729 + 27 * 28
 
 

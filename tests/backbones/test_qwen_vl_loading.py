@@ -31,7 +31,7 @@ def test_any_folder_of_the_architecture_loads(saved) -> None:
     assert free.shape == shape_of(cfg) and free.shape.visual_tokens is None and free.shape.grid is None
     assert fixed.shape == shape_of(cfg | {"image_size": SIDE})
     assert fixed.shape.visual_tokens == 16 and fixed.shape.grid == (4, 4)
-    assert (fixed.shape.depth, fixed.shape.kv_heads, fixed.shape.vision["width"]) == (4, 2, 16)
+    assert (fixed.shape.depth, fixed.shape.kv_heads, fixed.shape.vision.width) == (4, 2, 16)
     assert fixed.shape.head_width == fixed.decoder.layers[0].self_attn.head_dim
     inputs = tiny.inputs(QUESTIONS, IMAGES, VIDEOS)
     with torch.no_grad():

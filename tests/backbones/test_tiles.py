@@ -152,7 +152,7 @@ def test_sizes_are_those_of_the_model(family: str) -> None:
         assert shape.kv_heads * shape.width // shape.heads == lm.layers[0].self_attn.k_proj.out_features
         assert shape.intermediate == lm.layers[0].mlp.up_proj.out_features
         linear = [m for m in backbone.projector.modules() if isinstance(m, torch.nn.Linear)]
-        assert shape.vision["projector"] == sum(m.weight.numel() for m in linear)
+        assert shape.vision.projector == sum(m.weight.numel() for m in linear)
         inputs = dict(backbone.inputs(["what"], [[noise(24, 17)]]))
         assert len(inputs["pixel_values"]) == tiles
         with torch.no_grad(), flop_counter() as counter:

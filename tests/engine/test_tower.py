@@ -187,7 +187,7 @@ def test_a_method_that_asks_nothing_leaves_the_tower_alone() -> None:
 
 def test_towers_without_cls_are_refused_by_name() -> None:
     shape = tiny_backbone().shape
-    bare = replace(shape, vision=shape.vision | {"cls": 0})
+    bare = replace(shape, vision=replace(shape.vision, cls=0))
     with pytest.raises(UserError, match="method=fastervlm: .*no CLS"):
         build("fastervlm", 4, bare)
     with pytest.raises(UserError, match="method=fastervlm: .*one visual token a patch"):
@@ -196,7 +196,7 @@ def test_towers_without_cls_are_refused_by_name() -> None:
 
 def test_layers_are_counted_as_the_papers_count() -> None:
     shape = tiny_backbone().shape
-    shape = replace(shape, vision=shape.vision | {"depth": 24, "feature_layer": -2})
+    shape = replace(shape, vision=replace(shape.vision, depth=24, feature_layer=-2))
     assert resolve_tower_layer(None, shape) == resolve_tower_layer(-2, shape) == 22
     assert resolve_tower_layer(-1, shape) == resolve_tower_layer(23, shape) == 23
     for wrong in (24, -25, 1.5, True):

@@ -21,7 +21,7 @@ from vtc.testing.contracts import generated, logits
 
 def small(backbone, pixels: torch.Tensor, side: int) -> torch.Tensor:
     """[side², C]: features of one image [3, H, W] at `side` patches a side."""
-    edge = side * backbone.shape.vision["patch_size"]
+    edge = side * backbone.shape.vision.patch_size
     planes = [
         np.asarray(Image.fromarray(p.float().numpy()).resize((edge, edge), Image.Resampling.BICUBIC)) for p in pixels
     ]
@@ -29,11 +29,11 @@ def small(backbone, pixels: torch.Tensor, side: int) -> torch.Tensor:
     patches = tower.embeddings.patch_embedding(torch.tensor(np.stack(planes)).double()[None]).flatten(2).transpose(1, 2)
     table = tower.embeddings.position_embedding.weight
     full = backbone.shape.grid[0]
-    grid = table[1:].T.reshape(1, shape["width"], full, full)
+    grid = table[1:].T.reshape(1, shape.width, full, full)
     grid = torch.nn.functional.interpolate(grid, size=(side, side), mode="bicubic").flatten(2)[0].T
     x = torch.cat([tower.embeddings.class_embedding[None] + table[:1], patches[0] + grid])[None]
     x = tower.pre_layrnorm(x)
-    for layer in tower.encoder.layers[: shape["depth"] - 1]:
+    for layer in tower.encoder.layers[: shape.depth - 1]:
         x = layer(x, None)
     return x[0, 1:]
 

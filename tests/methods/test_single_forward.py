@@ -128,7 +128,7 @@ def test_parameters_are_counted_as_injected_and_none_is_idle() -> None:
     method = build("single_forward", 4, backbone.shape, rank=4)
     method.attach(backbone)
     lora = sum(p.numel() for n, p in backbone.model.named_parameters() if ".lora_" in n)
-    assert method.extra_parameters == lora + 4 * backbone.shape.vision["width"]
+    assert method.extra_parameters == lora + 4 * backbone.shape.vision.width
     last = backbone.tower_layers[projected_layer(backbone.shape) + 1]
     assert not adapters.tuner_layers(last)  # its output is read by nobody
     build("single_forward", 3, backbone.shape, rank=4).attach(backbone)

@@ -16,7 +16,7 @@ from vtc.backbones.base import decoder_sizes
 from vtc.backbones.known import Known, decoder, tower
 from vtc.backbones.tiles import Frames, Tiled
 from vtc.errors import UserError
-from vtc.interface import BackboneShape
+from vtc.interface import BackboneShape, TowerShape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,19 +51,19 @@ class Idefics3(Tiled):
             name=name,
             visual_tokens=side * side,
             grid=(side, side),
-            vision={
-                "depth": vision.num_hidden_layers,
-                "feature_layer": -1,
-                "width": vision.hidden_size,
-                "intermediate": vision.intermediate_size,
-                "heads": vision.num_attention_heads,
-                "tokens": cells * cells,
-                "cls": 0,
-                "image_size": vision.image_size,
-                "patch_size": vision.patch_size,
-                "tile_tokens": side * side,
-                "projector": vision.hidden_size * config.scale_factor**2 * decoder["width"],
-            },
+            vision=TowerShape(
+                depth=vision.num_hidden_layers,
+                feature_layer=-1,
+                width=vision.hidden_size,
+                intermediate=vision.intermediate_size,
+                heads=vision.num_attention_heads,
+                tokens=cells * cells,
+                cls=0,
+                image_size=vision.image_size,
+                patch_size=vision.patch_size,
+                tile_tokens=side * side,
+                projector=vision.hidden_size * config.scale_factor**2 * decoder["width"],
+            ),
             **decoder,
         )
 
@@ -104,7 +104,7 @@ class Idefics3(Tiled):
         import torch
 
         if self.tokenizer is None:
-            if self.tiles is False or self.shape.visual_tokens == self.shape.vision["tile_tokens"]:
+            if self.tiles is False or self.shape.visual_tokens == self.shape.vision.tile_tokens:
                 return torch.ones_like(row, dtype=torch.bool)  # every picture is one tile
             raise UserError(
                 f"backbone={self.name}: only its tokenizer says where an image of several tiles ends; "

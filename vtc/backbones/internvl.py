@@ -15,7 +15,7 @@ from vtc.backbones.chat import chatml
 from vtc.backbones.known import Known, decoder, tower
 from vtc.backbones.tiles import Frames, Tiled
 from vtc.errors import UserError
-from vtc.interface import BackboneShape
+from vtc.interface import BackboneShape, TowerShape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,19 +44,19 @@ class InternVL(Tiled):
             name=name,
             visual_tokens=side * side,
             grid=(side, side),
-            vision={
-                "depth": vision.num_hidden_layers,
-                "feature_layer": level if isinstance(level, int) else max(level),
-                "width": vision.hidden_size,
-                "intermediate": vision.intermediate_size,
-                "heads": vision.num_attention_heads,
-                "tokens": cells * cells + 1,
-                "cls": 1,
-                "image_size": image,
-                "patch_size": patch,
-                "tile_tokens": side * side,
-                "projector": vision.hidden_size * shuffle**2 * decoder["width"] + decoder["width"] ** 2,
-            },
+            vision=TowerShape(
+                depth=vision.num_hidden_layers,
+                feature_layer=level if isinstance(level, int) else max(level),
+                width=vision.hidden_size,
+                intermediate=vision.intermediate_size,
+                heads=vision.num_attention_heads,
+                tokens=cells * cells + 1,
+                cls=1,
+                image_size=image,
+                patch_size=patch,
+                tile_tokens=side * side,
+                projector=vision.hidden_size * shuffle**2 * decoder["width"] + decoder["width"] ** 2,
+            ),
             **decoder,
         )
 

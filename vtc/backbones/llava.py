@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vtc.backbones.base import Backbone, decoder_sizes
 from vtc.backbones.known import CLIP_336, Known, decoder
 from vtc.errors import UserError
-from vtc.interface import BackboneShape
+from vtc.interface import BackboneShape, TowerShape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,17 +39,17 @@ class Llava(Backbone):
             name=name,
             visual_tokens=count + full,
             grid=None if full else (side, side),
-            vision={
-                "depth": layers,
-                "feature_layer": level if isinstance(level, int) else max(level),
-                "width": vision.hidden_size,
-                "intermediate": vision.intermediate_size,
-                "heads": vision.num_attention_heads,
-                "tokens": count + first,
-                "cls": first,
-                "image_size": vision.image_size,
-                "patch_size": vision.patch_size,
-            },
+            vision=TowerShape(
+                depth=layers,
+                feature_layer=level if isinstance(level, int) else max(level),
+                width=vision.hidden_size,
+                intermediate=vision.intermediate_size,
+                heads=vision.num_attention_heads,
+                tokens=count + first,
+                cls=first,
+                image_size=vision.image_size,
+                patch_size=vision.patch_size,
+            ),
             **decoder_sizes(config.text_config),
         )
 

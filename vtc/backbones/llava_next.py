@@ -40,15 +40,16 @@ class LlavaNext(Chat, Llava):
     @classmethod
     def shape_from(cls, config: Any, name: str, image_size: int | None = None) -> BackboneShape:
         shape = Llava.shape_from(config, name)
-        vision = shape.vision | {"tile_tokens": shape.visual_tokens or 0}
-        if image_size is None:
-            del vision["tokens"]  # the tower sees as many tiles as the picture has
+        vision = dataclasses.replace(shape.vision, tile_tokens=shape.visual_tokens)
+        if image_size is None:  # the tower sees as many tiles as the picture has
+            vision = dataclasses.replace(vision, tokens=None)
             return dataclasses.replace(shape, visual_tokens=None, grid=None, vision=vision)
         layout = anyres.fixed(image_size, config, name)
         tiles = 1 + layout.tiles[0] * layout.tiles[1]
         # Padding is projected, newline tokens are not.
-        weights = vision["width"] * shape.width + shape.width**2
-        vision |= {"tiles": tiles, "projector": round(weights * tiles * vision["tile_tokens"] / layout.tokens)}
+        weights = vision.width * shape.width + shape.width**2
+        projector = round(weights * tiles * (vision.tile_tokens or 0) / layout.tokens)
+        vision = dataclasses.replace(vision, tiles=tiles, projector=projector)
         return dataclasses.replace(shape, visual_tokens=layout.tokens, grid=None, vision=vision)
 
     def tower_patches(self, call: Mapping[str, Any]) -> list[Tensor]:
@@ -58,7 +59,7 @@ class LlavaNext(Chat, Llava):
         config, sizes = self.model.config, call["image_sizes"]
         layouts = [anyres.layout((int(height), int(width)), config) for height, width in sizes]
         tiles = [1 + layout.tiles[0] * layout.tiles[1] for layout in layouts]
-        patches = self.shape.vision["tile_tokens"]
+        patches = self.shape.vision.tile_tokens or 0
         number = torch.arange(sum(tiles) * patches, device=call["pixel_values"].device).float()
         strategy = call.get("vision_feature_select_strategy") or config.vision_feature_select_strategy
         packed, _ = self.core.pack_image_features(

@@ -42,8 +42,7 @@ class LlavaOnevision(Videos, LlavaNext):
     @property
     def _frame_side(self) -> int:
         """Visual tokens along a side of a frame: half of the patches, rounded up."""
-        vision = self.shape.vision
-        return -(-(vision["image_size"] // vision["patch_size"]) // 2)
+        return -(-self.shape.vision.grid_side // 2)
 
     def grid_of(self, count: int) -> tuple[int, int] | None:
         side = self._frame_side

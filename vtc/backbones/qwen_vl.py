@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vtc.backbones.base import decoder_sizes
 from vtc.backbones.chat import Chat, chatml
 from vtc.errors import UserError
-from vtc.interface import BackboneShape
+from vtc.interface import BackboneShape, TowerShape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,15 +67,15 @@ class QwenVL(Chat):
             name=name,
             visual_tokens=None if side is None else side * side,
             grid=None if side is None else (side, side),
-            vision={
-                "depth": vision.depth,
-                "feature_layer": -1,
-                "heads": vision.num_heads,
-                "cls": 0,
-                "image_size": image_size or EXAMPLE * patch * merge,
-                "patch_size": patch,
+            vision=TowerShape(
+                depth=vision.depth,
+                feature_layer=-1,
+                heads=vision.num_heads,
+                cls=0,
+                image_size=image_size or EXAMPLE * patch * merge,
+                patch_size=patch,
                 **cls._tower(vision),
-            },
+            ),
             **decoder_sizes(text),
         )
 
@@ -96,7 +96,7 @@ class QwenVL(Chat):
     @classmethod
     def _within(cls, shape: BackboneShape, pixels: tuple[int, int]) -> None:
         """Raises `UserError` for a size of images that the processor wouldn't leave as it is."""
-        side = shape.vision["image_size"]
+        side = shape.vision.image_size
         if shape.grid is not None and not pixels[0] <= side * side <= pixels[1]:
             raise cls._refused(side, shape.name, side // shape.grid[0], pixels)
 
@@ -122,7 +122,7 @@ class QwenVL(Chat):
         return cls.pixels
 
     @classmethod
-    def _tower(cls, vision: Any) -> dict[str, int]:
+    def _tower(cls, vision: Any) -> dict[str, Any]:
         """Width and MLP width of the tower."""
         return {"width": vision.hidden_size, "intermediate": vision.intermediate_size}
 
@@ -275,7 +275,7 @@ class Qwen2VL(QwenVL):
     model_class, kind = "Qwen2VLForConditionalGeneration", "qwen2_vl"
 
     @classmethod
-    def _tower(cls, vision: Any) -> dict[str, int]:
+    def _tower(cls, vision: Any) -> dict[str, Any]:
         return {"width": vision.embed_dim, "intermediate": vision.embed_dim * vision.mlp_ratio}
 
 

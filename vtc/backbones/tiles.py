@@ -76,7 +76,7 @@ class Tiled(Chat):
             raise UserError(f"backbone.tiles={tiles}: allowed: true, false, null (as the checkpoint has it)")
         if image_size is None:
             return tile if tiles is False else dataclasses.replace(tile, visual_tokens=None, grid=None)
-        side, cut = tile.vision["image_size"], tiles is not False
+        side, cut = tile.vision.image_size, tiles is not False
         allowed = [side * n for n in range(1, cls.most_tiles + 1 if cut else 2)]
         if image_size not in allowed:
             raise UserError(
@@ -86,12 +86,14 @@ class Tiled(Chat):
         if image_size == side:
             return tile
         count = (image_size // side) ** 2 + 1
-        tokens = count * tile.vision["tile_tokens"]
-        return dataclasses.replace(tile, visual_tokens=tokens, grid=None, vision=tile.vision | {"tiles": count})
+        tokens = count * (tile.vision.tile_tokens or 0)
+        return dataclasses.replace(
+            tile, visual_tokens=tokens, grid=None, vision=dataclasses.replace(tile.vision, tiles=count)
+        )
 
     def grid_of(self, count: int) -> tuple[int, int] | None:
         """One tile is a grid; several are grids beside each other and the whole picture once more."""
-        return super().grid_of(count) if count == self.shape.vision["tile_tokens"] else None
+        return super().grid_of(count) if count == self.shape.vision.tile_tokens else None
 
     # -- features
     def image_sizes(self, input_ids: Tensor) -> list[int]:

@@ -36,8 +36,10 @@ class VideoLlava(Videos, Chat, Llava):
     @classmethod
     def shape_from(cls, config: Any, name: str) -> BackboneShape:
         shape = Llava.shape_from(config, name)
-        tokens = shape.vision["tokens"]
-        return dataclasses.replace(shape, visual_tokens=tokens, grid=None, vision=shape.vision | {"towers": 2})
+        tokens = shape.vision.tokens
+        return dataclasses.replace(
+            shape, visual_tokens=tokens, grid=None, vision=dataclasses.replace(shape.vision, towers=2)
+        )
 
     @property
     def vision_tower(self) -> Any:

@@ -43,7 +43,7 @@ def encode_images(backbone: Backbone, method: Compressor, pixel_values: Tensor) 
     """
     from PIL import Image
 
-    side = backbone.image_size or backbone.shape.vision["image_size"]
+    side = backbone.image_size or backbone.shape.vision.image_size
     blank = Image.new("RGB", (side, side))  # of any image the processor makes the same tokens
     ids = backbone.encode([backbone.prompt(SUMMARY_PROMPT)], [[blank]])["input_ids"]
     return _encoded(backbone, method, {"input_ids": ids.expand(len(pixel_values), -1), "pixel_values": pixel_values})

@@ -182,7 +182,7 @@ class Watch:
                 size = sizes[-1]
                 with probe.projections(block.self_attn) as got:
                     hidden = attend(hidden_states, size.log()[:, None, None].to(hidden_states.dtype))
-                keys = got["k"].unflatten(-1, (self.backbone.shape.vision["heads"], -1)).transpose(1, 2)
+                keys = got["k"].unflatten(-1, (self.backbone.shape.vision.heads, -1)).transpose(1, 2)
                 assert use.merge is not None
                 hidden, size = use.merge(layer, hidden, keys, size)
                 sizes[:] = [size]
@@ -207,7 +207,7 @@ class Watch:
         vision, features, levels = self.backbone.shape.vision, got.pop("features"), got.pop("levels")
         queries = {layer: seen["q"] for layer, seen in got.items()}
         keys = {layer: seen["k"] for layer, seen in got.items()}
-        return Tower(features, queries, keys, vision["heads"], vision["cls"], levels, patches)
+        return Tower(features, queries, keys, vision.heads, vision.cls, levels, patches)
 
     def _remember(self, outputs: Any, tower: Tower) -> None:
         """Fills the places that an image has in the prompt beyond its features, and ties what was seen to them."""

@@ -84,7 +84,6 @@ def describe(settings: Mapping[str, Any]) -> list[str]:
     from vtc.assemble import plan
     from vtc.backbones.loading import quantization_of, weight_bytes
     from vtc.evaluation.run import sources
-    from vtc.profiling.display import number
     from vtc.registry import backbones
 
     cfg, hub = OmegaConf.create(dict(settings)), Hub()
@@ -98,12 +97,11 @@ def describe(settings: Mapping[str, Any]) -> list[str]:
     lines.append(f"checkpoint  {checkpoint or 'none needed' if not method.needs_training else checkpoint}")
     if shape.visual_tokens is not None:
         lines += _costs(settings, made, shape, weights, item, "; the same for every task")
-    elif (side := shape.vision.get("image_size")) is not None:
+    else:
+        side = shape.vision.image_size
         given = {**settings["backbone"], "image_size": side}
         example = backbones.get(settings["backbone"]["name"]).shape_of(given)
         lines += _costs(settings, made, example, weights, item, f", of {side}×{side} pixels; others have their own")
-    else:
-        lines.append(f"memory      weights {number(weights, 'B')}; the rest depends on the images")
     lines += _tasks(settings, hub)
     return lines
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import os
@@ -99,7 +100,7 @@ def assemble_result(
             "pretrained": shared(run.backbone_source),
             "parameters": count(backbone.model),
             "weights": run.weights[:12],
-            "shape": {k: v for k, v in vars(backbone.shape).items() if k != "name"},
+            "shape": {k: v for k, v in dataclasses.asdict(backbone.shape).items() if k != "name"},
         },
         "method": {
             "name": method.name,

@@ -17,7 +17,7 @@ from vtc.interface.compressor import (
 )
 from vtc.interface.context import Context
 from vtc.interface.layers import resolve_layer, scaled_layer
-from vtc.interface.shape import BackboneShape
+from vtc.interface.shape import BackboneShape, TowerShape
 from vtc.interface.tokens import REGISTER, TEXT, VISUAL, TokenSequence, keep_best, keep_best_of_rows, merge_images
 from vtc.interface.tower import (
     Tower,
@@ -58,6 +58,7 @@ __all__ = [
     "TowerCompressor",
     "TowerPruner",
     "TowerResampler",
+    "TowerShape",
     "TowerUse",
     "VideoPruner",
     "View",

@@ -27,3 +27,6 @@ class AttachableBackbone(Protocol):
 
     def add_adapters(self, names: Sequence[str], rank: int, alpha: int, dropout: float = 0.0) -> None:
         """Puts LoRA adapters of these names on the linear layers of the LLM, inactive until the engine runs one."""
+
+    def add_tower_adapters(self, names: Sequence[str], rank: int, alpha: int, dropout: float = 0.0) -> None:
+        """The same on the layers of the vision tower, up to the one that is projected."""

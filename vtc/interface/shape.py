@@ -2,7 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TowerShape:
+    """Sizes of a vision tower. Of families that cut pictures into tiles all of this is said of one tile.
+
+    Attributes:
+        depth, width, intermediate, heads: its layers, their hidden size, MLP width and attention heads.
+        image_size: the side in pixels of its images; where they may have any size, that of the example that costs are
+            measured on.
+        patch_size: the side in pixels of a patch.
+        feature_layer: which of the hidden states are projected, as the model's configuration counts them.
+        cls: how many tokens stand before the patches (CLIP 1, SigLIP 0).
+        tokens: how many it sees of an image; None where it sees images in parts, or as large as they are.
+        tile_tokens: visual tokens of one tile; None where pictures are not cut.
+        tiles: how many an image has, where that is fixed.
+        towers: how many there are; Video-LLaVA has one for pictures and one for videos.
+        projector: multiplications of the projector for a visual token; None: those of LLaVA's two layers.
+    """
+
+    depth: int
+    width: int
+    intermediate: int
+    heads: int
+    image_size: int
+    patch_size: int
+    feature_layer: int
+    cls: int = 0
+    tokens: int | None = None
+    tile_tokens: int | None = None
+    tiles: int = 1
+    towers: int = 1
+    projector: int | None = None
+
+    @property
+    def grid_side(self) -> int:
+        """Patches along one side of an image."""
+        return self.image_size // self.patch_size
 
 
 @dataclass(frozen=True)
@@ -19,13 +57,7 @@ class BackboneShape:
         heads, kv_heads: attention heads of the decoder, and those of keys and values.
         vocab: vocabulary size.
         places: whether the i-th visual tokens of two images of one size stand for the same place.
-        vision: {depth, width, intermediate, heads, tokens, cls, image_size, patch_size} of the tower; `cls` is how
-            many tokens stand before the patches (CLIP 1, SigLIP 0), `feature_layer` which hidden states are projected,
-            `tokens` how many the tower sees of an image, where it sees all images alike and whole,
-            `image_size` the side of its images; where they may have any size, that of the example that costs are
-            measured on. Of families that cut pictures into tiles all of this is said of one tile, with its
-            `tile_tokens`, and beside it how many `tiles` an image has. `projector`: its multiplications for a visual
-            token, where it isn't LLaVA's.
+        vision: of the tower.
         head_dim: width of an attention head, where it is not `width / heads`.
     """
 
@@ -38,7 +70,7 @@ class BackboneShape:
     heads: int
     kv_heads: int
     vocab: int
-    vision: dict[str, int] = field(default_factory=dict)
+    vision: TowerShape
     places: bool = True
     head_dim: int | None = None
 

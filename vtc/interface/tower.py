@@ -121,8 +121,8 @@ class Tower:
 
 def projected_layer(shape: BackboneShape) -> int:
     """The tower's layer (0…) whose output the projector reads."""
-    level = shape.vision["feature_layer"]
-    return level + shape.vision["depth"] if level < 0 else level - 1  # of the hidden states, which begin with layer 0's
+    level = shape.vision.feature_layer
+    return level + shape.vision.depth if level < 0 else level - 1  # of the hidden states, which begin with layer 0's
 
 
 def resolve_tower_layer(layer: int | None, shape: BackboneShape) -> int:
@@ -131,7 +131,7 @@ def resolve_tower_layer(layer: int | None, shape: BackboneShape) -> int:
     Raises:
         UserError: not a whole number, or a layer that this tower doesn't have.
     """
-    depth = shape.vision["depth"]
+    depth = shape.vision.depth
     if layer is None:
         return projected_layer(shape)
     if isinstance(layer, bool) or not isinstance(layer, int) or not -depth <= layer < depth:
@@ -147,7 +147,7 @@ def require_patches(method: str, shape: BackboneShape) -> None:
     vision = shape.vision
     _require_one_tower(method, shape)
     patches = _patches(shape)
-    if shape.visual_tokens not in (patches, patches + vision.get("cls", 0)):
+    if shape.visual_tokens not in (patches, patches + vision.cls):
         has = "no fixed number of them" if shape.visual_tokens is None else f"{shape.visual_tokens} of {patches}"
         raise UserError(f"method={method}: it needs one visual token a patch; {shape.name} has {has}")
 
@@ -158,18 +158,18 @@ def require_cls(method: str, shape: BackboneShape) -> None:
     """
     vision = shape.vision
     _require_one_tower(method, shape)
-    if not vision.get("cls"):
+    if not vision.cls:
         raise UserError(
             f"method={method}: it scores patches by CLS attention, and the tower of {shape.name} has no CLS"
         )
     patches = _patches(shape)
-    tokens = vision.get("tile_tokens", shape.visual_tokens)
+    tokens = vision.tile_tokens or shape.visual_tokens
     if tokens != patches:
         raise UserError(f"method={method}: it needs one visual token a patch; {shape.name} has {tokens} of {patches}")
 
 
 def _require_one_tower(method: str, shape: BackboneShape) -> None:
-    towers = shape.vision.get("towers", 1)
+    towers = shape.vision.towers
     if towers > 1:
         raise UserError(f"method={method}: it reads the vision tower, and {shape.name} has {towers} of them")
 
@@ -177,9 +177,7 @@ def _require_one_tower(method: str, shape: BackboneShape) -> None:
 def _patches(shape: BackboneShape) -> int:
     """What the tower cuts an image, or the example of one, into."""
     vision = shape.vision
-    if "tokens" in vision:
-        return vision["tokens"] - vision.get("cls", 0)
-    return (vision.get("image_size", 0) // vision.get("patch_size", 1)) ** 2
+    return vision.grid_side**2 if vision.tokens is None else vision.tokens - vision.cls
 
 
 @dataclass(frozen=True)

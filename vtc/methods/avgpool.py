@@ -112,7 +112,7 @@ def require_grid(method: str, shape: BackboneShape, instead: str = "") -> None:
     Args:
         instead: what the user may do about it.
     """
-    if shape.grid is None and (shape.visual_tokens is not None or "tile_tokens" in shape.vision):
+    if shape.grid is None and (shape.visual_tokens is not None or shape.vision.tile_tokens):
         raise UserError(
             f"method={method}: it needs a rectangular grid of visual tokens; {shape.name} has none"
             f"{f', {instead}' if instead else ''}"

@@ -15,7 +15,7 @@ from vtc.interface import REGISTER, VISUAL, Compressor, Context, SelfCompressor,
 from vtc.registry import methods, parts
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import Backbone
+    from vtc.interface.backbone import AttachableBackbone
     from vtc.interface import BackboneShape
 
 
@@ -115,7 +115,7 @@ class Chain(Compressor):
             for name, loss in part.losses(self.seen_by(step, context)).items()
         }
 
-    def attach(self, backbone: Backbone) -> None:
+    def attach(self, backbone: AttachableBackbone) -> None:
         for part in self:
             part.attach(backbone)
 
@@ -294,6 +294,6 @@ def _asked(options: Mapping[str, Any], shape: BackboneShape) -> float | None:
 
 def _patches(shape: BackboneShape) -> float | None:
     """Visual tokens for each patch of the tower; None where one of the two isn't known."""
-    if shape.visual_tokens is None or not shape.vision:
+    if shape.visual_tokens is None:
         return None
-    return shape.visual_tokens / (shape.vision["image_size"] // shape.vision["patch_size"]) ** 2
+    return shape.visual_tokens / shape.vision.grid_side**2

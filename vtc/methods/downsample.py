@@ -32,7 +32,7 @@ class Downsample(FewerPatches):
         side = _side(self.shape)
         if self.tokens is None or self.tokens >= side * side:
             return None
-        return TowerUse(image_size=round(self.tokens**0.5) * self.shape.vision["patch_size"])
+        return TowerUse(image_size=round(self.tokens**0.5) * self.shape.vision.patch_size)
 
     @classmethod
     def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
@@ -47,8 +47,8 @@ class Downsample(FewerPatches):
         if tokens is None or tokens == shape.visual_tokens:
             return shape
         side = round(tokens**0.5)  # for a method behind this one, the image is a smaller one
-        seen = {"image_size": side * shape.vision["patch_size"], "tokens": side * side + shape.vision["cls"]}
-        vision = shape.vision | seen
+        pixels, patches = side * shape.vision.patch_size, side * side + shape.vision.cls
+        vision = replace(shape.vision, image_size=pixels, tokens=patches)
         return replace(shape, visual_tokens=tokens, grid=(side, side), vision=vision)
 
 

@@ -13,7 +13,7 @@ from vtc.errors import UserError, unknown
 from vtc.interface import SUMMARY_PROMPT, Context, SelfCompressor, TokenSequence
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import Backbone
+    from vtc.interface.backbone import AttachableBackbone
     from vtc.interface import BackboneShape
 
 COMPRESS, GENERATE, SHARED = "compress", "generate", "shared"
@@ -91,7 +91,7 @@ class Fwd2Bot(SelfCompressor):
         self.summary = nn.Parameter(torch.randn(k, shape.width) * 0.02)  # H_r
         self.prompt_ids: Any = None  # tokens of H_p, once attached to a backbone and so to a tokenizer
 
-    def attach(self, backbone: Backbone) -> None:
+    def attach(self, backbone: AttachableBackbone) -> None:
         """Adds the adapters to the LLM's linear layers, which freezes the LLM, and tokenizes the prompt."""
         if self.prompt_ids is None:
             self.prompt_ids = torch.tensor(backbone.tokenizer(SUMMARY_PROMPT, add_special_tokens=False)["input_ids"])

@@ -54,9 +54,9 @@ class QFormer(TowerResampler):
         require_patches(self.name, shape)
         vision = shape.vision
         sizes = {
-            "layers": max(4, vision["depth"] // 2) if layers is None else layers,
-            "width": vision["width"] if width is None else width,
-            "heads": vision["heads"] if heads is None else heads,
+            "layers": max(4, vision.depth // 2) if layers is None else layers,
+            "width": vision.width if width is None else width,
+            "heads": vision.heads if heads is None else heads,
         }
         for key, value in sizes.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -72,13 +72,13 @@ class QFormer(TowerResampler):
             num_hidden_layers=sizes["layers"],
             num_attention_heads=sizes["heads"],
             intermediate_size=4 * sizes["width"],
-            encoder_hidden_size=vision["width"],
+            encoder_hidden_size=vision.width,
             cross_attention_frequency=2,
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=dropout,
         )
         self.queries = nn.Parameter(torch.randn(m, sizes["width"]) * config.initializer_range)
-        self.norm = nn.LayerNorm(vision["width"])
+        self.norm = nn.LayerNorm(vision.width)
         self.blocks = Blip2QFormerModel(config)
         self.project = nn.Linear(sizes["width"], shape.width)
 

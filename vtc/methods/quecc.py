@@ -64,7 +64,7 @@ class QueCC(TowerResampler):
         super().__init__(tokens or self.default_tokens(shape), shape)
         self.grid, self.stride = windows_of(self.name, self.tokens or 0, shape)
         self.fine = fine_layers(tower_layers, shape)
-        width = shape.vision["width"]
+        width = shape.vision.width
         self.text = nn.Sequential(nn.Linear(shape.width, width), nn.LayerNorm(width, eps=1e-6))
         self.query = nn.Sequential(*mlp(width, width), nn.LayerNorm(width, eps=1e-6))
         self.shrink = nn.Conv2d(width, width, self.stride, self.stride, groups=width)

@@ -12,7 +12,7 @@ from vtc.interface import FewerPatches, TowerUse, projected_layer, require_patch
 from vtc.methods.fwd2bot import COMPRESS, GENERATE, lora_parameters
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import Backbone
+    from vtc.interface.backbone import AttachableBackbone
     from vtc.interface import BackboneShape
 
 
@@ -57,9 +57,9 @@ class SingleForward(FewerPatches):
         if rank < 1:
             raise UserError(f"method.rank={rank}: allowed: 1 or more")
         self.rank, self.alpha, self.dropout = rank, alpha or 2 * rank, dropout
-        self.summary = nn.Parameter(torch.randn(k, shape.vision["width"]) * 0.02)
+        self.summary = nn.Parameter(torch.randn(k, shape.vision.width) * 0.02)
 
-    def attach(self, backbone: Backbone) -> None:
+    def attach(self, backbone: AttachableBackbone) -> None:
         """Adds an adapter to the tower and one to the LLM, and freezes both."""
         backbone.add_tower_adapters((COMPRESS,), self.rank, self.alpha, self.dropout)
         backbone.add_adapters((GENERATE,), self.rank, self.alpha, self.dropout)
@@ -71,7 +71,7 @@ class SingleForward(FewerPatches):
     def extra_parameters(self) -> int:
         """The summary tokens and both adapters: r·(in + out) in each linear layer."""
         v = self.shape.vision
-        sides = 4 * 2 * v["width"] + 2 * (v["width"] + v["intermediate"])
+        sides = 4 * 2 * v.width + 2 * (v.width + v.intermediate)
         in_tower = self.rank * (projected_layer(self.shape) + 1) * sides
         return self.summary.numel() + in_tower + lora_parameters(self.shape, self.rank)
 

@@ -59,7 +59,7 @@ class TokenPacker(TowerResampler):
         super().__init__(tokens or self.default_tokens(shape), shape)
         self.grid, self.stride = windows_of(self.name, self.tokens or 0, shape)
         self.fine = fine_layers(tower_layers, shape)
-        width = shape.vision["width"]
+        width = shape.vision.width
         self.query = nn.Sequential(nn.Linear(width, width, bias=False), nn.LayerNorm(width, eps=1e-6))
         self.injection = WindowAttention(self.name, len(self.fine) * width, width, heads)
         self.mlp = mlp(width, shape.width)

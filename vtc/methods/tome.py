@@ -41,7 +41,7 @@ class ToMe(FewerPatches):
         if self.tokens is None or self.tokens >= count:
             return None
         merges = schedule(count, self.tokens, projected_layer(self.shape) + 1)
-        extra = self.shape.vision["cls"]
+        extra = self.shape.vision.cls
 
         def merge(layer: int, hidden: Tensor, keys: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
             return merged(hidden, keys, size, merges[layer], extra) if merges[layer] else (hidden, size)

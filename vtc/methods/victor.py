@@ -13,7 +13,7 @@ from vtc.interface import VISUAL, Compressor, Context, TokenSequence, resolve_la
 from vtc.methods.avgpool import raster_groups
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import Backbone
+    from vtc.interface.backbone import AttachableBackbone
     from vtc.interface import BackboneShape
 
 REGISTERS = ("learnable", "pooled", "zeros", "image_token")
@@ -84,7 +84,7 @@ class Victor(Compressor):
     def trained_for(self) -> int | None:
         return self.tokens if self.registers is None else len(self.registers)
 
-    def attach(self, backbone: Backbone) -> None:
+    def attach(self, backbone: AttachableBackbone) -> None:
         """Looks up the word "Image" (or "image", where the tokenizer doesn't know the first)."""
         if self.kind == "image_token" and self.word is None:
             found = [backbone.tokenizer(word, add_special_tokens=False)["input_ids"] for word in ("Image", "image")]

@@ -55,7 +55,7 @@ def side_by_side(tower: Tower, layers: Sequence[int]) -> Tensor:
 
 def fine_layers(given: Sequence[int] | None, shape: BackboneShape) -> list[int]:
     """The tower's layers (0…) whose outputs are the fine features, in the order given; None: the paper's."""
-    depth, last = shape.vision["depth"], projected_layer(shape) + 1
+    depth, last = shape.vision.depth, projected_layer(shape) + 1
     if given is None:
         return sorted({max(1, round(state * last / PAPER_STATES[-1])) - 1 for state in PAPER_STATES})
     wrong = [n for n in given if isinstance(n, bool) or not isinstance(n, int) or not -depth <= n < depth]

@@ -118,12 +118,19 @@ def sweep_part(root: Path) -> str:
 def _absent(setting: Setting, tokens: int) -> str:
     """Which methods of the table have no row at a budget, and why: they can't leave so many tokens of this backbone's
     image, were not trained for it, or were not run."""
-    from vtc.interface import BackboneShape
+    from vtc.interface import BackboneShape, TowerShape
     from vtc.registry import methods
 
     backbone, shape = setting.runs[0].result["backbone"], None
     if sizes := backbone.get("shape"):
-        shape = BackboneShape(**sizes | {"name": backbone["name"], "grid": sizes["grid"] and tuple(sizes["grid"])})
+        shape = BackboneShape(
+            **sizes
+            | {
+                "name": backbone["name"],
+                "grid": sizes["grid"] and tuple(sizes["grid"]),
+                "vision": TowerShape(**sizes["vision"]),
+            }
+        )
     reasons: dict[str, list[str]] = {"Not offered": [], "No weights": [], "No run": []}
     there = {r.method for r in setting.runs if r.tokens == tokens}
     for name in sorted({r.method for r in setting.runs if not r.is_baseline} - there):

@@ -54,7 +54,7 @@ def shapes(name: str) -> Iterator[tuple[str, BackboneShape]]:
     yield YES, free
     if free.visual_tokens is not None:
         return
-    for side in (free.vision.get("image_size"), *SIDES):
+    for side in (free.vision.image_size, *SIDES):
         if side:
             try:
                 yield FIXED, cls.shape_of({"name": name, "image_size": side})

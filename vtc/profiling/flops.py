@@ -56,14 +56,15 @@ def vision(shape: BackboneShape, images: int = 1) -> float:
     """The vision tower (patch convolution, all of its layers: transformers runs them all, whichever is read) and the
     projector, for `images` images: as many multiplications a visual token as the family says, or LLaVA's two layers."""
     v = shape.vision
-    if "tokens" not in v:  # a tower that sees an image in parts, or as large as it is
+    if v.tokens is None:  # a tower that sees an image in parts, or as large as it is
         return 0.0
-    t, w = v["tokens"], v["width"]
-    patches = (v["image_size"] // v["patch_size"]) ** 2
-    stem = 2.0 * patches * 3 * v["patch_size"] ** 2 * w
-    per_layer = 2.0 * t * (4 * w * w + 2 * w * v["intermediate"]) + 4.0 * t * t * w
-    projector = 2.0 * (shape.visual_tokens or patches) * v.get("projector", w * shape.width + shape.width**2)
-    return images * (v.get("tiles", 1) * (stem + v["depth"] * per_layer) + projector)
+    t, w = v.tokens, v.width
+    patches = v.grid_side**2
+    stem = 2.0 * patches * 3 * v.patch_size**2 * w
+    per_layer = 2.0 * t * (4 * w * w + 2 * w * v.intermediate) + 4.0 * t * t * w
+    multiplications = v.projector or w * shape.width + shape.width**2
+    projector = 2.0 * (shape.visual_tokens or patches) * multiplications
+    return images * (v.tiles * (stem + v.depth * per_layer) + projector)
 
 
 def total(shape: BackboneShape, calls: Sequence[Call], causal: bool = True) -> float:

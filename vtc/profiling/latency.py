@@ -94,7 +94,7 @@ def example(backbone: Backbone, rows: int, prompt_tokens: int, seed: int = 0) ->
     import numpy as np
     from PIL import Image
 
-    side = backbone.image_size or int(backbone.shape.vision.get("image_size", 336))
+    side = backbone.image_size or backbone.shape.vision.image_size
     noise = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     words = 1

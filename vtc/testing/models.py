@@ -159,7 +159,7 @@ def picture(backbone: Backbone, generator: torch.Generator, size: tuple[int, int
     """An image of noise, (height, width) in pixels; None: as large as the backbone's images are."""
     from PIL import Image
 
-    side = backbone.image_size or backbone.shape.vision["image_size"]
+    side = backbone.image_size or backbone.shape.vision.image_size
     noise = torch.randint(0, 256, (*(size or (side, side)), 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(noise.numpy())
 
