@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import dataclasses
 import gc
 import json
 import tempfile
@@ -177,7 +178,7 @@ def run(
             model = fresh()
             weights = sum(p.numel() * p.element_size() for p in model.model.parameters())
             parameters = sum(p.numel() for p in model.model.parameters())
-            shape = {k: v for k, v in vars(model.shape).items() if k != "name"}
+            shape = {k: v for k, v in dataclasses.asdict(model.shape).items() if k != "name"}
             measure(model, "avgpool")  # what torch sets up once is not the first method's
             del model
             for name in names or methods.names():

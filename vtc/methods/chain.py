@@ -15,8 +15,8 @@ from vtc.interface import REGISTER, VISUAL, Compressor, Context, SelfCompressor,
 from vtc.registry import methods, parts
 
 if TYPE_CHECKING:
-    from vtc.interface.backbone import AttachableBackbone
     from vtc.interface import BackboneShape
+    from vtc.interface.backbone import AttachableBackbone
 
 
 class Step(NamedTuple):

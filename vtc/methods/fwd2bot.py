@@ -13,8 +13,8 @@ from vtc.errors import UserError, unknown
 from vtc.interface import SUMMARY_PROMPT, Context, SelfCompressor, TokenSequence
 
 if TYPE_CHECKING:
-    from vtc.interface.backbone import AttachableBackbone
     from vtc.interface import BackboneShape
+    from vtc.interface.backbone import AttachableBackbone
 
 COMPRESS, GENERATE, SHARED = "compress", "generate", "shared"
 ADAPTERS = {"stage": (COMPRESS, GENERATE), "single": (SHARED, SHARED), "none": (None, None)}  # of either pass

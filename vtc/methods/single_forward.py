@@ -12,8 +12,8 @@ from vtc.interface import FewerPatches, TowerUse, projected_layer, require_patch
 from vtc.methods.fwd2bot import COMPRESS, GENERATE, lora_parameters
 
 if TYPE_CHECKING:
-    from vtc.interface.backbone import AttachableBackbone
     from vtc.interface import BackboneShape
+    from vtc.interface.backbone import AttachableBackbone
 
 
 class SingleForward(FewerPatches):

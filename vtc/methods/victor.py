@@ -13,8 +13,8 @@ from vtc.interface import VISUAL, Compressor, Context, TokenSequence, resolve_la
 from vtc.methods.avgpool import raster_groups
 
 if TYPE_CHECKING:
-    from vtc.interface.backbone import AttachableBackbone
     from vtc.interface import BackboneShape
+    from vtc.interface.backbone import AttachableBackbone
 
 REGISTERS = ("learnable", "pooled", "zeros", "image_token")
 SUBSETS = ("head", "tail")

@@ -1,0 +1,83 @@
+"""What a setting or an option may hold, in words for the user and as a check."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vtc.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """A kind of value.
+
+    Attributes:
+        words: what is allowed, as an error says it: "a whole number from 1 on".
+        accepts: whether a value is of that kind.
+        optional: whether None (`null` on the command line) is allowed too.
+    """
+
+    words: str
+    accepts: Callable[[Any], bool]
+    optional: bool = False
+
+    def check(self, key: str, value: Any) -> None:
+        """Refuses a value by the key that holds it.
+
+        Raises:
+            UserError: `<key>=<value>: allowed: <words>`, with the nearest match for a misspelt word.
+        """
+        if (value is None and self.optional) or (value is not None and self.accepts(value)):
+            return
+        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+        close = nearest(value, self.words.split(", ")) if isinstance(value, str) else ""
+        raise UserError(f"{key}={shown}: allowed: {self.words}{close}")
+
+    def or_null(self) -> Allowed:
+        """The same, or None."""
+        return Allowed(self.words, self.accepts, optional=True)
+
+
+def is_number(value: Any) -> bool:
+    """A finite number; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def whole(least: int, most: int | None = None) -> Allowed:
+    """Whole numbers from `least` on, or up to `most`."""
+    words = f"a whole number from {least} " + ("on" if most is None else f"to {most}")
+
+    def accepts(value: Any) -> bool:
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        return is_whole and least <= value and (most is None or value <= most)
+
+    return Allowed(words, accepts)
+
+
+def number(
+    words: str = "a number", above: float = -math.inf, least: float = -math.inf, most: float = math.inf
+) -> Allowed:
+    """Finite numbers above `above`, from `least` to `most`."""
+    return Allowed(words, lambda v: is_number(v) and v > above and least <= v <= most)
+
+
+def one_of(*names: Any) -> Allowed:
+    """Some values; True is none of 1."""
+    words = ", ".join("null" if n is None else str(n).lower() if isinstance(n, bool) else str(n) for n in names)
+    return Allowed(words, lambda v: any(v is n or (v == n and type(v) is type(n)) for n in names), None in names)
+
+
+def text(words: str = "a text") -> Allowed:
+    return Allowed(words, lambda v: isinstance(v, str) and bool(v))
+
+
+def anything() -> Allowed:
+    """Whatever is checked elsewhere, by who knows more."""
+    return Allowed("anything", lambda v: True, optional=True)
+
+
+SHARE = number("more than 0, at most 1", above=0, most=1)
+BOOLEAN = one_of(True, False)

@@ -1,0 +1,88 @@
+"""What decides the numbers of a run: said where a setting is declared, gathered and hashed here.
+
+Three questions are asked of a setting. Does it decide the WEIGHTS that a training ends with, the SCORES of a run, its
+COSTS? A hash over all settings that decide one of them names a training, a run or a measurement, so that what is
+finished is found again, and what would come out otherwise is not mistaken for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from enum import Flag, auto
+from pathlib import Path
+from typing import Any
+
+from vtc.allowed import Allowed
+
+
+class Decides(Flag):
+    """What a setting decides."""
+
+    NOTHING = 0
+    WEIGHTS = auto()
+    SCORES = auto()
+    COSTS = auto()
+
+
+NOTHING, WEIGHTS, SCORES, COSTS = Decides.NOTHING, Decides.WEIGHTS, Decides.SCORES, Decides.COSTS
+NUMBERS = SCORES | COSTS
+EVERYTHING = WEIGHTS | SCORES | COSTS
+
+
+def setting(default: Any = dataclasses.MISSING, decides: Decides = EVERYTHING, allowed: Allowed | None = None) -> Any:
+    """A field of a dataclass of settings.
+
+    Args:
+        default: its value where none is given; a mapping or a list is copied for each object.
+        decides: what else would come out with another value.
+        allowed: what it may hold.
+    """
+    metadata = {"decides": decides, "allowed": allowed}
+    if isinstance(default, (dict, list)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def deciding(settings: Any, what: Decides) -> dict[str, Any]:
+    """The fields of a dataclass of settings that decide `what`, those of dataclasses in it likewise, as plain values.
+
+    A field that was declared without `setting` decides everything.
+    """
+    chosen = {}
+    for field in dataclasses.fields(settings):
+        if field.metadata.get("decides", EVERYTHING) & what:
+            chosen[field.name] = _plain(getattr(settings, field.name), what)
+    return chosen
+
+
+def _plain(value: Any, what: Decides) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return deciding(value, what)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner, what) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner, what) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float {value}"  # JSON has no word for it, and null means something else
+    if isinstance(value, Path):
+        return value.as_posix()
+    return value
+
+
+def digest(value: Any) -> str:
+    """Hash of plain values: of the same content the same, whatever the order of its keys."""
+    text = json.dumps(_plain(value, EVERYTHING), sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_bytes(parts: Iterable[bytes | str]) -> str:
+    """Hash of a sequence of texts and byte strings; where one ends and the next begins counts."""
+    state = hashlib.sha256()
+    for part in parts:
+        part = part.encode() if isinstance(part, str) else part
+        state.update(len(part).to_bytes(8, "big") + part)
+    return state.hexdigest()
