@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtc.allowed import BOOLEAN, Allowed, one_of, text, whole
+from vtc.allowed import BOOLEAN, Allowed, number, one_of, text, whole
 from vtc.errors import unknown
 from vtc.identity import COSTS, NOTHING, NUMBERS, SCORES, WEIGHTS, setting
 
@@ -198,3 +198,157 @@ class AblationSettings:
     seeds: tuple[int, ...] = setting((0,), NOTHING)
     trained: tuple[str, ...] = setting((), NOTHING)
     overrides: tuple[str, ...] = setting((), NOTHING)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What a training reads: files of the user's (`path` or `sources`), else scenes that pocket draws.
+
+    Attributes:
+        batch_size: pictures or samples a step, over all processes and micro-batches.
+        contrastive: weight of the contrastive loss of methods without one of their own.
+        path: one file or several, braces and globs expanded; images: the folder that image paths are relative to;
+            None: the file's. format, kind: None: found from the file. captions: a second file of {image, caption}.
+        sources: instead of `path`: a list of mappings with these five keys.
+        mix: weights of conversation, caption and both steps; None: as many contrastive as autoregressive ones.
+        plain: LLaVA's first stage: the image and its caption, no prompt.
+        group_by_length: samples of like length together.
+        max_length: tokens of a sample, the image's among them.
+        max_skipped: share of the samples, or a count, that may be unreadable.
+        cache: the folder of indexes; None: the user's cache.
+        questions, weights, twins: of a picture that pocket draws: how many it is asked, of which kinds, and whether
+            every other picture is its neighbour with the colours dealt out anew.
+        tower_batch_size, instruct_questions, first_kinds, first_share: of pocket's own recipe.
+    """
+
+    batch_size: int = setting(24, WEIGHTS, whole(1))
+    contrastive: float = setting(0.0, WEIGHTS, number("a number from 0 on", least=0))
+    path: Any = setting(None, WEIGHTS)
+    images: str | None = setting(None, WEIGHTS)
+    format: str | None = setting(None, WEIGHTS)
+    kind: str | None = setting(None, WEIGHTS)
+    captions: str | None = setting(None, WEIGHTS)
+    sources: Any = setting(None, WEIGHTS)
+    mix: Any = setting(None, WEIGHTS)
+    plain: bool = setting(False, WEIGHTS, BOOLEAN)
+    group_by_length: bool = setting(False, WEIGHTS, BOOLEAN)
+    max_length: int | None = setting(None, WEIGHTS, whole(1).or_null())
+    max_skipped: float = setting(0.01, NOTHING)
+    cache: str | None = setting(None, NOTHING)
+    questions: int = setting(12, WEIGHTS, whole(1))
+    weights: Mapping[str, float] = setting({}, WEIGHTS)
+    twins: bool = setting(False, WEIGHTS, BOOLEAN)
+    tower_batch_size: int = setting(32, WEIGHTS, whole(1))
+    instruct_questions: int = setting(12, WEIGHTS, whole(1))
+    first_kinds: tuple[str, ...] = setting((), WEIGHTS)
+    first_share: float = setting(0.0, WEIGHTS)
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """One stage of a training.
+
+    Attributes:
+        train: the parts that learn.
+        data: what differs from the training's data.
+        steps, epochs: one of the two.
+        lr, adam_lr: peak rates; `adam_lr` is AdamW's beside Muon.
+        warmup, cooldown: shares of the steps.
+        clip: largest norm of the gradient.
+        bf16: whether it computes in bfloat16.
+        compress: False trains without compression.
+        accumulate, keep: None: the training's.
+    """
+
+    name: str = setting("", WEIGHTS)
+    train: tuple[str, ...] = setting((), WEIGHTS)
+    data: Mapping[str, Any] = setting({}, WEIGHTS)
+    steps: int | None = setting(None, WEIGHTS, whole(1).or_null())
+    epochs: float | None = setting(None, WEIGHTS, number("a number above 0", above=0).or_null())
+    lr: float = setting(decides=WEIGHTS, default=1e-3, allowed=number("a number above 0", above=0))
+    optimizer: str = setting("adamw", WEIGHTS)
+    adam_lr: float | None = setting(None, WEIGHTS, number("a number above 0", above=0).or_null())
+    weight_decay: float = setting(0.0, WEIGHTS, number("a number from 0 on", least=0))
+    betas: tuple[float, float] = setting((0.9, 0.98), WEIGHTS)
+    warmup: float = setting(0.03, WEIGHTS, number("0 to 1", least=0, most=1))
+    decay: str = setting("cosine", WEIGHTS)
+    cooldown: float = setting(0.25, WEIGHTS, number("0 to 1", least=0, most=1))
+    clip: float = setting(1.0, WEIGHTS, number("a number above 0", above=0))
+    bf16: bool = setting(False, WEIGHTS, BOOLEAN)
+    compress: bool = setting(True, WEIGHTS, BOOLEAN)
+    accumulate: int | None = setting(None, WEIGHTS, whole(1).or_null())  # negatives are those of a micro-batch
+    keep: int | None = setting(None, NOTHING, whole(1).or_null())
+    validate_every: int = setting(0, NOTHING, whole(0))
+    checkpoint_every: int = setting(200, NOTHING, whole(1))
+    log_every: int = setting(20, NOTHING, whole(1))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "train", tuple(self.train))
+        object.__setattr__(self, "betas", tuple(map(float, self.betas)))
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """LoRA on the decoder, of a method that brings no adapters of its own; `alpha` of None: 2·rank."""
+
+    rank: int = setting(None, WEIGHTS, whole(1))
+    alpha: int | None = setting(None, WEIGHTS, whole(1).or_null())
+    dropout: float | None = setting(None, WEIGHTS, number("0 to 1", least=0, most=1).or_null())
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """A recipe.
+
+    Attributes:
+        recipe: `method`: a method on a backbone; `base`: the pocket model from nothing.
+        folder: where logs, states and weights go; None: one of its own by its id.
+        pretrained: the backbone's weights to start from; `aligned`: pocket before it was instructed; None: its own.
+        start: a checkpoint of the same method to start from, of any budget.
+        store: type of the stored weights.
+        losses: `ar`, `disc` or `both`, each where it applies.
+        accumulate: micro-batches a step.
+        checkpointing: gradient checkpointing: less memory, more time.
+        workers: processes that load batches ahead; keep: resumable states that are kept.
+        dry_run: say what each stage trains and the memory it takes, and stop.
+        log: trackers beside log.jsonl.
+    """
+
+    recipe: str = setting("method", WEIGHTS)
+    folder: str | None = setting(None, NOTHING)
+    pretrained: str | None = setting(None, WEIGHTS)
+    start: str | None = setting(None, WEIGHTS)
+    store: str = setting("bfloat16", WEIGHTS, one_of("bfloat16", "float32"))
+    losses: str = setting("both", WEIGHTS)
+    lora: LoraSettings | None = setting(None, WEIGHTS)
+    accumulate: int = setting(1, WEIGHTS, whole(1))
+    checkpointing: bool = setting(False, NOTHING, BOOLEAN)
+    workers: int = setting(0, NOTHING, whole(0))
+    keep: int = setting(2, NOTHING, whole(1))
+    dry_run: bool = setting(False, NOTHING, BOOLEAN)
+    log: tuple[str, ...] = setting((), NOTHING)
+    data: DataSettings = setting(DataSettings(), WEIGHTS)
+    stages: tuple[StageSettings, ...] = setting((), WEIGHTS)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> TrainingSettings:
+        """A recipe from plain values, as a configuration or a manifest has them.
+
+        Raises:
+            UserError: an unknown key, or a value that isn't allowed.
+        """
+        typed = dict(values)
+        for key in ("log", "stages"):
+            typed[key] = tuple(typed.get(key) or ())
+        typed["data"] = from_mapping(DataSettings, typed.get("data") or {}, "training.data")
+        if typed.get("lora"):
+            typed["lora"] = from_mapping(LoraSettings, {"rank": None} | dict(typed["lora"]), "training.lora")
+        typed["stages"] = tuple(
+            from_mapping(StageSettings, stage, f"training.stages.{n}") for n, stage in enumerate(typed["stages"])
+        )
+        return from_mapping(cls, typed, "training")
+
+    def data_of(self, stage: StageSettings) -> DataSettings:
+        """The data of a stage."""
+        from_mapping(DataSettings, stage.data, f"training.stages: {stage.name}.data")
+        return dataclasses.replace(self.data, **stage.data)

@@ -1,6 +1,6 @@
 """The command line: compose a configuration, check it, run an action. Nothing heavy is imported here."""
 
 from vtc.cli.command import main, run
-from vtc.configuration.compose import compose
+from vtc.configuration import parse
 
-__all__ = ["compose", "main", "run"]
+__all__ = ["main", "parse", "run"]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from typing import Any
 
-from omegaconf import DictConfig
-
-from vtc.budget import in_words
 from vtc.errors import UserError
+from vtc.job import Job, launched
 
-# action → (function that takes the configuration, whether it builds a model and so needs a plan)
+# action → (function that takes the job, whether it loads a trained model and so is checked before)
 ACTIONS = {
     "evaluate": ("vtc.evaluation:evaluate", True),
     "train": ("vtc.training:train", False),
@@ -22,34 +19,31 @@ ACTIONS = {
 TOGETHER = ("evaluate", "train")  # what several processes, started by `accelerate launch` or `torchrun`, do together
 
 
-def headline(config: DictConfig) -> str:
+def headline(job: Job) -> str:
     """What is about to happen, in one line."""
-    if config.action == "report":
+    if job.action == "report":
         return "report"
-    if config.action == "ablate":
-        return f"ablate · {(config.get('ablation') or {}).get('name')} · backbone {config.backbone.name}"
-    parts = [config.action, f"backbone {config.backbone.name}", f"method {config.method.name}"]
-    parts += [budget.replace("=", " ")] if (budget := in_words(config)) else []
-    if config.action == "evaluate":
-        parts.append(f"benchmark {config.benchmark.name}")
-    return " · ".join(parts)
+    if job.action == "ablate":
+        return f"ablate · {job.ablation.name if job.ablation else None} · backbone {job.backbone.name}"
+    words = [job.action, f"backbone {job.backbone.name}", f"method {job.method.name}"]
+    words += [budget.replace("=", " ")] if (budget := job.budget_in_words) else []
+    if job.action == "evaluate":
+        words.append(f"benchmark {job.benchmark.name}")
+    return " · ".join(words)
 
 
-def perform(config: DictConfig) -> Any:
-    """Runs the configuration's action and returns what it returns.
+def perform(job: Job) -> Any:
+    """Runs the job's action and returns what it returns.
 
     Raises:
         UserError: what the user asked for can't be done; raised before any model loads.
     """
-    processes = int(os.environ.get("WORLD_SIZE") or 1)
-    if processes > 1 and config.action not in TOGETHER:
+    if launched() > 1 and job.action not in TOGETHER:
         raise UserError(
-            f"action={config.action}: is for one process, and {processes} were started; leave out the launcher"
+            f"action={job.action}: is for one process, and {launched()} were started; leave out the launcher"
         )
-    target, needs_plan = ACTIONS[config.action]
-    if needs_plan:
-        from vtc.assemble import plan
-
-        plan(config)
+    target, loads = ACTIONS[job.action]
+    if loads:
+        job.check()
     module, function = target.split(":")
-    return getattr(import_module(module), function)(config)
+    return getattr(import_module(module), function)(job)

@@ -17,8 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vtc import __version__
 from vtc.cli import actions, help
-from vtc.configuration import validation
-from vtc.configuration.compose import CONFIG, ERRORS, config_dir, explained, prepare, settle, spelled_out, swept
+from vtc.configuration.compose import CONFIG, ERRORS, config_dir, explained, job_of, prepare, spelled_out, swept
 from vtc.errors import UserError
 
 MISTAKE = 2  # exit code for what the user can mend; 1 is for what only a programmer can
@@ -137,17 +136,18 @@ def _is_flag_value(word: str, argv: Sequence[str]) -> bool:
 def _hydra(argv: Sequence[str], sweep: Sweep, sweeping: bool) -> None:
     """One pass through Hydra. A job's error is told at once and kept in `sweep`, so that the next job runs."""
 
-    def job(config: DictConfig) -> None:
+    def run_job(config: DictConfig) -> None:
         # As typed: an override may hold an interpolation, which reading the list would resolve.
-        given = cast("list[str]", OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
-        name = " ".join(text for text in given if text.lstrip("+").split("=")[0] in sweep.keys or not sweep.keys)
+        typed_overrides = cast("list[str]", OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
+        name = " ".join(
+            text for text in typed_overrides if text.lstrip("+").split("=")[0] in sweep.keys or not sweep.keys
+        )
         if sweeping:
             say(f"\n[{HydraConfig.get().job.num + 1}/{sweep.jobs}] {name}")
         try:
-            settle(config)
-            validation.check(config)
-            say(f"vtc {__version__} · {actions.headline(config)}")
-            actions.perform(config)
+            job = job_of(config, typed_overrides)
+            say(f"vtc {__version__} · {actions.headline(job)}")
+            actions.perform(job)
         except Exception as error:
             sweep.failed.append((name, error))
             if isinstance(error, UserError):
@@ -165,7 +165,7 @@ def _hydra(argv: Sequence[str], sweep: Sweep, sweeping: bool) -> None:
     if sweeping and not is_first():  # of several processes the first one keeps Hydra's note of the sweep
         sys.argv.append(f"hydra.sweep.dir={notes.name}")
     try:
-        hydra.main(config_path=str(config_dir()), config_name=CONFIG, version_base="1.3")(job)()
+        hydra.main(config_path=str(config_dir()), config_name=CONFIG, version_base="1.3")(run_job)()
     finally:
         notes.cleanup()
         sys.argv = arguments

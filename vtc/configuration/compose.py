@@ -20,11 +20,13 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vtc import shipped
-from vtc.backbones.loading import SHORT_DTYPES
 from vtc.budget import BUDGETS
 from vtc.configuration.choices import choices, configured, plugins
+from vtc.configuration.resolve import resolve
 from vtc.errors import UserError, nearest, unknown
+from vtc.job import Job
 from vtc.registry import parts
+from vtc.settings import SHORT_DTYPES
 
 CONFIG = "config"
 ERRORS = (HydraException, OmegaConfBaseException)
@@ -36,8 +38,8 @@ def config_dir() -> Path:
     return shipped.path("conf")
 
 
-def compose(overrides: Sequence[str] = ()) -> DictConfig:
-    """The configuration that `python -m vtc <overrides>` would run, for notebooks, tests and lmms-eval.
+def parse(overrides: Sequence[str] = ()) -> Job:
+    """The job that `python -m vtc <overrides>` would run, for notebooks, tests and lmms-eval.
 
     Raises:
         UserError: an unknown key or choice, or a value that can't be read.
@@ -49,8 +51,17 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
             config = hydra_compose(CONFIG, overrides=list(overrides))
     except ERRORS as error:
         raise explained(error, overrides) from None
+    return job_of(config, overrides)
+
+
+def job_of(config: DictConfig, overrides: Sequence[str]) -> Job:
+    """The job of a configuration that Hydra composed from these overrides.
+
+    Raises:
+        UserError: as `resolve`.
+    """
     settle(config)
-    return config
+    return resolve(config, [typed(override) for override in overrides])
 
 
 @contextmanager

@@ -1,0 +1,5 @@
+"""From words to a `Job`: Hydra composes, `resolve` types and checks."""
+
+from vtc.configuration.compose import parse
+
+__all__ = ["parse"]

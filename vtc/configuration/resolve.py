@@ -1,0 +1,101 @@
+"""From a composed configuration to a `Job`: the one place where OmegaConf's types become ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vtc import shipped
+from vtc.budget import BUDGETS, Budget
+from vtc.configuration import validation
+from vtc.errors import UserError
+from vtc.job import Job
+from vtc.settings import (
+    AblationSettings,
+    BackboneSettings,
+    BenchmarkSettings,
+    MethodSettings,
+    ProfileSettings,
+    ReportSettings,
+    TrainingSettings,
+    from_mapping,
+)
+
+GENERAL = (
+    "action",
+    "checkpoint",
+    "seed",
+    "batch_size",
+    "resume",
+    "dry_run",
+)  # keys of the top level, as a job has them
+
+
+def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
+    """The job that a configuration asks for.
+
+    Args:
+        config: composed and settled (`vtc.configuration.compose`).
+        overrides: as typed.
+
+    Raises:
+        UserError: a key that is missing or unknown, a value that isn't allowed, a file that isn't there.
+    """
+    try:
+        values: dict[str, Any] = OmegaConf.to_container(  # type: ignore[assignment]
+            OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), resolve=True
+        )
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
+    missing = sorted(OmegaConf.missing_keys(config))
+    if values["action"] == "train" and (absent := [key for key in missing if key.startswith("training")]):
+        key = re.sub(r"\[(\d+)\]", r".\1", absent[0])
+        raise UserError(f"{absent[0]}: the recipe needs it; give {key}=…")
+    method = dict(values["method"])
+    job = from_mapping(
+        Job,
+        {key: values[key] for key in GENERAL}
+        | {
+            "backbone": from_mapping(BackboneSettings, values["backbone"], "backbone"),
+            "method": MethodSettings(method.pop("name"), method),
+            "budget": Budget(**{key: values.get(key) for key in BUDGETS}),
+            "benchmark": from_mapping(BenchmarkSettings, values["benchmark"], "benchmark"),
+            "profile": from_mapping(ProfileSettings, values["profile"], "profile") if values.get("profile") else None,
+            "training": _training(values),
+            "report": from_mapping(ReportSettings, values.get("report") or {}, "report"),
+            "ablation": _ablation(values, overrides),
+            "output_dir": Path(str(values["output_dir"])).expanduser(),
+            "overrides": None if overrides is None else tuple(overrides),
+        },
+    )
+    validation.check(job, values)
+    return job
+
+
+def _training(values: dict[str, Any]) -> TrainingSettings | None:
+    """The recipe: the method's own, or, of a method without one (a plug-in, say), the default one."""
+    if values["action"] not in ("train", "ablate"):
+        return None
+    recipe = values.get("training")
+    if not recipe:
+        recipe = yaml.safe_load(shipped.path("conf/training/default.yaml").read_text(encoding="utf-8"))
+    return TrainingSettings.of(recipe)
+
+
+def _ablation(values: dict[str, Any], overrides: Sequence[str] | None) -> AblationSettings | None:
+    if not values.get("ablation"):
+        return None
+    trained = values.get("trained") or []
+    return AblationSettings(
+        name=str(values["ablation"]["name"]),
+        variants=None if values.get("variants") is None else tuple(values["variants"]),
+        seeds=tuple(values.get("seeds") or (0,)),
+        trained=(trained,) if isinstance(trained, str) else tuple(trained),
+        overrides=tuple(overrides or ()),
+    )

@@ -1,0 +1,332 @@
+"""A run, resolved once: what is done with which backbone, method, budget and weights, and what identifies it.
+
+Nothing here loads weights but `Job.load`. Everything that can be refused without them is refused by `Job.check`, in a
+second or two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vtc import shipped
+from vtc.allowed import BOOLEAN, one_of, whole
+from vtc.budget import BUDGETS, Budget
+from vtc.errors import UserError
+from vtc.identity import COSTS, NOTHING, SCORES, WEIGHTS, Decides, deciding, setting
+from vtc.registry import backbones, methods, parts
+from vtc.settings import (
+    AblationSettings,
+    BackboneSettings,
+    BenchmarkSettings,
+    LoraSettings,
+    MethodSettings,
+    ProfileSettings,
+    ReportSettings,
+    TrainingSettings,
+)
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import Backbone
+    from vtc.interface import BackboneShape, Compressor
+
+POCKET_WEIGHTS = "benchmarks/pocket/weights"
+TUNED = "tuned"  # the adapter of a method that brings none of its own
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run.
+
+    Attributes:
+        checkpoint: `auto`: the shipped weights of a method that needs some; a folder that training wrote; None: none.
+        seed: of whatever is random.
+        batch_size: rows at a time.
+        output_dir: where results, trainings and reports go.
+        resume: False repeats what is finished.
+        dry_run: say what would be done, and stop.
+        overrides: as typed, for the command that repeats it; None: it was not made by a command of vtc's.
+    """
+
+    action: str = setting("evaluate", NOTHING)
+    backbone: BackboneSettings = BackboneSettings()
+    method: MethodSettings = MethodSettings()
+    budget: Budget = Budget()
+    benchmark: BenchmarkSettings = setting(BenchmarkSettings(), SCORES)
+    profile: ProfileSettings | None = setting(None, COSTS)
+    training: TrainingSettings | None = setting(None, WEIGHTS)
+    report: ReportSettings = setting(ReportSettings(), NOTHING)
+    ablation: AblationSettings | None = setting(None, NOTHING)
+    checkpoint: str | None = setting("auto", NOTHING)  # what is in it counts
+    seed: int = setting(0, WEIGHTS | SCORES, whole(0))
+    batch_size: int = setting(32, SCORES, whole(1))
+    output_dir: Path = setting(Path("outputs"), NOTHING)
+    resume: str | bool = setting("auto", NOTHING, one_of("auto", True, False))
+    dry_run: bool = setting(False, NOTHING, BOOLEAN)
+    overrides: tuple[str, ...] | None = setting(None, NOTHING)
+
+    # -- what it comes to, without weights
+    @property
+    def family(self) -> type[Backbone]:
+        """The class of the backbone."""
+        return backbones.get(self.backbone.name)
+
+    @property
+    def backbone_mapping(self) -> dict[str, Any]:
+        return {k: v for k, v in dataclasses.asdict(self.backbone).items() if v is not None or k == "pretrained"}
+
+    @cached_property
+    def shape(self) -> BackboneShape:
+        """Sizes of the backbone.
+
+        Raises:
+            UserError: they can't be read.
+        """
+        return self.family.shape_of(self.backbone_mapping)
+
+    @cached_property
+    def compressor(self) -> Compressor:
+        """The method with its budget resolved, without weights.
+
+        Raises:
+            UserError: an unknown option, a budget that it can't meet, a layer that the decoder doesn't have.
+        """
+        from vtc.methods import build, check_options
+
+        cls, options = methods.get(self.method.name), dict(self.method.options)
+        check_options(self.method.name, options)
+        return build(self.method.name, self.budget.resolve(cls, self.shape, options), self.shape, **options)
+
+    @cached_property
+    def weights(self) -> Path | None:
+        """The folder of the method's trained weights; None where there are none.
+
+        Raises:
+            UserError: weights for another backbone, method, budget or setting, or none for a method that needs some.
+        """
+        return trained_weights(self)
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is the uncompressed backbone with its own weights."""
+        return self.method.name == "none" and self.checkpoint in (None, "auto")
+
+    def baseline(self) -> Job:
+        """The same run without compression."""
+        overrides = None if self.overrides is None else uncompressed(self.overrides)
+        return dataclasses.replace(self, method=MethodSettings(), budget=Budget(), checkpoint=None, overrides=overrides)
+
+    def check(self, trained: bool = True) -> None:
+        """Refuses whatever can be refused without loading weights.
+
+        Args:
+            trained: whether trained weights are needed; training itself needs none.
+
+        Raises:
+            UserError: as `shape`, `compressor`, `weights`; what the backbone can't be loaded with.
+        """
+        self.compressor  # noqa: B018  (made here, so that its errors come first)
+        if trained:
+            self.weights  # noqa: B018
+        self.family.check_loading(self.backbone_mapping)
+
+    def load(self, trained: bool = True) -> tuple[Backbone, Compressor]:
+        """The backbone and the method in eval mode, trained weights loaded.
+
+        Args:
+            trained: False leaves the method untrained and looks at no checkpoint, to train it.
+
+        Raises:
+            UserError: as `check`; weights that can't be loaded.
+        """
+        self.check(trained)
+        backbone = self.family.load(self.backbone_mapping)
+        method = self.compressor.to(backbone.device, backbone.dtype)
+        method.attach(backbone)
+        if trained and self.weights is not None:
+            from vtc import checkpoint
+
+            lora = checkpoint.read_manifest(self.weights).get("training", {}).get("lora")
+            add_lora(backbone, method, None if lora is None else LoraSettings(**lora))
+            checkpoint.load(self.weights, backbone, method)
+        backbone.model.eval()
+        return backbone, method.eval()
+
+    # -- what identifies it
+    def deciding(self, what: Decides) -> dict[str, Any]:
+        """Settings that decide `what`, and the versions of the components that compute it."""
+        from vtc import engine
+
+        versions = {
+            "engine": getattr(engine, "VERSION", 1),
+            "family": getattr(self.family, "version", 1),
+            "methods": {name: getattr(methods.get(name), "version", 1) for name in parts(self.method.name).values()},
+        }
+        return deciding(self, what) | {"versions": versions}
+
+    # -- words
+    @property
+    def label(self) -> str:
+        """`fwd2bot tokens=16`."""
+        return f"{self.method.name} {self.budget_in_words}".rstrip()
+
+    @property
+    def budget_in_words(self) -> str:
+        """`tokens=16`; with those of a composition's earlier parts, where they are set, `tokens=36-16`."""
+        earlier = [self.method.options.get(key) or {} for key in [*parts(self.method.name)][:-1]]
+        budgets = [
+            next(((key, part[key]) for key in BUDGETS if part.get(key) is not None), None)
+            for part in (*earlier, self.budget.given())
+        ]
+        if not any(budgets[:-1]):
+            budgets = budgets[-1:]
+        keys = {budget[0] for budget in budgets if budget}
+        if len(keys) == 1:
+            return f"{keys.pop()}={'-'.join(str(budget[1]) if budget else 'auto' for budget in budgets)}"
+        return "-".join(f"{budget[0]}={budget[1]}" if budget else "auto" for budget in budgets) if keys else ""
+
+    @property
+    def command(self) -> str:
+        """What to type to do it again."""
+        if self.overrides is None:
+            return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        start = ["python"] if (n := launched()) == 1 else ["accelerate", "launch", "--num_processes", str(n)]
+        return shlex.join([*start, "-m", "vtc", *self.overrides])
+
+    def config(self) -> dict[str, Any]:
+        """The configuration as plain values, in the words of the command line, for result files."""
+        backbone = {k: v for k, v in dataclasses.asdict(self.backbone).items() if k not in ("sizes", "released")}
+        return {
+            "action": self.action,
+            "backbone": backbone,
+            "method": {"name": self.method.name, **self.method.options},
+            "benchmark": {k: v for k, v in dataclasses.asdict(self.benchmark).items() if v is not None},
+            **{key: getattr(self.budget, key) for key in BUDGETS},
+            **({"profile": dataclasses.asdict(self.profile)} if self.profile else {}),
+            **({"training": dataclasses.asdict(self.training)} if self.training else {}),
+            "checkpoint": self.checkpoint,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+        }
+
+
+def launched() -> int:
+    """How many processes `accelerate launch` or `torchrun` started together."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def uncompressed(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """The same overrides without those that say how to compress."""
+    dropped = ("method", "layer_scale", "checkpoint", "resume", *BUDGETS)
+    kept = [o for o in overrides if o.lstrip("+~").split("=")[0].split(".")[0] not in dropped]
+    return (*kept, "method=none")
+
+
+def add_lora(backbone: Backbone, method: Compressor, lora: LoraSettings | None) -> None:
+    """Puts LoRA on the decoder, under which `method` answers from then on; None: nothing.
+
+    Raises:
+        UserError: a method that has adapters of its own.
+    """
+    if lora is None:
+        return
+    if method.adapter is not None:
+        raise UserError(f"training.lora: method={method.name} has adapters of its own; see method.rank")
+    backbone.add_adapters((TUNED,), lora.rank, lora.alpha or 2 * lora.rank, float(lora.dropout or 0.0))
+    method.adapter = TUNED
+
+
+# Trained weights -----------------------------------------------------------------------------------------------------
+
+
+def trained_weights(job: Job) -> Path | None:
+    """The folder of a method's trained weights: the user's, the shipped ones (`auto`), or None; checked.
+
+    Raises:
+        UserError: see `Job.weights`.
+    """
+    folder = weights_folder(job)
+    if folder is None:
+        if job.compressor.needs_training:
+            raise UserError(_untrained(job))
+        return None
+    _check_manifest(folder, job)
+    _check_quantized(folder, job)
+    return folder
+
+
+def weights_folder(job: Job) -> Path | None:
+    """Where trained weights would be, unchecked."""
+    if job.checkpoint != "auto":
+        return Path(job.checkpoint).expanduser() if job.checkpoint else None
+    if job.backbone.name != "pocket" or job.backbone.pretrained:
+        return None
+    try:
+        return shipped.path(f"{POCKET_WEIGHTS}/{_shipped_name(job.method.name, job.compressor)}")
+    except FileNotFoundError:
+        return None
+
+
+def _shipped_name(name: str, method: Compressor) -> str:
+    """Folder of a method's shipped weights: of one budget, of every one, or LLaVolta's, named after its stages."""
+    if method.elastic:
+        return f"{name}-elastic"
+    return f"{name}-{method.trained_for}" if method.fixed_budget else f"{name}-four"
+
+
+def _check_manifest(folder: Path, job: Job) -> None:
+    from vtc import checkpoint
+    from vtc.methods import options_of
+
+    method = job.compressor
+    tokens = method.trained_for if method.fixed_budget else None
+    manifest = checkpoint.check_manifest(folder, job.backbone.name, job.method.name, tokens)
+    defaults = options_of(job.method.name)
+    before: Mapping[str, Any] = defaults | dict(manifest.get("options") or {})
+    now: Mapping[str, Any] = defaults | dict(job.method.options)
+    for key in method.trained_options:
+        if before.get(key) != now.get(key):
+            raise UserError(
+                f"checkpoint={folder}: was trained for method.{key}={before.get(key)}, not method.{key}={now.get(key)}"
+            )
+
+
+def _check_quantized(folder: Path, job: Job) -> None:
+    """Weights that replace the decoder's own can't be put in where those are held in 4 or 8 bit; LoRA stands beside."""
+    from vtc import checkpoint
+
+    quantization = job.backbone.quantization
+    if quantization == "none":
+        return
+    own = {n for n in checkpoint.names_in(folder) if n.startswith("backbone.") and ".lora_" not in n}
+    if not own:
+        return
+    skeleton = job.family.skeleton(job.backbone_mapping)
+    inside = {id(parameter) for parameter in skeleton.decoder.parameters()}
+    replaced = [n for n, p in skeleton.model.named_parameters() if id(p) in inside and f"backbone.{n}" in own]
+    if replaced:
+        raise UserError(
+            f"checkpoint={folder}: holds the decoder's own weights ({replaced[0]} first), and "
+            f"backbone.quantization={quantization} has no place for them; allowed: none"
+        )
+
+
+def _untrained(job: Job) -> str:
+    method, name, backbone = job.compressor, job.method.name, job.backbone.name
+    tokens = "" if method.tokens is None else f" tokens={method.tokens}"
+    there = ""
+    if backbone == "pocket":
+        ends = [folder.name.rpartition("-")[2] for folder in shipped.root().glob(f"{POCKET_WEIGHTS}/{name}-*")]
+        budgets = sorted(int(end) for end in ends if end.isdigit())
+        there = f" (shipped: tokens={', '.join(map(str, budgets))})" if budgets else ""
+    return (
+        f"method={name}{tokens}: it needs training, and there are no weights for it{there}; "
+        f"train them (python -m vtc action=train backbone={backbone} method={name}{tokens}) or give checkpoint=<folder>"
+    )
