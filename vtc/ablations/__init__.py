@@ -1,0 +1,1 @@
+"""The papers' ablations: experiments as data, their runs, and what the results say of the claims."""
