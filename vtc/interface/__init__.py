@@ -7,16 +7,17 @@ the base classes: `Compressor`, and narrower ones of which a method overrides on
 from vtc.interface.compressor import (
     SUMMARY_PROMPT,
     Compressor,
+    Embedded,
     Resampler,
-    SelfCompressor,
     TokenMerger,
     TokenPruner,
     VideoPruner,
-    require_tokens,
-    two_level,
 )
 from vtc.interface.context import Context
 from vtc.interface.layers import resolve_layer, scaled_layer
+from vtc.interface.needs import CLS, FIXED_COUNT, GRID, ONE_TOWER, PATCHES, PLACES, WHOLE_IMAGES, Need, refuse_lacking
+from vtc.interface.options import layer_option, option
+from vtc.interface.self_compressor import Captions, SelfCompressor
 from vtc.interface.shape import BackboneShape, TowerShape
 from vtc.interface.tokens import REGISTER, TEXT, VISUAL, TokenSequence, keep_best, keep_best_of_rows, merge_images
 from vtc.interface.tower import (
@@ -25,8 +26,6 @@ from vtc.interface.tower import (
     View,
     evenly,
     projected_layer,
-    require_cls,
-    require_patches,
     resolve_tower_layer,
     views,
 )
@@ -40,17 +39,25 @@ from vtc.interface.tower_methods import (
 )
 
 __all__ = [
-    "REGISTER",
-    "SUMMARY_PROMPT",
-    "TEXT",
-    "VISUAL",
     "BackboneShape",
+    "CLS",
+    "Captions",
     "Compressor",
     "Condensed",
     "Context",
+    "Embedded",
+    "FIXED_COUNT",
     "FewerPatches",
+    "GRID",
+    "Need",
+    "ONE_TOWER",
+    "PATCHES",
+    "PLACES",
+    "REGISTER",
     "Resampler",
+    "SUMMARY_PROMPT",
     "SelfCompressor",
+    "TEXT",
     "TokenMerger",
     "TokenPruner",
     "TokenSequence",
@@ -60,20 +67,21 @@ __all__ = [
     "TowerResampler",
     "TowerShape",
     "TowerUse",
+    "VISUAL",
     "VideoPruner",
     "View",
+    "WHOLE_IMAGES",
     "best",
     "evenly",
     "keep_best",
     "keep_best_of_rows",
+    "layer_option",
     "merge_images",
+    "option",
     "projected_layer",
-    "require_cls",
-    "require_patches",
-    "require_tokens",
+    "refuse_lacking",
     "resolve_layer",
     "resolve_tower_layer",
     "scaled_layer",
-    "two_level",
     "views",
 ]

@@ -10,59 +10,115 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from vtc.errors import UserError
 from vtc.interface.backbone import AttachableBackbone
 from vtc.interface.context import Context
+from vtc.interface.needs import Need, refuse_lacking
+from vtc.interface.options import Declared, bind, check_names, options_of
 from vtc.interface.shape import BackboneShape
 from vtc.interface.tokens import TokenSequence, keep_best, keep_best_of_rows, merge_images
 
 if TYPE_CHECKING:
+    from vtc.interface.self_compressor import Captions
     from vtc.interface.tower import TowerUse
 
 SUMMARY_PROMPT = "Summarize the image in a few words."  # Fwd2Bot, section 3.2
 
 
+class Embedded(Protocol):
+    """Images or texts of which vectors are to be made, in the two ways in which a method may make them.
+
+    Attributes:
+        context: with the LLM (`run_decoder`), outside of any pass of the engine.
+    """
+
+    context: Context
+
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        """[I, N, D] and mask [I, N]: the projected visual tokens of the images, or the words of the texts."""
+
+    def last_state(self) -> Tensor:
+        """[I, D]: the LLM's last hidden state behind `SUMMARY_PROMPT`, images compressed on the way."""
+
+
 class Compressor(nn.Module):
     """A compression method. Holds its own parameters only, never the backbone.
 
+    An object is cheap to make: it knows its options, its sizes and its budget, and has no parameters before
+    `make_parameters` ran. `vtc.methods.make` makes one by name, `vtc.methods.build` one with its parameters.
+
     Class attributes:
         name: under which it is registered.
+        about: the one line of `--help` and the README; empty: the first line of the docstring.
+        version: raised by whoever changes the numbers that come out, so that what was measured before is not mistaken
+            for them.
+        needs: properties that a backbone must have; those of the bases count too.
         needs_training: useless without trained weights.
         fixed_budget: trained weights hold for one number of tokens only.
         elastic: trained weights hold for every number of tokens that it offers; `tokens` may change at any time, and
             `training_budgets` says which ones a step of training is about.
         trained_options: options that trained weights hold for; a checkpoint of another value is refused.
+        learns_from_captions: `losses` has a term of its own over images and their captions.
         bottleneck: what follows an image sees of it only the tokens that the method put behind it: the mask hides each
             image's visual tokens from all but the image itself and those, in every layer, and they leave the cache
             when the prefill is over. Later tokens keep their positions. Not together with `probes` or `reads_prompt`.
         adapter: the LoRA adapter under which the LLM answers; None for the plain weights.
-        reads_prompt: what is left of an image depends on the text behind it, by `Context.prompt` or `Context.ahead`
-            (one that has `probes` need not say so).
+        reads_prompt: what is left of an image depends on the text behind it, by `Context.prompt` or
+            `Context.next_layer_attention` (one that has `probes` need not say so).
         across_images: what is left of an image depends on the others of its row, and images differ in how much.
 
     Args:
-        tokens: visual tokens per image that are left at the end; None keeps whatever there is.
+        tokens: visual tokens per image that are left at the end; None: `default_tokens`.
         shape: the backbone's sizes.
+        options: values of the options that the class declares (`vtc.interface.options`); `self.options` keeps them as
+            they are, the attributes of the same names hold what they come to.
+
+    Raises:
+        UserError: an unknown option or a value that it may not hold, a backbone that lacks what the method needs, or
+            what `prepare` refuses.
     """
 
     name: ClassVar[str] = ""
+    about: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+    needs: ClassVar[tuple[Need, ...]] = ()
     needs_training: ClassVar[bool] = False
     fixed_budget: ClassVar[bool] = False
     elastic: ClassVar[bool] = False
     trained_options: ClassVar[tuple[str, ...]] = ()
+    learns_from_captions: ClassVar[bool] = False
     bottleneck: ClassVar[bool] = False
     adapter: str | None = None
     reads_prompt: bool = False
     across_images: bool = False
 
-    def __init__(self, tokens: int | None, shape: BackboneShape) -> None:
+    def __init__(self, tokens: int | None, shape: BackboneShape, **options: Any) -> None:
         super().__init__()
-        self.tokens, self.shape = tokens, shape
+        self.shape, self.options = shape, options
+        check_names(self.name, options, self.declared_options())
+        refuse_lacking(self.name, {need for base in type(self).__mro__ for need in vars(base).get("needs", ())}, shape)
+        bind(self, options)
+        self.tokens = self.default_tokens() if tokens is None else tokens
+        self.prepare()
+
+    @classmethod
+    def declared_options(cls) -> dict[str, Declared]:
+        """The options that it takes, by name."""
+        return {name: declared for name, (_, declared) in options_of(cls).items()}
+
+    def prepare(self) -> None:
+        """Derives what the options come to on this backbone, without making any tensor.
+
+        Raises:
+            UserError: options that don't go together, with each other, with `tokens` or with the backbone.
+        """
+
+    def make_parameters(self) -> None:
+        """Makes its untrained parameters; called once."""
 
     # -- what the engine asks
     def layers(self) -> set[int]:
@@ -81,6 +137,10 @@ class Compressor(nn.Module):
         """The tokens that `layer` gets to see."""
         return tokens
 
+    def embed(self, source: Embedded) -> Tensor:
+        """[I, D]: one vector for each image or text, for retrieval."""
+        return source.last_state()
+
     # -- training
     def set_stage(self, step: int, total: int) -> None:
         """Schedules: optimizer step `step` (0-based) of `total` comes next."""
@@ -94,8 +154,12 @@ class Compressor(nn.Module):
         """
         return None
 
-    def losses(self, context: Context) -> dict[str, Tensor]:
-        """Losses beyond next-token prediction, after a training pass over `context`."""
+    def losses(self, context: Context, captions: Captions | None = None) -> dict[str, Tensor]:
+        """Losses beyond next-token prediction, after a training pass over `context`.
+
+        Args:
+            captions: of the images, where training has them.
+        """
         return {}
 
     def attach(self, backbone: AttachableBackbone) -> None:
@@ -112,45 +176,44 @@ class Compressor(nn.Module):
         """Parameters that it adds to the backbone."""
         return sum(p.numel() for p in self.parameters())
 
-    # -- budgets, without weights
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
+    # -- budgets
+    def default_tokens(self) -> int | None:
         """Tokens per image where the user gives no budget; None keeps whatever there is."""
         return None
 
-    @classmethod
-    def offers(cls, shape: BackboneShape, **options: Any) -> Sequence[int]:
+    def offers(self) -> Sequence[int]:
         """The numbers of tokens per image that it can leave."""
-        return range(1, (shape.visual_tokens or 0) + 1)
+        return range(1, (self.shape.visual_tokens or 0) + 1)
 
-    @classmethod
-    def layer_tokens(cls, tokens: int | None, shape: BackboneShape, **options: Any) -> list[int]:
+    def layer_tokens(self) -> list[int]:
         """Visual tokens (registers among them) that each decoder layer sees per image in the prefill that answers."""
-        return [tokens if tokens is not None else shape.visual_tokens or 0] * shape.depth
+        return self.two_level(0)
 
-    @classmethod
-    def leaves(cls, tokens: int | None, shape: BackboneShape, **options: Any) -> BackboneShape:
+    def two_level(self, layer: int, extra: int = 0) -> list[int]:
+        """`layer_tokens` of a method that acts once: all visual tokens (and `extra`) up to `layer`, then `tokens`."""
+        full = self.shape.visual_tokens or 0
+        left = full if self.tokens is None else self.tokens
+        return [full + extra] * layer + [left] * (self.shape.depth - layer)
+
+    def leaves(self) -> BackboneShape:
         """The sizes that a method behind this one finds: fewer visual tokens, in no grid, at no fixed places."""
-        if tokens is None or tokens == shape.visual_tokens:
-            return shape
-        return dataclasses.replace(shape, visual_tokens=tokens, grid=None, places=False)
-
-
-def two_level(tokens: int | None, shape: BackboneShape, layer: int, extra: int = 0) -> list[int]:
-    """`layer_tokens` of a method that acts once: all visual tokens (and `extra`) up to `layer`, then `tokens`."""
-    full = shape.visual_tokens or 0
-    return [full + extra] * layer + [full if tokens is None else tokens] * (shape.depth - layer)
+        if self.tokens is None or self.tokens == self.shape.visual_tokens:
+            return self.shape
+        return dataclasses.replace(self.shape, visual_tokens=self.tokens, grid=None, places=False)
 
 
 class TokenPruner(Compressor):
-    """Keeps the best visual tokens of each image, before one layer. Override `score`."""
+    """Keeps the best visual tokens of each image, before one layer: `layer`, 0 unless the class has it as an option.
+    Override `score`.
+    """
 
-    def __init__(self, tokens: int | None, shape: BackboneShape, layer: int) -> None:
-        super().__init__(tokens, shape)
-        self.layer = layer
+    layer: int = 0
 
     def layers(self) -> set[int]:
         return {self.layer}
+
+    def layer_tokens(self) -> list[int]:
+        return self.two_level(self.layer)
 
     def score(self, tokens: TokenSequence, context: Context) -> Tensor:
         """[B, L], higher is better; only the visual tokens' scores are read. Ties go to the earlier token."""
@@ -172,9 +235,6 @@ class VideoPruner(TokenPruner):
 
     across_images = True
 
-    def __init__(self, tokens: int | None, shape: BackboneShape) -> None:
-        super().__init__(tokens, shape, 0)
-
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
         index, _ = tokens.images
         if self.tokens is None or not index.numel() or self.tokens >= index.shape[1]:
@@ -185,14 +245,17 @@ class VideoPruner(TokenPruner):
 
 
 class TokenMerger(Compressor):
-    """Merges the visual tokens of each image into groups, before one layer. Override `assign`."""
+    """Merges the visual tokens of each image into groups, before one layer: `layer`, 0 unless the class has it as an
+    option. Override `assign`.
+    """
 
-    def __init__(self, tokens: int | None, shape: BackboneShape, layer: int) -> None:
-        super().__init__(tokens, shape)
-        self.layer = layer
+    layer: int = 0
 
     def layers(self) -> set[int]:
         return {self.layer}
+
+    def layer_tokens(self) -> list[int]:
+        return self.two_level(self.layer)
 
     def assign(self, tokens: TokenSequence, context: Context) -> tuple[Tensor, Tensor | None]:
         """Groups [I, N], 0… in each image (-1 leaves a token alone), and weights [I, N] or None.
@@ -225,33 +288,11 @@ class Resampler(Compressor):
         features, sizes = tokens.visual_hidden(), real.sum(1)
         if bool(real.all()):
             return tokens.replace(self(features, context))
-        made = features.new_empty(len(features), 0, features.shape[-1])
-        for size in sizes.unique().tolist():  # images of different sizes, those of one size together
+        resampled = features.new_empty(len(features), 0, features.shape[-1])
+        for size in sizes.unique().tolist():  # Images of one size are resampled together.
             same = (sizes == size).nonzero()[:, 0]
             grids = [context.grids[i] for i in same.tolist()]
             new = self(features[same, :size], dataclasses.replace(context, grids=grids))
-            made = made if made.shape[1] else features.new_empty(len(features), *new.shape[1:])
-            made = made.index_copy(0, same, new.to(made))
-        return tokens.replace(made)
-
-
-class SelfCompressor(Resampler):
-    """A resampler that runs the LLM itself (`context.run_decoder`). Override `summarise`."""
-
-    def summarise(self, embeddings: Tensor, mask: Tensor, context: Context) -> Tensor:
-        """Embeddings [I, N, D] with mask [I, N] (visual tokens of an image, or a text) → summary [I, M, D]."""
-        raise NotImplementedError
-
-    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        index, real = tokens.images
-        if not index.numel():
-            return tokens
-        context.summary = self.summarise(tokens.visual_hidden(), real, context)
-        return tokens.replace(context.summary)
-
-
-def require_tokens(method: str, tokens: int | None) -> int:
-    """`tokens`, or the error that says that `method` can't do without."""
-    if tokens is None:
-        raise UserError(f"method={method}: it needs a budget; give tokens=, ratio=, compression= or flops=")
-    return tokens
+            resampled = resampled if resampled.shape[1] else features.new_empty(len(features), *new.shape[1:])
+            resampled = resampled.index_copy(0, same, new.to(resampled))
+        return tokens.replace(resampled)

@@ -33,11 +33,11 @@ def resolve_layer(layer: Any, depth: int, scale: str = "auto", lowest: int = 0, 
         raise unknown("method.layer_scale", scale, ("auto", "none"))
     if isinstance(layer, bool) or not isinstance(layer, int):
         raise UserError(f"{key}={layer}: allowed: a whole number")
-    found = scaled_layer(layer, depth) if scale == "auto" else layer
-    if layer < lowest or found >= depth:
+    own = scaled_layer(layer, depth) if scale == "auto" else layer
+    if layer < lowest or own >= depth:
         highest = (
             max(k for k in range(PAPER_DEPTH + 1) if scaled_layer(k, depth) < depth) if scale == "auto" else depth - 1
         )
         how = f" (for {PAPER_DEPTH} layers; layer_scale=none takes it literally)" if scale == "auto" else ""
         raise UserError(f"{key}={layer}: this decoder has {depth} layers; allowed: {lowest} to {highest}{how}")
-    return found
+    return own

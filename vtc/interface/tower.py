@@ -142,44 +142,6 @@ def resolve_tower_layer(layer: int | None, shape: BackboneShape) -> int:
     return layer % depth
 
 
-def require_patches(method: str, shape: BackboneShape) -> None:
-    """Raises `UserError` unless each patch of the tower is one visual token (CLS may be one too), in a fixed number."""
-    vision = shape.vision
-    _require_one_tower(method, shape)
-    patches = _patches(shape)
-    if shape.visual_tokens not in (patches, patches + vision.cls):
-        has = "no fixed number of them" if shape.visual_tokens is None else f"{shape.visual_tokens} of {patches}"
-        raise UserError(f"method={method}: it needs one visual token a patch; {shape.name} has {has}")
-
-
-def require_cls(method: str, shape: BackboneShape) -> None:
-    """Raises `UserError` unless the tower has a CLS token and every patch is one visual token, of an image or of a
-    tile of one.
-    """
-    vision = shape.vision
-    _require_one_tower(method, shape)
-    if not vision.cls:
-        raise UserError(
-            f"method={method}: it scores patches by CLS attention, and the tower of {shape.name} has no CLS"
-        )
-    patches = _patches(shape)
-    tokens = vision.tile_tokens or shape.visual_tokens
-    if tokens != patches:
-        raise UserError(f"method={method}: it needs one visual token a patch; {shape.name} has {tokens} of {patches}")
-
-
-def _require_one_tower(method: str, shape: BackboneShape) -> None:
-    towers = shape.vision.towers
-    if towers > 1:
-        raise UserError(f"method={method}: it reads the vision tower, and {shape.name} has {towers} of them")
-
-
-def _patches(shape: BackboneShape) -> int:
-    """What the tower cuts an image, or the example of one, into."""
-    vision = shape.vision
-    return vision.grid_side**2 if vision.tokens is None else vision.tokens - vision.cls
-
-
 @dataclass(frozen=True)
 class View:
     """J pictures as the tower saw them, images or tiles of images, of which equally many patches are visual tokens.
@@ -227,10 +189,10 @@ def views(tower: Tower, count: int | None) -> Iterator[View]:
 
 def evenly(count: int, sizes: Sequence[int]) -> list[int]:
     """`count` things dealt to places that hold `sizes` of them, as evenly as these allow, the odd ones to the first."""
-    given = [0] * len(sizes)
-    while room := [i for i, size in enumerate(sizes) if given[i] < size and count]:
+    shares = [0] * len(sizes)
+    while room := [i for i, size in enumerate(sizes) if shares[i] < size and count]:
         each = max(1, count // len(room))
         for i in room[:count]:
-            more = min(each, sizes[i] - given[i])
-            given[i], count = given[i] + more, count - more
-    return given
+            more = min(each, sizes[i] - shares[i])
+            shares[i], count = shares[i] + more, count - more
+    return shares

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from vtc.interface.compressor import Compressor, Resampler
 from vtc.interface.context import Context
-from vtc.interface.shape import BackboneShape
+from vtc.interface.needs import ONE_TOWER, PATCHES
+from vtc.interface.options import option
 from vtc.interface.tokens import REGISTER, VISUAL, TokenSequence
-from vtc.interface.tower import Tower, TowerUse, View, require_cls, resolve_tower_layer, views
+from vtc.interface.tower import Tower, TowerUse, View, resolve_tower_layer, views
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,19 @@ class TowerCompressor(Compressor):
     share of the image's budget, as in the code of FasterVLM's and VisionZip's authors; tokens that no patch is behind
     (newlines) go first.
 
+    A method that calls `Tower.cls_attention` needs a tower with CLS: it says `needs = (CLS,)`.
+
     Class attributes:
         adaptive: it acts without a budget too.
-
-    Args:
-        tower_layer: whose CLS attention it reads; None: the layer whose output is projected (-2 in LLaVA-1.5).
     """
 
+    needs = (ONE_TOWER, PATCHES)
     adaptive: ClassVar[bool] = False
-
-    def __init__(self, tokens: int | None, shape: BackboneShape, tower_layer: int | None = None) -> None:
-        super().__init__(tokens, shape)
-        require_cls(self.name, shape)
-        self.tower_layer = resolve_tower_layer(tower_layer, shape)
+    tower_layer: int = option(
+        None,
+        "which layer of the tower is read; null: the one that is projected (-2 in LLaVA-1.5)",
+        resolve=resolve_tower_layer,
+    )
 
     def layers(self) -> set[int]:
         return {0}
@@ -82,15 +83,15 @@ class TowerCompressor(Compressor):
             if view.count is not None and (view.count == 0 or view.count >= view.token.shape[1]):
                 kept[at] = view.count > 0
                 continue
-            made = self.condense(view.tower, view.count)
-            kept[at] = made.kept
-            if made.place is not None and made.merged is not None:
+            condensed = self.condense(view.tower, view.count)
+            kept[at] = condensed.kept
+            if condensed.place is not None and condensed.merged is not None:
                 values = tokens.visual_hidden() if values is None else values
-                where = view.image[:, None], view.token.gather(1, made.place)
-                values = values.index_put(where, context.project(made.merged).to(values.dtype))
-                changed[at] = made.kept
-            if made.added is not None:
-                added.append((view, made.added))
+                where = view.image[:, None], view.token.gather(1, condensed.place)
+                values = values.index_put(where, context.project(condensed.merged).to(values.dtype))
+                changed[at] = condensed.kept
+            if condensed.added is not None:
+                added.append((view, condensed.added))
         out = tokens if values is None else tokens.rewrite(values, changed)
         out = out.keep(out.per_token(kept, False) | ((out.role != VISUAL) & out.mask))
         return _behind(out, added, context) if added else out
@@ -151,9 +152,9 @@ class FewerPatches(Compressor):
         _, real = tokens.images
         if self.tokens is None or not real.numel() or self.tokens >= real.shape[1]:
             return tokens
-        made = tokens.per_token(real & (real.cumsum(1) <= self.tokens), False)
+        filled = tokens.per_token(real & (real.cumsum(1) <= self.tokens), False)
         tokens = dataclasses.replace(tokens, origin=tokens.origin.masked_fill(tokens.visual, -1))
-        return tokens.keep(made | ((tokens.role != VISUAL) & tokens.mask))
+        return tokens.keep(filled | ((tokens.role != VISUAL) & tokens.mask))
 
 
 class TowerResampler(Resampler):

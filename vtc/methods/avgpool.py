@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch import Tensor
 
+from vtc.allowed import Allowed
 from vtc.errors import UserError
-from vtc.interface import Context, TokenMerger, TokenSequence, resolve_layer, two_level
+from vtc.interface import GRID, BackboneShape, Context, TokenMerger, TokenSequence, layer_option, option, refuse_lacking
 
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
+
+DIMS = Allowed("1 (raster order), 2 (over the grid)", lambda value: value in (1, 2))
 
 
 def raster_groups(real: Tensor, count: int | Tensor) -> Tensor:
@@ -48,19 +47,19 @@ class AveragePooling(TokenMerger):
     Args:
         tokens: groups per image. 1-D meets any number; 2-D those whose cells tile the grid evenly (on 12×12: 4, 16,
             36, 144 as squares, and rectangles such as 6 = 2×3).
-        layer: before which decoder layer (papers' count); 0 = before the LLM.
-        dims: 1 = runs of the raster sequence (LLaVolta), 2 = cells of the image.
     """
 
     name = "avgpool"
+    about = "Average pooling of neighbouring visual tokens, 1-D or over the grid, at any layer."
+    layer: int = layer_option(0, "before this decoder layer; 0: before the LLM")
+    dims: int = option(2, "1: runs in raster order; 2: blocks of the grid", allowed=DIMS)
 
-    def __init__(
-        self, tokens: int | None, shape: BackboneShape, layer: int = 0, dims: int = 2, layer_scale: str = "auto"
-    ) -> None:
-        super().__init__(tokens, shape, resolve_layer(layer, shape.depth, layer_scale))
-        self.dims = _checked(dims)
-        if dims == 2 and tokens is not None:
-            self.offers(shape, dims=dims)  # says whether there is a grid
+    def prepare(self) -> None:
+        if self.dims == 2 and self.tokens is not None:
+            self.require_grid()
+
+    def require_grid(self) -> None:
+        refuse_lacking(self.name, (GRID,), self.shape, instead="use dims=1")
 
     def assign(self, tokens: TokenSequence, context: Context) -> tuple[Tensor, None]:
         _, real = tokens.images
@@ -84,42 +83,14 @@ class AveragePooling(TokenMerger):
         row, column = rank // grid[1], rank % grid[1]
         return (row * cells[0] // grid[0]) * cells[1] + column * cells[1] // grid[1]
 
-    @classmethod
-    def offers(cls, shape: BackboneShape, dims: int = 2, **options: Any) -> Sequence[int]:
-        every = range(1, (shape.visual_tokens or 0) + 1)
-        if _checked(dims) == 1:
-            return every
-        require_grid(cls.name, shape, "use dims=1")
-        return [t for t in every if shape.grid and pooled_grid(t, shape.grid)]
+    def offers(self) -> Sequence[int]:
+        if self.dims == 1:
+            return super().offers()
+        self.require_grid()
+        return [t for t in super().offers() if self.shape.grid and pooled_grid(t, self.shape.grid)]
 
-    @classmethod
-    def layer_tokens(
-        cls, tokens: int | None, shape: BackboneShape, layer: int = 0, layer_scale: str = "auto", **options: Any
-    ) -> list[int]:
-        return two_level(tokens, shape, resolve_layer(layer, shape.depth, layer_scale))
-
-    @classmethod
-    def leaves(cls, tokens: int | None, shape: BackboneShape, dims: int = 2, **options: Any) -> BackboneShape:
-        left = super().leaves(tokens, shape)
-        if dims == 1 or left is shape or tokens is None or shape.grid is None:
+    def leaves(self) -> BackboneShape:
+        left = super().leaves()
+        if self.dims == 1 or left is self.shape or self.tokens is None or self.shape.grid is None:
             return left
-        return dataclasses.replace(left, grid=pooled_grid(tokens, shape.grid), places=shape.places)
-
-
-def require_grid(method: str, shape: BackboneShape, instead: str = "") -> None:
-    """Raises `UserError` where the visual tokens of an image are in no rectangular grid, or no longer in one.
-
-    Args:
-        instead: what the user may do about it.
-    """
-    if shape.grid is None and (shape.visual_tokens is not None or shape.vision.tile_tokens):
-        raise UserError(
-            f"method={method}: it needs a rectangular grid of visual tokens; {shape.name} has none"
-            f"{f', {instead}' if instead else ''}"
-        )
-
-
-def _checked(dims: int) -> int:
-    if dims not in (1, 2):
-        raise UserError(f"method.dims={dims}: allowed: 1 (raster order), 2 (over the grid)")
-    return dims
+        return dataclasses.replace(left, grid=pooled_grid(self.tokens, self.shape.grid), places=self.shape.places)

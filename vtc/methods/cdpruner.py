@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.interface import Context, TokenPruner, TokenSequence, two_level
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
+from vtc.interface import Context, TokenPruner, TokenSequence, option
 
 
 class CDPruner(TokenPruner):
@@ -33,14 +28,14 @@ class CDPruner(TokenPruner):
 
     Args:
         tokens: default: a ninth of the visual tokens (64 of 576, the paper's middle budget).
-        condition: whether the instruction has a say.
     """
 
     name = "cdpruner"
+    about = "CDPruner: the most diverse visual tokens, weighed by the instruction, before the LLM (arXiv 2506.10967)."
+    condition: bool = option(True, "false: diversity alone, whatever the question")
 
-    def __init__(self, tokens: int | None, shape: BackboneShape, condition: bool = True) -> None:
-        super().__init__(tokens, shape, 0)
-        self.condition = self.reads_prompt = condition
+    def prepare(self) -> None:
+        self.reads_prompt = self.condition
 
     @torch.no_grad()
     def score(self, tokens: TokenSequence, context: Context) -> Tensor:
@@ -57,13 +52,8 @@ class CDPruner(TokenPruner):
             kernel = r[:, :, None] * kernel * r[:, None]
         return tokens.per_token(most_diverse(kernel, real, self.tokens or real.shape[1]))
 
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
-        return shape.visual_tokens and max(1, round(shape.visual_tokens / 9))
-
-    @classmethod
-    def layer_tokens(cls, tokens: int | None, shape: BackboneShape, **options: Any) -> list[int]:
-        return two_level(tokens, shape, 0)
+    def default_tokens(self) -> int | None:
+        return self.shape.visual_tokens and max(1, round(self.shape.visual_tokens / 9))
 
 
 def scaled(relevance: Tensor, real: Tensor) -> Tensor:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.errors import UserError
-from vtc.interface import Context, TokenPruner, TokenSequence, resolve_layer, two_level
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
+from vtc.allowed import whole
+from vtc.interface import Context, TokenPruner, TokenSequence, layer_option, option
 
 
 class DART(TokenPruner):
@@ -31,27 +26,13 @@ class DART(TokenPruner):
 
     Args:
         tokens: default: two ninths of the visual tokens (128 of 576, the authors' example).
-        layer: K = 2 in the paper.
-        visual: visual pivots of an image, 4 in the authors' code.
-        text: text pivots, 4 likewise; 0: what is kept doesn't hang on the words.
     """
 
     name = "dart"
-
-    def __init__(
-        self,
-        tokens: int | None,
-        shape: BackboneShape,
-        layer: int = 2,
-        visual: int = 4,
-        text: int = 4,
-        layer_scale: str = "auto",
-    ) -> None:
-        super().__init__(tokens, shape, resolve_layer(layer, shape.depth, layer_scale, lowest=1))
-        for key, value, least in (("visual", visual, 1), ("text", text, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(f"method.{key}={value}: allowed: a whole number from {least} on")
-        self.pivots = (visual, text)
+    about = "DART: keeps the visual tokens that a few pivots duplicate least (arXiv 2502.11494)."
+    layer: int = layer_option(2, "before this decoder layer; pivots by the keys of the one before", lowest=1)
+    visual: int = option(4, "visual pivots of an image", allowed=whole(1))
+    text: int = option(4, "pivots among the prompt's words; 0: the image alone", allowed=whole(0))
 
     def probes(self) -> set[int]:
         return {self.layer - 1}
@@ -65,12 +46,12 @@ class DART(TokenPruner):
         of_row = torch.div(index[:, 0], tokens.mask.shape[1], rounding_mode="floor")
         start = of_row[:, None] * tokens.mask.shape[1]
 
-        visual = min(self.pivots[0], self.tokens or real.shape[1], real.shape[1])
+        visual = min(self.visual, self.tokens or real.shape[1], real.shape[1])
         among = norm.flatten()[index].masked_fill(~real, -1)
         own = among.argsort(dim=1, descending=True, stable=True)[:, :visual]
         kept = torch.zeros_like(real).scatter(1, own, True) & real
         words = norm.masked_fill(~context.prompt(tokens), -1)[of_row]
-        said = words.argsort(dim=1, descending=True, stable=True)[:, : self.pivots[1]]
+        said = words.argsort(dim=1, descending=True, stable=True)[:, : self.text]
         pivots = torch.cat([index.gather(1, own), start + said], 1)  # [I, P] places in the batch
         there = torch.cat([real.gather(1, own), words.gather(1, said) >= 0], 1)
 
@@ -84,12 +65,5 @@ class DART(TokenPruner):
             kept = kept | ((place < (until - since)[:, None]) & real)
         return tokens.per_token(kept.float())
 
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
-        return shape.visual_tokens and max(1, round(shape.visual_tokens * 2 / 9))
-
-    @classmethod
-    def layer_tokens(
-        cls, tokens: int | None, shape: BackboneShape, layer: int = 2, layer_scale: str = "auto", **options: Any
-    ) -> list[int]:
-        return two_level(tokens, shape, resolve_layer(layer, shape.depth, layer_scale, lowest=1))
+    def default_tokens(self) -> int | None:
+        return self.shape.visual_tokens and max(1, round(self.shape.visual_tokens * 2 / 9))

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.interface import Context, TokenPruner, TokenSequence, resolve_layer, two_level
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
+from vtc.interface import Context, TokenPruner, TokenSequence, layer_option
 
 
 class DivPrune(TokenPruner):
@@ -27,27 +22,19 @@ class DivPrune(TokenPruner):
 
     Args:
         tokens: default: 9.8 % of the visual tokens, the paper's headline (56 of 576).
-        layer: 0 in the paper: before the LLM. (Before a later layer it compares hidden states.)
     """
 
     name = "divprune"
-
-    def __init__(self, tokens: int | None, shape: BackboneShape, layer: int = 0, layer_scale: str = "auto") -> None:
-        super().__init__(tokens, shape, resolve_layer(layer, shape.depth, layer_scale))
+    about = "DivPrune: keeps visual tokens that are far from each other, before the LLM (arXiv 2503.02175)."
+    # Before a later layer it compares hidden states.
+    layer: int = layer_option(0, "before this decoder layer; 0: before the LLM, as in the paper")
 
     def score(self, tokens: TokenSequence, context: Context) -> Tensor:
         _, real = tokens.images
         return tokens.per_token(farthest_first(tokens.visual_hidden(), real, self.tokens or real.shape[1]))
 
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
-        return shape.visual_tokens and max(1, round(0.098 * shape.visual_tokens))
-
-    @classmethod
-    def layer_tokens(
-        cls, tokens: int | None, shape: BackboneShape, layer: int = 0, layer_scale: str = "auto", **options: Any
-    ) -> list[int]:
-        return two_level(tokens, shape, resolve_layer(layer, shape.depth, layer_scale))
+    def default_tokens(self) -> int | None:
+        return self.shape.visual_tokens and max(1, round(0.098 * self.shape.visual_tokens))
 
 
 @torch.no_grad()

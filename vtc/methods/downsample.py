@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
 from vtc.errors import UserError
-from vtc.interface import FewerPatches, TowerUse, require_patches
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
+from vtc.interface import ONE_TOWER, WHOLE_IMAGES, BackboneShape, FewerPatches, TowerUse, refuse_lacking
 
 
 class Downsample(FewerPatches):
@@ -27,34 +23,37 @@ class Downsample(FewerPatches):
     """
 
     name = "downsample"
+    about = (
+        "Image downsampling: the vision tower sees a smaller image, and so gives fewer patches (arXiv 2510.07143)."
+    )
+
+    @property
+    def side(self) -> int:
+        """Patches along one side of the backbone's grid."""
+        grid = self.shape.grid
+        if grid is None or grid[0] != grid[1]:
+            raise UserError(
+                f"method={self.name}: it needs a square grid of visual tokens; {self.shape.name} has {grid}"
+            )
+        refuse_lacking(self.name, (ONE_TOWER, WHOLE_IMAGES), self.shape)
+        return grid[0]
 
     def tower(self) -> TowerUse | None:
-        side = _side(self.shape)
-        if self.tokens is None or self.tokens >= side * side:
+        if self.tokens is None or self.tokens >= self.side**2:
             return None
         return TowerUse(image_size=round(self.tokens**0.5) * self.shape.vision.patch_size)
 
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
-        return max(1, _side(shape) // 2) ** 2
+    def default_tokens(self) -> int | None:
+        return max(1, self.side // 2) ** 2
 
-    @classmethod
-    def offers(cls, shape: BackboneShape, **options: Any) -> Sequence[int]:
-        return [side * side for side in range(1, _side(shape) + 1)]
+    def offers(self) -> Sequence[int]:
+        return [side * side for side in range(1, self.side + 1)]
 
-    @classmethod
-    def leaves(cls, tokens: int | None, shape: BackboneShape, **options: Any) -> BackboneShape:
-        if tokens is None or tokens == shape.visual_tokens:
+    def leaves(self) -> BackboneShape:
+        shape = self.shape
+        if self.tokens is None or self.tokens == shape.visual_tokens:
             return shape
-        side = round(tokens**0.5)  # for a method behind this one, the image is a smaller one
+        side = round(self.tokens**0.5)  # To a method behind this one, the image is a smaller one.
         pixels, patches = side * shape.vision.patch_size, side * side + shape.vision.cls
         vision = replace(shape.vision, image_size=pixels, tokens=patches)
-        return replace(shape, visual_tokens=tokens, grid=(side, side), vision=vision)
-
-
-def _side(shape: BackboneShape) -> int:
-    """Patches along one side of the backbone's grid."""
-    if shape.grid is None or shape.grid[0] != shape.grid[1]:
-        raise UserError(f"method=downsample: it needs a square grid of visual tokens; {shape.name} has {shape.grid}")
-    require_patches("downsample", shape)
-    return shape.grid[0]
+        return replace(shape, visual_tokens=self.tokens, grid=(side, side), vision=vision)

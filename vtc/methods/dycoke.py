@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch import Tensor
 
-from vtc.interface import Context, TokenSequence, VideoPruner
-from vtc.methods.evs import require_places, similarity, whole
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
+from vtc.interface import PLACES, Context, TokenSequence, VideoPruner
+from vtc.methods.evs import similarity, whole
 
 GROUP = 4  # frames
 BACK = (0, 1, 2, 1)  # how far before it the frame lies that a frame of a group is compared with
@@ -37,10 +32,11 @@ class DyCoke(VideoPruner):
     """
 
     name = "dycoke"
-
-    def __init__(self, tokens: int | None, shape: BackboneShape) -> None:
-        super().__init__(tokens, shape)
-        require_places(self.name, shape)
+    about = (
+        "DyCoke: a row's images are frames of a video, in groups of four; merges what repeats over time "
+        "(arXiv 2411.15024)."
+    )
+    needs = (PLACES,)
 
     @torch.no_grad()
     def score(self, tokens: TokenSequence, context: Context) -> Tensor:
@@ -53,6 +49,5 @@ class DyCoke(VideoPruner):
         kept = whole(tokens, opens, self.tokens or real.shape[1])
         return tokens.per_token(torch.where(opens[:, None], kept, -place.float()))
 
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
-        return shape.visual_tokens and max(1, round(shape.visual_tokens / 2))
+    def default_tokens(self) -> int | None:
+        return self.shape.visual_tokens and max(1, round(self.shape.visual_tokens / 2))

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.errors import UserError
-from vtc.interface import Context, TokenSequence, VideoPruner
+from vtc.interface import PLACES, Context, TokenSequence, VideoPruner
 from vtc.methods.avgpool import raster_groups
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
 
 FIRST = 1e4  # above and, negated, below any score of the other tokens
 
@@ -36,10 +30,11 @@ class EVS(VideoPruner):
     """
 
     name = "evs"
-
-    def __init__(self, tokens: int | None, shape: BackboneShape) -> None:
-        super().__init__(tokens, shape)
-        require_places(self.name, shape)
+    about = (
+        "EVS: a row's images are frames of a video; drops what hardly changed since the previous one "
+        "(arXiv 2510.14624)."
+    )
+    needs = (PLACES,)
 
     @torch.no_grad()
     def score(self, tokens: TokenSequence, context: Context) -> Tensor:
@@ -49,15 +44,8 @@ class EVS(VideoPruner):
         first = (frame == 0)[:, None]
         return tokens.per_token(torch.where(first, whole(tokens, frame == 0, self.tokens or real.shape[1]), changed))
 
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
-        return shape.visual_tokens and max(1, round(shape.visual_tokens / 4))
-
-
-def require_places(method: str, shape: BackboneShape) -> None:
-    """Raises `UserError` where the visual tokens of two frames don't stand for the same places."""
-    if not shape.places:
-        raise UserError(f"method={method}: it compares frames place by place, and {shape.name} has no grid of places")
+    def default_tokens(self) -> int | None:
+        return self.shape.visual_tokens and max(1, round(self.shape.visual_tokens / 4))
 
 
 def similarity(tokens: TokenSequence, back: Tensor) -> Tensor:
@@ -75,8 +63,8 @@ def whole(tokens: TokenSequence, stays: Tensor, count: int) -> Tensor:
     _, real = tokens.images
     row, _ = tokens.frames
     rows = len(tokens.mask)
-    wanted = torch.zeros(rows, dtype=torch.long, device=row.device).index_add(0, row, real.sum(1) * stays)
-    fits = (wanted <= count * torch.bincount(row, minlength=rows))[row]
+    needed = torch.zeros(rows, dtype=torch.long, device=row.device).index_add(0, row, real.sum(1) * stays)
+    fits = (needed <= count * torch.bincount(row, minlength=rows))[row]
     groups = raster_groups(real, count)
     opens = torch.cat([torch.ones_like(real[:, :1]), groups[:, 1:] != groups[:, :-1]], 1)
     return torch.where(fits[:, None] | opens, FIRST, -FIRST)

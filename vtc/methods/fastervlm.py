@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from torch import Tensor
 
-from vtc.interface import Tower, TowerPruner
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
+from vtc.interface import CLS, Tower, TowerPruner
 
 
 class FasterVLM(TowerPruner):
@@ -22,14 +17,14 @@ class FasterVLM(TowerPruner):
 
     Args:
         tokens: default: a quarter (the paper's lightest reduction but one, 75 %).
-        tower_layer: None: the projected layer, -2 in LLaVA-1.5.
     """
 
     name = "fastervlm"
+    about = "FasterVLM: keeps the patches that the vision tower's CLS token attends to (arXiv 2412.01818v1)."
+    needs = (CLS,)
 
     def rate(self, tower: Tower) -> Tensor:
         return tower.cls_attention(self.tower_layer).mean(1)
 
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
-        return shape.visual_tokens and max(1, shape.visual_tokens // 4)
+    def default_tokens(self) -> int | None:
+        return self.shape.visual_tokens and max(1, self.shape.visual_tokens // 4)

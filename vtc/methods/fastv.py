@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from torch import Tensor
 
-from vtc.interface import Context, TokenPruner, TokenSequence, resolve_layer, two_level
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
+from vtc.interface import Context, TokenPruner, TokenSequence, layer_option
 
 
 class FastV(TokenPruner):
@@ -21,13 +16,12 @@ class FastV(TokenPruner):
 
     Args:
         tokens: default: half of the visual tokens (R = 50 %).
-        layer: K = 2 in the paper; 3 in Victor's comparison.
     """
 
     name = "fastv"
-
-    def __init__(self, tokens: int | None, shape: BackboneShape, layer: int = 2, layer_scale: str = "auto") -> None:
-        super().__init__(tokens, shape, resolve_layer(layer, shape.depth, layer_scale, lowest=1))
+    about = "FastV: keeps the visual tokens that the last prompt token attends to (arXiv 2403.06764)."
+    # The paper's K; 3 in Victor's comparison.
+    layer: int = layer_option(2, "before this decoder layer, scored in the one before", lowest=1)
 
     def probes(self) -> set[int]:
         return {self.layer - 1}
@@ -35,12 +29,5 @@ class FastV(TokenPruner):
     def score(self, tokens: TokenSequence, context: Context) -> Tensor:
         return context.attention(self.layer - 1)
 
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
-        return shape.visual_tokens and round(shape.visual_tokens / 2)
-
-    @classmethod
-    def layer_tokens(
-        cls, tokens: int | None, shape: BackboneShape, layer: int = 2, layer_scale: str = "auto", **options: Any
-    ) -> list[int]:
-        return two_level(tokens, shape, resolve_layer(layer, shape.depth, layer_scale, lowest=1))
+    def default_tokens(self) -> int | None:
+        return self.shape.visual_tokens and round(self.shape.visual_tokens / 2)

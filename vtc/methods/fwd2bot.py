@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtc.errors import UserError, unknown
-from vtc.interface import SUMMARY_PROMPT, Context, SelfCompressor, TokenSequence
+from vtc.allowed import one_of
+from vtc.errors import UserError
+from vtc.identity import WEIGHTS
+from vtc.interface import SUMMARY_PROMPT, Captions, Context, SelfCompressor, TokenSequence, option
+from vtc.interface.options import SOME
 
 if TYPE_CHECKING:
     from vtc.interface import BackboneShape
@@ -50,53 +53,42 @@ class Fwd2Bot(SelfCompressor):
 
     Args:
         tokens: k'; default 16.
-        adapters: stage: one for each pass (section 3.5); single: one for both; none: the LLM's own weights, for full
-            fine-tuning (table 6).
-        rank: of the LoRA adapters, in all linear layers of the LLM.
-        alpha: their scale is alpha / rank; default 2·rank.
-        dropout: of the adapters' input.
-        bidirectional: whether the first pass lets every token see every other (table 12); causal by default.
-        temperature: of L_disc in training; see `info_nce`.
-        hide: summary tokens (0…k'−1) that the second pass doesn't see, as if masked; k' − len(hide) are left (fig. 6).
     """
 
     name = "fwd2bot"
+    about = "Fwd2Bot: the LLM summarises the image in a first pass and reads the summary in a second (arXiv 2503.21757)."
     needs_training = True
     fixed_budget = True
     trained_options = ("adapters", "rank", "alpha", "bidirectional")
 
-    def __init__(
-        self,
-        tokens: int | None,
-        shape: BackboneShape,
-        adapters: str = "stage",
-        rank: int = 32,
-        alpha: int | None = None,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        temperature: float = 0.07,
-        hide: Sequence[int] = (),
-    ) -> None:
-        k = 16 if tokens is None else tokens
-        super().__init__(k, shape)
-        if adapters not in ADAPTERS:
-            raise unknown("method.adapters", adapters, ADAPTERS)
-        if set(hide) - set(range(k)) or len(set(hide)) == k:
-            raise UserError(f"method.hide={list(hide)}: allowed: some of 0 to {k - 1}, not all")
-        if rank < 1:
-            raise UserError(f"method.rank={rank}: allowed: 1 or more")
-        self.rank, self.alpha, self.dropout, self.bidirectional = rank, alpha or 2 * rank, dropout, bidirectional
-        self.temperature, self.hide = temperature, sorted(set(hide))
-        self.compressing, self.adapter = ADAPTERS[adapters]
-        self.summary = nn.Parameter(torch.randn(k, shape.width) * 0.02)  # H_r
-        self.prompt_ids: Any = None  # tokens of H_p, once attached to a backbone and so to a tokenizer
+    adapters: str = option(
+        "stage", "stage: one for each pass; single: one for both; none: for full fine-tuning (table 6)",
+        allowed=one_of(*ADAPTERS),
+    )  # fmt: skip
+    rank: int = option(32, "of the LoRA adapters, in all linear layers of the LLM", allowed=SOME)
+    alpha: int | None = option(None, "their scale is alpha / rank; null: 2 * rank")
+    dropout: float = option(0.0, "of the adapters' input", decides=WEIGHTS)
+    temperature: float = option(0.07, "of the contrastive loss in training", decides=WEIGHTS)
+    bidirectional: bool = option(False, "whether every token sees every other in the first pass (table 12)")
+    hide: Sequence[int] = option((), "summary tokens that the second pass does not see, 0 the first (figure 6)")
+
+    def prepare(self) -> None:
+        k = self.tokens or 0
+        if set(self.hide) - set(range(k)) or len(set(self.hide)) == k:
+            raise UserError(f"method.hide={list(self.hide)}: allowed: some of 0 to {k - 1}, not all")
+        self.hide = sorted(set(self.hide))
+        self.compressing, self.adapter = ADAPTERS[self.adapters]
+        self.prompt_ids: Tensor | None = None  # tokens of H_p, once attached to a backbone and so to a tokenizer
+
+    def make_parameters(self) -> None:
+        self.summary = nn.Parameter(torch.randn(self.tokens or 0, self.shape.width) * 0.02)  # H_r
 
     def attach(self, backbone: AttachableBackbone) -> None:
         """Adds the adapters to the LLM's linear layers, which freezes the LLM, and tokenizes the prompt."""
         if self.prompt_ids is None:
             self.prompt_ids = torch.tensor(backbone.tokenizer(SUMMARY_PROMPT, add_special_tokens=False)["input_ids"])
         if self.names:
-            backbone.add_adapters(self.names, self.rank, self.alpha, self.dropout)
+            backbone.add_adapters(self.names, self.rank, self.alpha or 2 * self.rank, self.dropout)
 
     @property
     def names(self) -> list[str]:
@@ -123,26 +115,22 @@ class Fwd2Bot(SelfCompressor):
         hidden[:, self.hide] = True
         return tokens.hide(tokens.per_token(hidden, False))
 
-    def losses(self, context: Context) -> dict[str, Tensor]:
+    def losses(self, context: Context, captions: Captions | None = None) -> dict[str, Tensor]:
         """L_disc (eq. 3-4) where the images have captions; the text goes through the same first pass (section 3.3)."""
-        if context.captions is None or context.summary is None:
+        if captions is None or "summary" not in context.memo:
             return {}
-        ids, mask = context.captions
-        e_t = self.summarise(context.embed(ids), mask.bool(), context).mean(1)
-        e_v, e_t = context.gather(context.summary.mean(1)), context.gather(e_t)
+        e_t = self.summarise(context.embed(captions.ids), captions.mask.bool(), context).mean(1)
+        e_v, e_t = captions.gather(context.memo["summary"].mean(1)), captions.gather(e_t)
         return {"contrastive": info_nce(e_v, e_t, self.temperature)}
 
     @property
     def extra_parameters(self) -> int:
         """H_r and the adapters."""
-        return self.summary.numel() + len(self.names) * lora_parameters(self.shape, self.rank)
+        own = (self.tokens or 0) * self.shape.width
+        return own + len(self.names) * lora_parameters(self.shape, self.rank)
 
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
+    def default_tokens(self) -> int | None:
         return 16
 
-    @classmethod
-    def layer_tokens(
-        cls, tokens: int | None, shape: BackboneShape, hide: Sequence[int] = (), **options: Any
-    ) -> list[int]:
-        return [(16 if tokens is None else tokens) - len(set(hide))] * shape.depth
+    def layer_tokens(self) -> list[int]:
+        return [(self.tokens or 0) - len(self.hide)] * self.shape.depth

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch import Tensor
 
-from vtc.errors import UserError
-from vtc.interface import Context, TokenMerger, TokenSequence, resolve_layer, two_level
+from vtc.allowed import whole
+from vtc.interface import Context, TokenMerger, TokenSequence, layer_option, option
 from vtc.methods.avgpool import raster_groups
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
 
 
 class KMeans(TokenMerger):
@@ -32,24 +27,13 @@ class KMeans(TokenMerger):
 
     Args:
         tokens: clusters per image; default N / 8, the stride of table 3. An image with fewer tokens keeps them all.
-        layer: K; 2 in table 3; 0 = before the LLM.
-        iterations: of Lloyd's algorithm at most; it ends before, where nothing moves any more.
     """
 
     name = "kmeans"
-
-    def __init__(
-        self,
-        tokens: int | None,
-        shape: BackboneShape,
-        layer: int = 2,
-        iterations: int = 10,
-        layer_scale: str = "auto",
-    ) -> None:
-        super().__init__(tokens, shape, resolve_layer(layer, shape.depth, layer_scale))
-        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-            raise UserError(f"method.iterations={iterations}: allowed: a whole number from 1 on")
-        self.iterations = iterations
+    about = "K-Means: clusters of visual tokens become their means (compared in LLaVolta, arXiv 2406.20092)."
+    layer: int = layer_option(2, "before this decoder layer; 0: before the LLM")
+    # It ends before, where nothing moves any more.
+    iterations: int = option(10, "of Lloyd's algorithm, at most", allowed=whole(1))
 
     def assign(self, tokens: TokenSequence, context: Context) -> tuple[Tensor, None]:
         _, real = tokens.images
@@ -58,15 +42,8 @@ class KMeans(TokenMerger):
             return groups, None
         return lloyd(tokens.visual_hidden().detach().float(), real, groups, self.iterations), None
 
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
-        return shape.visual_tokens and max(1, round(shape.visual_tokens / 8))
-
-    @classmethod
-    def layer_tokens(
-        cls, tokens: int | None, shape: BackboneShape, layer: int = 2, layer_scale: str = "auto", **options: Any
-    ) -> list[int]:
-        return two_level(tokens, shape, resolve_layer(layer, shape.depth, layer_scale))
+    def default_tokens(self) -> int | None:
+        return self.shape.visual_tokens and max(1, round(self.shape.visual_tokens / 8))
 
 
 @torch.no_grad()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-from vtc.interface import Context, TokenMerger, TokenSequence, resolve_layer, two_level
+from vtc.identity import WEIGHTS
+from vtc.interface import Context, TokenMerger, TokenSequence, layer_option, option, resolve_layer
 from vtc.methods.avgpool import raster_groups
 from vtc.methods.stages import Stage, parse_stages, stage_at
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
 
 
 class LLaVolta(TokenMerger):
@@ -27,24 +25,22 @@ class LLaVolta(TokenMerger):
 
     Args:
         tokens: None at evaluation: no compression.
-        layer: K of test-time pooling; 2 in the paper.
-        scheme: of table 1, or a list of {layer, stride, share}; only training looks at it.
     """
 
     name = "llavolta"
+    about = "LLaVolta: 1-D average pooling inside the decoder, trained in stages (arXiv 2406.20092)."
+    layer: int = layer_option(2, "of pooling at test time: before this decoder layer")
+    scheme: str | Sequence[Any] = option(
+        "four_wider_then_deeper",
+        "stages in training (table 1): schedule=…, or a name or a list of {layer, stride, share} here",
+        follows="schedule.stages",
+        decides=WEIGHTS,
+    )
 
-    def __init__(
-        self,
-        tokens: int | None,
-        shape: BackboneShape,
-        layer: int = 2,
-        scheme: str | Sequence[Any] = "four_wider_then_deeper",
-        layer_scale: str = "auto",
-    ) -> None:
-        super().__init__(tokens, shape, resolve_layer(layer, shape.depth, layer_scale))
-        # a named scheme's layers are the papers' in any case
-        scale = "auto" if isinstance(scheme, str) else layer_scale
-        self.stages = [self._resolved(stage, scale) for stage in parse_stages(scheme)]
+    def prepare(self) -> None:
+        # A named scheme's layers are the papers' in any case.
+        scale = "auto" if isinstance(self.scheme, str) else self.layer_scale
+        self.stages = [self._resolved(stage, scale) for stage in parse_stages(self.scheme)]
         self.stage: Stage | None = None
 
     def _resolved(self, stage: Stage, scale: str) -> Stage:
@@ -66,9 +62,3 @@ class LLaVolta(TokenMerger):
         if self.training and self.stage is not None and self.stage.stride:
             return (real.cumsum(1) - 1) // self.stage.stride, None
         return raster_groups(real, self.tokens or real.shape[1]), None
-
-    @classmethod
-    def layer_tokens(
-        cls, tokens: int | None, shape: BackboneShape, layer: int = 2, layer_scale: str = "auto", **options: Any
-    ) -> list[int]:
-        return two_level(tokens, shape, resolve_layer(layer, shape.depth, layer_scale))

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
 from vtc.errors import UserError
+from vtc.identity import WEIGHTS
+from vtc.interface import BackboneShape, option
 from vtc.methods.avgpool import AveragePooling
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
 
 
 def nested_scales(shape: BackboneShape) -> list[int]:
@@ -24,6 +21,19 @@ def nested_scales(shape: BackboneShape) -> list[int]:
     height, width = shape.grid
     sides = [k for k in range(1, min(shape.grid) + 1) if height % k == 0 and width % k == 0]
     return sorted((height // k) * (width // k) for k in sides)
+
+
+def offered_scales(scales: Sequence[int] | None, shape: BackboneShape) -> list[int]:
+    """The scales that a user names, None: all of `nested_scales`.
+
+    Raises:
+        UserError: none, or one that the backbone doesn't have.
+    """
+    there = nested_scales(shape)
+    odd = sorted(set(scales or ()) - set(there))
+    if odd or (scales is not None and not scales):
+        raise UserError(f"method.scales={list(scales or ())}: allowed: some of {', '.join(map(str, there))}")
+    return there if scales is None else sorted(set(scales))
 
 
 class M3(AveragePooling):
@@ -42,40 +52,38 @@ class M3(AveragePooling):
     paper halves 24×24 down to 3×3, then takes one mean; see `scales`). A grid that isn't square keeps its aspect (12×8:
     96, 24, 6). Cells that don't tile it, and images of a size of their own, have no scales.
 
+    A few scales a step have the same gradient in the mean as all of them, which cost a pass of the model each.
+
     Args:
         tokens: of one scale; None: the finest, nothing is pooled.
-        scales: those that are trained and offered; None: all. The paper's: [1, 9, 36, 144, 576].
-        scales_per_step: how many of them, drawn without repetition, a step of training is about. None: all, as in the
-            paper, which costs a pass of the model for each. A few have the same gradient in the mean.
     """
 
     name = "m3"
+    about = "M3: nested 2-D grids of pooled visual tokens, one checkpoint for all of them (arXiv 2405.17430)."
     needs_training = True
     elastic = True
     trained_options = ("scales",)
+    layer, dims = 0, 2  # no options here
+    scales: list[int] = option(
+        None,
+        "trained and offered; null: every grid of square cells (the paper, on 24x24: [1,9,36,144,576])",
+        resolve=offered_scales,
+    )
+    scales_per_step: int | None = option(
+        None,
+        "how many of them a training step draws; null: all, as in the paper, a pass of the model each",
+        decides=WEIGHTS,
+    )
 
-    def __init__(
-        self,
-        tokens: int | None,
-        shape: BackboneShape,
-        scales: Sequence[int] | None = None,
-        scales_per_step: int | None = None,
-    ) -> None:
-        super().__init__(tokens, shape)
-        self.scales = self.offers(shape, scales=scales)
-        if scales_per_step is not None and not 1 <= scales_per_step <= len(self.scales):
-            raise UserError(f"method.scales_per_step={scales_per_step}: allowed: 1 to {len(self.scales)}, or null")
-        self.per_step = scales_per_step
+    def prepare(self) -> None:
+        super().prepare()
+        if self.scales_per_step is not None and not 1 <= self.scales_per_step <= len(self.scales):
+            raise UserError(
+                f"method.scales_per_step={self.scales_per_step}: allowed: 1 to {len(self.scales)}, or null"
+            )
 
     def training_budgets(self, generator: random.Random) -> Sequence[int]:
-        return self.scales if self.per_step is None else generator.sample(self.scales, self.per_step)
+        return self.scales if self.scales_per_step is None else generator.sample(self.scales, self.scales_per_step)
 
-    @classmethod
-    def offers(
-        cls, shape: BackboneShape, dims: int = 2, scales: Sequence[int] | None = None, **options: Any
-    ) -> list[int]:
-        there = nested_scales(shape)
-        odd = sorted(set(scales or ()) - set(there))
-        if odd or (scales is not None and not scales):
-            raise UserError(f"method.scales={list(scales or ())}: allowed: some of {', '.join(map(str, there))}")
-        return there if scales is None else sorted(set(scales))
+    def offers(self) -> Sequence[int]:
+        return self.scales

@@ -5,20 +5,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtc.errors import UserError, unknown
-from vtc.interface import Context, Resampler
-from vtc.methods.avgpool import require_grid
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
-
-KEYS = ("position", "image")
+from vtc.allowed import one_of
+from vtc.errors import UserError
+from vtc.interface import GRID, Context, Resampler, option
+from vtc.interface.options import SOME
 
 
 def sincos(place: Tensor, width: int) -> Tensor:
@@ -58,27 +52,36 @@ class MQT(Resampler):
 
     Args:
         tokens: m; None: all queries.
-        max_tokens: M, 256 in the paper; never more than the backbone has visual tokens.
-        keys: position or image, see above.
     """
 
     name = "mqt"
+    about = "MQT: the first m of many latent queries read the image, one checkpoint for every m (arXiv 2405.19315)."
+    needs = (GRID,)
     needs_training = True
     elastic = True
     trained_options = ("max_tokens", "keys")
+    max_tokens: int = option(256, "queries there are; at most the backbone's visual tokens", allowed=SOME)
+    keys: str = option(
+        "position",
+        "of the patches' positions alone (the authors' code); image: of their features too (the text)",
+        allowed=one_of("position", "image"),
+    )
 
-    def __init__(self, tokens: int | None, shape: BackboneShape, max_tokens: int = 256, keys: str = "position") -> None:
-        if keys not in KEYS:
-            raise unknown("method.keys", keys, KEYS)
-        require_grid(self.name, shape)
+    def prepare(self) -> None:
+        shape = self.shape
         if shape.width % 4 or shape.width % shape.heads:
             raise UserError(f"method=mqt: width {shape.width} of {shape.name} is no multiple of 4 and its heads")
-        self.most = query_count(shape, max_tokens)
-        m = self.most if tokens is None else tokens
-        super().__init__(m, shape)
-        if m > self.most:
-            raise UserError(f"tokens={tokens}: mqt has method.max_tokens={self.most} queries")
-        width, self.keys, self.side = shape.width, keys, math.sqrt(max_tokens)
+        if shape.visual_tokens is None and (self.tokens or 0) > self.most:
+            raise UserError(f"tokens={self.tokens}: mqt has method.max_tokens={self.most} queries")
+        self.side = math.sqrt(self.max_tokens)
+
+    @property
+    def most(self) -> int:
+        """M: `max_tokens`, or as many as the backbone has visual tokens, where those are fewer."""
+        return min(self.max_tokens, self.shape.visual_tokens or self.max_tokens)
+
+    def make_parameters(self) -> None:
+        width = self.shape.width
         self.queries = nn.Parameter(torch.randn(self.most, width) * 0.02)
         self.norm_q, self.norm_k, self.norm_v = (nn.LayerNorm(width, eps=1e-6) for _ in range(3))
         self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
@@ -124,21 +127,8 @@ class MQT(Resampler):
     def training_budgets(self, generator: random.Random) -> Sequence[int]:
         return [generator.choice(range(2, self.most + 1, 2) or [1])]
 
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, max_tokens: int = 256, **options: Any) -> int | None:
-        return query_count(shape, max_tokens)
+    def default_tokens(self) -> int | None:
+        return self.most
 
-    @classmethod
-    def offers(cls, shape: BackboneShape, max_tokens: int = 256, **options: Any) -> Sequence[int]:
-        return range(1, query_count(shape, max_tokens) + 1)
-
-    @classmethod
-    def layer_tokens(cls, tokens: int | None, shape: BackboneShape, max_tokens: int = 256, **options: Any) -> list[int]:
-        return [query_count(shape, max_tokens) if tokens is None else tokens] * shape.depth
-
-
-def query_count(shape: BackboneShape, max_tokens: int) -> int:
-    """M: `max_tokens`, or as many as the backbone has visual tokens, where those are fewer."""
-    if max_tokens < 1:
-        raise UserError(f"method.max_tokens={max_tokens}: allowed: 1 or more")
-    return min(max_tokens, shape.visual_tokens or max_tokens)
+    def offers(self) -> Sequence[int]:
+        return range(1, self.most + 1)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtc.errors import UserError
-from vtc.interface import Context, Resampler, TokenSequence
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
+from vtc.allowed import whole
+from vtc.interface import Context, Resampler, TokenSequence, option
 
 
 class Perceiver(Resampler):
@@ -30,44 +25,36 @@ class Perceiver(Resampler):
 
     Args:
         tokens: M; default 64, as Flamingo's, or all visual tokens where there are fewer.
-        depth: layers.
-        heads: of each attention; default 8, or D // head_width where that is fewer.
-        head_width: of each head.
-        mult: width of the feed-forward in units of D.
     """
 
     name = "perceiver"
+    about = (
+        "The Perceiver Resampler: learned latents attend to the projected image, layer by layer "
+        "(Flamingo, arXiv 2204.14198)."
+    )
     needs_training = True
     fixed_budget = True
     trained_options = ("depth", "heads", "head_width", "mult")
+    depth: int = option(6, "layers of attention and feed-forward", allowed=whole(1))
+    heads: int | None = option(
+        None, "of each attention; null: 8, or as many as fit the LLM's width where that is fewer",
+        allowed=whole(1).or_null(),
+    )  # fmt: skip
+    head_width: int = option(64, "of each head", allowed=whole(1))
+    mult: int = option(
+        1, "width of the feed-forward in units of the LLM's (Flamingo: 4; Victor's count: 1)", allowed=whole(1)
+    )
 
-    def __init__(
-        self,
-        tokens: int | None,
-        shape: BackboneShape,
-        depth: int = 6,
-        heads: int | None = None,
-        head_width: int = 64,
-        mult: int = 1,
-    ) -> None:
-        m = min(64, shape.visual_tokens or 64) if tokens is None else tokens
-        super().__init__(m, shape)
-        given = {"depth": depth, "heads": 8 if heads is None else heads, "head_width": head_width, "mult": mult}
-        for key, value in given.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"method.{key}={value}: allowed: a whole number from 1 on")
-        width = shape.width
-        heads = max(1, min(8, width // head_width)) if heads is None else heads
-        self.latents = nn.Parameter(torch.randn(m, width))
-        self.attentions = nn.ModuleList(LatentAttention(width, heads, head_width) for _ in range(depth))
+    def make_parameters(self) -> None:
+        width, inner = self.shape.width, self.mult * self.shape.width
+        heads = max(1, min(8, width // self.head_width)) if self.heads is None else self.heads
+        self.latents = nn.Parameter(torch.randn(self.tokens or 0, width))
+        self.attentions = nn.ModuleList(LatentAttention(width, heads, self.head_width) for _ in range(self.depth))
         self.forwards = nn.ModuleList(
             nn.Sequential(
-                nn.LayerNorm(width),
-                nn.Linear(width, mult * width, bias=False),
-                nn.GELU(),
-                nn.Linear(mult * width, width, bias=False),
+                nn.LayerNorm(width), nn.Linear(width, inner, bias=False), nn.GELU(), nn.Linear(inner, width, bias=False)
             )
-            for _ in range(depth)
+            for _ in range(self.depth)
         )
         self.norm = nn.LayerNorm(width)
 
@@ -88,9 +75,8 @@ class Perceiver(Resampler):
             latents = latents + forward(latents)
         return self.norm(latents)
 
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
-        return min(64, shape.visual_tokens or 64)
+    def default_tokens(self) -> int | None:
+        return min(64, self.shape.visual_tokens or 64)
 
 
 class LatentAttention(nn.Module):

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.errors import UserError
-from vtc.interface import Condensed, Tower, TowerCompressor
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
+from vtc.allowed import whole
+from vtc.interface import CLS, Condensed, Tower, TowerCompressor, option, resolve_tower_layer
 
 
 class PruMerge(TowerCompressor):
@@ -34,31 +29,24 @@ class PruMerge(TowerCompressor):
 
     Args:
         tokens: None: as many as stand out, image by image.
-        plus: PruMerge+.
-        neighbours: k; None: N / 18, the authors' 32 of 576.
-        tower_layer: whose queries and keys; None: the projected layer (-2 in LLaVA-1.5); the authors' code takes those
-            of the layer after it, -1.
     """
 
     name = "prumerge"
+    about = (
+        "PruMerge: patches that stand out absorb those with similar keys; without a budget, as many as stand out "
+        "(arXiv 2403.15388)."
+    )
+    needs = (CLS,)
     adaptive = True
-
-    def __init__(
-        self,
-        tokens: int | None,
-        shape: BackboneShape,
-        plus: bool = False,
-        neighbours: int | None = None,
-        tower_layer: int | None = None,
-    ) -> None:
-        super().__init__(tokens, shape, tower_layer)
-        if not isinstance(plus, bool):
-            raise UserError(f"method.plus={plus}: allowed: true, false")
-        if neighbours is not None and (
-            isinstance(neighbours, bool) or not isinstance(neighbours, int) or neighbours < 0
-        ):
-            raise UserError(f"method.neighbours={neighbours}: allowed: a whole number from 0 on, null")
-        self.plus, self.neighbours = plus, neighbours
+    plus: bool = option(False, "PruMerge+: spatially uniform patches too")
+    neighbours: int | None = option(
+        None, "patches that a kept one absorbs; null: an eighteenth of all (32 of 576)", allowed=whole(0).or_null()
+    )
+    tower_layer: int = option(
+        None,
+        "whose queries and keys; null: the layer that is projected; -1: the authors' code on LLaVA-1.5",
+        resolve=resolve_tower_layer,
+    )
 
     def condense(self, tower: Tower, count: int | None) -> Condensed:
         attention = tower.cls_attention(self.tower_layer, heads=1)[:, 0]  # [I, N]

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
 import torch
 
 from vtc.errors import UserError
-from vtc.interface import Compressor, Context, TokenSequence, resolve_layer
+from vtc.interface import BackboneShape, Compressor, Context, TokenSequence, layer_option, resolve_layer
 from vtc.interface.tokens import keep_best
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
 
 
 class PyramidDrop(Compressor):
@@ -30,22 +25,21 @@ class PyramidDrop(Compressor):
 
     Args:
         tokens: default: an eighth of the visual tokens (72 of 576).
-        layers: 8, 16, 24 in the paper, four stages of equal depth. Where a shallow decoder has one layer for several,
-            they act there at once.
     """
 
     name = "pyramiddrop"
+    about = (
+        "PyramidDrop: drops the same share of the visual tokens at several layers, by the last word's attention "
+        "(arXiv 2410.17247)."
+    )
     reads_prompt = True
+    # Four stages of equal depth. Where a shallow decoder has one layer for several, they act there at once.
+    stage_layers: Sequence[int] = layer_option(
+        (8, 16, 24), "before these decoder layers; the last one leaves `tokens`", name="layers"
+    )
 
-    def __init__(
-        self,
-        tokens: int | None,
-        shape: BackboneShape,
-        layers: Sequence[int] = (8, 16, 24),
-        layer_scale: str = "auto",
-    ) -> None:
-        super().__init__(tokens, shape)
-        self.stages = stages_of(layers, shape.depth, layer_scale)
+    def prepare(self) -> None:
+        self.stages = stages_of(self.stage_layers, self.shape.depth, self.layer_scale)
 
     def layers(self) -> set[int]:
         return set() if self.tokens is None else set(self.stages)
@@ -55,22 +49,13 @@ class PyramidDrop(Compressor):
         if self.tokens is None or self.tokens >= index.shape[1]:
             return tokens
         left = [remaining(n, self.tokens, self.stages[layer]) for n in real.sum(1).tolist()]
-        return keep_best(tokens, context.ahead(tokens), torch.tensor(left, device=real.device))
+        return keep_best(tokens, context.next_layer_attention(tokens), torch.tensor(left, device=real.device))
 
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
-        return shape.visual_tokens and max(1, round(shape.visual_tokens / 8))
+    def default_tokens(self) -> int | None:
+        return self.shape.visual_tokens and max(1, round(self.shape.visual_tokens / 8))
 
-    @classmethod
-    def layer_tokens(
-        cls,
-        tokens: int | None,
-        shape: BackboneShape,
-        layers: Sequence[int] = (8, 16, 24),
-        layer_scale: str = "auto",
-        **options: Any,
-    ) -> list[int]:
-        return pyramid(tokens, shape, stages_of(layers, shape.depth, layer_scale))
+    def layer_tokens(self) -> list[int]:
+        return pyramid(self.tokens, self.shape, self.stages)
 
 
 def stages_of(layers: Sequence[int], depth: int, layer_scale: str, lowest: int = 0) -> dict[int, float]:
@@ -80,10 +65,10 @@ def stages_of(layers: Sequence[int], depth: int, layer_scale: str, lowest: int =
         UserError: no layer, one that the decoder doesn't have, or not in rising order.
     """
     numbers = [] if isinstance(layers, str) or not isinstance(layers, Sequence) else list(layers)
-    found = [resolve_layer(k, depth, layer_scale, lowest, key="method.layers") for k in numbers]
+    own = [resolve_layer(k, depth, layer_scale, lowest, key="method.layers") for k in numbers]
     if not numbers or numbers != sorted(set(numbers)):
         raise UserError(f"method.layers={layers}: allowed: layer numbers in rising order, such as [8,16,24]")
-    return {layer: found.count(layer) / (len(found) - found.index(layer)) for layer in found}
+    return {layer: own.count(layer) / (len(own) - own.index(layer)) for layer in own}
 
 
 def remaining(length: int, tokens: int, part: float) -> int:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch import Tensor, nn
 
+from vtc.allowed import number, whole
 from vtc.errors import UserError
-from vtc.interface import Context, TowerResampler, require_patches
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
+from vtc.identity import WEIGHTS
+from vtc.interface import ONE_TOWER, WHOLE_IMAGES, Context, TowerResampler, option
 
 
 class QFormer(TowerResampler):
@@ -29,64 +26,60 @@ class QFormer(TowerResampler):
 
     Args:
         tokens: M; default 32, as BLIP-2's, or all visual tokens where there are fewer.
-        layers: null: half of the tower's, at least 4.
-        width: null: the tower's.
-        heads: null: the tower's.
-        dropout: of hidden states and attention, in training.
     """
 
     name = "qformer"
+    about = "The Q-Former: learned queries in a BERT of their own, in the projector's place (BLIP-2, arXiv 2301.12597)."
+    needs = (ONE_TOWER, WHOLE_IMAGES)
     needs_training = True
     fixed_budget = True
     trained_options = ("layers", "width", "heads")
+    depth: int | None = option(
+        None,
+        "null: half of the tower's (12 for CLIP ViT-L, as in BLIP-2), at least 4",
+        name="layers",
+        allowed=whole(1).or_null(),
+    )
+    width: int | None = option(None, "null: the tower's (BLIP-2: 768)", allowed=whole(1).or_null())
+    heads: int | None = option(None, "null: the tower's (BLIP-2: 12)", allowed=whole(1).or_null())
+    dropout: float = option(
+        0.0,
+        "of hidden states and attention, in training (BLIP-2: 0.1)",
+        allowed=number("0 or more, less than 1", least=0, most=1 - 1e-9),
+        decides=WEIGHTS,
+    )
 
-    def __init__(
-        self,
-        tokens: int | None,
-        shape: BackboneShape,
-        layers: int | None = None,
-        width: int | None = None,
-        heads: int | None = None,
-        dropout: float = 0.0,
-    ) -> None:
-        m = min(32, shape.visual_tokens or 32) if tokens is None else tokens
-        super().__init__(m, shape)
-        require_patches(self.name, shape)
-        vision = shape.vision
-        sizes = {
-            "layers": max(4, vision.depth // 2) if layers is None else layers,
-            "width": vision.width if width is None else width,
-            "heads": vision.heads if heads is None else heads,
-        }
-        for key, value in sizes.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"method.{key}={value}: allowed: a whole number from 1 on, or null")
-        if sizes["width"] % sizes["heads"]:
-            raise UserError(f"method.heads={sizes['heads']}: they don't divide method.width={sizes['width']}")
-        if not 0 <= dropout < 1:
-            raise UserError(f"method.dropout={dropout}: allowed: 0 or more, less than 1")
+    def prepare(self) -> None:
+        vision = self.shape.vision
+        self.depth = max(4, vision.depth // 2) if self.depth is None else self.depth
+        self.width = vision.width if self.width is None else self.width
+        self.heads = vision.heads if self.heads is None else self.heads
+        if self.width % self.heads:
+            raise UserError(f"method.heads={self.heads}: they don't divide method.width={self.width}")
+
+    def make_parameters(self) -> None:
         from transformers import Blip2QFormerConfig, Blip2QFormerModel  # a tenth of a second that others needn't wait
 
+        assert self.width is not None and self.depth is not None and self.heads is not None
         config = Blip2QFormerConfig(
-            hidden_size=sizes["width"],
-            num_hidden_layers=sizes["layers"],
-            num_attention_heads=sizes["heads"],
-            intermediate_size=4 * sizes["width"],
-            encoder_hidden_size=vision.width,
+            hidden_size=self.width,
+            num_hidden_layers=self.depth,
+            num_attention_heads=self.heads,
+            intermediate_size=4 * self.width,
+            encoder_hidden_size=self.shape.vision.width,
             cross_attention_frequency=2,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
+            hidden_dropout_prob=self.dropout,
+            attention_probs_dropout_prob=self.dropout,
         )
-        self.queries = nn.Parameter(torch.randn(m, sizes["width"]) * config.initializer_range)
-        self.norm = nn.LayerNorm(vision.width)
+        self.queries = nn.Parameter(torch.randn(self.tokens or 0, self.width) * config.initializer_range)
+        self.norm = nn.LayerNorm(self.shape.vision.width)
         self.blocks = Blip2QFormerModel(config)
-        self.project = nn.Linear(sizes["width"], shape.width)
+        self.project = nn.Linear(self.width, self.shape.width)
 
     def forward(self, features: Tensor, context: Context) -> Tensor:
         queries = self.queries.expand(len(features), -1, -1)
-        found = self.blocks(query_embeds=queries, encoder_hidden_states=self.norm(features)).last_hidden_state
-        return self.project(found)
+        states = self.blocks(query_embeds=queries, encoder_hidden_states=self.norm(features)).last_hidden_state
+        return self.project(states)
 
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
-        return min(32, shape.visual_tokens or 32)
+    def default_tokens(self) -> int | None:
+        return min(32, self.shape.visual_tokens or 32)

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch import Tensor, nn
 
-from vtc.interface import TEXT, Context, TokenSequence, Tower, TowerResampler, TowerUse
-from vtc.methods.windows import (
-    WindowAttention,
-    default_windows,
-    fine_layers,
-    mlp,
-    side_by_side,
-    window_budgets,
-    windows_of,
-)
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
+from vtc.interface import TEXT, Context, TokenSequence, Tower
+from vtc.methods.windows import WindowAttention, WindowResampler, mlp, side_by_side
 
 
-class QueCC(TowerResampler):
+class QueCC(WindowResampler):
     """TokenPacker whose queries know the question, for budgets down to one token (section 4; figure 4).
 
     The LLM reads the question alone, and its last hidden state at the last token, t, is projected to the tower's width
@@ -44,35 +30,19 @@ class QueCC(TowerResampler):
 
     Args:
         tokens: M; default: a quarter of the visual tokens.
-        heads: of the attention.
-        tower_layers: the tower's layers (0…, or from the end: -1) that are the fine features; default: TokenPacker's.
     """
 
     name = "quecc"
-    needs_training = True
-    fixed_budget = True
-    trained_options = ("heads", "tower_layers")
+    about = 'QueCC: TokenPacker whose queries know the question, for budgets down to one token (arXiv 2411.03312).'
     reads_prompt = True
 
-    def __init__(
-        self,
-        tokens: int | None,
-        shape: BackboneShape,
-        heads: int = 8,
-        tower_layers: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(tokens or self.default_tokens(shape), shape)
-        self.grid, self.stride = windows_of(self.name, self.tokens or 0, shape)
-        self.fine = fine_layers(tower_layers, shape)
-        width = shape.vision.width
-        self.text = nn.Sequential(nn.Linear(shape.width, width), nn.LayerNorm(width, eps=1e-6))
+    def make_parameters(self) -> None:
+        width = self.shape.vision.width
+        self.text = nn.Sequential(nn.Linear(self.shape.width, width), nn.LayerNorm(width, eps=1e-6))
         self.query = nn.Sequential(*mlp(width, width), nn.LayerNorm(width, eps=1e-6))
         self.shrink = nn.Conv2d(width, width, self.stride, self.stride, groups=width)
-        self.injection = WindowAttention(self.name, len(self.fine) * width, width, heads)
-        self.mlp = mlp(width, shape.width)
-
-    def tower(self) -> TowerUse:
-        return TowerUse(projects=False, levels=frozenset(self.fine))
+        self.injection = WindowAttention(len(self.fine) * width, width, self.heads)
+        self.mlp = mlp(width, self.shape.width)
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
         index, _ = tokens.images
@@ -83,8 +53,8 @@ class QueCC(TowerResampler):
 
     def pack(self, tower: Tower, question: Tensor) -> Tensor:
         """What the tower made of I images, and the state [I, D] of each one's question → [I, M, D]."""
-        asked = self.query(tower.features + self.text(question)[:, None])
-        query = self.shrink(asked.transpose(1, 2).unflatten(2, self.grid)).flatten(2).transpose(1, 2)
+        patches = self.query(tower.features + self.text(question)[:, None])
+        query = self.shrink(patches.transpose(1, 2).unflatten(2, self.grid)).flatten(2).transpose(1, 2)
         return self.mlp(self.injection(query, side_by_side(tower, self.fine), self.grid, self.stride))
 
     @torch.no_grad()
@@ -109,11 +79,3 @@ class QueCC(TowerResampler):
         last = hidden[torch.arange(len(row), device=row.device), length - 1]
         total = last.new_zeros(rows, last.shape[-1]).index_add(0, row, last)
         return total / asked.sum(1, keepdim=True)
-
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
-        return default_windows(cls.name, shape)
-
-    @classmethod
-    def offers(cls, shape: BackboneShape, **options: Any) -> Sequence[int]:
-        return window_budgets(cls.name, shape)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from vtc.errors import UserError
-from vtc.interface import FewerPatches, TowerUse, projected_layer, require_patches
+from vtc.identity import WEIGHTS
+from vtc.interface import ONE_TOWER, WHOLE_IMAGES, FewerPatches, TowerUse, option, projected_layer
+from vtc.interface.options import SOME
 from vtc.methods.fwd2bot import COMPRESS, GENERATE, lora_parameters
 
 if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
     from vtc.interface.backbone import AttachableBackbone
 
 
@@ -32,37 +32,28 @@ class SingleForward(FewerPatches):
 
     Args:
         tokens: k', at most the visual tokens that an image has; default 16.
-        rank: of both LoRA adapters.
-        alpha: their scale is alpha / rank; default 2·rank.
-        dropout: of the adapters' input.
     """
 
     name = "single_forward"
+    about = "Single forward: the vision tower makes the summary tokens in place of the LLM (Fwd2Bot's baseline, table 7)."
+    needs = (ONE_TOWER, WHOLE_IMAGES)
     needs_training = True
     fixed_budget = True
     trained_options = ("rank", "alpha")
     adapter = GENERATE
 
-    def __init__(
-        self,
-        tokens: int | None,
-        shape: BackboneShape,
-        rank: int = 32,
-        alpha: int | None = None,
-        dropout: float = 0.0,
-    ) -> None:
-        k = 16 if tokens is None else tokens
-        super().__init__(k, shape)
-        require_patches(self.name, shape)
-        if rank < 1:
-            raise UserError(f"method.rank={rank}: allowed: 1 or more")
-        self.rank, self.alpha, self.dropout = rank, alpha or 2 * rank, dropout
-        self.summary = nn.Parameter(torch.randn(k, shape.vision.width) * 0.02)
+    rank: int = option(32, "of both LoRA adapters, in the tower and in the LLM", allowed=SOME)
+    alpha: int | None = option(None, "their scale is alpha / rank; null: 2 * rank")
+    dropout: float = option(0.0, "of the adapters' input", decides=WEIGHTS)
+
+    def make_parameters(self) -> None:
+        self.summary = nn.Parameter(torch.randn(self.tokens or 0, self.shape.vision.width) * 0.02)
 
     def attach(self, backbone: AttachableBackbone) -> None:
         """Adds an adapter to the tower and one to the LLM, and freezes both."""
-        backbone.add_tower_adapters((COMPRESS,), self.rank, self.alpha, self.dropout)
-        backbone.add_adapters((GENERATE,), self.rank, self.alpha, self.dropout)
+        alpha = self.alpha or 2 * self.rank
+        backbone.add_tower_adapters((COMPRESS,), self.rank, alpha, self.dropout)
+        backbone.add_adapters((GENERATE,), self.rank, alpha, self.dropout)
 
     def tower(self) -> TowerUse:
         return TowerUse(summary=self.summary, adapter=COMPRESS)
@@ -73,8 +64,7 @@ class SingleForward(FewerPatches):
         v = self.shape.vision
         sides = 4 * 2 * v.width + 2 * (v.width + v.intermediate)
         in_tower = self.rank * (projected_layer(self.shape) + 1) * sides
-        return self.summary.numel() + in_tower + lora_parameters(self.shape, self.rank)
+        return (self.tokens or 0) * v.width + in_tower + lora_parameters(self.shape, self.rank)
 
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
+    def default_tokens(self) -> int | None:
         return 16

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch import Tensor
 
-from vtc.errors import UserError
-from vtc.interface import VISUAL, Compressor, Context, TokenSequence
+from vtc.allowed import number
+from vtc.interface import VISUAL, Compressor, Context, TokenSequence, layer_option, option
 from vtc.interface.tokens import merge_images
 from vtc.methods.pyramiddrop import pyramid, remaining, stages_of
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
 
 
 class SparseVLM(Compressor):
@@ -38,25 +33,20 @@ class SparseVLM(Compressor):
 
     Args:
         tokens: default: a fifth of the visual tokens (115 of 576; the authors' 192 on average end at 113).
-        layers: 2, 6, 15 in the paper.
-        recycle: share of the dropped tokens, 0.3 in the paper; 0: none.
     """
 
     name = "sparsevlm"
+    about = "SparseVLM: words about the image rate its tokens; some of the dropped are merged and return (arXiv 2410.04417)."
     reads_prompt = True
+    stage_layers: Sequence[int] = layer_option(
+        (2, 6, 15), "before these decoder layers; the last one leaves `tokens`", name="layers"
+    )
+    recycle: float = option(
+        0.3, "share of the dropped tokens that return, one for ten", allowed=number("from 0 to 1", least=0, most=1)
+    )
 
-    def __init__(
-        self,
-        tokens: int | None,
-        shape: BackboneShape,
-        layers: Sequence[int] = (2, 6, 15),
-        recycle: float = 0.3,
-        layer_scale: str = "auto",
-    ) -> None:
-        super().__init__(tokens, shape)
-        if isinstance(recycle, bool) or not isinstance(recycle, (int, float)) or not 0 <= recycle <= 1:
-            raise UserError(f"method.recycle={recycle}: allowed: from 0 to 1")
-        self.stages, self.recycle = stages_of(layers, shape.depth, layer_scale), recycle
+    def prepare(self) -> None:
+        self.stages = stages_of(self.stage_layers, self.shape.depth, self.layer_scale)
 
     def layers(self) -> set[int]:
         return set() if self.tokens is None else {0, *self.stages}
@@ -72,7 +62,7 @@ class SparseVLM(Compressor):
             return tokens
         rating = context.memo["raters"].gather(1, tokens.origin.clamp(min=0)) & (tokens.origin >= 0) & tokens.mask
         rating = torch.where(rating.any(1, keepdim=True), rating, context.prompt(tokens))
-        score = context.ahead(tokens, queries=rating).flatten()[index].masked_fill(~real, float("-inf"))
+        score = context.next_layer_attention(tokens, queries=rating).flatten()[index].masked_fill(~real, float("-inf"))
         place = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
         plan = [self._plan(n, self.stages[layer]) for n in real.sum(1).tolist()]
@@ -91,20 +81,11 @@ class SparseVLM(Compressor):
         recycled = max(clusters, round(self.recycle * (length - left + clusters))) if clusters else 0
         return left - clusters, recycled, clusters
 
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
-        return shape.visual_tokens and max(1, round(shape.visual_tokens / 5))
+    def default_tokens(self) -> int | None:
+        return self.shape.visual_tokens and max(1, round(self.shape.visual_tokens / 5))
 
-    @classmethod
-    def layer_tokens(
-        cls,
-        tokens: int | None,
-        shape: BackboneShape,
-        layers: Sequence[int] = (2, 6, 15),
-        layer_scale: str = "auto",
-        **options: Any,
-    ) -> list[int]:
-        return pyramid(tokens, shape, stages_of(layers, shape.depth, layer_scale))
+    def layer_tokens(self) -> list[int]:
+        return pyramid(self.tokens, self.shape, self.stages)
 
 
 @torch.no_grad()

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtc.interface import Context, TowerResampler, TowerUse
-from vtc.methods.windows import (
-    WindowAttention,
-    default_windows,
-    fine_layers,
-    mlp,
-    side_by_side,
-    window_budgets,
-    windows_of,
-)
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
+from vtc.interface import Context
+from vtc.methods.windows import WindowAttention, WindowResampler, mlp, side_by_side
 
 
-class TokenPacker(TowerResampler):
+class TokenPacker(WindowResampler):
     """Coarse queries, each of which takes in the fine features of its own window, in the projector's place (section 3).
 
     Point queries: the projected layer's patches [I, N, C], interpolated bilinearly from the h×w grid to h/s × w/s, are
@@ -40,43 +26,19 @@ class TokenPacker(TowerResampler):
 
     Args:
         tokens: M; default: a quarter of the visual tokens (s = 2), the paper's first budget.
-        heads: of the attention.
-        tower_layers: the tower's layers (0…, or from the end: -1) that are the fine features; default: the paper's.
     """
 
     name = "tokenpacker"
-    needs_training = True
-    fixed_budget = True
-    trained_options = ("heads", "tower_layers")
+    about = "TokenPacker: coarse queries take in the fine features of their window, in the projector's place (arXiv 2407.02392)."
 
-    def __init__(
-        self,
-        tokens: int | None,
-        shape: BackboneShape,
-        heads: int = 8,
-        tower_layers: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(tokens or self.default_tokens(shape), shape)
-        self.grid, self.stride = windows_of(self.name, self.tokens or 0, shape)
-        self.fine = fine_layers(tower_layers, shape)
-        width = shape.vision.width
+    def make_parameters(self) -> None:
+        width = self.shape.vision.width
         self.query = nn.Sequential(nn.Linear(width, width, bias=False), nn.LayerNorm(width, eps=1e-6))
-        self.injection = WindowAttention(self.name, len(self.fine) * width, width, heads)
-        self.mlp = mlp(width, shape.width)
-
-    def tower(self) -> TowerUse:
-        return TowerUse(projects=False, levels=frozenset(self.fine))
+        self.injection = WindowAttention(len(self.fine) * width, width, self.heads)
+        self.mlp = mlp(width, self.shape.width)
 
     def forward(self, features: Tensor, context: Context) -> Tensor:
         size = [side // self.stride for side in self.grid]
         coarse = F.interpolate(features.transpose(1, 2).unflatten(2, self.grid), size, mode="bilinear")
         query = self.query(coarse.flatten(2).transpose(1, 2))
         return self.mlp(self.injection(query, side_by_side(context.seen(), self.fine), self.grid, self.stride))
-
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
-        return default_windows(cls.name, shape)
-
-    @classmethod
-    def offers(cls, shape: BackboneShape, **options: Any) -> Sequence[int]:
-        return window_budgets(cls.name, shape)

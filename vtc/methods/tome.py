@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vtc.errors import UserError
-from vtc.interface import FewerPatches, TowerUse, projected_layer, require_patches
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
+from vtc.interface import FIXED_COUNT, ONE_TOWER, WHOLE_IMAGES, FewerPatches, TowerUse, projected_layer
 
 
 class ToMe(FewerPatches):
@@ -35,6 +30,8 @@ class ToMe(FewerPatches):
     """
 
     name = "tome"
+    about = "ToMe: similar patches merge in every layer of the vision tower (arXiv 2210.09461)."
+    needs = (ONE_TOWER, FIXED_COUNT, WHOLE_IMAGES)
 
     def tower(self) -> TowerUse | None:
         count = self.shape.visual_tokens or 0
@@ -48,20 +45,16 @@ class ToMe(FewerPatches):
 
         return TowerUse(merge=merge)
 
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
-        offers = cls.offers(shape)
+    def default_tokens(self) -> int | None:
+        offers = self.offers()
         return max(offers[0], offers[-1] // 4)
 
-    @classmethod
-    def offers(cls, shape: BackboneShape, **options: Any) -> Sequence[int]:
-        if shape.visual_tokens is None or shape.grid is None:
-            raise UserError(f"method=tome: it needs one visual token a patch, in a fixed number; {shape.name} has none")
-        require_patches("tome", shape)
-        fewest = shape.visual_tokens
-        for _ in range(projected_layer(shape) + 1):
+    def offers(self) -> Sequence[int]:
+        count = self.shape.visual_tokens or 0
+        fewest = count
+        for _ in range(projected_layer(self.shape) + 1):
             fewest -= fewest // 2
-        return range(fewest, shape.visual_tokens + 1)
+        return range(fewest, count + 1)
 
 
 def schedule(patches: int, tokens: int, layers: int) -> list[int]:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import gcd
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from vtc.errors import UserError
-from vtc.interface import Tower, projected_layer, require_patches
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
+from vtc.interface import (
+    ONE_TOWER,
+    WHOLE_IMAGES,
+    BackboneShape,
+    Tower,
+    TowerResampler,
+    TowerUse,
+    option,
+    projected_layer,
+    refuse_lacking,
+)
 
 PAPER_STATES = (12, 16, 22, 23)  # hidden states of CLIP ViT-L, of which LLaVA-1.5 projects the 23rd
 
@@ -21,10 +27,8 @@ PAPER_STATES = (12, 16, 22, 23)  # hidden states of CLIP ViT-L, of which LLaVA-1
 class WindowAttention(nn.Module):
     """Each query attends to the fine features of its own window alone, through MLPs to keys and values."""
 
-    def __init__(self, method: str, inputs: int, width: int, heads: int) -> None:
+    def __init__(self, inputs: int, width: int, heads: int) -> None:
         super().__init__()
-        if heads < 1 or width % heads:
-            raise UserError(f"method.heads={heads}: method={method} splits the tower's width of {width} into them")
         self.key = nn.Sequential(*mlp(inputs, width), nn.LayerNorm(width, eps=1e-6))
         self.value = nn.Sequential(*mlp(inputs, width), nn.LayerNorm(width, eps=1e-6))
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
@@ -53,44 +57,64 @@ def side_by_side(tower: Tower, layers: Sequence[int]) -> Tensor:
     return torch.cat([tower.patch_level(layer) for layer in layers], dim=-1)
 
 
-def fine_layers(given: Sequence[int] | None, shape: BackboneShape) -> list[int]:
-    """The tower's layers (0…) whose outputs are the fine features, in the order given; None: the paper's."""
+def fine_layers(layers: Sequence[int] | None, shape: BackboneShape) -> list[int]:
+    """The tower's layers (0…) whose outputs are the fine features, in the user's order; None: the paper's."""
     depth, last = shape.vision.depth, projected_layer(shape) + 1
-    if given is None:
+    if layers is None:
         return sorted({max(1, round(state * last / PAPER_STATES[-1])) - 1 for state in PAPER_STATES})
-    wrong = [n for n in given if isinstance(n, bool) or not isinstance(n, int) or not -depth <= n < depth]
-    if wrong or not given:
-        raise UserError(f"method.tower_layers={list(given)}: this tower's layers are {-depth} to {depth - 1}")
-    return list(dict.fromkeys(n % depth for n in given))
+    wrong = [n for n in layers if isinstance(n, bool) or not isinstance(n, int) or not -depth <= n < depth]
+    if wrong or not layers:
+        raise UserError(f"method.tower_layers={list(layers)}: this tower's layers are {-depth} to {depth - 1}")
+    return list(dict.fromkeys(n % depth for n in layers))
 
 
-def _strides(method: str, shape: BackboneShape) -> dict[int, int]:
-    """Budgets and the strides that leave them, coarsest first."""
-    if shape.grid is None:
-        raise UserError(f"method={method}: it divides a grid of patches into windows, and {shape.name} has none")
-    require_patches(method, shape)
-    h, w = shape.grid
-    return {h * w // s**2: s for s in range(gcd(h, w), 0, -1) if gcd(h, w) % s == 0}
+class WindowResampler(TowerResampler):
+    """One token for each window of the grid, made of several layers of the tower. Override `forward`.
 
-
-def window_budgets(method: str, shape: BackboneShape) -> list[int]:
-    """The numbers of s×s windows into which the grid can be divided."""
-    return list(_strides(method, shape))
-
-
-def default_windows(method: str, shape: BackboneShape) -> int:
-    """Windows of 2×2 patches, or the next larger ones that there are."""
-    return window_budgets(method, shape)[-2:][0]
-
-
-def windows_of(method: str, tokens: int, shape: BackboneShape) -> tuple[tuple[int, int], int]:
-    """The grid and the stride that leaves `tokens` windows.
-
-    Raises:
-        UserError: there is no such stride.
+    Attributes:
+        grid: (height, width) in patches.
+        stride: patches along one side of a window.
     """
-    strides = _strides(method, shape)
-    if tokens not in strides or shape.grid is None:
-        offered = ", ".join(map(str, strides))
-        raise UserError(f"tokens={tokens}: {method} on {shape.name} offers {offered}")
-    return shape.grid, strides[tokens]
+
+    needs_training = True
+    fixed_budget = True
+    trained_options = ("heads", "tower_layers")
+    heads: int = option(8, "of the attention")
+    fine: list[int] = option(
+        None,
+        "layers of the tower (0…, or from the end: -1) that are the fine features; null: the paper's 11, 15, 21, 22 of 24",
+        name="tower_layers",
+        resolve=fine_layers,
+    )
+
+    def prepare(self) -> None:
+        strides, width = self._strides(), self.shape.vision.width
+        if self.tokens not in strides:
+            offered = ", ".join(map(str, strides))
+            raise UserError(f"tokens={self.tokens}: {self.name} on {self.shape.name} offers {offered}")
+        if self.heads < 1 or width % self.heads:
+            raise UserError(
+                f"method.heads={self.heads}: method={self.name} splits the tower's width of {width} into them"
+            )
+        assert self.shape.grid is not None
+        self.grid, self.stride = self.shape.grid, strides[self.tokens]
+
+    def tower(self) -> TowerUse:
+        return TowerUse(projects=False, levels=frozenset(self.fine))
+
+    def default_tokens(self) -> int | None:
+        """Windows of 2×2 patches, or the next larger ones that there are."""
+        return self.offers()[-2:][0]
+
+    def offers(self) -> Sequence[int]:
+        """The numbers of s×s windows into which the grid can be divided."""
+        return list(self._strides())
+
+    def _strides(self) -> dict[int, int]:
+        """Budgets and the strides that leave them, coarsest first."""
+        shape = self.shape
+        if shape.grid is None:
+            raise UserError(f"method={self.name}: it divides a grid of patches into windows, and {shape.name} has none")
+        refuse_lacking(self.name, (ONE_TOWER, WHOLE_IMAGES), shape)
+        h, w = shape.grid
+        return {h * w // s**2: s for s in range(gcd(h, w), 0, -1) if gcd(h, w) % s == 0}

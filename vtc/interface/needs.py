@@ -1,0 +1,66 @@
+"""What a method may need of a backbone, and the refusal of a backbone that lacks it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum, auto
+
+from vtc.errors import UserError
+from vtc.interface.shape import BackboneShape
+
+
+class Need(Enum):
+    """A property of backbones. What is lacking is said in the order in which they stand here."""
+
+    ONE_TOWER = auto()  # a single vision tower
+    CLS = auto()  # a CLS token in the tower
+    PATCHES = auto()  # one visual token for each patch of an image, or of a tile of one
+    FIXED_COUNT = auto()  # every image has as many visual tokens, in a grid
+    WHOLE_IMAGES = auto()  # one visual token for each patch of an image that the tower sees as a whole
+    GRID = auto()  # an image's visual tokens form a rectangle
+    PLACES = auto()  # the i-th visual tokens of two frames stand for the same place
+
+
+ONE_TOWER, CLS, PATCHES, FIXED_COUNT, WHOLE_IMAGES, GRID, PLACES = Need
+
+
+def refuse_lacking(method: str, needs: Iterable[Need], shape: BackboneShape, instead: str = "") -> None:
+    """Refuses a backbone by the first need that it doesn't meet.
+
+    Args:
+        instead: what the user may do about it.
+
+    Raises:
+        UserError: it names the method, the need and the backbone.
+    """
+    for need in sorted(needs, key=lambda n: n.value):
+        if reason := lacking(need, shape):
+            raise UserError(f"method={method}: {reason}{f', {instead}' if instead else ''}")
+
+
+def lacking(need: Need, shape: BackboneShape) -> str:
+    """Why a backbone doesn't meet a need; empty where it does."""
+    vision, name = shape.vision, shape.name
+    if need is ONE_TOWER and vision.towers > 1:
+        return f"it reads the vision tower, and {name} has {vision.towers} of them"
+    if need is CLS and not vision.cls:
+        return f"it scores patches by CLS attention, and the tower of {name} has no CLS"
+    if need is PATCHES and (vision.tile_tokens or shape.visual_tokens) != _patches(shape):
+        tokens = vision.tile_tokens or shape.visual_tokens
+        return f"it needs one visual token a patch; {name} has {tokens} of {_patches(shape)}"
+    if need is FIXED_COUNT and (shape.visual_tokens is None or shape.grid is None):
+        return f"it needs one visual token a patch, in a fixed number; {name} has none"
+    if need is WHOLE_IMAGES and shape.visual_tokens not in (_patches(shape), _patches(shape) + vision.cls):
+        has = "no fixed number of them" if shape.visual_tokens is None else f"{shape.visual_tokens} of {_patches(shape)}"
+        return f"it needs one visual token a patch; {name} has {has}"
+    if need is GRID and shape.grid is None and (shape.visual_tokens is not None or vision.tile_tokens):
+        return f"it needs a rectangular grid of visual tokens; {name} has none"
+    if need is PLACES and not shape.places:
+        return f"it compares frames place by place, and {name} has no grid of places"
+    return ""
+
+
+def _patches(shape: BackboneShape) -> int:
+    """What the tower cuts an image, or the example of one, into."""
+    vision = shape.vision
+    return vision.grid_side**2 if vision.tokens is None else vision.tokens - vision.cls

@@ -1,0 +1,58 @@
+"""The base of methods that run the LLM itself, and what training tells them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vtc.interface.compressor import Embedded, Resampler
+from vtc.interface.context import Context
+from vtc.interface.tokens import TokenSequence
+
+
+def _of_this_process(rows: Tensor) -> Tensor:
+    """What a single process gathers."""
+    return rows
+
+
+@dataclass(frozen=True)
+class Captions:
+    """A caption of each image of a training pass.
+
+    Attributes:
+        ids, mask: its tokens, [I, L].
+        gather: rows [I, D] → those of every process, with their gradient: a contrastive loss is over all of them.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    gather: Callable[[Tensor], Tensor] = _of_this_process
+
+
+class SelfCompressor(Resampler):
+    """A resampler that runs the LLM itself (`context.run_decoder`). Override `summarise`.
+
+    The context of a pass keeps the summaries of its images, [I, M, D], in `memo["summary"]`.
+    """
+
+    learns_from_captions = True
+
+    def summarise(self, embeddings: Tensor, mask: Tensor, context: Context) -> Tensor:
+        """Embeddings [I, N, D] with mask [I, N] (visual tokens of an image, or a text) → summary [I, M, D]."""
+        raise NotImplementedError
+
+    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
+        index, real = tokens.images
+        if not index.numel():
+            return tokens
+        return tokens.replace(self._summary(tokens.visual_hidden(), real, context))
+
+    def embed(self, source: Embedded) -> Tensor:
+        """[I, D] float32: the mean of the summary tokens."""
+        return self._summary(*source.embeddings(), source.context).float().mean(1)
+
+    def _summary(self, embeddings: Tensor, mask: Tensor, context: Context) -> Tensor:
+        context.memo["summary"] = self.summarise(embeddings, mask, context)
+        return context.memo["summary"]
