@@ -1,19 +1,18 @@
 """What the user asked for → how many visual tokens per image this method leaves.
 
-The arithmetic needs neither torch nor weights: a `BackboneShape` and the method's class say everything.
+The arithmetic needs no weights: a method that was made without any says everything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vtc.errors import UserError
-from vtc.registry import parts
 
 if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
+    from vtc.interface import BackboneShape, Compressor
 
 BUDGETS = ("tokens", "ratio", "compression", "flops")
 PROMPT = 64  # text tokens of the prompt in FLOPs budgets: Victor's efficiency protocol
@@ -36,11 +35,10 @@ class Budget:
     flops: float | None = None
 
     def __post_init__(self) -> None:
-        given = self.given()
-        if len(given) > 1:
-            text = ", ".join(f"{k}={v}" for k, v in given.items())
+        if len(self.requested) > 1:
+            text = ", ".join(f"{k}={v}" for k, v in self.requested.items())
             raise UserError(f"{text}: give only one of tokens, ratio, compression, flops")
-        for key, value in given.items():
+        for key, value in self.requested.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise UserError(f"{key}={value}: allowed: a number")
         if self.tokens is not None and (int(self.tokens) != self.tokens or self.tokens < 1):
@@ -52,61 +50,49 @@ class Budget:
         if self.flops is not None and not 0 < self.flops <= 1:
             raise UserError(f"flops={self.flops}: allowed: more than 0, at most 1")
 
-    def given(self) -> dict[str, float]:
+    @property
+    def requested(self) -> dict[str, float]:
         """What the user set, e.g. `{"tokens": 16}`; empty if nothing."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
-    def resolve(self, method_cls: Any, shape: BackboneShape, options: Mapping[str, Any]) -> int | None:
-        """Visual tokens per image that are left at the end; None = whatever the backbone has.
+    def resolve(self, method: Compressor) -> int | None:
+        """Visual tokens per image that are left at the end; None: the method's default.
 
         `tokens` is met exactly or refused. `ratio`, `compression` and `flops` take, of the counts that the method
         offers, the one that comes nearest; a `compression` or `flops` that no count can reach is refused.
 
+        Args:
+            method: its own `tokens` don't matter.
+
         Raises:
             UserError: this method can't meet the budget on this backbone.
         """
-        name = getattr(method_cls, "name", method_cls.__name__)
-        if not self.given():
-            return method_cls.default_tokens(shape, **options)
-        full = shape.visual_tokens
+        if not self.requested:
+            return None
+        shape, full = method.shape, method.shape.visual_tokens
+        key, value = next(iter(self.requested.items()))
         if full is None:
             if self.tokens is None:
-                key, value = next(iter(self.given().items()))
                 raise UserError(f"{key}={value}: {shape.name} has no fixed number of visual tokens; use tokens=")
-            method_cls.offers(shape, **options)  # a method that can't do without one says so
+            method.offers()  # a method that can't do without one says so
             return int(self.tokens)
-        offers = method_cls.offers(shape, **options)
+        offers, name = method.offers(), method.name
         if self.tokens is not None:
             if self.tokens not in offers:
                 raise UserError(f"tokens={self.tokens}: {name} on {shape.name} offers {listed(offers)}")
             return int(self.tokens)
         if self.ratio is not None:
-            wanted = self.ratio * full
-            return min(offers, key=lambda t: (abs(t - wanted), t))
-        key, asked = next(iter(self.given().items()))
+            goal = self.ratio * full
+            return min(offers, key=lambda t: (abs(t - goal), t))
         measure = compression_ratio if key == "compression" else relative_flops
-        costs = {t: measure(method_cls.layer_tokens(t, shape, **options), shape) for t in offers}
+        costs = {t: measure(method.with_tokens(t).layer_tokens(), shape) for t in offers}
         lowest, highest = min(costs.values()), max(costs.values())
-        if not lowest * 0.98 <= asked <= highest * 1.02:
+        if not lowest * 0.98 <= value <= highest * 1.02:
             raise UserError(
-                f"{key}={asked}: {name} on {shape.name} reaches {lowest:.3g} to {highest:.3g}, "
+                f"{key}={value}: {name} on {shape.name} reaches {lowest:.3g} to {highest:.3g}, "
                 f"with {listed(offers)} tokens"
             )
-        return min(offers, key=lambda t: (abs(costs[t] - asked), t))
-
-
-def in_words(cfg: Mapping[str, Any]) -> str:
-    """The budget that a configuration asks for, `tokens=16`; with those of a composition's earlier parts, where they
-    are given, `tokens=36-16`. Empty where there is none."""
-    method = cfg["method"]
-    earlier = [method[key] for key in [*parts(method["name"])][:-1] if key in method]
-    asked = [next(((k, node[k]) for k in BUDGETS if node.get(k) is not None), None) for node in (*earlier, cfg)]
-    if not any(asked[:-1]):
-        asked = asked[-1:]
-    keys = {pair[0] for pair in asked if pair}
-    if len(keys) == 1:
-        return f"{keys.pop()}={'-'.join(str(pair[1]) if pair else 'auto' for pair in asked)}"
-    return "-".join(f"{pair[0]}={pair[1]}" if pair else "auto" for pair in asked) if keys else ""
+        return min(offers, key=lambda t: (abs(costs[t] - value), t))
 
 
 def compression_ratio(layer_tokens: Sequence[int], shape: BackboneShape) -> float:

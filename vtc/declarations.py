@@ -36,7 +36,9 @@ class Declared:
 
 # The option of every class that has numbers of decoder layers among its options.
 LAYER_SCALE = Declared(
-    "auto", "auto: layer numbers are for 32-layer decoders and scale with the depth; none: taken literally", "layer_scale"
+    "auto",
+    "auto: layer numbers are for 32-layer decoders and scale with the depth; none: taken literally",
+    "layer_scale",
 )
 
 

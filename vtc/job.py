@@ -98,11 +98,10 @@ class Job:
         Raises:
             UserError: an unknown option, a budget that it can't meet, a layer that the decoder doesn't have.
         """
-        from vtc.methods import build, check_options
+        from vtc.methods import make
 
-        cls, options = methods.get(self.method.name), dict(self.method.options)
-        check_options(self.method.name, options)
-        return build(self.method.name, self.budget.resolve(cls, self.shape, options), self.shape, **options)
+        budget = self.budget.resolve if self.budget.requested else None
+        return make(self.method.name, budget, self.shape, **self.method.options)
 
     @cached_property
     def weights(self) -> Path | None:
@@ -148,7 +147,7 @@ class Job:
         """
         self.check(trained)
         backbone = self.family.load(self.backbone_mapping)
-        method = self.compressor.to(backbone.device, backbone.dtype)
+        method = self.compressor.build().to(backbone.device, backbone.dtype)
         method.attach(backbone)
         if trained and self.weights is not None:
             from vtc import checkpoint
@@ -183,7 +182,7 @@ class Job:
         earlier = [self.method.options.get(key) or {} for key in [*parts(self.method.name)][:-1]]
         budgets = [
             next(((key, part[key]) for key in BUDGETS if part.get(key) is not None), None)
-            for part in (*earlier, self.budget.given())
+            for part in (*earlier, self.budget.requested)
         ]
         if not any(budgets[:-1]):
             budgets = budgets[-1:]

@@ -11,9 +11,11 @@ import importlib
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
+from vtc import declarations
 from vtc.errors import UserError, unknown
 
 C = TypeVar("C", bound=type)
+PART_BUDGETS = ("tokens", "ratio")  # that an earlier part of a composition may have, beside its method's options
 
 
 def parts(name: str) -> dict[str, str]:
@@ -30,7 +32,7 @@ class Registry:
     can be put together, several names with + between them, which `composed` (an import path) makes a class of.
     """
 
-    def __init__(self, kind: str, group: str, builtin: dict[str, tuple[str, str]], composed: str | None = None) -> None:
+    def __init__(self, kind: str, group: str, builtin: dict[str, str], composed: str | None = None) -> None:
         self.kind, self.group, self._composed = kind, group, composed
         self._builtin = dict(builtin)
         self._registered: dict[str, type] = {}
@@ -54,7 +56,7 @@ class Registry:
         if name in self._registered:
             return self._registered[name]
         if name in self._builtin:
-            return imported(self._builtin[name][0])
+            return imported(self._builtin[name])
         if name in self._plugins():
             entry = self._plugins()[name]
             try:
@@ -76,18 +78,20 @@ class Registry:
 
         return add
 
+    def path(self, name: str) -> str | None:
+        """The import path of a built-in class; None where `name` isn't built in, or was registered anew."""
+        return None if name in self._registered else self._builtin.get(name)
+
     def describe(self, name: str) -> str:
-        """One line about `name`, without importing it where it is built in."""
+        """One line about `name`, without importing it unless it was registered in this process."""
+        if path := self.path(name):
+            return declarations.read(path).about
         if name in self._registered:
-            doc = self._registered[name].__doc__ or ""
-        elif name in self._builtin:
-            return self._builtin[name][1]
-        elif name in self._plugins():
+            return declarations.line_of(self._registered[name])
+        if name in self._plugins():
             entry = self._plugins()[name]
             return f"plug-in {entry.value}" + (f" of {entry.dist.name}" if entry.dist else "")
-        else:
-            raise unknown(self.kind, name, self.names())
-        return doc.strip().splitlines()[0] if doc.strip() else ""
+        raise unknown(self.kind, name, self.names())
 
 
 def imported(path: str) -> Any:
@@ -100,55 +104,37 @@ methods = Registry(
     "method",
     "vtc.methods",
     {
-        "none": ("vtc.methods.none:NoCompression", "the uncompressed backbone: the base of every ratio"),
-        "random": ("vtc.methods.random:RandomDropping", "a uniform random subset of the visual tokens, seeded"),
-        "avgpool": ("vtc.methods.avgpool:AveragePooling", "1-D or 2-D average pooling before any layer"),
-        "fastv": ("vtc.methods.fastv:FastV", "drops what the last prompt token attends to least (arXiv 2403.06764)"),
-        "cdpruner": ("vtc.methods.cdpruner:CDPruner", "the most diverse tokens, given the question (arXiv 2506.10967)"),
-        "dart": ("vtc.methods.dart:DART", "keeps what a few pivots duplicate least (arXiv 2502.11494)"),
-        "divprune": ("vtc.methods.divprune:DivPrune", "tokens far from each other, before the LLM (arXiv 2503.02175)"),
-        "kmeans": ("vtc.methods.kmeans:KMeans", "K-Means clusters of the visual tokens become their means"),
-        "fastervlm": (
-            "vtc.methods.fastervlm:FasterVLM",
-            "keeps what the vision tower's CLS attends to (arXiv 2412.01818v1)",
-        ),
-        "llavolta": ("vtc.methods.llavolta:LLaVolta", "stage-wise average pooling in training (arXiv 2406.20092)"),
-        "pyramiddrop": ("vtc.methods.pyramiddrop:PyramidDrop", "drops a share at several layers (arXiv 2410.17247)"),
-        "sparsevlm": ("vtc.methods.sparsevlm:SparseVLM", "words rate, some of the dropped return (arXiv 2410.04417)"),
-        "vcc": (
-            "vtc.methods.vcc:VCC",
-            "blocks that the prompt attends to stay, the others are merged (arXiv 2305.04241)",
-        ),
-        "downsample": ("vtc.methods.downsample:Downsample", "fewer patches of a smaller image (arXiv 2510.07143)"),
-        "tome": ("vtc.methods.tome:ToMe", "similar patches merge in every layer of the tower (arXiv 2210.09461)"),
-        "visionzip": ("vtc.methods.visionzip:VisionZip", "keeps dominant patches, merges the rest (arXiv 2412.04467)"),
-        "vispruner": ("vtc.methods.vispruner:VisPruner", "important and diverse patches (arXiv 2412.01818v2)"),
-        "evs": ("vtc.methods.evs:EVS", "video: drops what hardly changed since the previous frame (arXiv 2510.14624)"),
-        "vidcom2": (
-            "vtc.methods.vidcom2:VidCom2",
-            "video: unique frames get more, unique tokens stay (arXiv 2505.14454)",
-        ),
-        "dycoke": ("vtc.methods.dycoke:DyCoke", "video: merges over time in groups of four frames (arXiv 2411.15024)"),
-        "prumerge": ("vtc.methods.prumerge:PruMerge", "outlying patches absorb their like; plus adds uniform ones"),
-        "m3": ("vtc.methods.m3:M3", "nested grids of pooled tokens, trained at all scales at once (arXiv 2405.17430)"),
-        "mqt": ("vtc.methods.mqt:MQT", "the first m of 256 latent queries read the image (arXiv 2405.19315)"),
-        "victor": ("vtc.methods.victor:Victor", "learnable registers take over, visual tokens go before layer k"),
-        "voco": ("vtc.methods.voco:VoCo", "text sees the image only through VoCo tokens (arXiv 2406.12275)"),
-        "fwd2bot": (
-            "vtc.methods.fwd2bot:Fwd2Bot",
-            "the LLM summarises the image into k' tokens, then reads those alone",
-        ),
-        "perceiver": ("vtc.methods.perceiver:Perceiver", "latents attend to the projected image (arXiv 2204.14198)"),
-        "qformer": ("vtc.methods.qformer:QFormer", "learned queries in a BERT of their own (arXiv 2301.12597)"),
-        "tokenpacker": (
-            "vtc.methods.tokenpacker:TokenPacker",
-            "coarse queries take in the fine features of their window (arXiv 2407.02392)",
-        ),
-        "quecc": ("vtc.methods.quecc:QueCC", "the same, with queries that know the question (arXiv 2411.03312)"),
-        "single_forward": (
-            "vtc.methods.single_forward:SingleForward",
-            "the vision tower makes the summary tokens, in one pass (Fwd2Bot's baseline, table 7)",
-        ),
+        "avgpool": "vtc.methods.avgpool:AveragePooling",
+        "cdpruner": "vtc.methods.cdpruner:CDPruner",
+        "dart": "vtc.methods.dart:DART",
+        "divprune": "vtc.methods.divprune:DivPrune",
+        "downsample": "vtc.methods.downsample:Downsample",
+        "dycoke": "vtc.methods.dycoke:DyCoke",
+        "evs": "vtc.methods.evs:EVS",
+        "fastervlm": "vtc.methods.fastervlm:FasterVLM",
+        "fastv": "vtc.methods.fastv:FastV",
+        "fwd2bot": "vtc.methods.fwd2bot:Fwd2Bot",
+        "kmeans": "vtc.methods.kmeans:KMeans",
+        "llavolta": "vtc.methods.llavolta:LLaVolta",
+        "m3": "vtc.methods.m3:M3",
+        "mqt": "vtc.methods.mqt:MQT",
+        "none": "vtc.methods.none:NoCompression",
+        "perceiver": "vtc.methods.perceiver:Perceiver",
+        "prumerge": "vtc.methods.prumerge:PruMerge",
+        "pyramiddrop": "vtc.methods.pyramiddrop:PyramidDrop",
+        "qformer": "vtc.methods.qformer:QFormer",
+        "quecc": "vtc.methods.quecc:QueCC",
+        "random": "vtc.methods.random:RandomDropping",
+        "single_forward": "vtc.methods.single_forward:SingleForward",
+        "sparsevlm": "vtc.methods.sparsevlm:SparseVLM",
+        "tokenpacker": "vtc.methods.tokenpacker:TokenPacker",
+        "tome": "vtc.methods.tome:ToMe",
+        "vcc": "vtc.methods.vcc:VCC",
+        "victor": "vtc.methods.victor:Victor",
+        "vidcom2": "vtc.methods.vidcom2:VidCom2",
+        "visionzip": "vtc.methods.visionzip:VisionZip",
+        "vispruner": "vtc.methods.vispruner:VisPruner",
+        "voco": "vtc.methods.voco:VoCo",
     },
     composed="vtc.methods.chain:chain",
 )
@@ -157,93 +143,36 @@ backbones = Registry(
     "backbone",
     "vtc.backbones",
     {
-        "pocket": ("vtc.backbones.llava:Pocket", "the shipped miniature LLaVA: 96x96 images, 144 visual tokens"),
-        "llava15_7b": ("vtc.backbones.llava:Llava15_7B", "LLaVA-1.5 7B: 336x336 images, 576 visual tokens"),
-        "internvl3_1b": ("vtc.backbones.internvl:InternVL3_1B", "InternVL3 1B: tiles of 448x448, 256 tokens each"),
-        "internvl3_2b": ("vtc.backbones.internvl:InternVL3_2B", "InternVL3 2B: tiles of 448x448, 256 tokens each"),
-        "internvl3_8b": ("vtc.backbones.internvl:InternVL3_8B", "InternVL3 8B: tiles of 448x448, 256 tokens each"),
-        "internvl3_14b": ("vtc.backbones.internvl:InternVL3_14B", "InternVL3 14B: tiles of 448x448, 256 tokens each"),
-        "smolvlm2_256m": ("vtc.backbones.idefics3:SmolVLM2_256M", "SmolVLM2 256M: tiles of 512x512, 64 tokens each"),
-        "smolvlm2_500m": ("vtc.backbones.idefics3:SmolVLM2_500M", "SmolVLM2 500M: tiles of 512x512, 64 tokens each"),
-        "smolvlm2_2b": ("vtc.backbones.idefics3:SmolVLM2_2B", "SmolVLM2 2.2B: tiles of 384x384, 81 tokens each"),
-        "smolvlm_2b": ("vtc.backbones.idefics3:SmolVLM_2B", "SmolVLM 2.2B: tiles of 384x384, 81 tokens each"),
-        "idefics3_8b": ("vtc.backbones.idefics3:Idefics3_8B", "Idefics3 8B: tiles of 364x364, 169 tokens each"),
-        "llava15_13b": ("vtc.backbones.llava:Llava15_13B", "LLaVA-1.5 13B: 336x336 images, 576 visual tokens"),
-        "llava_next_vicuna_7b": (
-            "vtc.backbones.llava_next:LlavaNextVicuna7B",
-            "LLaVA-NeXT (1.6) with Vicuna 7B: tiled images, up to 2928 tokens",
-        ),
-        "llava_next_vicuna_13b": (
-            "vtc.backbones.llava_next:LlavaNextVicuna13B",
-            "LLaVA-NeXT (1.6) with Vicuna 13B: tiled images, up to 2928 tokens",
-        ),
-        "llava_next_mistral_7b": (
-            "vtc.backbones.llava_next:LlavaNextMistral7B",
-            "LLaVA-NeXT (1.6) with Mistral 7B: tiled images, up to 2928 tokens",
-        ),
-        "llava_next_34b": (
-            "vtc.backbones.llava_next:LlavaNext34B",
-            "LLaVA-NeXT (1.6) with Yi 34B: tiled images, up to 2928 tokens",
-        ),
-        "llava_next_llama3_8b": (
-            "vtc.backbones.llava_next:LlavaNextLlama3_8B",
-            "LLaVA-NeXT with Llama 3 8B: tiled images, up to 2928 tokens",
-        ),
-        "llava_next_72b": (
-            "vtc.backbones.llava_next:LlavaNext72B",
-            "LLaVA-NeXT with Qwen1.5 72B: tiled images, up to 2928 tokens",
-        ),
-        "llava_next_110b": (
-            "vtc.backbones.llava_next:LlavaNext110B",
-            "LLaVA-NeXT with Qwen1.5 110B: tiled images, up to 2928 tokens",
-        ),
-        "llava_onevision_05b": (
-            "vtc.backbones.llava_onevision:LlavaOnevision05B",
-            "LLaVA-OneVision with Qwen2 0.5B: tiled images; 196 tokens a video frame",
-        ),
-        "llava_onevision_7b": (
-            "vtc.backbones.llava_onevision:LlavaOnevision7B",
-            "LLaVA-OneVision with Qwen2 7B: tiled images; 196 tokens a video frame",
-        ),
-        "llava_onevision_72b": (
-            "vtc.backbones.llava_onevision:LlavaOnevision72B",
-            "LLaVA-OneVision with Qwen2 72B: tiled images; 196 tokens a video frame",
-        ),
-        "video_llava_7b": (
-            "vtc.backbones.video_llava:VideoLlava7B",
-            "Video-LLaVA 7B: images; 257 tokens a video frame",
-        ),
-        "qwen2vl_2b": (
-            "vtc.backbones.qwen_vl_sizes:Qwen2VL_2B",
-            "Qwen2-VL 2B: images in their own resolution",
-        ),
-        "qwen2vl_7b": (
-            "vtc.backbones.qwen_vl_sizes:Qwen2VL_7B",
-            "Qwen2-VL 7B: images in their own resolution",
-        ),
-        "qwen25vl_3b": (
-            "vtc.backbones.qwen_vl_sizes:Qwen2_5VL_3B",
-            "Qwen2.5-VL 3B: images in their own resolution",
-        ),
-        "qwen25vl_7b": (
-            "vtc.backbones.qwen_vl_sizes:Qwen2_5VL_7B",
-            "Qwen2.5-VL 7B: images in their own resolution",
-        ),
-        "qwen25vl_72b": (
-            "vtc.backbones.qwen_vl_sizes:Qwen2_5VL_72B",
-            "Qwen2.5-VL 72B: images in their own resolution",
-        ),
-        "qwen3vl_2b": (
-            "vtc.backbones.qwen_vl_sizes:Qwen3VL_2B",
-            "Qwen3-VL 2B: images in their own resolution, deepstack",
-        ),
-        "qwen3vl_4b": (
-            "vtc.backbones.qwen_vl_sizes:Qwen3VL_4B",
-            "Qwen3-VL 4B: images in their own resolution, deepstack",
-        ),
-        "qwen3vl_8b": (
-            "vtc.backbones.qwen_vl_sizes:Qwen3VL_8B",
-            "Qwen3-VL 8B: images in their own resolution, deepstack",
-        ),
+        "pocket": "vtc.backbones.llava:Pocket",
+        "llava15_7b": "vtc.backbones.llava:Llava15_7B",
+        "internvl3_1b": "vtc.backbones.internvl:InternVL3_1B",
+        "internvl3_2b": "vtc.backbones.internvl:InternVL3_2B",
+        "internvl3_8b": "vtc.backbones.internvl:InternVL3_8B",
+        "internvl3_14b": "vtc.backbones.internvl:InternVL3_14B",
+        "smolvlm2_256m": "vtc.backbones.idefics3:SmolVLM2_256M",
+        "smolvlm2_500m": "vtc.backbones.idefics3:SmolVLM2_500M",
+        "smolvlm2_2b": "vtc.backbones.idefics3:SmolVLM2_2B",
+        "smolvlm_2b": "vtc.backbones.idefics3:SmolVLM_2B",
+        "idefics3_8b": "vtc.backbones.idefics3:Idefics3_8B",
+        "llava15_13b": "vtc.backbones.llava:Llava15_13B",
+        "llava_next_vicuna_7b": "vtc.backbones.llava_next:LlavaNextVicuna7B",
+        "llava_next_vicuna_13b": "vtc.backbones.llava_next:LlavaNextVicuna13B",
+        "llava_next_mistral_7b": "vtc.backbones.llava_next:LlavaNextMistral7B",
+        "llava_next_34b": "vtc.backbones.llava_next:LlavaNext34B",
+        "llava_next_llama3_8b": "vtc.backbones.llava_next:LlavaNextLlama3_8B",
+        "llava_next_72b": "vtc.backbones.llava_next:LlavaNext72B",
+        "llava_next_110b": "vtc.backbones.llava_next:LlavaNext110B",
+        "llava_onevision_05b": "vtc.backbones.llava_onevision:LlavaOnevision05B",
+        "llava_onevision_7b": "vtc.backbones.llava_onevision:LlavaOnevision7B",
+        "llava_onevision_72b": "vtc.backbones.llava_onevision:LlavaOnevision72B",
+        "video_llava_7b": "vtc.backbones.video_llava:VideoLlava7B",
+        "qwen2vl_2b": "vtc.backbones.qwen_vl_sizes:Qwen2VL_2B",
+        "qwen2vl_7b": "vtc.backbones.qwen_vl_sizes:Qwen2VL_7B",
+        "qwen25vl_3b": "vtc.backbones.qwen_vl_sizes:Qwen2_5VL_3B",
+        "qwen25vl_7b": "vtc.backbones.qwen_vl_sizes:Qwen2_5VL_7B",
+        "qwen25vl_72b": "vtc.backbones.qwen_vl_sizes:Qwen2_5VL_72B",
+        "qwen3vl_2b": "vtc.backbones.qwen_vl_sizes:Qwen3VL_2B",
+        "qwen3vl_4b": "vtc.backbones.qwen_vl_sizes:Qwen3VL_4B",
+        "qwen3vl_8b": "vtc.backbones.qwen_vl_sizes:Qwen3VL_8B",
     },
 )

@@ -35,8 +35,8 @@ def configured(group: str) -> dict[str, Path]:
     return {f.stem: f for f in sorted(folder.glob("*.yaml"))} if folder.is_dir() else {}
 
 
-def plugins(group: str) -> list[str]:
-    """Names of a group with a class (of a plug-in, or registered in this process) but no file in `conf/`."""
+def unconfigured(group: str) -> list[str]:
+    """Names of a group with a class but no file in `conf/`: all methods, and the backbones of plug-ins."""
     known = REGISTRIES.get(group)
     return sorted(set(known.names()) - set(configured(group))) if known else []
 
@@ -44,5 +44,5 @@ def plugins(group: str) -> list[str]:
 def choices(group: str) -> dict[str, str]:
     """Every choice of a group with its line."""
     lines = {name: first_comment(file) for name, file in configured(group).items()}
-    lines.update((name, REGISTRIES[group].describe(name)) for name in plugins(group))
+    lines.update((name, REGISTRIES[group].describe(name)) for name in unconfigured(group))
     return lines

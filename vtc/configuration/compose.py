@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,16 +15,17 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vtc import shipped
 from vtc.budget import BUDGETS
-from vtc.configuration.choices import choices, configured, plugins
+from vtc.configuration.choices import choices, configured, unconfigured
+from vtc.configuration.methods import method_node, store_methods
 from vtc.configuration.resolve import resolve
 from vtc.errors import UserError, nearest, unknown
 from vtc.job import Job
-from vtc.registry import parts
+from vtc.registry import PART_BUDGETS, methods, parts
 from vtc.settings import SHORT_DTYPES
 
 CONFIG = "config"
@@ -231,12 +231,13 @@ def swept(overrides: Sequence[str]) -> dict[str, int]:
 def prepare(overrides: Sequence[str]) -> None:
     """Checks what Hydra would let pass or explain badly, and gives plug-ins a configuration; to call before Hydra.
 
-    A plug-in's configuration is its name and the options of its constructor, so that `method.<option>=…` works as with
-    built-ins. Only plug-ins that are named are imported.
+    A method's configuration is its name and the options that its class declares. Only plug-ins that are named are
+    imported.
 
     Raises:
         UserError: an unknown choice, several in one run, a key that is removed, a plug-in that can't be imported.
     """
+    store_methods()
     for override in parsed(overrides):
         group = override.key_or_group
         if override.is_delete():
@@ -262,8 +263,8 @@ def prepare(overrides: Sequence[str]) -> None:
                 continue
             if str(value) not in allowed and (value is not None or group in NEEDED):
                 raise unknown(group, "null" if value is None else value, allowed)
-            if value in plugins(group):
-                node = {"name": value, **(method_options(value) if group == "method" else BACKBONE)}
+            if value in unconfigured(group):
+                node = method_node(value) if group == "method" else {"name": value, **BACKBONE}
                 ConfigStore.instance().store(group=group, name=value, node=node, provider="plug-in")
     check_additions(overrides)
 
@@ -277,12 +278,10 @@ def store_composition(name: str) -> None:
     node: dict[str, Any] = {"name": name}
     members = parts(name)
     for key, part in members.items():
-        if part not in choices("method"):
-            raise unknown("method", part, choices("method"))
-        file = configured("method").get(part)
-        own = OmegaConf.to_container(OmegaConf.load(file), resolve=False) if file else method_options(part)
-        budgets = {} if key == [*members][-1] else {"tokens": None, "ratio": None}
-        node[key] = budgets | {k: v for k, v in own.items() if k != "name"}  # type: ignore[union-attr]
+        if part not in methods.names():
+            raise unknown("method", part, methods.names())
+        budgets = {} if key == [*members][-1] else dict.fromkeys(PART_BUDGETS)
+        node[key] = budgets | {k: v for k, v in method_node(part).items() if k != "name"}
     ConfigStore.instance().store(group="method", name=name, node=node, provider="composition")
 
 
@@ -318,16 +317,6 @@ SHORT = {
     "attention": "sdpa, flash_attention_2, eager",
     "quantization": "4bit, 8bit: the decoder's weights (pip install 'vtc[quant]'); none",
 }
-
-
-def method_options(name: str) -> dict[str, Any]:
-    """The options of a method that a configuration can hold, with their defaults; what must be given is `???`."""
-    from vtc.methods import options_of
-
-    plain = (bool, int, float, str, list, dict, type(None))
-    found = {key: MISSING if value is inspect.Parameter.empty else value for key, value in options_of(name).items()}
-    found = {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
-    return {key: value for key, value in found.items() if isinstance(value, plain)}
 
 
 def explained(error: Exception, overrides: Sequence[str]) -> UserError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
@@ -23,6 +23,8 @@ from vtc.interface.shape import BackboneShape
 from vtc.interface.tokens import TokenSequence, keep_best, keep_best_of_rows, merge_images
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from vtc.interface.self_compressor import Captions
     from vtc.interface.tower import TowerUse
 
@@ -72,7 +74,8 @@ class Compressor(nn.Module):
         across_images: what is left of an image depends on the others of its row, and images differ in how much.
 
     Args:
-        tokens: visual tokens per image that are left at the end; None: `default_tokens`.
+        tokens: visual tokens per image that are left at the end; None: `default_tokens`; a function of the method, such
+            as `vtc.budget.Budget.resolve`, that chooses them from what it offers.
         shape: the backbone's sizes.
         options: values of the options that the class declares (`vtc.interface.options`); `self.options` keeps them as
             they are, the attributes of the same names hold what they come to.
@@ -96,14 +99,27 @@ class Compressor(nn.Module):
     reads_prompt: bool = False
     across_images: bool = False
 
-    def __init__(self, tokens: int | None, shape: BackboneShape, **options: Any) -> None:
+    def __init__(
+        self, tokens: int | None | Callable[[Compressor], int | None], shape: BackboneShape, **options: Any
+    ) -> None:
         super().__init__()
         self.shape, self.options = shape, options
         check_names(self.name, options, self.declared_options())
         refuse_lacking(self.name, {need for base in type(self).__mro__ for need in vars(base).get("needs", ())}, shape)
         bind(self, options)
-        self.tokens = self.default_tokens() if tokens is None else tokens
+        self.tokens: int | None = None
+        self.requested_tokens = tokens(self) if callable(tokens) else tokens
+        self.tokens = self.default_tokens() if self.requested_tokens is None else self.requested_tokens
         self.prepare()
+
+    def with_tokens(self, tokens: int | None) -> Self:
+        """The same method with another budget, without parameters."""
+        return type(self)(tokens, self.shape, **self.options)
+
+    def build(self) -> Self:
+        """Makes the untrained parameters, and returns the method."""
+        self.make_parameters()
+        return self
 
     @classmethod
     def declared_options(cls) -> dict[str, Declared]:
@@ -176,7 +192,7 @@ class Compressor(nn.Module):
         """Parameters that it adds to the backbone."""
         return sum(p.numel() for p in self.parameters())
 
-    # -- budgets
+    # -- budgets; `tokens` need not be known for the first two
     def default_tokens(self) -> int | None:
         """Tokens per image where the user gives no budget; None keeps whatever there is."""
         return None

@@ -51,7 +51,9 @@ def lacking(need: Need, shape: BackboneShape) -> str:
     if need is FIXED_COUNT and (shape.visual_tokens is None or shape.grid is None):
         return f"it needs one visual token a patch, in a fixed number; {name} has none"
     if need is WHOLE_IMAGES and shape.visual_tokens not in (_patches(shape), _patches(shape) + vision.cls):
-        has = "no fixed number of them" if shape.visual_tokens is None else f"{shape.visual_tokens} of {_patches(shape)}"
+        has = (
+            "no fixed number of them" if shape.visual_tokens is None else f"{shape.visual_tokens} of {_patches(shape)}"
+        )
         return f"it needs one visual token a patch; {name} has {has}"
     if need is GRID and shape.grid is None and (shape.visual_tokens is not None or vision.tile_tokens):
         return f"it needs a rectangular grid of visual tokens; {name} has none"

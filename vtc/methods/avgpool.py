@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from vtc.allowed import Allowed
 from vtc.errors import UserError
 from vtc.interface import GRID, BackboneShape, Context, TokenMerger, TokenSequence, layer_option, option, refuse_lacking
-
 
 DIMS = Allowed("1 (raster order), 2 (over the grid)", lambda value: value in (1, 2))
 

@@ -23,9 +23,7 @@ class Downsample(FewerPatches):
     """
 
     name = "downsample"
-    about = (
-        "Image downsampling: the vision tower sees a smaller image, and so gives fewer patches (arXiv 2510.07143)."
-    )
+    about = "Image downsampling: the vision tower sees a smaller image, and so gives fewer patches (arXiv 2510.07143)."
 
     @property
     def side(self) -> int:

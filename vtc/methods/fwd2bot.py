@@ -56,7 +56,9 @@ class Fwd2Bot(SelfCompressor):
     """
 
     name = "fwd2bot"
-    about = "Fwd2Bot: the LLM summarises the image in a first pass and reads the summary in a second (arXiv 2503.21757)."
+    about = (
+        "Fwd2Bot: the LLM summarises the image in a first pass and reads the summary in a second (arXiv 2503.21757)."
+    )
     needs_training = True
     fixed_budget = True
     trained_options = ("adapters", "rank", "alpha", "bidirectional")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+
 from vtc.errors import UserError
 from vtc.identity import WEIGHTS
 from vtc.interface import BackboneShape, option
@@ -78,9 +79,7 @@ class M3(AveragePooling):
     def prepare(self) -> None:
         super().prepare()
         if self.scales_per_step is not None and not 1 <= self.scales_per_step <= len(self.scales):
-            raise UserError(
-                f"method.scales_per_step={self.scales_per_step}: allowed: 1 to {len(self.scales)}, or null"
-            )
+            raise UserError(f"method.scales_per_step={self.scales_per_step}: allowed: 1 to {len(self.scales)}, or null")
 
     def training_budgets(self, generator: random.Random) -> Sequence[int]:
         return self.scales if self.scales_per_step is None else generator.sample(self.scales, self.scales_per_step)

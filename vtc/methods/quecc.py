@@ -33,7 +33,7 @@ class QueCC(WindowResampler):
     """
 
     name = "quecc"
-    about = 'QueCC: TokenPacker whose queries know the question, for budgets down to one token (arXiv 2411.03312).'
+    about = "QueCC: TokenPacker whose queries know the question, for budgets down to one token (arXiv 2411.03312)."
     reads_prompt = True
 
     def make_parameters(self) -> None:

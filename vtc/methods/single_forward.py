@@ -35,7 +35,9 @@ class SingleForward(FewerPatches):
     """
 
     name = "single_forward"
-    about = "Single forward: the vision tower makes the summary tokens in place of the LLM (Fwd2Bot's baseline, table 7)."
+    about = (
+        "Single forward: the vision tower makes the summary tokens in place of the LLM (Fwd2Bot's baseline, table 7)."
+    )
     needs = (ONE_TOWER, WHOLE_IMAGES)
     needs_training = True
     fixed_budget = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil
+
 import torch
 from torch import Tensor
 
@@ -36,7 +37,10 @@ class SparseVLM(Compressor):
     """
 
     name = "sparsevlm"
-    about = "SparseVLM: words about the image rate its tokens; some of the dropped are merged and return (arXiv 2410.04417)."
+    about = (
+        "SparseVLM: words about the image rate its tokens; some of the dropped are merged and return "
+        "(arXiv 2410.04417)."
+    )
     reads_prompt = True
     stage_layers: Sequence[int] = layer_option(
         (2, 6, 15), "before these decoder layers; the last one leaves `tokens`", name="layers"

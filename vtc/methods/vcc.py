@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vtc.errors import UserError
-from vtc.interface import Context, TokenMerger, TokenSequence, resolve_layer, two_level
-from vtc.interface.tokens import merge_images
+from vtc.allowed import whole
+from vtc.interface import Context, TokenMerger, TokenSequence, layer_option, merge_images, option
 from vtc.methods.avgpool import raster_groups
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
 
 
 class VCC(TokenMerger):
@@ -39,19 +35,15 @@ class VCC(TokenMerger):
 
     Args:
         tokens: from ceil(N / block) to N; default: three fine blocks.
-        layer: K; 2 in table 3; 0 = before the LLM, whose first layer then says what is attended to.
-        block: tokens of a block. An image that has more blocks than `tokens` (where images differ in size) is cut into
-            `tokens` larger ones.
     """
 
     name = "vcc"
+    about = "VCC: blocks of visual tokens that the prompt attends to stay, the others are merged (arXiv 2305.04241)."
     reads_prompt = True
-
-    def __init__(
-        self, tokens: int | None, shape: BackboneShape, layer: int = 2, block: int = 16, layer_scale: str = "auto"
-    ) -> None:
-        super().__init__(tokens, shape, resolve_layer(layer, shape.depth, layer_scale))
-        self.block = _checked(block)
+    # K of LLaVolta's table 3. Before the LLM, its first layer says what is attended to.
+    layer: int = layer_option(2, "before this decoder layer; 0: before the LLM")
+    # An image that has more blocks than `tokens` (where images differ in size) is cut into `tokens` larger ones.
+    block: int = option(16, "tokens of a block; fewer tokens than blocks can't be left", allowed=whole(1))
 
     def assign(self, tokens: TokenSequence, context: Context) -> tuple[Tensor, None]:
         _, real = tokens.images
@@ -60,24 +52,16 @@ class VCC(TokenMerger):
         blocks = raster_groups(real, _blocks(real.sum(1, keepdim=True), self.block).clamp(max=self.tokens))
         with torch.no_grad():
             coarse = merge_images(tokens, blocks)
-            score = context.ahead(coarse, queries=context.prompt(coarse), over=coarse.visual)
+            score = context.next_layer_attention(coarse, queries=context.prompt(coarse), over=coarse.visual)
         return split(blocks, real, score.flatten()[coarse.images[0]], self.tokens), None
 
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, block: int = 16, **options: Any) -> int | None:
-        full = shape.visual_tokens
-        return full and min(full, _blocks(full, _checked(block)) + 3 * (block - 1))
+    def default_tokens(self) -> int | None:
+        full = self.shape.visual_tokens
+        return full and min(full, _blocks(full, self.block) + 3 * (self.block - 1))
 
-    @classmethod
-    def offers(cls, shape: BackboneShape, block: int = 16, **options: Any) -> Sequence[int]:
-        full = shape.visual_tokens or 0
-        return range(_blocks(full, _checked(block)), full + 1)
-
-    @classmethod
-    def layer_tokens(
-        cls, tokens: int | None, shape: BackboneShape, layer: int = 2, layer_scale: str = "auto", **options: Any
-    ) -> list[int]:
-        return two_level(tokens, shape, resolve_layer(layer, shape.depth, layer_scale))
+    def offers(self) -> Sequence[int]:
+        full = self.shape.visual_tokens or 0
+        return range(_blocks(full, self.block), full + 1)
 
 
 def split(blocks: Tensor, real: Tensor, score: Tensor, tokens: int) -> Tensor:
@@ -102,9 +86,3 @@ def split(blocks: Tensor, real: Tensor, score: Tensor, tokens: int) -> Tensor:
 def _blocks(length: Any, block: int) -> Any:
     """ceil(length / block), of a number or a tensor."""
     return -(-length // block)
-
-
-def _checked(block: int) -> int:
-    if isinstance(block, bool) or not isinstance(block, int) or block < 1:
-        raise UserError(f"method.block={block}: allowed: a whole number from 1 on")
-    return block

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.errors import UserError
-from vtc.interface import Context, TokenSequence, VideoPruner
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
+from vtc.allowed import number
+from vtc.interface import Context, TokenSequence, VideoPruner, option
 
 WIDTHS = [2.0**k for k in range(-3, 2)]  # of the Gaussians, in the authors' code
 
@@ -32,16 +27,19 @@ class VidCom2(VideoPruner):
 
     Args:
         tokens: the mean over the frames; default: a quarter (25 %, the paper's middle budget).
-        temperature: τ.
     """
 
     name = "vidcom2"
-
-    def __init__(self, tokens: int | None, shape: BackboneShape, temperature: float = 0.01) -> None:
-        super().__init__(tokens, shape)
-        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or temperature <= 0:
-            raise UserError(f"method.temperature={temperature}: allowed: a number above 0")
-        self.temperature = temperature
+    about = (
+        "VidCom2: a row's images are frames of a video; unique frames get more tokens, unique tokens stay "
+        "(arXiv 2505.14454)."
+    )
+    # τ of the authors' code.
+    temperature: float = option(
+        0.01,
+        "of the softmax over the frames' uniqueness; higher: shares more alike",
+        allowed=number("a number above 0", above=0),
+    )
 
     @torch.no_grad()
     def score(self, tokens: TokenSequence, context: Context) -> Tensor:
@@ -69,9 +67,8 @@ class VidCom2(VideoPruner):
         place = order.argsort(dim=1)
         return torch.where(place == 0, float("inf"), share[:, None] - place)
 
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
-        return shape.visual_tokens and max(1, round(shape.visual_tokens / 4))
+    def default_tokens(self) -> int | None:
+        return self.shape.visual_tokens and max(1, round(self.shape.visual_tokens / 4))
 
 
 def stable_channels(frames: Tensor, real: Tensor) -> Tensor:

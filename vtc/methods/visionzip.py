@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.errors import unknown
-from vtc.interface import Condensed, Tower, TowerCompressor, best
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
+from vtc.allowed import one_of
+from vtc.interface import CLS, Condensed, Tower, TowerCompressor, best, option
 
 CONTEXTUAL = 10 / 64  # the paper's budgets: 54 + 10, 108 + 20, 162 + 30
 
@@ -33,19 +28,19 @@ class VisionZip(TowerCompressor):
 
     Args:
         tokens: default: a ninth (64 of 576).
-        merge: "add": target + mean, as in the paper's algorithm; "mean": the mean of the whole group.
-        tower_layer: None: the projected layer, -2 in LLaVA-1.5.
     """
 
     name = "visionzip"
-
-    def __init__(
-        self, tokens: int | None, shape: BackboneShape, merge: str = "add", tower_layer: int | None = None
-    ) -> None:
-        super().__init__(tokens, shape, tower_layer)
-        if merge not in ("add", "mean"):
-            raise unknown("method.merge", merge, ("add", "mean"))
-        self.average = merge == "mean"
+    about = (
+        "VisionZip: dominant patches by CLS attention, the others merged into a few contextual tokens "
+        "(arXiv 2412.04467)."
+    )
+    needs = (CLS,)
+    merge: str = option(
+        "add",
+        "add: a contextual token is target + mean of its group, as in the paper; mean: the group's mean",
+        allowed=one_of("add", "mean"),
+    )
 
     def condense(self, tower: Tower, count: int | None) -> Condensed:
         assert count is not None
@@ -66,9 +61,8 @@ class VisionZip(TowerCompressor):
         joins = F.one_hot(nearest, few).to(features.dtype).transpose(1, 2)  # [I, few, R - few]
         size = joins.sum(2, keepdim=True)
         total, own = joins @ features[:, other], features[:, target]
-        merged = (own + total) / (1 + size) if self.average else own + total / size.clamp(min=1)
+        merged = (own + total) / (1 + size) if self.merge == "mean" else own + total / size.clamp(min=1)
         return merged.to(tower.features.dtype)
 
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
-        return shape.visual_tokens and max(1, shape.visual_tokens // 9)
+    def default_tokens(self) -> int | None:
+        return self.shape.visual_tokens and max(1, self.shape.visual_tokens // 9)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.errors import UserError
-from vtc.interface import Condensed, Tower, TowerCompressor
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
+from vtc.allowed import number, whole
+from vtc.interface import CLS, Condensed, Tower, TowerCompressor, option
 
 
 class VisPruner(TowerCompressor):
@@ -30,27 +25,16 @@ class VisPruner(TowerCompressor):
 
     Args:
         tokens: default: a ninth (64 of 576).
-        important: r, the share of the important ones; 0.5 in the paper.
-        remove: duplicates that go in a round; 8 in the authors' code.
-        tower_layer: None: the projected layer, -2 in LLaVA-1.5.
     """
 
     name = "vispruner"
-
-    def __init__(
-        self,
-        tokens: int | None,
-        shape: BackboneShape,
-        important: float = 0.5,
-        remove: int = 8,
-        tower_layer: int | None = None,
-    ) -> None:
-        super().__init__(tokens, shape, tower_layer)
-        if isinstance(important, bool) or not isinstance(important, (int, float)) or not 0 <= important <= 1:
-            raise UserError(f"method.important={important}: allowed: 0 to 1")
-        if isinstance(remove, bool) or not isinstance(remove, int) or remove < 1:
-            raise UserError(f"method.remove={remove}: allowed: a whole number from 1 on")
-        self.important, self.remove = important, remove
+    about = "VisPruner: important patches by CLS attention, and diverse ones among the others (arXiv 2412.01818v2)."
+    needs = (CLS,)
+    # r of the paper.
+    important: float = option(
+        0.5, "share of the budget that CLS attention chooses", allowed=number("0 to 1", least=0, most=1)
+    )
+    remove: int = option(8, "duplicates that go in a round", allowed=whole(1))  # as in the authors' code
 
     def condense(self, tower: Tower, count: int | None) -> Condensed:
         assert count is not None
@@ -60,9 +44,8 @@ class VisPruner(TowerCompressor):
         chosen = torch.cat([ranked[:, :first], diverse], 1)
         return Condensed(torch.zeros_like(ranked, dtype=torch.bool).scatter(1, chosen, True))
 
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
-        return shape.visual_tokens and max(1, shape.visual_tokens // 9)
+    def default_tokens(self) -> int | None:
+        return self.shape.visual_tokens and max(1, self.shape.visual_tokens // 9)
 
 
 def distinct(features: Tensor, index: Tensor, count: int, remove: int) -> Tensor:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch import nn
 
-from vtc.interface import Compressor, Context, TokenSequence
-
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
+from vtc.interface import Compressor, Context, TokenSequence, option
 
 
 class VoCo(Compressor):
@@ -31,19 +26,23 @@ class VoCo(Compressor):
 
     Args:
         tokens: M; default 1, the paper's 576×.
-        shared: whether all VoCo tokens are one embedding.
     """
 
     name = "voco"
+    about = (
+        "VoCo-LLaMA: the text sees the image only through VoCo tokens behind it, whose cache is all that stays "
+        "(arXiv 2406.12275)."
+    )
     needs_training = True
     fixed_budget = True
     trained_options = ("shared",)
     bottleneck = True
 
-    def __init__(self, tokens: int | None, shape: BackboneShape, shared: bool = False) -> None:
-        m = 1 if tokens is None else tokens
-        super().__init__(m, shape)
-        self.registers = nn.Parameter(torch.randn(1 if shared else m, shape.width) * 0.02)
+    shared: bool = option(False, "true: one embedding for all VoCo tokens")
+
+    def make_parameters(self) -> None:
+        count = 1 if self.shared else self.tokens or 1
+        self.registers = nn.Parameter(torch.randn(count, self.shape.width) * 0.02)
 
     def layers(self) -> set[int]:
         return {0}
@@ -53,10 +52,8 @@ class VoCo(Compressor):
             return tokens
         return tokens.insert(self.registers.expand(self.tokens or 1, -1))  # [M, D]
 
-    @classmethod
-    def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:
+    def default_tokens(self) -> int | None:
         return 1
 
-    @classmethod
-    def layer_tokens(cls, tokens: int | None, shape: BackboneShape, **options: Any) -> list[int]:
-        return [(shape.visual_tokens or 0) + (1 if tokens is None else tokens)] * shape.depth
+    def layer_tokens(self) -> list[int]:
+        return [(self.shape.visual_tokens or 0) + (self.tokens or 1)] * self.shape.depth

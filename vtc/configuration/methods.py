@@ -1,0 +1,45 @@
+"""The configuration of a method, made of what its class declares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from vtc import declarations
+from vtc.declarations import Declaration, Declared
+from vtc.registry import methods
+
+
+def declaration(name: str) -> Declaration:
+    """What a method says of itself: of a built-in one without importing it.
+
+    Raises:
+        UserError: an unknown method, or a plug-in that can't be imported.
+    """
+    if path := methods.path(name):
+        return declarations.read(path)
+    from vtc.interface import options
+
+    return options.declaration(methods.get(name))
+
+
+def method_node(name: str) -> dict[str, Any]:
+    """Its name, and every option with the value that it has where none is given; what must be given is `???`."""
+    return {"name": name, **{key: _value(option) for key, option in declaration(name).options.items()}}
+
+
+def _value(option: Declared) -> Any:
+    if option.default is ...:
+        return MISSING
+    if option.follows:
+        return f"${{oc.select:{option.follows},{option.default}}}"
+    return list(option.default) if isinstance(option.default, tuple) else option.default
+
+
+def store_methods() -> None:
+    """Makes every built-in method a choice of the group `method`, beside the presets in `conf/method`."""
+    for name in methods.names():
+        if methods.path(name):
+            ConfigStore.instance().store(group="method", name=name, node=method_node(name), provider="vtc")
