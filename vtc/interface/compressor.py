@@ -41,8 +41,8 @@ class Compressor(nn.Module):
             image's visual tokens from all but the image itself and those, in every layer, and they leave the cache
             when the prefill is over. Later tokens keep their positions. Not together with `probes` or `reads_prompt`.
         adapter: the LoRA adapter under which the LLM answers; None for the plain weights.
-        reads_prompt: what is left of an image depends on the text behind it, by `Context.prompt` or `Context.ahead`
-            (one that has `probes` need not say so).
+        reads_prompt: what is left of an image depends on the text behind it, by `Context.prompt` or
+            `Context.next_layer_attention` (one that has `probes` need not say so).
         across_images: what is left of an image depends on the others of its row, and images differ in how much.
 
     Args:

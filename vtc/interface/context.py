@@ -32,17 +32,18 @@ class Context:
         shape: the backbone's sizes.
         grids: (height, width) in visual tokens of each image, in the order of `TokenSequence.images`; None if unknown.
         features: the projector's output per image, a list of [N_i, D]; empty where tokens come from a cache.
-        rows: layer → [B, L] attention that the last prompt token paid in that layer, mean over heads (see `probes`).
+        attention_rows: layer → [B, L] attention that the last prompt token paid in that layer, mean over heads (see
+            `probes`).
         keys: layer → [B, L, D] keys of all heads in that layer, not yet rotated by position (see `probes`).
         run_decoder: `run_decoder(embeddings [B, L, D], mask [B, L], adapter=None, bidirectional=False) -> [B, L, D]`,
             the last hidden states of the LLM (after its norm), uncompressed and without a cache, under a LoRA adapter.
         embed: token ids [...] → embeddings [..., D].
         prompt: `prompt(tokens) -> [B, L]` bool: the prompt's text behind the first image of each row (of each packed
             question), without any answer; where there is none, the last prompt token.
-        ahead: `ahead(tokens, queries=None, over=None) -> [B, L]`: the attention that `queries` [B, L] bool (None: the
-            last prompt token) would pay to `tokens` in the layer about to run, mean over heads and queries; the softmax
-            runs over the tokens `over` [B, L] bool (None: all that a query sees). For the tokens as they are, or as
-            they would be after a verb. No gradients.
+        next_layer_attention: `next_layer_attention(tokens, queries=None, over=None) -> [B, L]`: the attention that
+            `queries` [B, L] bool (None: the last prompt token) would pay to `tokens` in the layer about to run, mean
+            over heads and queries; the softmax runs over the tokens `over` [B, L] bool (None: all that a query sees).
+            For the tokens as they are, or as they would be after a verb. No gradients.
         project: tower features [..., C] → visual tokens [..., D], as the backbone's projector does.
         tower: what the method asked to see of the vision tower (`Compressor.tower`); None where it asks nothing.
         training: whether gradients are wanted.
@@ -55,12 +56,12 @@ class Context:
     shape: BackboneShape
     grids: list[tuple[int, int] | None] = field(default_factory=list)
     features: Sequence[Tensor] = ()
-    rows: dict[int, Tensor] = field(default_factory=dict)
+    attention_rows: dict[int, Tensor] = field(default_factory=dict)
     keys: dict[int, Tensor] = field(default_factory=dict)
     run_decoder: Callable[..., Tensor] = _nothing
     embed: Callable[[Tensor], Tensor] = _nothing
     prompt: Callable[[TokenSequence], Tensor] = _nothing
-    ahead: Callable[..., Tensor] = _nothing
+    next_layer_attention: Callable[..., Tensor] = _nothing
     project: Callable[[Tensor], Tensor] = _nothing
     tower: Tower | None = None
     training: bool = False
@@ -71,7 +72,7 @@ class Context:
 
     def attention(self, layer: int) -> Tensor:
         """[B, L]: the probed row of `layer`, over the tokens as they now are."""
-        return self.rows[layer]
+        return self.attention_rows[layer]
 
     def seen(self) -> Tower:
         """What the method asked to see of the vision tower."""

@@ -55,7 +55,7 @@ class PyramidDrop(Compressor):
         if self.tokens is None or self.tokens >= index.shape[1]:
             return tokens
         left = [remaining(n, self.tokens, self.stages[layer]) for n in real.sum(1).tolist()]
-        return keep_best(tokens, context.ahead(tokens), torch.tensor(left, device=real.device))
+        return keep_best(tokens, context.next_layer_attention(tokens), torch.tensor(left, device=real.device))
 
     @classmethod
     def default_tokens(cls, shape: BackboneShape, **options: Any) -> int | None:

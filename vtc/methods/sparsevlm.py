@@ -72,7 +72,7 @@ class SparseVLM(Compressor):
             return tokens
         rating = context.memo["raters"].gather(1, tokens.origin.clamp(min=0)) & (tokens.origin >= 0) & tokens.mask
         rating = torch.where(rating.any(1, keepdim=True), rating, context.prompt(tokens))
-        score = context.ahead(tokens, queries=rating).flatten()[index].masked_fill(~real, float("-inf"))
+        score = context.next_layer_attention(tokens, queries=rating).flatten()[index].masked_fill(~real, float("-inf"))
         place = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
         plan = [self._plan(n, self.stages[layer]) for n in real.sum(1).tolist()]

@@ -60,7 +60,7 @@ class VCC(TokenMerger):
         blocks = raster_groups(real, _blocks(real.sum(1, keepdim=True), self.block).clamp(max=self.tokens))
         with torch.no_grad():
             coarse = merge_images(tokens, blocks)
-            score = context.ahead(coarse, queries=context.prompt(coarse), over=coarse.visual)
+            score = context.next_layer_attention(coarse, queries=context.prompt(coarse), over=coarse.visual)
         return split(blocks, real, score.flatten()[coarse.images[0]], self.tokens), None
 
     @classmethod

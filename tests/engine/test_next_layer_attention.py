@@ -1,4 +1,6 @@
-"""`Context.ahead` and `Context.prompt` against the weights that eager attention returns when the layer runs."""
+"""`Context.next_layer_attention` and `Context.prompt` against the weights that eager attention returns when the layer
+runs.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,7 @@ def rows_of(backbone, inputs: dict[str, torch.Tensor], layer: int):
 def test_the_last_prompt_token_pays_what_it_will_pay(kv_heads: int, layer: int, padding: str) -> None:
     backbone = tiny_backbone(kv_heads=kv_heads)
     inputs = batch(backbone, padding=padding)
-    got = told(backbone, layer, inputs, lambda tokens, context: context.ahead(tokens))
+    got = told(backbone, layer, inputs, lambda tokens, context: context.next_layer_attention(tokens))
     for row, (real, weights, _) in enumerate(rows_of(backbone, inputs, layer)):
         assert torch.allclose(got[row, real], weights[:, -1].mean(0), atol=1e-5)
         assert not got[row, ~real].any()
@@ -69,7 +71,10 @@ def test_several_queries_over_some_tokens(layer: int) -> None:
         backbone,
         layer,
         inputs,
-        lambda t, c: (c.ahead(t, queries=c.prompt(t)), c.ahead(t, queries=c.prompt(t), over=t.visual)),
+        lambda t, c: (
+            c.next_layer_attention(t, queries=c.prompt(t)),
+            c.next_layer_attention(t, queries=c.prompt(t), over=t.visual),
+        ),
     )
     for row, (real, weights, image) in enumerate(rows_of(backbone, inputs, layer)):
         behind = weights[:, int(image.nonzero()[-1]) + 1 :]
@@ -87,11 +92,11 @@ def test_queries_that_see_nothing_do_not_count() -> None:
         1,
         inputs,
         lambda t, c: (
-            c.ahead(t, queries=t.mask & ~t.visual, over=t.visual),
-            c.ahead(t, queries=t.mask & ~t.visual & ~c.prompt(t), over=t.visual),
+            c.next_layer_attention(t, queries=t.mask & ~t.visual, over=t.visual),
+            c.next_layer_attention(t, queries=t.mask & ~t.visual & ~c.prompt(t), over=t.visual),
         ),
     )
-    behind = told(backbone, 1, inputs, lambda t, c: c.ahead(t, queries=c.prompt(t), over=t.visual))
+    behind = told(backbone, 1, inputs, lambda t, c: c.next_layer_attention(t, queries=c.prompt(t), over=t.visual))
     assert torch.allclose(some, behind, atol=1e-6) and not none.any()
 
 
@@ -102,7 +107,7 @@ def test_of_tokens_as_they_would_be() -> None:
 
     def ask(t: TokenSequence, c: Context) -> tuple[torch.Tensor, torch.Tensor]:
         kept = ~t.visual | (torch.arange(t.mask.shape[1]) % 2 == 0)
-        return kept, c.ahead(t.keep(kept))
+        return kept, c.next_layer_attention(t.keep(kept))
 
     kept, got = told(backbone, 2, inputs, ask)
     for row, (_, weights, _) in enumerate(rows_of(backbone, inputs, 2)):
@@ -118,7 +123,7 @@ def test_cached_tokens_are_seen_too() -> None:
     cut = inputs["input_ids"].shape[1] - 16 - 4 - 2
 
     def ask(t: TokenSequence, c: Context) -> torch.Tensor:
-        return c.ahead(t)
+        return c.next_layer_attention(t)
 
     whole = told(backbone, 2, inputs, ask)
     method = Asking(backbone.shape, 2, ask)
@@ -170,7 +175,7 @@ def test_packed_questions_pay_together(answered: bool) -> None:
         for q in (1, 2):  # the third is answered from its first token on: the end of the prefix asks it
             labels[row, (block == q).nonzero()[: q + 1, 0]] = -100
     labels = labels if answered else None
-    method = Asking(backbone.shape, 2, lambda t, c: (c.ahead(t), c.prompt(t)))
+    method = Asking(backbone.shape, 2, lambda t, c: (c.next_layer_attention(t), c.prompt(t)))
     with torch.no_grad(), compressing(backbone, method) as engine, engine.blocks(blocks, labels):
         backbone.model(**inputs, use_cache=False)
     got, prompt = method.told
@@ -201,7 +206,11 @@ def test_packed_questions_ask_each_for_itself(layer: int) -> None:
             words = (blocks[row] == question).nonzero()[:, 0]
             words = words[inputs["attention_mask"][row, words] > 0]
             labels[row, words[:2] if question < 3 else words] = -100
-    method = Asking(backbone.shape, layer, lambda t, c: (c.prompt(t), c.ahead(t), c.ahead(t, queries=c.prompt(t))))
+    method = Asking(
+        backbone.shape,
+        layer,
+        lambda t, c: (c.prompt(t), c.next_layer_attention(t), c.next_layer_attention(t, queries=c.prompt(t))),
+    )
     with torch.no_grad(), compressing(backbone, method) as engine, engine.blocks(blocks, labels):
         backbone.model(**inputs, use_cache=False)
     prompt, last, all_words = method.told
