@@ -84,16 +84,11 @@ def between_tiles(tokens: TokenSequence) -> Tensor:
     return (image < 0) & (before == after)
 
 
-def common_tail(tokens: TokenSequence, last: Tensor) -> int:
-    """How many tokens behind the last image every row has in the same columns.
-
-    Args:
-        last: [B] column of each row's last token.
-    """
-    count = tokens.mask.shape[1]
-    if bool((last != count - 1).any()):
+def common_tail(tokens: TokenSequence) -> int:
+    """How many tokens behind the last image every row has in the same columns."""
+    if not bool(tokens.mask[:, -1].all()):
         return 0  # With padding on the right, rows end in different columns.
-    return count - 1 - int(last_column(tokens.visual).max())
+    return tokens.mask.shape[1] - 1 - int(last_column(tokens.visual).max())
 
 
 def same_layout(a: TokenSequence, b: TokenSequence) -> bool:

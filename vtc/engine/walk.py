@@ -99,7 +99,6 @@ class Walk:
             context: for the method; None where it doesn't act.
         """
         tokens = first = self._visual_tokens(embeddings, position)
-        last = layout.last_column(first.mask)
         inputs, before = None, self.pasts[0]
         for segment, past in zip(self.segments, self.pasts, strict=True):
             entering = tokens
@@ -115,8 +114,8 @@ class Walk:
             if self.ledger and self.reductions and self.method.bottleneck:
                 segment.mask = self._evict(tokens, segment.layers, past)
             before = past
-        self._close(tokens, first, last)
-        hidden = self._external(self.decoder.norm(tokens.hidden), tokens, first, last)
+        self._close(tokens, first)
+        hidden = self._external(self.decoder.norm(tokens.hidden), tokens, first)
         return BaseModelOutputWithPast(last_hidden_state=hidden, **{CACHE: self.cache})
 
     def _visual_tokens(self, embeddings: Tensor, position: Tensor | None) -> TokenSequence:
@@ -157,21 +156,19 @@ class Walk:
         self, tokens: TokenSequence, layers: range, inputs: LayerInputs, context: Context | None
     ) -> TokenSequence:
         """The tokens behind these layers. What the method wants to know of a layer's attention goes into `context`."""
-        hidden = tokens.hidden
-        probes = set() if context is None else self.method.probes()
+        hidden, probes = tokens.hidden, set() if context is None else self.method.probes()
+        arguments = {
+            "attention_mask": inputs.attention_mask,
+            "position_embeddings": inputs.rope,
+            CACHE: self.cache,
+            "use_cache": self.use_cache,
+            **self.layer_arguments,
+        }  # No position_ids: layers would take gaps in them for the seams of packed sequences.
         for i in layers:
             layer = self.decoder.layers[i]
             watch: AbstractContextManager[dict] = probe.projections(layer.self_attn) if i in probes else nullcontext({})
             with watch as projected:
-                # Without position_ids: layers would take gaps in them for the seams of packed sequences.
-                hidden = layer(
-                    hidden,
-                    attention_mask=inputs.attention_mask,
-                    position_embeddings=inputs.rope,
-                    use_cache=self.use_cache,
-                    **{CACHE: self.cache},
-                    **self.layer_arguments,
-                )
+                hidden = layer(hidden, **arguments)
             if tokens.deep is not None and i < tokens.deep.shape[2]:
                 hidden = hidden + tokens.deep[:, :, i].to(hidden)
             if context is not None and i in probes:
@@ -187,21 +184,21 @@ class Walk:
                 )
         return dataclasses.replace(tokens, hidden=hidden)
 
-    def _close(self, tokens: TokenSequence, first: TokenSequence, last: Tensor) -> None:
+    def _close(self, tokens: TokenSequence, first: TokenSequence) -> None:
         """Enters this pass into the ledger and the tally. tokens: behind the last layer; first: before layer 0."""
         if self.ledger:
             count = first.mask.shape[1]
-            self.ledger.tail = layout.common_tail(first, last) if self.reductions else self.ledger.tail + count
+            self.ledger.tail = layout.common_tail(first) if self.reductions else self.ledger.tail + count
             self.ledger.seen += count
         if self.tally is not None:
             self.tally.close(tokens)
 
-    def _external(self, hidden: Tensor, tokens: TokenSequence, first: TokenSequence, last: Tensor) -> Tensor:
+    def _external(self, hidden: Tensor, tokens: TokenSequence, first: TokenSequence) -> Tensor:
         """The last hidden states [B, L, D] of `tokens` in the layout [B, T, D] of `first`."""
         if self.call.questions.block is None and layout.same_layout(tokens, first):
             return hidden
-        device = hidden.device
-        return layout.to_external(hidden, tokens.to(device), last.to(device), first.mask.shape[1])
+        last = layout.last_column(first.mask).to(hidden.device)
+        return layout.to_external(hidden, tokens.to(hidden.device), last, first.mask.shape[1])
 
     # ------------------------------------------------------------------ masks, positions, cache
     def _layer_inputs(self, tokens: TokenSequence, first: TokenSequence, layer: int, past: Past) -> LayerInputs:
