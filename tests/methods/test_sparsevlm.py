@@ -81,7 +81,7 @@ def test_a_step_keeps_merges_and_drops(images: list[list[int]], budget: int, see
     tokens = sequence([layout(*row) for row in images], seed=seed)
     score = torch.rand(tokens.mask.shape, generator=torch.Generator().manual_seed(seed + 5))
     asked = []
-    context = Context(shape, prompt=prompt, ahead=lambda t, queries: asked.append(queries) or score)
+    context = Context(shape, prompt=prompt, next_layer_attention=lambda t, queries: asked.append(queries) or score)
     method = build("sparsevlm", budget, shape, layers=[2], recycle=recycle)
     assert method.layers() == {0, 2}
     method.reduce(tokens, 0, context)

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 
 from vtc.backbones.base import Backbone
 from vtc.engine.embed import embed_images, embed_texts, encode_images, encode_texts, visual_tokens
+from vtc.engine.engine import Engine
 from vtc.engine.passes import attach, run_decoder
 from vtc.engine.report import Report
-from vtc.engine.runner import Engine
 from vtc.interface import Compressor
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
+    "VERSION",
     "Engine",
     "Report",
     "compressing",
@@ -30,6 +31,9 @@ __all__ = [
     "run_decoder",
     "visual_tokens",
 ]
+
+
+VERSION = 1  # Raised when what a method computes through the engine changes: its numbers, not its speed.
 
 
 @contextmanager

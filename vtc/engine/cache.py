@@ -7,7 +7,7 @@ cropping.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -25,34 +25,93 @@ CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else 
 
 def cache_among(arguments: Mapping[str, Any]) -> Any:
     """The cache of a call with these keyword arguments, under either name; None where there is none."""
-    given = arguments.get(CACHE)
-    return arguments.get("past_key_values") if given is None else given
+    cache = arguments.get(CACHE)
+    return arguments.get("past_key_values") if cache is None else cache
+
+
+@dataclass(frozen=True)
+class Past:
+    """What layers of one segment held before this call.
+
+    Attributes:
+        length: cached tokens, P.
+        mask, shift: as in `Segment`.
+    """
+
+    length: int
+    mask: Tensor | None
+    shift: Tensor | None
+
+    def same_as(self, other: Past) -> bool:
+        """Whether it is the same tensors: what was made for one of the two then holds for the other."""
+        return self.mask is other.mask and self.shift is other.shift and self.length == other.length
+
+    def extended(self, new: Tensor | None, like: Tensor) -> Tensor | None:
+        """Mask [B, P + L] of the cached tokens and L new ones behind them; None where all are real.
+
+        Args:
+            new: [B, L]; None: all real.
+            like: [B, L], for sizes and device.
+        """
+        past = self.mask
+        if past is None and new is None:
+            return None
+        if past is None:
+            past = like.new_ones(like.shape[0], self.length)
+        if new is None:
+            new = torch.ones_like(like)
+        return torch.cat([past.to(new.device), new], 1) if self.length else new
 
 
 @dataclass
 class Segment:
-    """Layers `start`… up to the next segment, which all hold the same tokens.
+    """Layers that all hold the same tokens.
 
     Attributes:
-        mask: [B, cached] bool, the real ones of the cached tokens; None: all are.
+        layers: of the decoder.
+        mask: [B, P] bool, the real ones of the P cached tokens; None: all are.
         shift: [B, 1] added to the external positions of tokens to come; None: nothing.
     """
 
-    start: int
+    layers: range
     mask: Tensor | None = None
     shift: Tensor | None = None
+
+    @property
+    def start(self) -> int:
+        """The first of its layers: the method acts before it."""
+        return self.layers.start
+
+    def past(self, cache: Cache | None) -> Past:
+        return Past(0 if cache is None else cache.get_seq_length(self.start), self.mask, self.shift)
 
 
 @dataclass
 class Ledger:
-    """`seen` external tokens are in the cache, the last `tail` of which have one entry of their own in every layer."""
+    """How the layers' contents differ from what the user has passed in.
+
+    Example: 3 words, an image of 4 visual tokens and 2 words, 9 tokens at positions 0…8, in a decoder of 4 layers.
+    After the prefill `seen` is 9, whatever was dropped, and `tail` 2: the words behind the image.
+
+    - FastV, 1 token before layer 2: the segment of layers 0-1 holds 9 tokens, that of layers 2-3 holds 6. What was
+      rotated keeps its position, so neither has a `shift`, and the next token has position 9 in both.
+    - 1 token before layer 0: one segment of layers 0-3, which holds 6 tokens at positions 0…5. Its `shift` is -3: the
+      next token, to which the user gives position 9, goes to 6.
+
+    Where rows keep different numbers of tokens, the shorter ones are padded on the left, and `Segment.mask` says where.
+
+    Attributes:
+        seen: external tokens in the cache.
+        tail: the last so many of them have one entry of their own in every layer, and can be cropped off.
+        segments: from the first layer to the last.
+    """
 
     seen: int
     tail: int
     segments: list[Segment] = field(default_factory=list)
 
 
-def refuse(cache: Cache) -> None:
+def require_dynamic(cache: Cache) -> None:
     """Raises `UserError` for a cache whose layers can't hold different numbers of tokens."""
     if type(cache) not in (DynamicCache, CompressedCache) or any(cache.is_sliding):
         raise UserError(
@@ -61,24 +120,43 @@ def refuse(cache: Cache) -> None:
         )
 
 
+def ledger_of(cache: Cache, layers: list[range], mask: Tensor | None, method: str) -> Ledger:
+    """The ledger of a cache, which becomes a compressed one if it is none yet.
+
+    Args:
+        layers: of each segment, by those before which `method` acts.
+        mask: [B, seen + T] of everything that the user has passed in, this call's T tokens among it; None: all real.
+
+    Raises:
+        UserError: the cache was filled by a method that acts before other layers.
+    """
+    if not isinstance(cache, CompressedCache):
+        seen = cache.get_seq_length()
+        CompressedCache.adopt(cache, layers, mask[:, :seen].bool() if mask is not None and seen else None)
+    ledger = cast(CompressedCache, cache).ledger
+    if [s.layers for s in ledger.segments] != layers:
+        raise UserError(f"cache: filled by a method that acts before other layers than {method}; take a new one")
+    return ledger
+
+
 class CompressedCache(DynamicCache):
     """A DynamicCache with a ledger. Without a layer number its length is the external one, which `generate` goes by."""
 
     ledger: Ledger
 
     @classmethod
-    def adopt(cls, cache: Cache, starts: list[int], mask: Tensor | None) -> CompressedCache:
+    def adopt(cls, cache: Cache, layers: list[range], mask: Tensor | None) -> CompressedCache:
         """Turns `cache` itself (others hold references to it) into a compressed one.
 
         Args:
-            starts: first layer of each segment.
+            layers: of each segment.
             mask: [B, cached] of the tokens that it already holds, uncompressed; None: none, or all real.
         """
         seen = DynamicCache.get_seq_length(cache)
         cache.__class__ = cls
-        adopted = cast(CompressedCache, cache)
-        adopted.ledger = Ledger(seen, seen, [Segment(s, mask) for s in starts])
-        return adopted
+        compressed = cast(CompressedCache, cache)
+        compressed.ledger = Ledger(seen, seen, [Segment(of_segment, mask) for of_segment in layers])
+        return compressed
 
     def get_seq_length(self, layer_idx: int | None = None) -> int:
         return self.ledger.seen if layer_idx is None else super().get_seq_length(layer_idx)
@@ -105,46 +183,31 @@ class CompressedCache(DynamicCache):
 
     def reset(self) -> None:
         super().reset()
-        self.ledger = Ledger(0, 0, [Segment(s.start) for s in self.ledger.segments])
+        self.ledger = Ledger(0, 0, [Segment(s.layers) for s in self.ledger.segments])
 
     def reorder_cache(self, beam_idx: Any) -> None:
         super().reorder_cache(beam_idx)
-        self._rows(lambda t: t.index_select(0, beam_idx.to(t.device)))
+        self._change_rows(lambda t: t.index_select(0, beam_idx.to(t.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        self._rows(lambda t: t.repeat_interleave(repeats, dim=0))
+        self._change_rows(lambda t: t.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
-        self._rows(lambda t: t[indices.to(t.device)])
+        self._change_rows(lambda t: t[indices.to(t.device)])
 
-    def _rows(self, change) -> None:
-        done: dict[int, Tensor] = {}  # segments share tensors, and are compared by identity
+    def _change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        changed: dict[
+            int, Tensor
+        ] = {}  # Segments share tensors, and must go on doing so: they are compared by identity.
 
         def once(t: Tensor | None) -> Tensor | None:
             if t is None:
                 return None
-            if id(t) not in done:
-                done[id(t)] = change(t)
-            return done[id(t)]
+            if id(t) not in changed:
+                changed[id(t)] = change(t)
+            return changed[id(t)]
 
         for s in self.ledger.segments:
             s.mask, s.shift = once(s.mask), once(s.shift)
-
-
-def extend(past: Tensor | None, length: int, new: Tensor | None, like: Tensor) -> Tensor | None:
-    """Mask of `length` cached tokens and the new ones behind them; None where all are real.
-
-    Args:
-        past: [B, length]; None: all real.
-        new: [B, count]; None: all real.
-        like: [B, count], for sizes and device.
-    """
-    if past is None and new is None:
-        return None
-    if past is None:
-        past = like.new_ones(like.shape[0], length)
-    if new is None:
-        new = torch.ones_like(like)
-    return torch.cat([past.to(new.device), new], 1) if length else new

@@ -1,6 +1,10 @@
-"""From the tokens that are left back to the layout that the user sees, and masks that are written out pair by pair."""
+"""Where tokens are in a row: their columns and positions, masks that are written out pair by pair, and the way back
+from the tokens that are left to the layout that the user sees.
+"""
 
 from __future__ import annotations
+
+import dataclasses
 
 import torch
 from torch import Tensor
@@ -64,3 +68,39 @@ def pair_mask(tokens: TokenSequence, past: Tensor, bottleneck: bool = False) -> 
     return torch.zeros(allowed.shape, dtype=dtype, device=mask.device).masked_fill_(~allowed, torch.finfo(dtype).min)[
         :, None
     ]
+
+
+def last_column(mask: Tensor) -> Tensor:
+    """The last True of each row, [..., L] → [...]."""
+    return torch.arange(mask.shape[-1], device=mask.device).expand_as(mask).masked_fill(~mask, 0).amax(-1)
+
+
+def between_tiles(tokens: TokenSequence) -> Tensor:
+    """[B, L] bool: text between the tiles of one image, which is the image's and no prompt's."""
+    image = torch.where(tokens.mask, tokens.image, -1)
+    many = image.shape[1]
+    before = image.cummax(1).values
+    after = torch.where(image < 0, many, image).flip(1).cummin(1).values.flip(1)
+    return (image < 0) & (before == after)
+
+
+def common_tail(tokens: TokenSequence) -> int:
+    """How many tokens behind the last image every row has in the same columns."""
+    if not bool(tokens.mask[:, -1].all()):
+        return 0  # With padding on the right, rows end in different columns.
+    return tokens.mask.shape[1] - 1 - int(last_column(tokens.visual).max())
+
+
+def same_layout(a: TokenSequence, b: TokenSequence) -> bool:
+    """Whether masks and positions are the same tensors: what was made for one of the two then holds for the other."""
+    return a.mask is b.mask and a.position is b.position
+
+
+def change_shift(tokens: TokenSequence, old: Tensor | None, new: Tensor | None) -> TokenSequence:
+    """The same tokens, which enter a segment where earlier turns left another shift [B, 1] than in the one before."""
+    if old is new:
+        return tokens
+    nothing = torch.zeros_like(tokens.position[0, :, :1])
+    delta = (nothing if new is None else new) - (nothing if old is None else old)
+    shift = delta if tokens.shift is None else tokens.shift + delta
+    return dataclasses.replace(tokens, position=tokens.position + delta, shift=shift)

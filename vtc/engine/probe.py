@@ -23,20 +23,20 @@ def projections(attention: Any) -> Iterator[dict[str, Tensor]]:
     """What `q_proj` and `k_proj` of this attention give meanwhile, behind the norm that some models have there (Qwen3):
     `{"q": [B, L, H·d], "k": [B, L, Hkv·d]}`.
     """
-    got: dict[str, Tensor] = {}
+    projected: dict[str, Tensor] = {}
 
-    def keep(name: str):
+    def note(name: str) -> Any:
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-            got[name] = output.detach().flatten(2)
+            projected[name] = output.detach().flatten(2)
 
         return hook
 
     hooks = []
     for name in ("q", "k"):
         last = getattr(attention, f"{name}_norm", None) or getattr(attention, f"{name}_proj")
-        hooks.append(last.register_forward_hook(keep(name)))
+        hooks.append(last.register_forward_hook(note(name)))
     try:
-        yield got
+        yield projected
     finally:
         for hook in hooks:
             hook.remove()
@@ -56,12 +56,12 @@ def heads(attention: Any, name: str, hidden: Tensor) -> Tensor:
 @torch.no_grad()
 def attention_row(
     attention: Any,
-    got: dict[str, Tensor],
+    projected: dict[str, Tensor],
     rope: tuple[Tensor, Tensor],
     query: Tensor,
-    asked: Tensor,
+    real: Tensor,
     block: Tensor,
-    valid: Tensor | None,
+    mask: Tensor | None,
     cached: Tensor | None,
 ) -> Tensor:
     """[B, L]: softmax over the whole row of a `query`, mean over heads (FastV) and over the queries of the row, of the
@@ -69,26 +69,26 @@ def attention_row(
 
     Args:
         attention: the layer's self-attention.
-        got: from `projections`.
+        projected: from `projections`.
         rope: (cos, sin) [B, L, d] of the L tokens.
         query: [B, Q] index of the last token of each prompt.
-        asked: [B, Q] bool, which of these there are.
+        real: [B, Q] bool, which of these there are.
         block: [B, L] of the L tokens, see `TokenSequence`.
-        valid: [B, S] bool real tokens among the S = past + L keys; None: all.
+        mask: [B, S] bool, the real tokens among the S = past + L keys; None: all.
         cached: [B, Hkv, S, d] keys after RoPE where there is a cache, else None.
     """
-    device = got["q"].device  # a model may be spread over devices
-    query, asked, block = query.to(device), asked.to(device), block.to(device)
-    valid = None if valid is None else valid.to(device)
+    device = projected["q"].device  # a model may be spread over devices
+    query, real, block = query.to(device), real.to(device), block.to(device)
+    mask = None if mask is None else mask.to(device)
     rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-    rows, length, _ = got["q"].shape
+    rows, length, _ = projected["q"].shape
     d = attention.head_dim
     cos, sin = (t.expand(rows, -1, -1) for t in rope)
     row, most = torch.arange(rows, device=device)[:, None], query.shape[1]
-    q = got["q"][row, query].view(rows, most, -1, d).transpose(1, 2)  # [B, H, Q, d]
+    q = projected["q"][row, query].view(rows, most, -1, d).transpose(1, 2)  # [B, H, Q, d]
     q = rotate(q, q, cos[row, query], sin[row, query])[0]
     if cached is None:
-        k = got["k"].view(rows, length, -1, d).transpose(1, 2)
+        k = projected["k"].view(rows, length, -1, d).transpose(1, 2)
         k = rotate(k, k, cos, sin)[1]
     else:
         k = cached
@@ -96,10 +96,10 @@ def attention_row(
     scores = q.reshape(rows, groups, -1, d) @ k.transpose(2, 3)  # [B, Hkv, H/Hkv·Q, S]
     scores = scores.float().unflatten(2, (-1, most)) * attention.scaling
     seen = torch.arange(total, device=device) <= (query + total - length)[..., None]  # [B, Q, S]
-    if valid is not None:
-        seen = seen & valid[:, None]
+    if mask is not None:
+        seen = seen & mask[:, None]
     other = (block[:, None] != 0) & (block[:, None] != block.gather(1, query)[..., None])
     seen[..., total - length :] &= ~other
     weight = scores.masked_fill(~seen[:, None, None], float("-inf")).softmax(-1).mean((1, 2))  # [B, Q, S]
-    weight = (weight * asked[..., None]).sum(1) / asked.sum(1, keepdim=True)
+    weight = (weight * real[..., None]).sum(1) / real.sum(1, keepdim=True)
     return weight[:, total - length :]

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from vtc.interface import TEXT, TokenSequence
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass
@@ -30,3 +38,62 @@ class Report:
     def layer_average(self) -> list[float]:
         """Mean over the layers of the visual tokens seen, per row."""
         return [sum(layer[r] for layer in self.layers) / len(self.layers) for r in range(len(self.tokens_in))]
+
+
+@dataclass
+class Tally:
+    """A report in the making: its numbers as tensors, because reading one would make the prefill wait for the device.
+
+    Attributes:
+        images, tokens_in: [B].
+        bottleneck: whether visual tokens leave the cache when the prefill is over.
+        layers, cached: [B] of each layer.
+        kept: [B, L] bool, which of the tokens that came out of the last layer are visual ones left as they were.
+        origin: [B, L] of these tokens.
+    """
+
+    images: Tensor
+    tokens_in: Tensor
+    bottleneck: bool = False
+    layers: list[Tensor] = field(default_factory=list)
+    cached: list[Tensor] = field(default_factory=list)
+    kept: Tensor | None = None
+    origin: Tensor | None = None
+
+    @classmethod
+    def of(cls, visual: Tensor, image: Tensor, bottleneck: bool = False) -> Tally:
+        """Before the first layer: `visual` [B, T] bool, and `image` [B, T] as in `TokenSequence`."""
+        return cls(image.amax(1) + 1, visual.sum(1), bottleneck)
+
+    @classmethod
+    def of_plain_call(cls, visual: Tensor, image: Tensor, depth: int) -> Tally:
+        """Of a call in which nothing changes the tokens, on a decoder of `depth` layers."""
+        tally = cls.of(visual, image)
+        tally.layers = tally.cached = [tally.tokens_in] * depth
+        tally.kept, tally.origin = visual, torch.arange(visual.shape[1], device=visual.device).expand_as(visual)
+        return tally
+
+    def add(self, tokens: TokenSequence, layers: int) -> None:
+        """So many layers more see these tokens."""
+        seen = (tokens.role != TEXT) & tokens.mask
+        self.layers += [seen.sum(1)] * layers
+        self.cached += [self._lasting(tokens, seen).sum(1)] * layers
+
+    def close(self, tokens: TokenSequence) -> None:
+        """Behind the last layer."""
+        self.kept, self.origin = self._lasting(tokens, tokens.visual) & (tokens.origin >= 0), tokens.origin
+
+    def _lasting(self, tokens: TokenSequence, some: Tensor) -> Tensor:
+        """Of `some` tokens [B, L] those that stay when the prefill is over."""
+        return some & ~tokens.visual if self.bottleneck else some
+
+    def report(self) -> Report:
+        assert self.kept is not None and self.origin is not None
+        return Report(
+            images=self.images.tolist(),
+            tokens_in=self.tokens_in.tolist(),
+            tokens_out=self.cached[-1].tolist(),
+            layers=[count.tolist() for count in self.layers],
+            cached=[count.tolist() for count in self.cached],
+            kept=[origin[kept].tolist() for origin, kept in zip(self.origin, self.kept, strict=True)],
+        )

@@ -23,15 +23,20 @@ class TokenSequence:
         mask: [B, L] bool, the real tokens; the others are padding.
         position: [P, B, L] RoPE positions; P = 1, or 3 for M-RoPE.
         role: [B, L] TEXT | VISUAL | REGISTER.
-        origin: [B, L] index in the user's sequence; -1 for a token that a method made.
+        origin: [B, L] index in the user's sequence; -1 for a token that a method made. Where the row `w v v v q`
+            (w and q are text) keeps only its second v: 0 2 4; where its v are merged into one: 0 -1 4.
         block: [B, L] 0 = shared prefix, q = 1… = the q-th independent question behind it. Attention is causal AND
-            (key.block == 0 or key.block == query.block). All 0 outside packed training.
+            (key.block == 0 or key.block == query.block). All 0 outside packed training. The questions `a a` and
+            `b b b` behind the prefix `w v v`: 0 0 0 1 1 2 2 2; the last b sees `w v v b b b`, and not `a a`.
         image: [B, L] which image of its row a visual or register token belongs to (0…); -1 for text.
-        shift: [B, 1] what the changes so far add to the positions of later (decoded) tokens; None = nothing.
+        shift: [B, 1] what the changes so far add to the positions of later (decoded) tokens; None = nothing. Where
+            `w v v v q` at positions 0 1 2 3 4 has become `w v q` at 0 1 2 it is -2: the next token, to which the user
+            gives position 5, goes to 3.
         compact: whether dropping closes the gap in the positions. True before the LLM (layer 0): the LLM never sees the
             longer sequence. False between its layers: what was rotated by its position keeps it (FastV); and where
             positions are places in a grid (M-RoPE), which have no gaps: only an image that is replaced as a whole
-            leaves its place.
+            leaves its place. `w v v v q` that keeps its second v has the positions 0 1 2 where this is True, and 0 2 4
+            where it is False.
         deep: [B, L, S, D] what is still added to a token behind each of the first S layers (deepstack, Qwen3-VL); None:
             nothing. It goes along with its token, is averaged where tokens merge, and zero for what a method made.
     """

@@ -1,4 +1,4 @@
-"""What a method may ask of the vision tower, and what it sees of it. `vtc.engine.tower` does the watching.
+"""What a method may ask of the vision tower, and what it sees of it. `vtc.engine.tower_watch` does the watching.
 
 Layers are counted from 0, or from the end as the papers do: -2 is the layer whose output LLaVA-1.5 projects.
 """

@@ -1,4 +1,6 @@
-"""`Context.ahead` and `Context.prompt` against the weights that eager attention returns when the layer runs."""
+"""`Context.next_layer_attention` and `Context.prompt` against the weights that eager attention returns when the layer
+runs.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from vtc.testing import batch, tiny_backbone
 from vtc.testing.contracts import packed
 
 
-class Asking(Compressor):
-    """Notes what `ask` gets to know before `layer`, and changes nothing."""
+class Observer(Compressor):
+    """Notes what `ask` learns before `layer`, and changes nothing."""
 
     def __init__(self, shape: Any, layer: int, ask: Callable[[TokenSequence, Context], Any]) -> None:
         super().__init__(None, shape)
@@ -26,16 +28,16 @@ class Asking(Compressor):
         return {self.layer}
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        self.told = self.ask(tokens, context)
+        self.observed = self.ask(tokens, context)
         return tokens
 
 
-def told(backbone, layer: int, inputs: dict[str, torch.Tensor], ask, **extra: Any) -> Any:
-    method = Asking(backbone.shape, layer, ask)
+def observed(backbone, layer: int, inputs: dict[str, torch.Tensor], ask, **extra: Any) -> Any:
+    method = Observer(backbone.shape, layer, ask)
     position = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
     with torch.no_grad(), compressing(backbone, method):
         backbone.model(**inputs, position_ids=position[:, -inputs["input_ids"].shape[1] :], **extra)
-    return method.told
+    return method.observed
 
 
 def rows_of(backbone, inputs: dict[str, torch.Tensor], layer: int):
@@ -54,10 +56,10 @@ def rows_of(backbone, inputs: dict[str, torch.Tensor], layer: int):
 def test_the_last_prompt_token_pays_what_it_will_pay(kv_heads: int, layer: int, padding: str) -> None:
     backbone = tiny_backbone(kv_heads=kv_heads)
     inputs = batch(backbone, padding=padding)
-    got = told(backbone, layer, inputs, lambda tokens, context: context.ahead(tokens))
+    attention = observed(backbone, layer, inputs, lambda tokens, context: context.next_layer_attention(tokens))
     for row, (real, weights, _) in enumerate(rows_of(backbone, inputs, layer)):
-        assert torch.allclose(got[row, real], weights[:, -1].mean(0), atol=1e-5)
-        assert not got[row, ~real].any()
+        assert torch.allclose(attention[row, real], weights[:, -1].mean(0), atol=1e-5)
+        assert not attention[row, ~real].any()
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -65,11 +67,14 @@ def test_several_queries_over_some_tokens(layer: int) -> None:
     """The prompt's text behind the image, with the softmax over the visual tokens alone."""
     backbone = tiny_backbone()
     inputs = batch(backbone)
-    everything, visual = told(
+    everything, visual = observed(
         backbone,
         layer,
         inputs,
-        lambda t, c: (c.ahead(t, queries=c.prompt(t)), c.ahead(t, queries=c.prompt(t), over=t.visual)),
+        lambda t, c: (
+            c.next_layer_attention(t, queries=c.prompt(t)),
+            c.next_layer_attention(t, queries=c.prompt(t), over=t.visual),
+        ),
     )
     for row, (real, weights, image) in enumerate(rows_of(backbone, inputs, layer)):
         behind = weights[:, int(image.nonzero()[-1]) + 1 :]
@@ -82,16 +87,16 @@ def test_queries_that_see_nothing_do_not_count() -> None:
     """Text in front of the image sees none of it."""
     backbone = tiny_backbone()
     inputs = batch(backbone)
-    some, none = told(
+    some, none = observed(
         backbone,
         1,
         inputs,
         lambda t, c: (
-            c.ahead(t, queries=t.mask & ~t.visual, over=t.visual),
-            c.ahead(t, queries=t.mask & ~t.visual & ~c.prompt(t), over=t.visual),
+            c.next_layer_attention(t, queries=t.mask & ~t.visual, over=t.visual),
+            c.next_layer_attention(t, queries=t.mask & ~t.visual & ~c.prompt(t), over=t.visual),
         ),
     )
-    behind = told(backbone, 1, inputs, lambda t, c: c.ahead(t, queries=c.prompt(t), over=t.visual))
+    behind = observed(backbone, 1, inputs, lambda t, c: c.next_layer_attention(t, queries=c.prompt(t), over=t.visual))
     assert torch.allclose(some, behind, atol=1e-6) and not none.any()
 
 
@@ -102,13 +107,13 @@ def test_of_tokens_as_they_would_be() -> None:
 
     def ask(t: TokenSequence, c: Context) -> tuple[torch.Tensor, torch.Tensor]:
         kept = ~t.visual | (torch.arange(t.mask.shape[1]) % 2 == 0)
-        return kept, c.ahead(t.keep(kept))
+        return kept, c.next_layer_attention(t.keep(kept))
 
-    kept, got = told(backbone, 2, inputs, ask)
+    kept, attention = observed(backbone, 2, inputs, ask)
     for row, (_, weights, _) in enumerate(rows_of(backbone, inputs, 2)):
         left = weights[:, -1] * kept[row]
         expected = (left / left.sum(-1, keepdim=True)).mean(0)[kept[row]]
-        assert torch.allclose(got[row], expected, atol=1e-5)
+        assert torch.allclose(attention[row], expected, atol=1e-5)
 
 
 def test_cached_tokens_are_seen_too() -> None:
@@ -118,10 +123,10 @@ def test_cached_tokens_are_seen_too() -> None:
     cut = inputs["input_ids"].shape[1] - 16 - 4 - 2
 
     def ask(t: TokenSequence, c: Context) -> torch.Tensor:
-        return c.ahead(t)
+        return c.next_layer_attention(t)
 
-    whole = told(backbone, 2, inputs, ask)
-    method = Asking(backbone.shape, 2, ask)
+    whole = observed(backbone, 2, inputs, ask)
+    method = Observer(backbone.shape, 2, ask)
     position = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
     with torch.no_grad(), compressing(backbone, method):
         cache = backbone.model(
@@ -137,8 +142,8 @@ def test_cached_tokens_are_seen_too() -> None:
             pixel_values=inputs["pixel_values"],
             past_key_values=cache,
         )
-    assert torch.allclose(method.told, whole[:, cut:], atol=1e-5)
-    assert (method.told.sum(1) < 0.99).all()  # else the cache shows nothing
+    assert torch.allclose(method.observed, whole[:, cut:], atol=1e-5)
+    assert (method.observed.sum(1) < 0.99).all()  # else the cache shows nothing
 
 
 def test_the_prompt_ends_where_the_answer_begins() -> None:
@@ -151,13 +156,13 @@ def test_the_prompt_ends_where_the_answer_begins() -> None:
     def ask(t: TokenSequence, c: Context) -> torch.Tensor:
         return c.prompt(t)
 
-    without, answered = told(backbone, 1, inputs, ask), told(backbone, 1, inputs, ask, labels=labels)
+    without, answered = observed(backbone, 1, inputs, ask), observed(backbone, 1, inputs, ask, labels=labels)
     for row in range(2):
         last = int((inputs["input_ids"][row] == backbone.image_token_id).nonzero()[-1])
         assert without[row].nonzero()[:, 0].tolist() == list(range(last + 1, length))
         assert answered[row].nonzero()[:, 0].tolist() == list(range(last + 1, length - 2))
     labels[:, last + 1 :] = inputs["input_ids"][:, last + 1 :]  # row 1 answers right behind its image
-    assert told(backbone, 1, inputs, ask, labels=labels)[1].nonzero()[:, 0].tolist() == [last]
+    assert observed(backbone, 1, inputs, ask, labels=labels)[1].nonzero()[:, 0].tolist() == [last]
 
 
 @pytest.mark.parametrize("answered", [False, True])
@@ -170,10 +175,10 @@ def test_packed_questions_pay_together(answered: bool) -> None:
         for q in (1, 2):  # the third is answered from its first token on: the end of the prefix asks it
             labels[row, (block == q).nonzero()[: q + 1, 0]] = -100
     labels = labels if answered else None
-    method = Asking(backbone.shape, 2, lambda t, c: (c.ahead(t), c.prompt(t)))
+    method = Observer(backbone.shape, 2, lambda t, c: (c.next_layer_attention(t), c.prompt(t)))
     with torch.no_grad(), compressing(backbone, method) as engine, engine.blocks(blocks, labels):
         backbone.model(**inputs, use_cache=False)
-    got, prompt = method.told
+    attention, prompt = method.observed
     for row in range(2):
         real, rows, text = inputs["attention_mask"][row].bool(), [], []
         expected = torch.zeros(len(real))
@@ -186,7 +191,7 @@ def test_packed_questions_pay_together(answered: bool) -> None:
                 rows.append(attention_weights(backbone, x, 2)[:, end].mean(0))
             expected[own] += rows[-1] / 3
             text += own[first : end + 1].tolist()
-        assert torch.allclose(got[row], expected, atol=1e-5)
+        assert torch.allclose(attention[row], expected, atol=1e-5)
         assert prompt[row].nonzero()[:, 0].tolist() == sorted(text)
 
 
@@ -201,10 +206,14 @@ def test_packed_questions_ask_each_for_itself(layer: int) -> None:
             words = (blocks[row] == question).nonzero()[:, 0]
             words = words[inputs["attention_mask"][row, words] > 0]
             labels[row, words[:2] if question < 3 else words] = -100
-    method = Asking(backbone.shape, layer, lambda t, c: (c.prompt(t), c.ahead(t), c.ahead(t, queries=c.prompt(t))))
+    method = Observer(
+        backbone.shape,
+        layer,
+        lambda t, c: (c.prompt(t), c.next_layer_attention(t), c.next_layer_attention(t, queries=c.prompt(t))),
+    )
     with torch.no_grad(), compressing(backbone, method) as engine, engine.blocks(blocks, labels):
         backbone.model(**inputs, use_cache=False)
-    prompt, last, all_words = method.told
+    prompt, last, all_words = method.observed
     for row in range(2):
         mask, ends, rows, asked = inputs["attention_mask"][row].bool(), [], [], []
         for question in (1, 2, 3):

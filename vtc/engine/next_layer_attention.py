@@ -1,8 +1,8 @@
 """Attention that a layer about to run would pay: computed from its own norm, projections and rotary embedding.
 
 A method that ranks tokens before layer K by layer K itself (PyramidDrop, VCC) asks for it; the probe
-(`vtc.engine.probe`) gives the attention of a layer that has run. Only the wanted queries are projected, the layer
-itself doesn't run, and no cache is written to.
+(`vtc.engine.probe`) gives the attention of a layer that has run. Only the queries that are asked about are projected,
+the layer itself doesn't run, and no cache is written to.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from vtc.interface import TokenSequence
 
 
 @torch.no_grad()
-def attention_ahead(
+def next_layer_attention(
     layer: Any,
     rope: tuple[Tensor, Tensor],
     tokens: TokenSequence,
     queries: Tensor,
     over: Tensor | None = None,
     past: Tensor | None = None,
-    valid: Tensor | None = None,
+    past_mask: Tensor | None = None,
 ) -> Tensor:
     """[B, L]: what `queries` would pay to each of the L tokens in `layer`, mean over heads and over the queries.
 
@@ -36,7 +36,7 @@ def attention_ahead(
         over: [B, L] bool, the tokens that the softmax runs over; None: all that a query sees, cached ones too. A query
             that sees none of them doesn't count.
         past: [B, Hkv, P, d] cached keys of this layer; None: none.
-        valid: [B, P] bool, the real ones of the cached keys; None: all.
+        past_mask: [B, P] bool, the real ones of the cached keys; None: all.
     """
     attention = layer.self_attn
     rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
@@ -46,11 +46,11 @@ def attention_ahead(
     cos, sin = (t.to(device).expand(rows, -1, -1) for t in rope)
     queries = queries.to(device).long() * tokens.mask
 
-    # the wanted queries of each row, [B, Q] columns, the shorter rows filled up with others that are left out below
+    # The columns of each row's queries, [B, Q]. Shorter rows are filled up with others, of weight 0.
     most = max(1, int((queries > 0).sum(1).max()))
     column = queries.argsort(dim=1, descending=True, stable=True)[:, :most]
     row = torch.arange(rows, device=device)[:, None]
-    wanted = queries.gather(1, column)
+    repeats = queries.gather(1, column)
 
     normed = layer.input_layernorm(tokens.hidden.to(device))
     q = heads(attention, "q", normed[row, column])  # [B, H, Q, d]
@@ -63,12 +63,13 @@ def attention_ahead(
     seen = keys[:, None] & (torch.arange(length, device=device) <= column[..., None]) & ((block == 0) | (block == own))
     if past is not None and over is None:
         k = torch.cat([past.to(k), k], 2)
-        before = torch.ones(rows, past.shape[2], dtype=torch.bool, device=device) if valid is None else valid.to(device)
-        seen = torch.cat([before[:, None].expand(-1, most, -1), seen], 2)
+        if past_mask is None:
+            past_mask = torch.ones(rows, past.shape[2], dtype=torch.bool, device=device)
+        seen = torch.cat([past_mask.to(device)[:, None].expand(-1, most, -1), seen], 2)
     groups = k.shape[1]
     scores = q.reshape(rows, groups, -1, q.shape[-1]) @ k.transpose(2, 3)  # [B, Hkv, H/Hkv·Q, S]
     scores = scores.float().unflatten(2, (-1, most)) * attention.scaling
-    counts = wanted * seen.any(2)
+    counts = repeats * seen.any(2)
     weight = (
         scores.masked_fill(~seen[:, None, None], torch.finfo(torch.float).min).softmax(-1).mean((1, 2))
     )  # [B, Q, S]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vtc.interface import Compressor
 
 
-class Watch:
+class TowerWatch:
     """The vision tower of one backbone under one method. Does nothing for a method that asks nothing of the tower."""
 
     def __init__(self, backbone: Backbone, method: Compressor) -> None:
@@ -41,9 +41,9 @@ class Watch:
         if self.method.tower() is None:
             return
         core = self.backbone.core
-        self._own = core.__dict__.get("get_image_features")  # of an engine around this one, which is passed over
+        self._own_method = core.__dict__.get("get_image_features")  # of an engine around this one, which is passed over
         original = getattr(core.get_image_features, "vtc_original", core.get_image_features)
-        named = inspect.signature(original)
+        signature = inspect.signature(original)
 
         @functools.wraps(original)  # generate() reads its signature
         def get_image_features(pixel_values: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -53,10 +53,10 @@ class Watch:
             if use.image_size is not None and use.image_size != pixel_values.shape[-1]:
                 pixel_values = resized(pixel_values, use.image_size)
                 kwargs["interpolate_pos_encoding"] = True
-            with self._watching(use) as got:
+            with self._watching(use) as seen:
                 outputs = original(pixel_values, *args, **kwargs)
-            call = named.bind(pixel_values, *args, **kwargs).arguments
-            self._remember(outputs, self._tower(got, self.backbone.tower_patches(call)))
+            arguments = signature.bind(pixel_values, *args, **kwargs).arguments
+            self._remember(outputs, self._as_tower(seen, self.backbone.tower_patches(arguments)))
             return outputs
 
         get_image_features.vtc_original = original  # type: ignore[attr-defined]
@@ -64,17 +64,17 @@ class Watch:
         self._installed = True
 
     def remove(self) -> None:
-        """Leaves the model as it was found."""
+        """Leaves the model as it was before `install`."""
         if not self._installed:
             return
-        if self._own is None:
+        if self._own_method is None:
             self.backbone.core.__dict__.pop("get_image_features", None)
         else:
-            self.backbone.core.get_image_features = self._own
+            self.backbone.core.get_image_features = self._own_method
         self._seen.clear()
         self._installed = False
 
-    def tower(self, features: Sequence[Tensor]) -> Tower | None:
+    def recall(self, features: Sequence[Tensor]) -> Tower | None:
         """What was seen while these features [N, D] of I images were made; None where nothing was asked for.
 
         Raises:
@@ -82,14 +82,14 @@ class Watch:
         """
         if self.method.tower() is None or not len(features):
             return None
-        found = [self._seen.get(f) for f in features]
-        towers = {id(entry[0]): entry[0] for entry in found if entry is not None}
-        if len(towers) != 1 or None in found:
+        entries = [self._seen.get(f) for f in features]
+        towers = {id(entry[0]): entry[0] for entry in entries if entry is not None}
+        if len(towers) != 1 or None in entries:
             raise UserError(
                 f"method={self.method.name}: it looks at the vision tower; give it pixel_values, not features that "
                 "were computed elsewhere"
             )
-        tower, rows = next(iter(towers.values())), [row for _, row in found]
+        tower, rows = next(iter(towers.values())), [row for _, row in entries]
         if rows == list(range(len(tower))):
             return tower
         return tower.images(torch.tensor(rows, device=tower.features.device))
@@ -98,43 +98,43 @@ class Watch:
     @contextmanager
     def _watching(self, use: TowerUse) -> Iterator[dict[Any, Any]]:
         """Collects `{"features": what is projected, "levels": {layer: output}, layer: {"q", "k"}}` meanwhile."""
-        got: dict[Any, Any] = {"levels": {}}
+        seen: dict[Any, Any] = {"levels": {}}
 
-        def projected(module: Any, args: tuple) -> None:
-            got["features"] = args[0]
+        def note_features(module: Any, args: tuple) -> None:
+            seen["features"] = args[0]
 
         with ExitStack() as stack:
             if use.adapter is not None:
                 stack.enter_context(adapters.using_in(self.backbone.tower_layers, use.adapter))
             if use.summary is not None:
                 stack.enter_context(self._summarising(use.summary))
-            hook = self.backbone.projector.register_forward_pre_hook(projected)
+            hook = self.backbone.projector.register_forward_pre_hook(note_features)
             stack.callback(hook.remove)
             for layer in sorted(use.watch):
                 attention = self.backbone.tower_layers[layer].self_attn
-                got[layer] = stack.enter_context(probe.projections(attention))
+                seen[layer] = stack.enter_context(probe.projections(attention))
             for layer in sorted(use.levels):
-                hook = self.backbone.tower_layers[layer].register_forward_hook(_keeper(got["levels"], layer))
+                hook = self.backbone.tower_layers[layer].register_forward_hook(_level_hook(seen["levels"], layer))
                 stack.callback(hook.remove)
             if not use.projects:
                 stack.enter_context(self._unprojected())
             if use.merge is not None:
                 stack.enter_context(self._merging(use))
-            yield got
+            yield seen
 
     @contextmanager
     def _summarising(self, summary: Tensor) -> Iterator[None]:
         """Puts `summary` [M, C] behind what the tower embeds, and lets the projector see the last M tokens alone."""
 
-        def embedded(module: Any, args: tuple, output: Tensor) -> Tensor:
+        def append(module: Any, args: tuple, output: Tensor) -> Tensor:
             return torch.cat([output, summary.to(output).expand(len(output), -1, -1)], 1)
 
-        def projected(module: Any, args: tuple) -> tuple:
+        def cut(module: Any, args: tuple) -> tuple:
             return args[0][:, -len(summary) :], *args[1:]
 
         hooks = [
-            self.backbone.tower_embeddings.register_forward_hook(embedded),
-            self.backbone.projector.register_forward_pre_hook(projected),
+            self.backbone.tower_embeddings.register_forward_hook(append),
+            self.backbone.projector.register_forward_pre_hook(cut),
         ]
         try:
             yield
@@ -146,7 +146,7 @@ class Watch:
     def _unprojected(self) -> Iterator[None]:
         """Zeros of the LLM's width [I, N, D] in place of what the projector would compute."""
         projector, width = self.backbone.projector, self.backbone.shape.width
-        own = projector.__dict__.get("forward")  # accelerate puts one there
+        own_forward = projector.__dict__.get("forward")  # accelerate puts one there
 
         def forward(features: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             return features.new_zeros(*features.shape[:-1], width)
@@ -155,10 +155,10 @@ class Watch:
         try:
             yield
         finally:
-            if own is None:
+            if own_forward is None:
                 del projector.forward
             else:
-                projector.forward = own
+                projector.forward = own_forward
 
     @contextmanager
     def _merging(self, use: TowerUse) -> Iterator[None]:
@@ -170,9 +170,9 @@ class Watch:
                 f"not {implementation}"
             )
         sizes: list[Tensor] = []
-        changed: list[tuple[Any, Any]] = []
+        own_forwards: list[tuple[Any, Any]] = []
 
-        def make(layer: int, block: Any) -> Any:
+        def merging_forward(layer: int, block: Any) -> Any:
             attend, mlp = self.backbone.tower_halves(layer)
 
             def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -180,9 +180,9 @@ class Watch:
                     exact = torch.promote_types(hidden_states.dtype, torch.float32)
                     sizes[:] = [hidden_states.new_ones(hidden_states.shape[:2], dtype=exact)]
                 size = sizes[-1]
-                with probe.projections(block.self_attn) as got:
+                with probe.projections(block.self_attn) as projected:
                     hidden = attend(hidden_states, size.log()[:, None, None].to(hidden_states.dtype))
-                keys = got["k"].unflatten(-1, (self.backbone.shape.vision.heads, -1)).transpose(1, 2)
+                keys = projected["k"].unflatten(-1, (self.backbone.shape.vision.heads, -1)).transpose(1, 2)
                 assert use.merge is not None
                 hidden, size = use.merge(layer, hidden, keys, size)
                 sizes[:] = [size]
@@ -193,20 +193,22 @@ class Watch:
         try:
             for layer in range(projected_layer(self.backbone.shape) + 1):
                 block = self.backbone.tower_layers[layer]
-                changed.append((block, block.__dict__.get("forward")))
-                block.forward = make(layer, block)  # past gradient checkpointing, which wraps the class's own forward
+                own_forwards.append((block, block.__dict__.get("forward")))
+                # This passes by gradient checkpointing, which wraps the class's own forward.
+                block.forward = merging_forward(layer, block)
             yield
         finally:
-            for block, own in reversed(changed):
-                if own is None:
+            for block, own_forward in reversed(own_forwards):
+                if own_forward is None:
                     block.__dict__.pop("forward", None)
                 else:
-                    block.forward = own
+                    block.forward = own_forward
 
-    def _tower(self, got: dict[Any, Any], patches: Sequence[Tensor] | None) -> Tower:
-        vision, features, levels = self.backbone.shape.vision, got.pop("features"), got.pop("levels")
-        queries = {layer: seen["q"] for layer, seen in got.items()}
-        keys = {layer: seen["k"] for layer, seen in got.items()}
+    def _as_tower(self, seen: dict[Any, Any], patches: Sequence[Tensor] | None) -> Tower:
+        """What `_watching` collected, in the form that methods read."""
+        vision, features, levels = self.backbone.shape.vision, seen.pop("features"), seen.pop("levels")
+        queries = {layer: projected["q"] for layer, projected in seen.items()}
+        keys = {layer: projected["k"] for layer, projected in seen.items()}
         return Tower(features, queries, keys, vision.heads, vision.cls, levels, patches)
 
     def _remember(self, outputs: Any, tower: Tower) -> None:
@@ -218,7 +220,7 @@ class Watch:
             self._seen[image] = (tower, row)
 
 
-def _keeper(levels: dict[int, Tensor], layer: int) -> Callable[..., None]:
+def _level_hook(levels: dict[int, Tensor], layer: int) -> Callable[..., None]:
     """A forward hook that puts a layer's output into `levels`."""
 
     def keep(module: Any, args: tuple, output: Any) -> None:

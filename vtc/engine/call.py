@@ -1,0 +1,72 @@
+"""What one call of the model brings that its decoder isn't given: images, and where the questions are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vtc.engine.questions import Questions
+from vtc.errors import UserError
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import Backbone
+
+
+@dataclass
+class Images:
+    """Where a call's visual tokens are, of which image, and their features.
+
+    Attributes:
+        visual: [B, T] bool.
+        image: [B, T] index of a visual token's image in its row; -1 elsewhere.
+        features: [N_i, D] of each image, as projected.
+        grids: (height, width) of each image in visual tokens; None if unknown.
+    """
+
+    visual: Tensor
+    image: Tensor
+    features: list[Tensor]
+    grids: list[tuple[int, int] | None]
+
+    @classmethod
+    def of_call(cls, backbone: Backbone, ids: Tensor | None, kwargs: dict) -> Images | None:
+        """Of a call of the multimodal model; None without images, and where their features don't fit their places,
+        which the model itself will say.
+
+        Args:
+            ids: [B, T] `input_ids`.
+            kwargs: changed so that the model doesn't compute the features again.
+
+        Raises:
+            UserError: there are images and no `ids`.
+        """
+        features = backbone.image_features(kwargs)
+        if features is None:
+            return None
+        if ids is None:
+            raise UserError("inputs_embeds with images: compression needs input_ids to know where the images are")
+        visual = backbone.visual(ids)
+        sizes = torch.tensor([f.shape[0] for f in features], device=ids.device)
+        owner = torch.repeat_interleave(torch.arange(len(features), device=ids.device), sizes)
+        if owner.numel() != int(visual.sum()):
+            return None
+        image = torch.full_like(ids, -1)
+        image[visual] = owner
+        first = torch.where(visual, image, len(features)).amin(1, keepdim=True)
+        return cls(visual, torch.where(visual, image - first, -1), features, backbone.grids(kwargs, features))
+
+
+@dataclass
+class Call:
+    """One call of the model, from its first hook to its last.
+
+    Attributes:
+        questions: where its questions are, and where each ends.
+        images: None where it brings none.
+    """
+
+    questions: Questions
+    images: Images | None = None

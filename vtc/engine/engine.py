@@ -1,0 +1,219 @@
+"""A method installed in a backbone: what takes the place of the decoder's `forward`, and the hooks around it.
+
+It takes the place of `forward` on ONE language-model instance. Around it everything stays as transformers has it:
+`generate()`, its `input_ids`, masks and positions (the external layout), losses, gradient checkpointing, attention
+backends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from vtc.backbones import adapters
+from vtc.backbones.base import Backbone
+from vtc.engine.cache import CACHE, CompressedCache, cache_among
+from vtc.engine.call import Call, Images
+from vtc.engine.passes import run_decoder
+from vtc.engine.questions import Questions
+from vtc.engine.report import Report, Tally
+from vtc.engine.tower_watch import TowerWatch
+from vtc.engine.walk import Walk
+from vtc.errors import UserError
+from vtc.interface import Compressor, Context
+
+
+class Engine:
+    """A method installed in a backbone. Made by `vtc.engine.compressing`.
+
+    Attributes:
+        report: what the last prefill with images kept; None before.
+        context: what the method saw in it (for `Compressor.losses`); None before.
+    """
+
+    def __init__(self, backbone: Backbone, method: Compressor) -> None:
+        self.backbone, self.method, self.decoder = backbone, method, backbone.decoder
+        if method.bottleneck and (method.probes() or method.reads_prompt):
+            raise UserError(f"method={method.name}: attention is not probed behind a bottleneck; see Compressor")
+        others = set(getattr(self.decoder.config, "layer_types", None) or []) - {"full_attention"}
+        if others:
+            raise UserError(
+                f"backbone={backbone.name}: layers with {', '.join(sorted(others))}; only full attention is supported"
+            )
+        self.context: Context | None = None
+        self._tally: Tally | None = None
+        self._questions = Questions()  # of the calls to come
+        self._call: Call | None = None  # the one that is running
+        self._hooks: list = []
+        self._tower = TowerWatch(backbone, method)
+
+    # ------------------------------------------------------------------ in and out
+    def install(self) -> None:
+        """Takes the place of the decoder's `forward`; `remove` gives it back."""
+        engine, decoder = self, self.decoder
+        self._own_forward = decoder.__dict__.get("forward")  # accelerate puts one there too
+        current = decoder.forward
+        original = getattr(current, "vtc_original", current)
+
+        @merge_with_config_defaults
+        @capture_outputs
+        def walk(
+            decoder: Any,
+            input_ids: Tensor | None = None,
+            attention_mask: Tensor | None = None,
+            position_ids: Tensor | None = None,
+            inputs_embeds: Tensor | None = None,
+            use_cache: bool | None = None,
+            **kwargs: Any,
+        ) -> BaseModelOutputWithPast:
+            embeddings = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+            cache = cache_among(kwargs)
+            others = {k: v for k, v in kwargs.items() if k not in (CACHE, "past_key_values")}
+            return engine._walk(embeddings, attention_mask, position_ids, cache, use_cache, others)
+
+        def forward(decoder: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            adapter = engine.method.adapter  # without one there is nothing to switch: outside the engine none is active
+            with adapters.using(decoder, adapter) if adapter else nullcontext():
+                if args or not engine._acts(cache_among(kwargs)):
+                    engine._tally_plain_call()
+                    return original(*args, **kwargs)
+                return walk(decoder, **kwargs)
+
+        forward.vtc_original = original  # type: ignore[attr-defined]
+        decoder.forward = types.MethodType(forward, decoder)
+        model, core = self.backbone.model, self.backbone.core
+        self._hooks = [
+            model.register_forward_pre_hook(self._begin_call, with_kwargs=True),
+            core.register_forward_pre_hook(self._find_images, with_kwargs=True),
+            core.register_forward_hook(self._end_call, always_call=True),
+            model.register_forward_hook(self._end_call, always_call=True),
+        ]
+        self._tower.install()
+
+    def remove(self) -> None:
+        """Leaves the model as it was before `install`."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._tower.remove()
+        if self._own_forward is None:
+            self.decoder.__dict__.pop("forward", None)
+        else:
+            self.decoder.forward = self._own_forward
+        self._questions, self._call = Questions(), None
+
+    # ------------------------------------------------------------------ what the caller says
+    @contextmanager
+    def blocks(self, block_ids: Tensor, labels: Tensor | None = None) -> Iterator[None]:
+        """Packed training: independent questions behind one shared prefix, in the forward passes inside.
+
+        Args:
+            block_ids: [B, L] in the user's layout; 0 = the prefix (everything up to and including the images), q = 1…
+                = the q-th question. Attention is causal AND (key.block == 0 or key.block == query.block); position_ids
+                are the caller's.
+            labels: [B, L], -100 outside the answers, for methods that choose by the question: the prompt of a block
+                ends before its first label, or with its last token where it has none. The questions share their images,
+                which are compressed once, by the mean over the questions. None: the `labels` that the model is given.
+        """
+        with self._about(block=block_ids, labels=labels):
+            yield
+
+    @contextmanager
+    def prompt_ends(self, index: Tensor) -> Iterator[None]:
+        """Says where the prompt ends, where that isn't the last token: uncached or teacher-forced passes with an
+        answer.
+
+        Args:
+            index: [B] of each row's last prompt token in the user's layout. (With `labels` it is known: the token
+                before the first one with a label.)
+        """
+        with self._about(prompt_end=index):
+            yield
+
+    @contextmanager
+    def _about(self, **changes: Tensor | None) -> Iterator[None]:
+        """Says these things of the questions in the calls inside."""
+        before = self._questions
+        self._questions = dataclasses.replace(before, **changes)
+        try:
+            yield
+        finally:
+            self._questions = before
+
+    @property
+    def report(self) -> Report | None:
+        return None if self._tally is None else self._tally.report()
+
+    # ------------------------------------------------------------------ one call
+    def _begin_call(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        questions, labels = self._questions, kwargs.get("labels")
+        if questions.labels is None and labels is not None:
+            questions = dataclasses.replace(questions, labels=labels)
+        self._call = Call(questions)
+
+    def _find_images(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        self._call = self._current_call()
+        self._call.images = Images.of_call(self.backbone, kwargs.get("input_ids", args[0] if args else None), kwargs)
+        return args, kwargs
+
+    def _end_call(self, *_: Any) -> None:
+        self._call = None
+
+    def _current_call(self) -> Call:
+        """The call that is running: one of the model, or of a part of it by itself."""
+        return self._call or Call(self._questions)
+
+    def _acts(self, cache: Any) -> bool:
+        """Whether the running call of the decoder is the engine's business; all others go to the decoder as it is."""
+        call = self._current_call()
+        if isinstance(cache, CompressedCache) or call.questions.block is not None:
+            return True
+        return call.images is not None and bool(self.method.layers())
+
+    def _tally_plain_call(self) -> None:
+        """The report of a prefill that nothing touched."""
+        images = self._current_call().images
+        if images is not None:
+            self._tally = Tally.of_plain_call(images.visual, images.image, self.decoder.config.num_hidden_layers)
+
+    def _walk(
+        self,
+        embeddings: Tensor,
+        mask: Tensor | None,
+        position: Tensor | None,
+        cache: Any,
+        use_cache: bool | None,
+        layer_arguments: dict[str, Any],
+    ) -> BaseModelOutputWithPast:
+        """A pass over the layers. embeddings [B, T, D]; mask [B, seen + T]; position [B, T], in the user's layout."""
+        call = self._current_call()
+        walk = Walk(self.backbone, self.method, call, mask, cache, use_cache, layer_arguments)
+        context = self._new_context(call) if walk.reductions else None
+        self.context = context or self.context
+        output = walk.run(embeddings, position, context)
+        self._tally = walk.tally or self._tally
+        return output
+
+    def _new_context(self, call: Call) -> Context:
+        features = [] if call.images is None else call.images.features
+        return Context(
+            shape=self.backbone.shape,
+            grids=[] if call.images is None else call.images.grids,
+            features=features,
+            run_decoder=partial(run_decoder, self.backbone),
+            embed=self.decoder.embed_tokens,
+            prompt=call.questions.prompt_text,
+            project=self.backbone.projector,
+            tower=self._tower.recall(features),
+            training=self.method.training and torch.is_grad_enabled(),
+        )

@@ -1,0 +1,269 @@
+"""One pass over the decoder's layers, in segments between which the method reduces the tokens.
+
+Within a segment all layers see the same tokens: one mask, one set of positions, one entry in the cache's ledger.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from vtc.backbones.base import Backbone
+from vtc.engine import layout, probe
+from vtc.engine.cache import CACHE, Past, Segment, ledger_of, require_dynamic
+from vtc.engine.call import Call
+from vtc.engine.next_layer_attention import next_layer_attention
+from vtc.engine.report import Tally
+from vtc.errors import UserError
+from vtc.interface import VISUAL, Compressor, Context, TokenSequence
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """What the layers of a segment are given beside the hidden states of L tokens behind P cached ones.
+
+    Attributes:
+        mask: [B, P + L] bool, the real tokens; None: all are.
+        attention_mask: the same, and which token sees which, in the form that the attention implementation takes.
+        rope: (cos, sin) [B, L, d].
+    """
+
+    mask: Tensor | None
+    attention_mask: Any
+    rope: tuple[Tensor, Tensor]
+
+
+class Walk:
+    """One pass over the layers.
+
+    Attributes:
+        reductions: layers before which the method acts in this pass; none where it brings no images.
+        tally: what becomes of its visual tokens; None where the method doesn't act.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        method: Compressor,
+        call: Call,
+        mask: Tensor | None,
+        cache: Any,
+        use_cache: bool | None,
+        layer_arguments: dict[str, Any],
+    ) -> None:
+        """A pass that hasn't begun.
+
+        Args:
+            mask: [B, seen + T], of everything that the user has passed in, this pass's T tokens among it.
+            layer_arguments: what every layer gets beside the hidden states, masks, positions and the cache.
+
+        Raises:
+            UserError: a cache or a mask that compression can't work with.
+        """
+        self.backbone, self.method, self.decoder, self.call = backbone, method, backbone.decoder, call
+        self.reductions: set[int] = method.layers() if call.images is not None else set()
+        self.tally: Tally | None = None
+        self.mask, self.use_cache, self.layer_arguments = mask, use_cache, layer_arguments
+        self.cache: Any = DynamicCache(config=self.decoder.config) if use_cache and cache is None else cache
+        if self.cache is not None:
+            require_dynamic(self.cache)
+        if mask is not None and mask.ndim != 2:
+            raise UserError(f"attention_mask of {mask.ndim} dimensions: compression needs the 2-D padding mask")
+        starts = sorted({0, *method.layers()})
+        ends = [*starts[1:], self.decoder.config.num_hidden_layers]
+        layers = list(map(range, starts, ends))
+        self.ledger = None if self.cache is None else ledger_of(self.cache, layers, mask, method.name)
+        self.seen = self.ledger.seen if self.ledger else 0
+        if self.seen and call.questions.block is not None:
+            raise UserError("blocks: packed questions are for training; they can't go on from a filled cache")
+        self.segments = self.ledger.segments if self.ledger else list(map(Segment, layers))
+        self.pasts = [segment.past(self.cache) for segment in self.segments]
+
+    # ------------------------------------------------------------------ the pipeline
+    def run(self, embeddings: Tensor, position: Tensor | None, context: Context | None) -> BaseModelOutputWithPast:
+        """Visual tokens → layers 0…k-1 → reduce at k → layers k…n → the last hidden states, of which the model makes
+        logits, in the user's layout.
+
+        Args:
+            embeddings: [B, T, D], what the projector made of the images in its places.
+            position: [B, T] or [P, B, T] in the user's layout; None: they go on from the cached ones.
+            context: for the method; None where it doesn't act.
+        """
+        tokens = first = self._visual_tokens(embeddings, position)
+        inputs, before = None, self.pasts[0]
+        for segment, past in zip(self.segments, self.pasts, strict=True):
+            entering = tokens
+            tokens = layout.change_shift(tokens, before.shift, past.shift)
+            if context is not None and segment.start in self.reductions:
+                tokens = self._reduce(tokens, segment.start, past, context)
+            if inputs is None or not (layout.same_layout(tokens, entering) and past.same_as(before)):
+                inputs = self._layer_inputs(tokens, first, segment.start, past)
+            segment.mask, segment.shift = inputs.mask, tokens.shift
+            if self.tally is not None:
+                self.tally.add(tokens, len(segment.layers))
+            tokens = self._run_layers(tokens, segment.layers, inputs, context)
+            if self.ledger and self.reductions and self.method.bottleneck:
+                segment.mask = self._evict(tokens, segment.layers, past)
+            before = past
+        self._close(tokens, first)
+        hidden = self._external(self.decoder.norm(tokens.hidden), tokens, first)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, **{CACHE: self.cache})
+
+    def _visual_tokens(self, embeddings: Tensor, position: Tensor | None) -> TokenSequence:
+        """The tokens before layer 0, visual and text, as the user passed them in."""
+        rows, count = embeddings.shape[:2]
+        axes, images, device = self.backbone.position_axes, self.call.images, embeddings.device
+        if position is None:
+            position = torch.arange(self.seen, self.seen + count, device=device)[None]
+        position = position if position.ndim == 3 else position[None].expand(axes, -1, -1)
+        position = position[-axes:]  # Some models put the place in the text before those in the grid, for their masks.
+        zero = torch.zeros(rows, count, dtype=torch.long, device=device)
+        block = self.call.questions.block
+        tokens = TokenSequence(
+            hidden=embeddings,
+            mask=torch.ones_like(zero, dtype=torch.bool) if self.mask is None else self.mask[:, -count:].bool(),
+            position=position.expand(-1, rows, -1),
+            role=zero if images is None else images.visual * VISUAL,
+            origin=torch.arange(count, device=device).expand(rows, -1),
+            block=zero if block is None else block,
+            image=zero - 1 if images is None else images.image,
+            deep=_take_deepstack(embeddings, self.layer_arguments),
+        )
+        if self.reductions:
+            self.tally = Tally.of(tokens.visual, tokens.image, self.method.bottleneck)
+        return layout.change_shift(tokens, None, self.pasts[0].shift)
+
+    def _reduce(self, tokens: TokenSequence, layer: int, past: Past, context: Context) -> TokenSequence:
+        """What the method leaves before `layer`."""
+        if tokens.hidden.device != tokens.mask.device:  # a model spread over devices
+            tokens = tokens.to(tokens.hidden.device)
+        tokens = dataclasses.replace(tokens, compact=layer == 0 and len(tokens.position) == 1)
+        context.next_layer_attention = partial(self._next_layer_attention, layer, past)
+        tokens = dataclasses.replace(self.method.reduce(tokens, layer, context), compact=False)
+        del context.next_layer_attention  # it holds the cache
+        return tokens
+
+    def _run_layers(
+        self, tokens: TokenSequence, layers: range, inputs: LayerInputs, context: Context | None
+    ) -> TokenSequence:
+        """The tokens behind these layers. What the method wants to know of a layer's attention goes into `context`."""
+        hidden, probes = tokens.hidden, set() if context is None else self.method.probes()
+        arguments = {
+            "attention_mask": inputs.attention_mask,
+            "position_embeddings": inputs.rope,
+            CACHE: self.cache,
+            "use_cache": self.use_cache,
+            **self.layer_arguments,
+        }  # No position_ids: layers would take gaps in them for the seams of packed sequences.
+        for i in layers:
+            layer = self.decoder.layers[i]
+            watch: AbstractContextManager[dict] = probe.projections(layer.self_attn) if i in probes else nullcontext({})
+            with watch as projected:
+                hidden = layer(hidden, **arguments)
+            if tokens.deep is not None and i < tokens.deep.shape[2]:
+                hidden = hidden + tokens.deep[:, :, i].to(hidden)
+            if context is not None and i in probes:
+                context.keys[i] = projected["k"]
+                context.attention_rows[i] = probe.attention_row(
+                    layer.self_attn,
+                    projected,
+                    inputs.rope,
+                    *self.call.questions.prompt_ends(tokens),
+                    tokens.block,
+                    inputs.mask,
+                    None if self.cache is None else self.cache.layers[i].keys,
+                )
+        return dataclasses.replace(tokens, hidden=hidden)
+
+    def _close(self, tokens: TokenSequence, first: TokenSequence) -> None:
+        """Enters this pass into the ledger and the tally. tokens: behind the last layer; first: before layer 0."""
+        if self.ledger:
+            count = first.mask.shape[1]
+            self.ledger.tail = layout.common_tail(first) if self.reductions else self.ledger.tail + count
+            self.ledger.seen += count
+        if self.tally is not None:
+            self.tally.close(tokens)
+
+    def _external(self, hidden: Tensor, tokens: TokenSequence, first: TokenSequence) -> Tensor:
+        """The last hidden states [B, L, D] of `tokens` in the layout [B, T, D] of `first`."""
+        if self.call.questions.block is None and layout.same_layout(tokens, first):
+            return hidden
+        last = layout.last_column(first.mask).to(hidden.device)
+        return layout.to_external(hidden, tokens.to(hidden.device), last, first.mask.shape[1])
+
+    # ------------------------------------------------------------------ masks, positions, cache
+    def _layer_inputs(self, tokens: TokenSequence, first: TokenSequence, layer: int, past: Past) -> LayerInputs:
+        """For a segment that begins with `layer`. first: the tokens before layer 0."""
+        new: Tensor | None = tokens.mask
+        if tokens.mask is first.mask:  # As the user gave it: to look for padding in it would wait for the device.
+            new = None if self.mask is None else new
+        elif bool(tokens.mask.all()):
+            new = None
+        mask = past.extended(new, tokens.mask)
+        return LayerInputs(mask, self._attention_mask(tokens, mask, layer, past), self._rope(tokens))
+
+    def _attention_mask(self, tokens: TokenSequence, mask: Tensor | None, layer: int, past: Past) -> Any:
+        bottleneck = self.method.bottleneck and self.call.images is not None
+        if bottleneck or self.call.questions.block is not None:
+            if self.decoder.config._attn_implementation not in ("sdpa", "eager"):
+                what = f"method={self.method.name}: its mask needs" if bottleneck else "blocks: packed questions need"
+                raise UserError(f"{what} attention=sdpa or eager")
+            cached = tokens.mask.new_ones(len(tokens.mask), past.length) if past.mask is None else past.mask
+            return layout.pair_mask(tokens, cached, bottleneck)
+        return create_causal_mask(
+            config=self.decoder.config,
+            inputs_embeds=tokens.hidden,
+            attention_mask=mask,
+            position_ids=None,
+            layer_idx=layer,
+            **{CACHE: self.cache},
+        )
+
+    def _rope(self, tokens: TokenSequence) -> tuple[Tensor, Tensor]:
+        """(cos, sin) [B, L, d] of the tokens' positions."""
+        position = tokens.position[0] if len(tokens.position) == 1 else tokens.position
+        return self.decoder.rotary_emb(tokens.hidden, position)
+
+    def _evict(self, tokens: TokenSequence, layers: range, past: Past) -> Tensor | None:
+        """Takes the visual tokens, which nothing will see any more, out of the cache of layers that have run; the mask
+        of what they hold then. Whatever is left keeps its position, and so do later tokens.
+        """
+        column = torch.arange(tokens.mask.shape[1], device=tokens.mask.device).expand_as(tokens.mask)
+        left = dataclasses.replace(tokens, hidden=column[..., None]).hide(tokens.visual)
+        self.cache.keep(layers, past.length, left.hidden[..., 0])
+        return past.extended(None if bool(left.mask.all()) else left.mask, left.mask)
+
+    def _next_layer_attention(
+        self,
+        layer: int,
+        past: Past,
+        tokens: TokenSequence,
+        queries: Tensor | None = None,
+        over: Tensor | None = None,
+    ) -> Tensor:
+        """`Context.next_layer_attention` before `layer`."""
+        rope = self._rope(tokens)
+        if queries is None:
+            queries = self.call.questions.end_counts(tokens)
+        keys = self.cache.layers[layer].keys if past.length else None
+        return next_layer_attention(self.decoder.layers[layer], rope, tokens, queries, over, keys, past.mask)
+
+
+def _take_deepstack(embeddings: Tensor, arguments: dict[str, Any]) -> Tensor | None:
+    """[B, T, S, D]: what a model wants added to the hidden states of its images behind its first S layers; None for
+    nothing. Taken out of the decoder's keyword `arguments`, which layers don't know.
+    """
+    places, levels = arguments.pop("visual_pos_masks", None), arguments.pop("deepstack_visual_embeds", None)
+    if levels is None or not len(levels):
+        return None
+    deep = embeddings.new_zeros(*embeddings.shape[:2], len(levels), embeddings.shape[2])
+    return deep.index_put((places.to(embeddings.device),), torch.stack([v.to(embeddings) for v in levels], 1))
