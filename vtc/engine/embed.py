@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vtc.engine.passes import attach, run_decoder
-from vtc.interface import SUMMARY_PROMPT, Compressor, Context, SelfCompressor
+from vtc.interface import SUMMARY_PROMPT, Compressor, Context
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,7 +46,9 @@ def encode_images(backbone: Backbone, method: Compressor, pixel_values: Tensor) 
     side = backbone.image_size or backbone.shape.vision.image_size
     blank = Image.new("RGB", (side, side))  # of any image the processor makes the same tokens
     ids = backbone.encode([backbone.prompt(SUMMARY_PROMPT)], [[blank]])["input_ids"]
-    return _encoded(backbone, method, {"input_ids": ids.expand(len(pixel_values), -1), "pixel_values": pixel_values})
+    return encode_inputs(
+        backbone, method, {"input_ids": ids.expand(len(pixel_values), -1), "pixel_values": pixel_values}
+    )
 
 
 def visual_tokens(backbone: Backbone, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -57,39 +59,62 @@ def visual_tokens(backbone: Backbone, inputs: Mapping[str, Any]) -> tuple[Tensor
     return visual, torch.arange(visual.shape[1], device=visual.device) < sizes[:, None]
 
 
-def _encoded(backbone: Backbone, method: Compressor, inputs: dict[str, Any]) -> Tensor:
-    """The embeddings of rows with one image each, as inputs of `core` with the summary prompt around it."""
-    if isinstance(method, SelfCompressor):
-        attach(backbone, method)
-        return method.summarise(*visual_tokens(backbone, inputs), context_of(backbone)).float().mean(1)
-    from vtc.engine import compressing
+class EmbeddedImages:
+    """Rows with one image each, as inputs of `core` with the summary prompt around it (`vtc.interface.Embedded`)."""
 
-    with compressing(backbone, method):
-        out = backbone.core(**inputs, use_cache=False)
-    return out.last_hidden_state[:, -1].float()
+    def __init__(self, backbone: Backbone, method: Compressor, inputs: dict[str, Any], training: bool = False) -> None:
+        self.backbone, self.method, self.inputs = backbone, method, inputs
+        self.context = context_of(backbone, training)
+
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        return visual_tokens(self.backbone, self.inputs)
+
+    def last_state(self) -> Tensor:
+        from vtc.engine import compressing
+
+        with compressing(self.backbone, self.method):
+            out = self.backbone.core(**self.inputs, use_cache=False)
+        return out.last_hidden_state[:, -1].float()
+
+
+class EmbeddedTexts:
+    """Token ids and mask [T, L] (`vtc.interface.Embedded`)."""
+
+    def __init__(self, backbone: Backbone, method: Compressor, input_ids: Tensor, attention_mask: Tensor) -> None:
+        self.backbone, self.method = backbone, method
+        self.words, self.real = backbone.decoder.embed_tokens(input_ids), attention_mask.bool()
+        self.context = context_of(backbone)
+
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        return self.words, self.real
+
+    def last_state(self) -> Tensor:
+        backbone, count, ones = self.backbone, len(self.words), self.real.new_ones
+        before, after = backbone.prompt(HERE, images=0).split(HERE)
+        around = [_ids(backbone, before, special=True), _ids(backbone, f"\n{SUMMARY_PROMPT}{after}")]
+        first, last = (backbone.decoder.embed_tokens(ids).expand(count, -1, -1) for ids in around)
+        words = torch.cat([first, self.words, last], 1)
+        real = torch.cat([ones(first.shape[:2]), self.real, ones(last.shape[:2])], 1)
+        return run_decoder(backbone, words, real, self.method.adapter)[:, -1].float()
+
+
+def encode_inputs(backbone: Backbone, method: Compressor, inputs: dict[str, Any]) -> Tensor:
+    """The embeddings [I, D] of rows with one image each, as inputs of `core`. Differentiable."""
+    attach(backbone, method)
+    return method.embed(EmbeddedImages(backbone, method, inputs))
 
 
 def encode_texts(backbone: Backbone, method: Compressor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Token ids and mask [T, L] (padded on either side) → embeddings [T, D], as `encode_images`. Differentiable."""
-    words = backbone.decoder.embed_tokens(input_ids)
-    real = attention_mask.bool()
-    if isinstance(method, SelfCompressor):
-        attach(backbone, method)
-        return method.summarise(words, real, context_of(backbone)).float().mean(1)
-    before, after = backbone.prompt(HERE, images=0).split(HERE)
-    around = [_ids(backbone, before, special=True), _ids(backbone, f"\n{SUMMARY_PROMPT}{after}")]
-    before, after = (backbone.decoder.embed_tokens(ids).expand(len(words), -1, -1) for ids in around)
-    words = torch.cat([before, words, after], 1)
-    ones = real.new_ones
-    real = torch.cat([ones(before.shape[:2]), real, ones(after.shape[:2])], 1)
-    return run_decoder(backbone, words, real, method.adapter)[:, -1].float()
+    attach(backbone, method)
+    return method.embed(EmbeddedTexts(backbone, method, input_ids, attention_mask))
 
 
 @torch.no_grad()
 def embed_images(backbone: Backbone, method: Compressor, images: Sequence[Image]) -> Tensor:
     """Images → embeddings [I, D], float32, not normalised."""
     inputs = backbone.inputs([SUMMARY_PROMPT] * len(images), [[image] for image in images])
-    return _encoded(backbone, method, dict(inputs))
+    return encode_inputs(backbone, method, dict(inputs))
 
 
 @torch.no_grad()

@@ -98,6 +98,7 @@ class Compressor(nn.Module):
     adapter: str | None = None
     reads_prompt: bool = False
     across_images: bool = False
+    layer_scale: str = "auto"  # an option of every class that has a `layer_option`
 
     def __init__(
         self, tokens: int | None | Callable[[Compressor], int | None], shape: BackboneShape, **options: Any

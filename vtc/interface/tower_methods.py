@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vtc.interface.compressor import Compressor, Resampler
 from vtc.interface.context import Context
-from vtc.interface.needs import ONE_TOWER, PATCHES
+from vtc.interface.needs import ONE_TOWER, PATCHES, Need
 from vtc.interface.options import option
 from vtc.interface.tokens import REGISTER, VISUAL, TokenSequence
 from vtc.interface.tower import Tower, TowerUse, View, resolve_tower_layer, views
@@ -49,7 +49,7 @@ class TowerCompressor(Compressor):
         adaptive: it acts without a budget too.
     """
 
-    needs = (ONE_TOWER, PATCHES)
+    needs: ClassVar[tuple[Need, ...]] = (ONE_TOWER, PATCHES)
     adaptive: ClassVar[bool] = False
     tower_layer: int = option(
         None,

@@ -100,6 +100,7 @@ class Fwd2Bot(SelfCompressor):
     def summarise(self, embeddings: Tensor, mask: Tensor, context: Context) -> Tensor:
         """H_v^c [I, k', D] of visual tokens [I, N, D] (eq. 1); H_t^c of a text's embeddings in the same way."""
         count = embeddings.shape[0]
+        assert self.prompt_ids is not None, "attach it to a backbone first"
         prompt = context.embed(self.prompt_ids.to(embeddings.device)).to(embeddings.dtype)
         summary = self.summary.to(embeddings.device, embeddings.dtype)
         tail = torch.cat([prompt, summary]).expand(count, -1, -1)

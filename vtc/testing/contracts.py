@@ -134,7 +134,7 @@ def layers_are_as_announced(backbone: Backbone, make: Make, tokens: int) -> None
     with compressing(backbone, method) as engine:
         logits(backbone, batch(backbone))
         seen = [layer[0] for layer in reported(engine).layers]
-    assert seen == method.layer_tokens(tokens, backbone.shape, **getattr(method, "options", {}))
+    assert seen == method.layer_tokens()
 
 
 def kept_are_sorted_and_unique(backbone: Backbone, make: Make, tokens: int) -> None:

@@ -14,10 +14,10 @@ from vtc.backbones.base import Backbone
 from vtc.data import training as files
 from vtc.data.training.batch import IGNORE, Batch
 from vtc.distributed import gather_with_gradient
-from vtc.engine import Engine, compressing, encode_images, encode_texts, visual_tokens
-from vtc.engine.embed import context_of
+from vtc.engine import Engine, compressing, encode_images, encode_texts
+from vtc.engine.embed import EmbeddedImages
 from vtc.errors import UserError, unknown
-from vtc.interface import Compressor, Context, SelfCompressor
+from vtc.interface import Captions, Compressor, Context
 from vtc.methods import build
 from vtc.methods.fwd2bot import info_nce
 from vtc.training.loop import Part, Stage
@@ -169,13 +169,13 @@ class MethodStage(Stage):
 
     def discriminate(self, batch: Batch, hidden: Tensor | None, context: Context | None) -> dict[str, Tensor]:
         """The contrastive loss: the method's own (Fwd2Bot, eq. 3-4), else of the embeddings that it is scored by."""
-        if isinstance(self.method, SelfCompressor):
+        if self.method.learns_from_captions:
+            assert batch.captions is not None
             if context is None:  # no answers: the first pass alone
-                context = context_of(self.backbone, training=True)
-                visual, real = visual_tokens(self.backbone, batch.inputs)
-                context.summary = self.method.summarise(visual, real, context)
-            context.captions, context.gather = batch.captions, gather_with_gradient
-            return self.method.losses(context)
+                images = EmbeddedImages(self.backbone, self.method, batch.inputs, training=True)
+                self.method.embed(images)
+                context = images.context
+            return self.method.losses(context, Captions(*batch.captions, gather_with_gradient))
         if not self.contrastive:
             return {}
         image, text = (gather_with_gradient(e) for e in self.embeddings(batch, hidden))

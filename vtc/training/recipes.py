@@ -312,10 +312,9 @@ def _source(name: str, data: Mapping[str, Any], backbone: Backbone, method: Comp
         raise UserError(
             f"training.data: backbone={backbone.name} needs data.path=<file>; only pocket draws scenes of its own"
         )
-    from vtc.interface import SelfCompressor
     from vtc.pocket.source import PocketSource
 
-    embed = float(data.get("contrastive", 0.0)) > 0 and not isinstance(method, SelfCompressor)
+    embed = float(data.get("contrastive", 0.0)) > 0 and not method.learns_from_captions
     return PocketSource(name, data, seed, embed)
 
 
