@@ -163,11 +163,7 @@ class Chain(Compressor):
             except NotOffered:
                 raise
             except UserError as error:
-                text = (
-                    str(error).replace("method.", f"method.{key}.", 1)
-                    if str(error).startswith("method.")
-                    else str(error)
-                )
+                text = str(error).replace("method.", f"method.{key}.", 1)
                 early = n and text.startswith("method=") and not text.startswith(f"method={self.name}:")
                 raise UserError(f"{text}; put {key} first" if early else text) from None
             part.name = name

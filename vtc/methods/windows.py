@@ -82,7 +82,7 @@ class WindowResampler(TowerResampler):
     heads: int = option(8, "of the attention")
     fine: list[int] = option(
         None,
-        "layers of the tower (0…, or from the end: -1) that are the fine features; null: the paper's 11, 15, 21, 22 of 24",
+        "layers of the tower (0…, or from the end: -1) that are the fine features; null: the paper's",
         name="tower_layers",
         resolve=fine_layers,
     )
