@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from vtc.cli import compose, main
-from vtc.configuration import choices
+from vtc.cli import main
+from vtc.configuration import choices, parse
 from vtc.errors import UserError
 from vtc.interface import resolve_layer, scaled_layer
-from vtc.methods.stages import SCHEMES, Stage, parse_stages, stage_at
+from vtc.methods.stages import SCHEMES, CompressionStage, parse_stages, stage_at
 
 
 def test_layers_scale_with_depth_by_one_rule() -> None:
@@ -58,7 +58,7 @@ def test_stages_count_optimizer_steps() -> None:
 
 def test_stages_of_ones_own() -> None:
     stages = parse_stages([{"layer": 2, "stride": 8, "share": 0.5}, {"layer": None, "stride": None}])
-    assert stages == (Stage(2, 8, 0.5), Stage(None, None, 0.5))
+    assert stages == (CompressionStage(2, 8, 0.5), CompressionStage(None, None, 0.5))
     assert parse_stages("two") is SCHEMES["two"]
     for wrong, text in (
         ("twoo", "did you mean 'two'"),
@@ -89,15 +89,10 @@ def test_the_files_are_the_schemes_of_table_1_and_the_splits_of_table_7() -> Non
 
 
 def test_a_schedule_reaches_the_method() -> None:
-    from omegaconf import OmegaConf
-
-    from vtc.assemble import method_options
-
-    assert compose(["method=llavolta"]).method.scheme == "four_wider_then_deeper"
-    assert compose(["method=llavolta", "method.scheme=two"]).method.scheme == "two"
-    config = compose(["method=llavolta", "schedule=two_25_75"])
-    found = method_options(OmegaConf.to_container(config, resolve=True))[1]["scheme"]
-    assert parse_stages(found) == (Stage(2, 8, 0.25), Stage(None, None, 0.75))
+    assert parse(["method=llavolta"]).method.options["scheme"] == "four_wider_then_deeper"
+    assert parse(["method=llavolta", "method.scheme=two"]).method.options["scheme"] == "two"
+    scheme = parse(["method=llavolta", "schedule=two_25_75"]).method.options["scheme"]
+    assert parse_stages(scheme) == (CompressionStage(2, 8, 0.25), CompressionStage(None, None, 0.75))
 
 
 @pytest.mark.parametrize(

@@ -176,3 +176,23 @@ backbones = Registry(
         "qwen3vl_8b": "vtc.backbones.qwen_vl_sizes:Qwen3VL_8B",
     },
 )
+
+# Not classes but functions of a job: how a training goes. `training.recipe=<name>`.
+recipes = Registry(
+    "training.recipe",
+    "vtc.recipes",
+    {
+        "method": ("vtc.training.recipes:train_method", "a compression method on a backbone, stage by stage"),
+        "base": ("vtc.pocket.base:train_base", "the pocket model, from nothing"),
+    },
+)
+
+# What batches are read from or drawn by (`vtc.data.training.source.TrainingSource`). `training.data.source=<name>`.
+training_sources = Registry(
+    "training.data.source",
+    "vtc.training_sources",
+    {
+        "files": ("vtc.data.training.source:FileSource", "conversations and captions from files of the user's"),
+        "pocket": ("vtc.pocket.source:PocketSource", "pocket's scenes, drawn anew for every step"),
+    },
+)

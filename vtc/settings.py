@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vtc.allowed import BOOLEAN, Allowed, number, one_of, text, whole
-from vtc.errors import unknown
+from vtc.errors import UserError, unknown
 from vtc.identity import COSTS, NOTHING, NUMBERS, SCORES, WEIGHTS, setting
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -178,9 +178,7 @@ class ReportSettings:
     title: str = setting("Visual-token compression", NOTHING)
 
     def __post_init__(self) -> None:
-        if self.inputs is not None:
-            folders = (self.inputs,) if isinstance(self.inputs, str) else tuple(self.inputs)
-            object.__setattr__(self, "inputs", folders)
+        object.__setattr__(self, "inputs", _several(self.inputs))
 
 
 @dataclass(frozen=True)
@@ -199,16 +197,40 @@ class AblationSettings:
     trained: tuple[str, ...] = setting((), NOTHING)
     overrides: tuple[str, ...] = setting((), NOTHING)
 
+    def __post_init__(self) -> None:
+        """One name or number may stand for a list of one."""
+        variants, seeds = _several(self.variants), _several(self.seeds)
+        if variants == () or not seeds or not all(map(whole(0).accepts, seeds)):
+            shown = ["null" if v is None else f"[{','.join(map(str, v))}]" for v in (variants, seeds)]
+            raise UserError(f"variants={shown[0]}, seeds={shown[1]}: allowed: names in a list, whole numbers in a list")
+        for key, value in (("variants", variants), ("seeds", seeds), ("trained", _several(self.trained) or ())):
+            object.__setattr__(self, key, value)
+
+
+def _several(value: Any) -> tuple[Any, ...] | None:
+    """A list as a tuple, a single value as a tuple of one; None as it is."""
+    return value if value is None else tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+OPTIMIZER = one_of("adamw", "muon")
+DECAY = one_of("cosine", "linear", "constant")
+LOSSES = one_of("both", "ar", "disc")
+POSITIVE = number("a number above 0", above=0)
+NOT_NEGATIVE = number("a number from 0 on", least=0)
+ZERO_TO_ONE = number("0 to 1", least=0, most=1)
+
 
 @dataclass(frozen=True)
 class DataSettings:
-    """What a training reads: files of the user's (`path` or `sources`), else scenes that pocket draws.
+    """What a training reads: files of the user's (`path` or `sources`), or scenes that are drawn.
 
     Attributes:
         batch_size: pictures or samples a step, over all processes and micro-batches.
         contrastive: weight of the contrastive loss of methods without one of their own.
+        source: `files`, or the name of a set that draws its scenes (`vtc.registry.training_sources`); None: files where
+            some are named, else the set that is called as the backbone is.
         path: one file or several, braces and globs expanded; images: the folder that image paths are relative to;
-            None: the file's. format, kind: None: found from the file. captions: a second file of {image, caption}.
+            None: the file's. format, kind: None: read off the file. captions: a second file of {image, caption}.
         sources: instead of `path`: a list of mappings with these five keys.
         mix: weights of conversation, caption and both steps; None: as many contrastive as autoregressive ones.
         plain: LLaVA's first stage: the image and its caption, no prompt.
@@ -216,23 +238,24 @@ class DataSettings:
         max_length: tokens of a sample, the image's among them.
         max_skipped: share of the samples, or a count, that may be unreadable.
         cache: the folder of indexes; None: the user's cache.
-        questions, weights, twins: of a picture that pocket draws: how many it is asked, of which kinds, and whether
-            every other picture is its neighbour with the colours dealt out anew.
-        tower_batch_size, instruct_questions, first_kinds, first_share: of pocket's own recipe.
+        questions, weights, twins: of a picture that is drawn: how many it is asked, of which kinds, and whether every
+            other picture is its neighbour with the colours dealt out anew.
+        tower_batch_size, instruct_questions, first_kinds, first_share: of the recipe of pocket itself.
     """
 
-    batch_size: int = setting(24, WEIGHTS, whole(1))
-    contrastive: float = setting(0.0, WEIGHTS, number("a number from 0 on", least=0))
+    batch_size: int = setting(24, WEIGHTS)
+    contrastive: float = setting(0.0, WEIGHTS, NOT_NEGATIVE)
+    source: str | None = setting(None, WEIGHTS)
     path: Any = setting(None, WEIGHTS)
     images: str | None = setting(None, WEIGHTS)
     format: str | None = setting(None, WEIGHTS)
     kind: str | None = setting(None, WEIGHTS)
     captions: str | None = setting(None, WEIGHTS)
     sources: Any = setting(None, WEIGHTS)
-    mix: Any = setting(None, WEIGHTS)
+    mix: Mapping[str, Any] | None = setting(None, WEIGHTS)
     plain: bool = setting(False, WEIGHTS, BOOLEAN)
     group_by_length: bool = setting(False, WEIGHTS, BOOLEAN)
-    max_length: int | None = setting(None, WEIGHTS, whole(1).or_null())
+    max_length: int | None = setting(None, WEIGHTS)
     max_skipped: float = setting(0.01, NOTHING)
     cache: str | None = setting(None, NOTHING)
     questions: int = setting(12, WEIGHTS, whole(1))
@@ -241,7 +264,13 @@ class DataSettings:
     tower_batch_size: int = setting(32, WEIGHTS, whole(1))
     instruct_questions: int = setting(12, WEIGHTS, whole(1))
     first_kinds: tuple[str, ...] = setting((), WEIGHTS)
-    first_share: float = setting(0.0, WEIGHTS)
+    first_share: float = setting(0.0, WEIGHTS, ZERO_TO_ONE)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "first_kinds", tuple(self.first_kinds))
+        for key, value in (("batch_size", self.batch_size), ("max_length", self.max_length)):
+            if not whole(1).accepts(value) and (value is not None or key == "batch_size"):
+                raise UserError(f"training.data.{key}={value}: a whole number of 1 or more")
 
 
 @dataclass(frozen=True)
@@ -260,20 +289,20 @@ class StageSettings:
         accumulate, keep: None: the training's.
     """
 
-    name: str = setting("", WEIGHTS)
+    name: str = setting(decides=WEIGHTS, allowed=text("a name"))
+    lr: float = setting(decides=WEIGHTS, allowed=POSITIVE)
     train: tuple[str, ...] = setting((), WEIGHTS)
     data: Mapping[str, Any] = setting({}, WEIGHTS)
     steps: int | None = setting(None, WEIGHTS, whole(1).or_null())
-    epochs: float | None = setting(None, WEIGHTS, number("a number above 0", above=0).or_null())
-    lr: float = setting(decides=WEIGHTS, default=1e-3, allowed=number("a number above 0", above=0))
-    optimizer: str = setting("adamw", WEIGHTS)
-    adam_lr: float | None = setting(None, WEIGHTS, number("a number above 0", above=0).or_null())
-    weight_decay: float = setting(0.0, WEIGHTS, number("a number from 0 on", least=0))
+    epochs: float | None = setting(None, WEIGHTS, POSITIVE.or_null())
+    optimizer: str = setting("adamw", WEIGHTS, OPTIMIZER)
+    adam_lr: float | None = setting(None, WEIGHTS, POSITIVE.or_null())
+    weight_decay: float = setting(0.0, WEIGHTS, NOT_NEGATIVE)
     betas: tuple[float, float] = setting((0.9, 0.98), WEIGHTS)
-    warmup: float = setting(0.03, WEIGHTS, number("0 to 1", least=0, most=1))
-    decay: str = setting("cosine", WEIGHTS)
-    cooldown: float = setting(0.25, WEIGHTS, number("0 to 1", least=0, most=1))
-    clip: float = setting(1.0, WEIGHTS, number("a number above 0", above=0))
+    warmup: float = setting(0.03, WEIGHTS, ZERO_TO_ONE)
+    decay: str = setting("cosine", WEIGHTS, DECAY)
+    cooldown: float = setting(0.25, WEIGHTS, ZERO_TO_ONE)
+    clip: float = setting(1.0, WEIGHTS, POSITIVE)
     bf16: bool = setting(False, WEIGHTS, BOOLEAN)
     compress: bool = setting(True, WEIGHTS, BOOLEAN)
     accumulate: int | None = setting(None, WEIGHTS, whole(1).or_null())  # negatives are those of a micro-batch
@@ -284,7 +313,10 @@ class StageSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "train", tuple(self.train))
+        object.__setattr__(self, "data", dict(self.data or {}))
         object.__setattr__(self, "betas", tuple(map(float, self.betas)))
+        if (self.steps is None) == (self.epochs is None):
+            raise UserError(f"training.stages: stage {self.name!r}: give steps= or epochs=, one of them")
 
 
 @dataclass(frozen=True)
@@ -293,7 +325,7 @@ class LoraSettings:
 
     rank: int = setting(None, WEIGHTS, whole(1))
     alpha: int | None = setting(None, WEIGHTS, whole(1).or_null())
-    dropout: float | None = setting(None, WEIGHTS, number("0 to 1", least=0, most=1).or_null())
+    dropout: float | None = setting(None, WEIGHTS, ZERO_TO_ONE.or_null())
 
 
 @dataclass(frozen=True)
@@ -301,7 +333,8 @@ class TrainingSettings:
     """A recipe.
 
     Attributes:
-        recipe: `method`: a method on a backbone; `base`: the pocket model from nothing.
+        recipe: `method`: a method on a backbone; `base`: the pocket model from nothing; or another one that is
+            registered (`vtc.registry.recipes`).
         folder: where logs, states and weights go; None: one of its own by its id.
         pretrained: the backbone's weights to start from; `aligned`: pocket before it was instructed; None: its own.
         start: a checkpoint of the same method to start from, of any budget.
@@ -319,7 +352,7 @@ class TrainingSettings:
     pretrained: str | None = setting(None, WEIGHTS)
     start: str | None = setting(None, WEIGHTS)
     store: str = setting("bfloat16", WEIGHTS, one_of("bfloat16", "float32"))
-    losses: str = setting("both", WEIGHTS)
+    losses: str = setting("both", WEIGHTS, LOSSES)
     lora: LoraSettings | None = setting(None, WEIGHTS)
     accumulate: int = setting(1, WEIGHTS, whole(1))
     checkpointing: bool = setting(False, NOTHING, BOOLEAN)
@@ -338,17 +371,26 @@ class TrainingSettings:
             UserError: an unknown key, or a value that isn't allowed.
         """
         typed = dict(values)
-        for key in ("log", "stages"):
-            typed[key] = tuple(typed.get(key) or ())
+        if isinstance(log := typed.get("log"), str):
+            raise UserError(f"training.log={log}: a list, e.g. training.log=[{log}]")
+        typed["log"] = tuple(typed.get("log") or ())
         typed["data"] = from_mapping(DataSettings, typed.get("data") or {}, "training.data")
         if typed.get("lora"):
             typed["lora"] = from_mapping(LoraSettings, {"rank": None} | dict(typed["lora"]), "training.lora")
         typed["stages"] = tuple(
-            from_mapping(StageSettings, stage, f"training.stages.{n}") for n, stage in enumerate(typed["stages"])
+            from_mapping(StageSettings, {"name": None, "lr": None} | dict(stage), f"training.stages.{n}")
+            for n, stage in enumerate(typed.get("stages") or ())
         )
-        return from_mapping(cls, typed, "training")
+        training = from_mapping(cls, typed, "training")
+        for stage in training.stages:
+            training.data_of(stage)
+        return training
 
     def data_of(self, stage: StageSettings) -> DataSettings:
-        """The data of a stage."""
+        """The data of a stage.
+
+        Raises:
+            UserError: an unknown key, or a value that isn't allowed, in what it says of its own.
+        """
         from_mapping(DataSettings, stage.data, f"training.stages: {stage.name}.data")
         return dataclasses.replace(self.data, **stage.data)

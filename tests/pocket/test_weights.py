@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 
 from vtc import shipped
-from vtc.assemble import assemble
-from vtc.cli import compose
+from vtc.configuration import parse
 from vtc.pocket.data import draw_scenes
 from vtc.pocket.questions import KINDS, TASK_OF_KIND
 from vtc.pocket.scenes import scene_rng
 from vtc.pocket.source import PocketSource, exact_answers
+from vtc.settings import DataSettings
 from vtc.training.method_stage import MethodStage
 
 WEIGHTS = shipped.path("benchmarks/pocket/weights")
 TRAINED = sorted(p.name for p in WEIGHTS.iterdir() if (p / "manifest.json").is_file())
-DATA = {"batch_size": 16, "questions": 10, "weights": {k: 1.0 for k in KINDS if k != "captions"}}
+DATA = DataSettings(batch_size=16, questions=10, weights={k: 1.0 for k in KINDS if k != "captions"})
 
 
 def commands():
@@ -31,12 +31,12 @@ def commands():
 def test_shipped_weights_answer_questions_they_never_saw(name, overrides):
     """Exact answers on validation scenes, the mean over six tasks: guessing without the picture gets 0.3, knowing the
     bag of attributes 0.45."""
-    backbone, method = assemble(compose(overrides))
+    backbone, method = parse(overrides).load()
     parts = ["projector", "decoder"]
     source = PocketSource("check", DATA, seed=0)
     stage = MethodStage("check", backbone, method, parts, source)
     rng = scene_rng(1, "weights", 0)
-    batch = source.pack(rng, draw_scenes(rng, 16, "validation"), DATA["weights"], 10)
+    batch = source.pack(rng, draw_scenes(rng, 16, "validation"), DATA.weights, 10)
     method.eval()
     found = exact_answers(stage.answers(batch)[0], batch)
     tasks = {}

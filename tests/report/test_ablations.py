@@ -15,7 +15,7 @@ from scipy.stats import t as student
 from vtc import results, shipped, statistics
 from vtc.ablations import experiments
 from vtc.ablations import page as ablations
-from vtc.ablations.claims import AGREES, DISAGREES, MISSING, OPEN, Outcome, estimated, judge
+from vtc.ablations.claims import AGREES, DISAGREES, MISSING, OPEN, Outcome, judge
 from vtc.ablations.experiments import Claim
 from vtc.errors import UserError
 
@@ -100,7 +100,7 @@ def test_several_seeds_count_their_spread() -> None:
     rng = np.random.default_rng(0)
     table = (rng.random((3, 400)) < 0.6).astype(float) - (rng.random((3, 400)) < 0.5)
     weights = np.full(400, 1 / 400)
-    found = estimated(table, weights, ["x"] * 400)
+    found = statistics.paired_estimate(table, weights, ["x"] * 400)
     each = table.mean(1)
     between, within = each.var(ddof=1) / 3, table.mean(0).var(ddof=1) / 400
     freedom = (between + within) ** 2 / (between**2 / 2)
@@ -108,7 +108,7 @@ def test_several_seeds_count_their_spread() -> None:
     assert found["difference"] == pytest.approx(each.mean())
     assert found["high"] - found["difference"] == pytest.approx(half)
     assert found["p"] == pytest.approx(2 * student(freedom).sf(each.mean() / math.sqrt(between + within)))
-    assert estimated(table[:1], weights, ["x"] * 400)["p"] == statistics.sign_flips(table[0] / 400)
+    assert statistics.paired_estimate(table[:1], weights, ["x"] * 400)["p"] == statistics.sign_flips(table[0] / 400)
     # Trainings that disagree with each other settle nothing, however many samples there are.
     runs = {"A": {}, "B": {}}
     for seed, (a, b) in enumerate(((1.0, 0.0), (0.0, 1.0), (1.0, 0.0))):

@@ -14,8 +14,8 @@ from vtc import results
 from vtc.cli import main
 from vtc.errors import UserError
 from vtc.report import plots, tables
-from vtc.report.runs import Estimate, Run, collect
-from vtc.statistics import compare
+from vtc.report.runs import Run, collect
+from vtc.statistics import Estimate, compare, holm
 
 TASKS = {"pocket_existence": "understanding", "pocket_counting": "understanding", "pocket_retrieval": "discriminative"}
 
@@ -296,7 +296,7 @@ def test_methods_at_other_budgets_are_not_paired(sweep: Path) -> None:
     [([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]), ([0.5, None], [0.5, None]), ([], []), ([0.9, 0.8], [1.0, 1.0])],
 )
 def test_holm(p: list, expected: list) -> None:
-    got = tables.holm(p)
+    got = holm(p)
     assert [g is None for g in got] == [e is None for e in expected]
     assert [g for g in got if g is not None] == pytest.approx([e for e in expected if e is not None])
 

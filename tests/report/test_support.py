@@ -12,7 +12,7 @@ from vtc.registry import backbones, methods, parts
 
 
 @pytest.fixture(scope="module")
-def table() -> dict[str, dict[str, support.Verdict]]:
+def table() -> dict[str, dict[str, support.Compatibility]]:
     return support.table()
 
 

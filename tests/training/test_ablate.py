@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 from method_cases import pocket
-from omegaconf import DictConfig, OmegaConf
 
 from vtc import checkpoint, results
 from vtc.ablations import experiments
 from vtc.ablations import run as ablate
 from vtc.ablations.experiments import SHIPPED
-from vtc.assemble import plan
-from vtc.cli import compose, main
-from vtc.configuration import choices
+from vtc.cli import main
+from vtc.configuration import choices, parse
 from vtc.errors import UserError
+from vtc.identity import digest
+from vtc.job import Job
 from vtc.methods import build
-from vtc.training.recipes import _plan
+from vtc.training.identity import identity, identity_of_manifest
+from vtc.training.recipes import in_steps
 
 EXPERIMENTS = {name: experiments.load(name) for name in experiments.names()}
 RUNS = [
@@ -31,10 +33,9 @@ RUNS = [
 
 
 @cache
-def configured(name: str, variant: str, action: str) -> DictConfig:
-    """A variant's configuration; not to be changed."""
-    run = ablate.Ablation(EXPERIMENTS[name], {"output_dir": "outputs"}, [])
-    return run.config(EXPERIMENTS[name].variants[variant], action, 0)
+def job_of(name: str, variant: str, action: str) -> Job:
+    """A variant's training or evaluation."""
+    return ablate.Ablation(EXPERIMENTS[name], Path("outputs")).job(EXPERIMENTS[name].variants[variant], action, 0)
 
 
 def test_every_table_and_figure_of_the_issue_is_there() -> None:
@@ -53,27 +54,28 @@ def test_every_table_and_figure_of_the_issue_is_there() -> None:
 def test_every_variant_composes_and_can_be_built(name: str, variant: str) -> None:
     """Its training and its evaluation: keys, stages, budget and options fit the method and the backbone."""
     chosen = EXPERIMENTS[name].variants[variant]
-    scored = configured(name, variant, "evaluate")
-    made = plan(scored, trained=False)
-    assert scored.action == "evaluate" and "ablation" not in scored
+    scored = job_of(name, variant, "evaluate")
+    scored.check(trained=False)
+    assert scored.action == "evaluate" and scored.ablation is None
     if chosen.trains:
-        trained = configured(name, variant, "train")
-        method = plan(trained, trained=False).method
-        assert method.name == made.method.name and trained.action == "train"
+        trained = job_of(name, variant, "train")
+        trained.check(trained=False)
+        method = trained.compressor
+        assert method.name == scored.compressor.name and trained.action == "train"
         for stage in trained.training.stages:
-            assert _plan(stage, trained.training).steps <= 300
+            assert in_steps(stage, trained.training.data_of(stage), None).steps <= 300
         if method.fixed_budget:
-            assert method.tokens == made.method.tokens
+            assert method.tokens == scored.compressor.tokens
     elif chosen.weights.startswith(SHIPPED):
-        folder = ablate.Ablation(EXPERIMENTS[name], {"output_dir": "outputs"}, []).weights(chosen, 0)
-        given = OmegaConf.merge(scored, {"checkpoint": str(folder)}) if folder else scored
-        assert plan(given).checkpoint is not None
+        folder = ablate.Ablation(EXPERIMENTS[name], Path("outputs")).weights(chosen, 0)
+        given = replace(scored, checkpoint=str(folder)) if folder else scored
+        assert given.weights is not None
 
 
 def identities(name: str) -> Iterator[tuple[str, str]]:
     for variant in EXPERIMENTS[name].variants.values():
         if variant.trains:
-            yield variant.name, ablate.identity_of(configured(name, variant.name, "train"))
+            yield variant.name, digest(identity(job_of(name, variant.name, "train")))
 
 
 def test_the_same_training_is_done_once() -> None:
@@ -93,19 +95,22 @@ def test_the_same_training_is_done_once() -> None:
 
 def test_a_manifest_says_which_training_it_was() -> None:
     """A scheme by name or as stages, options and keys that came later, and what is only logged: the same training."""
-    config = compose(["action=train", "method=llavolta", "schedule=two", "training.stages.0.validate_every=0"])
-    wanted = ablate.identity_of(config)
-    training = {"recipe": "method", "pretrained": "aligned", "stages": [dict(config.training.stages[0])]}
-    del training["stages"][0]["validate_every"]
+    job = parse(["action=train", "method=llavolta", "schedule=two", "training.stages.0.validate_every=0"])
+    wanted = identity(job)
+    stage = {"name": "instruct", "train": ["projector", "decoder"], "steps": 600, "lr": 2.0e-3, "optimizer": "muon"}
+    stage |= {"weight_decay": 0.01, "decay": "linear", "cooldown": 0.5, "bf16": True}  # conf/training/llavolta.yaml
+    data = {"batch_size": 24, "questions": 12, "twins": True, "contrastive": 0.2}
+    data["weights"] = {"existence": 3, "counting": 1.5, "attributes": 3, "relations": 2, "reading": 1.5, "choice": 2}
+    training = {"recipe": "method", "pretrained": "aligned", "stages": [stage], "data": data}
     options = {"name": "llavolta", "scheme": "two", "layer": 2}
     told = {"backbone": "pocket", "method": "llavolta", "tokens": None, "options": options, "training": training}
-    assert ablate.identity(**told, seed=0) == wanted
+    assert identity_of_manifest(told | {"seed": 0}, job) == wanted
     for change in (
         {"seed": 1}, {"tokens": 16}, {"options": options | {"scheme": "single"}},
         {"training": training | {"pretrained": None}},
         {"training": training | {"stages": [training["stages"][0] | {"steps": 7}]}},
     ):  # fmt: skip
-        assert ablate.identity(**(told | {"seed": 0} | change)) != wanted
+        assert identity_of_manifest(told | {"seed": 0} | change, job) != wanted
 
 
 def test_uncompressed_weights_fit_every_method_that_needs_no_training(tmp_path: Path) -> None:

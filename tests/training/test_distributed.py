@@ -7,8 +7,9 @@ import torch
 import toy
 
 from vtc import distributed
+from vtc.data.training import Part
 from vtc.distributed import gather_with_gradient
-from vtc.training.loop import Part, Plan, train_stage
+from vtc.training.loop import train_stage
 
 STEPS, LR = 6, 0.05
 RUNS = {
@@ -40,7 +41,7 @@ def _all(folder):
         ends[name] = {n: p.detach().clone() for n, p in stage.named_parameters()}
         assert all(p.grad is None for p in stage.net.frozen.parameters())
     silent = Silent(contrastive=False)
-    plan = Plan(steps=3, lr=LR, warmup=0.0, decay="constant", log_every=1)
+    plan = toy.plan(3, lr=LR, warmup=0.0, decay="constant", log_every=1)
     train_stage(silent, plan, f"{folder}/silent", quiet=True)
     ends["silent"] = {n: p.detach().clone() for n, p in silent.named_parameters()}
 
@@ -92,7 +93,7 @@ def test_negatives_are_those_of_one_micro_batch_on_all_processes(two):
 def test_a_process_may_have_nothing_to_learn_from(two, tmp_path):
     folder, ends = two
     one = Silent(contrastive=False)
-    train_stage(one, Plan(steps=3, lr=LR, warmup=0.0, decay="constant", log_every=1), tmp_path, quiet=True)
+    train_stage(one, toy.plan(3, lr=LR, warmup=0.0, decay="constant", log_every=1), tmp_path, quiet=True)
     assert toy.logged(folder / "silent") == pytest.approx(toy.logged(tmp_path), abs=1e-4)
     assert_same(ends["silent"], {n: p.detach() for n, p in one.named_parameters()})
 
@@ -135,11 +136,11 @@ def _mistaken(folder):
             return super().batch(step, part)
 
     with pytest.raises(UserError, match="row 7 is bad"):
-        train_stage(Bad(), Plan(steps=3, lr=LR), f"{folder}/bad", quiet=True)
+        train_stage(Bad(), toy.plan(3, lr=LR), f"{folder}/bad", quiet=True)
     small = toy.Toy()
     small.batch_size = 1
     with pytest.raises(UserError, match="batch_size=1: fewer than the 2 parts"):
-        train_stage(small, Plan(steps=3, lr=LR), f"{folder}/small", quiet=True)
+        train_stage(small, toy.plan(3, lr=LR), f"{folder}/small", quiet=True)
 
 
 def test_a_mistake_in_one_process_is_everyone_s(tmp_path):
@@ -151,7 +152,7 @@ def _sharded(folder):
     toy.sharded()
     first = toy.Toy()
     first.net.blocks.requires_grad_(False)
-    plan = Plan(steps=STEPS, lr=LR, warmup=0.0, decay="constant", log_every=1)
+    plan = toy.plan(STEPS, lr=LR, warmup=0.0, decay="constant", log_every=1)
     train_stage(first, plan, f"{folder}/first", quiet=True)
     first.net.blocks.requires_grad_(True)
     first.stop_at = 4
@@ -170,7 +171,7 @@ def test_sharded_stages_are_those_of_one_process(tmp_path):
     toy.together(_sharded, str(tmp_path))
     one = toy.Toy()
     one.net.blocks.requires_grad_(False)
-    plan = Plan(steps=STEPS, lr=LR, warmup=0.0, decay="constant", log_every=1)
+    plan = toy.plan(STEPS, lr=LR, warmup=0.0, decay="constant", log_every=1)
     train_stage(one, plan, tmp_path / "one", quiet=True)
     assert toy.logged(tmp_path / "first") == pytest.approx(toy.logged(tmp_path / "one"), abs=1e-4)
     one.net.blocks.requires_grad_(True)
@@ -187,7 +188,7 @@ def _fwd2bot(folder):
     torch.manual_seed(0)
     stage = stage_of("fwd2bot")
     stage.validate = dict  # 128 scenes
-    train_stage(stage, Plan(2, lr=1e-3, warmup=0.0, decay="constant", log_every=1), f"{folder}/fwd2bot", quiet=True)
+    train_stage(stage, toy.plan(2, lr=1e-3, warmup=0.0, decay="constant", log_every=1), f"{folder}/fwd2bot", quiet=True)
     if distributed.is_main():
         torch.save({n: p.detach() for n, p in stage.named_parameters()}, f"{folder}/fwd2bot.pt")
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from method_cases import pocket
 
-from vtc.assemble import plan
-from vtc.cli import compose
+from vtc.configuration import parse
+from vtc.job import _shipped_name
 from vtc.methods import build
 from vtc.pocket.source import PocketSource
+from vtc.settings import DataSettings
 from vtc.training.method_stage import MethodStage
 
-DATA = {"batch_size": 3, "questions": 2, "weights": {"existence": 1.0}, "twins": True}
+DATA = DataSettings(batch_size=3, questions=2, weights={"existence": 1.0}, twins=True)
 
 
 def stage_of(name: str, contrastive: float = 0.2, seed: int = 0, tokens: int | None = None, **options) -> MethodStage:
@@ -96,17 +97,15 @@ def test_one_checkpoint_fits_every_budget_and_needs_none_to_be_trained(name: str
 
     stage = "training.stages=[{name: s, train: [method, projector, decoder], steps: 1, lr: 1e-3}]"
     data = ["training.data.batch_size=2", "training.data.questions=2"]
-    folder = train(compose(["action=train", f"method={name}", f"training.folder={tmp_path}", stage, *data]))
+    folder = train(parse(["action=train", f"method={name}", f"training.folder={tmp_path}", stage, *data]))
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["tokens"] is None and manifest["method"] == name
     for tokens in (4, 36):
-        found = plan(compose([f"method={name}", f"tokens={tokens}", f"checkpoint={folder}"]))
-        assert found.method.tokens == tokens and found.checkpoint == folder
+        job = parse([f"method={name}", f"tokens={tokens}", f"checkpoint={folder}"])
+        assert job.compressor.tokens == tokens and job.weights == folder
 
 
 def test_shipped_weights_are_looked_for_by_kind() -> None:
-    from vtc.assemble import _shipped_name
-
     shape = pocket().shape
     names = {"m3": "m3-elastic", "mqt": "mqt-elastic", "llavolta": "llavolta-four", "victor": "victor-16"}
     for name, folder in names.items():

@@ -15,8 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from vtc.assemble import assemble
-from vtc.cli import compose
+from vtc.configuration import parse
 from vtc.testing.tiny_idefics3 import tiny_idefics3
 from vtc.testing.tiny_internvl import tiny_internvl
 from vtc.testing.tiny_llava_next import tiny_llava_next
@@ -63,13 +62,13 @@ def test_two_stages_from_the_command_line(name: str, tmp_path: Path) -> None:
     first = [f"path={data}", "plain=false", "batch_size=4"]
     stages = [f"training.stages.0.data.{pair}" for pair in first]
     recipe = ["action=train", "training=llava_victor", f"training.data.path={data}", *stages, *BATCH]
-    folder = train(compose([*recipe, *words, *victor]))
+    folder = train(parse([*recipe, *words, *victor]))
     log = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
     losses = [entry["answer"] for entry in log if "answer" in entry]
     assert {entry["stage"] for entry in log} == {"pretrain", "finetune"} and all(np.isfinite(losses))
     weights = load_file(folder / "weights.safetensors")
-    backbone, method = assemble(compose([*words, *victor, f"checkpoint={folder}"]))
-    fresh, _ = assemble(compose(words))
+    backbone, method = parse([*words, *victor, f"checkpoint={folder}"]).load()
+    fresh, _ = parse(words).load()
     assert torch.equal(method.registers.detach(), weights["method.registers"].float())
     q = "layers.0.self_attn.q_proj.weight"
     assert not torch.equal(backbone.decoder.state_dict()[q], fresh.decoder.state_dict()[q])
@@ -80,6 +79,6 @@ def test_both_losses_where_images_have_any_size(tmp_path: Path) -> None:
     words, data = saved("qwen25vl_7b", tmp_path), tmp_path / "mix.json"
     sources = f"training.data.sources=[{{path: {data}}}, {{path: {data}, kind: caption}}]"
     recipe = ["action=train", "method=fwd2bot", "tokens=4", "training=llava_fwd2bot", sources, *BATCH]
-    folder = train(compose([*recipe, *words]))
+    folder = train(parse([*recipe, *words]))
     log = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
     assert any("answer" in entry for entry in log) and any("contrastive" in entry for entry in log)

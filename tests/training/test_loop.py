@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from vtc.errors import UserError
-from vtc.training.loop import Plan, Stage, train_stage
+from vtc.settings import StageSettings
+from vtc.training.loop import train_stage
 from vtc.training.optim import build_optimizers, build_schedulers
+from vtc.training.stage import Stage
 
 
 class Toy(Stage):
@@ -41,7 +43,7 @@ class Toy(Stage):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("killed", [3, 4, 11, 19])
 def test_killed_and_resumed_is_never_killed(tmp_path, optimizer, killed):
-    plan = Plan(steps=20, lr=1e-2, optimizer=optimizer, checkpoint_every=4, log_every=5)
+    plan = StageSettings("toy", steps=20, lr=1e-2, optimizer=optimizer, checkpoint_every=4, log_every=5)
     whole = Toy()
     train_stage(whole, plan, tmp_path / "whole", quiet=True)
     with pytest.raises(KeyboardInterrupt):
@@ -55,7 +57,7 @@ def test_killed_and_resumed_is_never_killed(tmp_path, optimizer, killed):
 
 
 def test_log_has_losses_rates_and_validation(tmp_path):
-    train_stage(Toy(), Plan(steps=10, lr=1e-2, log_every=5, validate_every=5), tmp_path, quiet=True)
+    train_stage(Toy(), StageSettings("toy", steps=10, lr=1e-2, log_every=5, validate_every=5), tmp_path, quiet=True)
     entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [e["step"] for e in entries if "fit" in e] == [5, 10]
     assert [e["step"] for e in entries if "validation" in e] == [5, 10]

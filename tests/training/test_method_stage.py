@@ -6,13 +6,13 @@ import pytest
 import torch
 from method_cases import pocket
 
-from vtc.data.training.batch import IGNORE
+from vtc.data.training.batch import IGNORE, Part
 from vtc.errors import UserError
 from vtc.interface import SelfCompressor
 from vtc.methods import build
 from vtc.pocket.data import encode, image_prefix
 from vtc.pocket.source import PocketSource
-from vtc.training.loop import Part
+from vtc.settings import DataSettings
 from vtc.training.method_stage import MethodStage
 from vtc.training.parts import parameters_of
 
@@ -36,7 +36,9 @@ def stage_of(recipe, seed=0, contrastive=0.2, **settings):
     backbone = pocket()
     method = build(name, tokens, backbone.shape, **options)
     method.attach(backbone)
-    source = PocketSource("stage", DATA | data, seed, embed=contrastive > 0 and not isinstance(method, SelfCompressor))
+    source = PocketSource(
+        "stage", DataSettings(**DATA | data), seed, embed=contrastive > 0 and not isinstance(method, SelfCompressor)
+    )
     return MethodStage("stage", backbone, method, train, source, contrastive=contrastive, **settings)
 
 
@@ -86,7 +88,7 @@ def test_parts_cover_the_model_once():
         list(parameters_of("tower", backbone, method))
     with pytest.raises(UserError, match="none of it"):
         none = build("none", None, backbone.shape)
-        MethodStage("x", pocket(), none, ["adapters"], PocketSource("x", DATA, 0))
+        MethodStage("x", pocket(), none, ["adapters"], PocketSource("x", DataSettings(**DATA), 0))
 
 
 @pytest.mark.parametrize("recipe", ["victor-finetune", "fwd2bot"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from vtc.configuration.compose import compose
+from vtc.configuration import parse
 from vtc.errors import UserError
 from vtc.training.plan import StagePlan, count, describe, plan_stages
 
@@ -56,7 +56,7 @@ PATHS = ["training.data.path=x", "training.stages.0.data.path=y"]
 
 
 def planned(backbone: str, *overrides: str) -> list[StagePlan]:
-    return plan_stages(compose(["action=train", f"backbone={backbone}", *overrides]))
+    return plan_stages(parse(["action=train", f"backbone={backbone}", *overrides]))
 
 
 @pytest.mark.parametrize(("backbone", "billions"), [("llava15_7b", "7.06 B"), ("llava15_13b", "13.35 B")])
@@ -106,7 +106,7 @@ def test_memory_is_weights_gradients_and_two_moments() -> None:
 
 def test_the_lines_say_what_is_counted() -> None:
     given = ["action=train", "backbone=llava15_7b", "method=victor", "tokens=256", "training=llava_victor", *PATHS]
-    lines = describe(compose(given))
+    lines = describe(parse(given))
     assert lines[0] == "pretrain: trains method 1.05 M, projector 20.98 M: 22.03 M of 7.06 B (0.31%)"
     assert "weights 28.3 GB + gradients 27.0 GB + AdamW 54.1 GB = 109.4 GB" in lines[3]
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from vtc.configuration.compose import compose
+from vtc.configuration import parse
+from vtc.settings import StageSettings
 from vtc.training import loop, recipes, train
 
 
@@ -25,7 +26,7 @@ def begins(monkeypatch, tmp_path):
         monkeypatch.setattr(loop, "train_stage", train_stage)
         base = ["action=train", "method=fwd2bot", "tokens=4", f"training.folder={tmp_path}"]
         with pytest.raises(Began):
-            train(compose([*base, *overrides]))
+            train(parse([*base, *overrides]))
         return found
 
     return begin
@@ -45,10 +46,10 @@ def test_a_training_starts_where_its_seed_says(begins):
 def test_the_loop_is_told_what_identifies_the_training(begins):
     given = begins("seed=3", "training.accumulate=2", "training.keep=5", "resume=false")
     assert (given["seed"], given["resume"]) == (3, False)
-    assert (given["plan"].accumulate, given["plan"].keep) == (2, 5)
+    assert (given["accumulate"], given["keep"]) == (2, 5)
     identity = given["config"]
-    assert (identity["method"]["name"], identity["tokens"], identity["seed"]) == ("fwd2bot", 4, 3)
-    assert "keep" not in identity["recipe"] and identity["recipe"]["data"] and identity["recipe"]["stages"]
+    assert (identity["method"]["name"], identity["budget"]["tokens"], identity["seed"]) == ("fwd2bot", 4, 3)
+    assert "keep" not in identity["training"] and identity["training"]["data"] and identity["training"]["stages"]
 
 
 @pytest.mark.parametrize(
@@ -56,8 +57,9 @@ def test_the_loop_is_told_what_identifies_the_training(begins):
 )
 def test_a_processor_without_bfloat16_is_told_of(monkeypatch, capability: str, device: str, told: bool) -> None:
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
-    line = recipes.slow_bf16([{"name": "a", "bf16": False}, {"name": "b", "bf16": True}], device)
+    stages = [StageSettings(name, 1e-3, steps=1, bf16=bf16) for name, bf16 in (("a", False), ("b", True))]
+    line = recipes.slow_bf16(stages, device)
     assert (line is not None) == told
     if line:
         assert line.endswith("training.stages.1.bf16=false") and "stages.0" not in line
-    assert recipes.slow_bf16([{"name": "a"}], device) is None
+    assert recipes.slow_bf16(stages[:1], device) is None

@@ -11,8 +11,9 @@ import torch
 import toy
 
 from vtc.errors import UserError
+from vtc.settings import TrainingSettings
 from vtc.training import state
-from vtc.training.loop import Plan, train_stage
+from vtc.training.loop import train_stage
 
 STEPS = 25
 PLAN = {"checkpoint_every": 1, "decay": "cosine", "warmup": 0.2, "dropout": 0.3}
@@ -100,7 +101,7 @@ def test_a_damaged_state_is_passed_over(tmp_path, never_killed, damage, capfd):
     stop = toy.Toy(dropout=0.3, stop_at=7)
     plan = {k: v for k, v in PLAN.items() if k != "dropout"} | {"lr": 0.05, "log_every": 1}
     with pytest.raises(KeyboardInterrupt):
-        train_stage(stop, Plan(STEPS, **plan), tmp_path, quiet=True)
+        train_stage(stop, toy.plan(STEPS, **plan), tmp_path, quiet=True)
     newest = tmp_path / "state" / "step-000007"
     tensors, rest = newest / state.TENSORS, newest / state.REST
     content = tensors.read_bytes()
@@ -138,9 +139,9 @@ def test_the_last_few_are_kept(tmp_path, keep):
 def test_another_training_s_state_is_refused(tmp_path, change, named):
     given = {"lr": 0.05, "steps": 6, "seed": 0, "config": {"data": {"path": "a.json"}}}
 
-    def run(lr, steps, seed, config, resume=True, **plan):
-        plan = Plan(steps=steps, lr=lr, **plan)
-        return train_stage(stage, plan, tmp_path, resume=resume, quiet=True, seed=seed, config=config)
+    def run(lr, steps, seed, config, resume=True, log_every=20, **launch):
+        plan = toy.plan(steps, lr, log_every=log_every)
+        return train_stage(stage, plan, tmp_path, resume=resume, quiet=True, seed=seed, config=config, **launch)
 
     stage = toy.Toy()
     run(**given)
@@ -168,7 +169,7 @@ def test_a_step_s_randomness_is_its_own(tmp_path):
     for seed, drawn in ((0, 0), (0, 3), (1, 0)):
         stage = toy.Toy(dropout=0.3)
         torch.rand(drawn)
-        train_stage(stage, Plan(3, lr=0.05), tmp_path / f"{seed}{drawn}", quiet=True, seed=seed)
+        train_stage(stage, toy.plan(3), tmp_path / f"{seed}{drawn}", quiet=True, seed=seed)
         ends.append(weights(stage)["net.read.weight"])
     assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
 
@@ -201,4 +202,4 @@ def test_micro_batches_are_the_batch(tmp_path, accumulate):
 )
 def test_plans_that_can_t_be(wrong, said):
     with pytest.raises(UserError, match=said):
-        Plan(**{"steps": 1, "lr": 1.0} | wrong)
+        TrainingSettings.of({"stages": [{"name": "toy", "steps": 1, "lr": 1.0} | wrong]})

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from vtc.errors import UserError
+from vtc.settings import StageSettings
 from vtc.training import track
-from vtc.training.loop import Plan, Stage, train_stage
+from vtc.training.loop import train_stage
+from vtc.training.stage import Stage
 
 
 class Line(Stage):
@@ -44,18 +46,18 @@ def installed(monkeypatch):
 @pytest.mark.parametrize("name", track.TRACKERS)
 def test_a_missing_package_is_named_before_anything_begins(tmp_path, installed, name):
     with pytest.raises(UserError, match=f"training.log={name}.*pip install {name}"):
-        train_stage(Line(), Plan(steps=2, lr=0.1), tmp_path / "stage", quiet=True, log=[name])
+        train_stage(Line(), StageSettings("line", steps=2, lr=0.1), tmp_path / "stage", quiet=True, log=[name])
     assert not (tmp_path / "stage").exists()
     installed.add(name)
     track.check([name])
 
 
 def test_a_recipe_refuses_it_before_its_model_is_built(installed):
-    from vtc.configuration.compose import compose
+    from vtc.configuration import parse
     from vtc.training import train
 
     with pytest.raises(UserError, match="pip install tensorboard"):
-        train(compose(["action=train", "method=fwd2bot", "tokens=4", "training.log=[tensorboard]"]))
+        train(parse(["action=train", "method=fwd2bot", "tokens=4", "training.log=[tensorboard]"]))
 
 
 def test_unknown_trackers_and_words_instead_of_lists():
@@ -111,7 +113,8 @@ def test_no_trackers_nothing_is_begun(tmp_path):
 def test_tensorboard_holds_what_the_log_holds(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train_stage(Line(), Plan(steps=6, lr=0.1, log_every=2, validate_every=3), tmp_path, quiet=True, log=["tensorboard"])
+    plan = StageSettings("line", steps=6, lr=0.1, log_every=2, validate_every=3)
+    train_stage(Line(), plan, tmp_path, quiet=True, log=["tensorboard"])
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     (folder,) = {path.parent for path in tmp_path.rglob("events.out.*") if path.parent.name == "vtc"}
     events = EventAccumulator(str(folder))

@@ -12,9 +12,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from vtc.data.training import Part
 from vtc.distributed import gather_with_gradient
 from vtc.methods.fwd2bot import info_nce
-from vtc.training.loop import Plan, Stage, train_stage
+from vtc.settings import StageSettings
+from vtc.training.loop import train_stage
+from vtc.training.stage import Stage
 
 ROWS, LENGTH, WIDTH = 8, 6, 4
 
@@ -112,8 +115,6 @@ def reference(steps, lr, clip=1.0, contrastive=True):
     Returns:
         the loss of each step, and the weights at the end.
     """
-    from vtc.training.loop import Part
-
     stage = Toy(contrastive)
     trained = dict(stage.named_parameters())
     optimizer = torch.optim.AdamW(trained.values(), lr=lr, weight_decay=0.0, betas=(0.9, 0.98))
@@ -133,11 +134,16 @@ def logged(folder, key="loss"):
     return [e[key] for e in map(json.loads, (Path(folder) / "log.jsonl").read_text().splitlines()) if key in e]
 
 
-def train(folder, steps=6, contrastive=True, dropout=0.0, quiet=True, resume=True, **plan):
+def plan(steps, lr=0.05, **settings):
+    """How a stage is trained."""
+    return StageSettings("toy", lr, steps=steps, **settings)
+
+
+def train(folder, steps=6, contrastive=True, dropout=0.0, quiet=True, resume=True, accumulate=1, keep=2, **settings):
     """Trains `Toy` there."""
     stage = Toy(contrastive, dropout)
-    settings = {"lr": 0.05, "warmup": 0.0, "decay": "constant", "log_every": 1, **plan}
-    report = train_stage(stage, Plan(steps=steps, **settings), folder, resume=resume, quiet=quiet)
+    how = plan(steps, **{"warmup": 0.0, "decay": "constant", "log_every": 1, **settings})
+    report = train_stage(stage, how, folder, resume=resume, quiet=quiet, accumulate=accumulate, keep=keep)
     return stage, report
 
 

@@ -4,16 +4,12 @@ Every sample of the tasks in question is scored under both variants; its differe
 score (`vtc.statistics.weights`, every task alike). A claim that A beats B is that the mean difference is
 above 0, a claim that A is not worse by more than m that it is above -m.
 
-With one seed the p-value is that of sign flips of the paired differences (a normal test where there is a margin or a
-floor): what it speaks of is these two sets of weights on other samples of the same tasks, not another training. With
-several, differences are averaged over the seeds sample by sample; the variance of that mean over samples and the
-variance between the seeds' mean differences, divided by their number, add up, and Student's t with Welch's and
-Satterthwaite's degrees of freedom gives p and interval. The p-values of an experiment's claims are Holm-corrected.
+The test is `vtc.statistics.paired_estimate`. With one seed it speaks of these two sets of weights on other samples of
+the same tasks, not of another training. The p-values of an experiment's claims are Holm-corrected.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +19,7 @@ import numpy as np
 
 from vtc import results, statistics
 from vtc.ablations.experiments import FLOORS, Claim
-from vtc.report.tables import holm
+from vtc.statistics import holm, paired_estimate
 
 AGREES, DISAGREES, OPEN, MISSING = "agrees", "disagrees", "can't tell", "not run"
 LEVEL = 0.05
@@ -73,7 +69,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """What the results say to a claim.
 
     Attributes:
@@ -100,19 +96,19 @@ class Verdict:
 Runs = Mapping[str, Mapping[int, Outcome]]  # variant → seed → outcome
 
 
-def judge(claims: Sequence[Claim], runs: Runs) -> list[Verdict]:
+def judge(claims: Sequence[Claim], runs: Runs) -> list[Judgement]:
     """A verdict for every claim, in their order."""
-    found = [_costs(c, runs) if c.cost else _scores(c, runs) for c in claims]
-    adjusted = holm([v.p for v in found])
-    return [v if v.p is None else _decided(replace(v, p_holm=q)) for v, q in zip(found, adjusted, strict=True)]
+    judgements = [_costs(c, runs) if c.cost else _scores(c, runs) for c in claims]
+    adjusted = holm([j.p for j in judgements])
+    return [j if j.p is None else _decide(replace(j, p_holm=q)) for j, q in zip(judgements, adjusted, strict=True)]
 
 
-def _decided(verdict: Verdict) -> Verdict:
-    assert verdict.p_holm is not None and verdict.difference is not None
-    if verdict.p_holm >= LEVEL:
-        return replace(verdict, verdict=OPEN)
-    above = verdict.difference > -verdict.claim.within
-    return replace(verdict, verdict=AGREES if above else DISAGREES)
+def _decide(judgement: Judgement) -> Judgement:
+    assert judgement.p_holm is not None and judgement.difference is not None
+    if judgement.p_holm >= LEVEL:
+        return replace(judgement, verdict=OPEN)
+    above = judgement.difference > -judgement.claim.within
+    return replace(judgement, verdict=AGREES if above else DISAGREES)
 
 
 def _missing(claim: Claim, runs: Runs) -> list[str]:
@@ -125,18 +121,18 @@ def _seeds(claim: Claim, runs: Runs) -> list[int]:
     return sorted(set(runs[claim.better]) & set(worse))
 
 
-def _scores(claim: Claim, runs: Runs) -> Verdict:
+def _scores(claim: Claim, runs: Runs) -> Judgement:
     if missing := _missing(claim, runs):
-        return Verdict(claim, MISSING, note=f"no result of {', '.join(missing)}")
+        return Judgement(claim, MISSING, note=f"no result of {', '.join(missing)}")
     seeds = _seeds(claim, runs)
     frames = [_pairs(claim, runs, seed) for seed in seeds]
     if not frames or any(frame is None for frame in frames):
         why = "a floor or a task is not known" if frames else f"no seed with both {claim.better} and {claim.worse}"
-        return Verdict(claim, MISSING, note=why)
+        return Judgement(claim, MISSING, note=why)
     shared = set.intersection(*(set(f.index) for f in frames))
     keep = [i for i in frames[0].index if i in shared]
     if not keep:
-        return Verdict(claim, MISSING, note="no sample that both were scored on")
+        return Judgement(claim, MISSING, note="no sample that both were scored on")
     first = frames[0].loc[keep]
     tasks = first.index.get_level_values(0)
     cells = [f"{t}\n{s}" for t, s in zip(tasks, first["stratum"].fillna(""), strict=True)]
@@ -145,8 +141,8 @@ def _scores(claim: Claim, runs: Runs) -> Verdict:
         members = np.flatnonzero(tasks == task)
         weights[members] = statistics.weights([cells[i] for i in members]) / tasks.nunique()
     table = np.stack([(f.loc[keep, "a"] - f.loc[keep, "b"]).to_numpy(float) for f in frames])  # [seeds, samples]
-    estimate = estimated(table, weights, cells, claim.within, flips=claim.worse not in FLOORS)
-    return Verdict(claim, OPEN, **estimate, n=len(keep), seeds=len(seeds), spread=tuple(table @ weights))
+    estimate = paired_estimate(table, weights, cells, claim.within, flips=claim.worse not in FLOORS)
+    return Judgement(claim, OPEN, **estimate, n=len(keep), seeds=len(seeds), spread=tuple(table @ weights))
 
 
 def _pairs(claim: Claim, runs: Runs, seed: int) -> Any:
@@ -167,52 +163,17 @@ def _pairs(claim: Claim, runs: Runs, seed: int) -> Any:
     return a if tasks and set(a.index.get_level_values(0)) == set(tasks) else None
 
 
-def estimated(
-    table: np.ndarray, weights: np.ndarray, cells: Sequence[str], within: float = 0.0, flips: bool = True
-) -> dict[str, Any]:
-    """Mean difference, its 95 % interval, and the p-value that it is not `-within`.
-
-    Args:
-        table: differences `[seeds, samples]`.
-        weights: what each sample adds to the mean `[samples]`, summing to 1.
-        cells: the task and stratum of each sample; samples vary within these.
-        flips: whether, with one seed and no margin, p is that of sign flips instead of a normal test.
-    """
-    from scipy.stats import norm, t
-
-    mean = table.mean(axis=0)
-    difference, between, count = float(mean @ weights), 0.0, len(table)
-    _, index = np.unique(np.asarray(cells, dtype=str), return_inverse=True)
-    variance = 0.0
-    for cell in range(index.max() + 1):
-        members = index == cell
-        if members.sum() > 1:
-            variance += weights[members].sum() ** 2 * mean[members].var(ddof=1) / members.sum()
-    if count > 1:
-        between = float((table @ weights).var(ddof=1)) / count
-    error = math.sqrt(variance + between)
-    law = t((variance + between) ** 2 / (between**2 / (count - 1))) if between > 0 else norm
-    half = float(law.ppf(0.975)) * error
-    if count == 1 and within == 0 and flips:
-        p = statistics.sign_flips(weights * mean)
-    elif error == 0:
-        p = 1.0 if difference == -within else 0.0
-    else:
-        p = float(2 * law.sf(abs(difference + within) / error))
-    return {"difference": difference, "low": difference - half, "high": difference + half, "p": p}
-
-
-def _costs(claim: Claim, runs: Runs) -> Verdict:
+def _costs(claim: Claim, runs: Runs) -> Judgement:
     """Costs are compared as they are: FLOPs are exact, timings differ from `NOISE` on."""
     if missing := _missing(claim, runs):
-        return Verdict(claim, MISSING, note=f"no result of {', '.join(missing)}")
+        return Judgement(claim, MISSING, note=f"no result of {', '.join(missing)}")
     seeds = _seeds(claim, runs)
     pairs = [(runs[claim.better][s].cost(claim.on[0]), runs[claim.worse][s].cost(claim.on[0])) for s in seeds]
     known = [(a, b) for a, b in pairs if a is not None and b]
     if not known:
-        return Verdict(claim, MISSING, note=f"{claim.subject} not measured")
+        return Judgement(claim, MISSING, note=f"{claim.subject} not measured")
     ratio = sum(a for a, _ in known) / sum(b for _, b in known)
     blur = NOISE if claim.on[0] == "training_seconds" else 0.0
     verdict = AGREES if ratio < 1 - blur else DISAGREES if ratio > 1 + blur else OPEN
     note = "timed once, beside other jobs" if blur else ""
-    return Verdict(claim, verdict, difference=ratio, seeds=len(known), note=note)
+    return Judgement(claim, verdict, difference=ratio, seeds=len(known), note=note)

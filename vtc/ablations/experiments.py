@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from vtc import results, shipped
 from vtc.errors import UserError, unknown
 
@@ -96,8 +98,8 @@ class Experiment:
 
 def names() -> list[str]:
     """Every experiment that has an `ablation`."""
-    found = [path.stem for path in _folder().glob("*.yaml") if "ablation" in _read(path)]
-    return sorted(found, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+    stems = [path.stem for path in _folder().glob("*.yaml") if "ablation" in _read(path)]
+    return sorted(stems, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
 
 
 def load(name: str) -> Experiment:
@@ -180,6 +182,4 @@ def _folder() -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    import yaml
-
     return yaml.safe_load(path.read_text(encoding="utf-8")) or {}

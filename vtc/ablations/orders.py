@@ -13,6 +13,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from vtc.ablations import claims
 from vtc.ablations.experiments import Claim
 from vtc.report import tables
@@ -29,14 +31,14 @@ def relative(a: Sequence[float | None], b: Sequence[float | None], whole: Sequen
 
 def pairs(order: Mapping[str, Any]) -> list[tuple[int, str, str, str]]:
     """Of one entry of the file: (tokens, better, worse, what the paper says) of each pair of methods."""
-    found = [(int(p["at"]), p["better"], p["worse"], "higher") for p in order.get("pairs", ())]
+    pairs = [(int(p["at"]), p["better"], p["worse"], "higher") for p in order.get("pairs", ())]
     for group in order.get("groups", ()):
         for (a, of_a), (b, of_b) in combinations(group["rows"].items(), 2):
             x, y = relative(of_a, of_b, order["whole"])
             if x < y:
                 a, b, x, y = b, a, y, x
-            found.append((int(group["at"]), a, b, f"{100 * x:.1f} % against {100 * y:.1f} %"))
-    return found
+            pairs.append((int(group["at"]), a, b, f"{100 * x:.1f} % against {100 * y:.1f} %"))
+    return pairs
 
 
 def chosen(runs: Sequence[Run], method: str, tokens: int) -> Run | None:
@@ -47,10 +49,8 @@ def chosen(runs: Sequence[Run], method: str, tokens: int) -> Run | None:
 
 def part(root: Path, runs: Sequence[Run]) -> str:
     """The page's tables, one a paper, and how many pairs agree."""
-    from omegaconf import OmegaConf
-
-    orders: Any = OmegaConf.to_container(OmegaConf.load(root / FILE))
-    asked, rows = [], []
+    orders = yaml.safe_load((root / FILE).read_text(encoding="utf-8"))
+    statements, rows = [], []
     outcomes: dict[tuple[str, int], dict[int, claims.Outcome]] = {}
     for order in orders:
         for tokens, better, worse, paper in pairs(order):
@@ -59,27 +59,27 @@ def part(root: Path, runs: Sequence[Run]) -> str:
                 if run is not None and (method, tokens) not in outcomes:
                     outcomes[method, tokens] = {0: claims.Outcome.read(run.path.parent)}
             about = f"{better} over {worse}"
-            asked.append(Claim(about, paper, f"{better}-{tokens}", f"{worse}-{tokens}", (order["tasks"],)))
+            statements.append(Claim(about, paper, f"{better}-{tokens}", f"{worse}-{tokens}", (order["tasks"],)))
             rows.append((order["source"], tokens))
-    verdicts = claims.judge(asked, {f"{method}-{tokens}": found for (method, tokens), found in outcomes.items()})
+    judgements = claims.judge(statements, {f"{method}-{tokens}": runs for (method, tokens), runs in outcomes.items()})
     lines = []
     for order in orders:
         cells = [
-            [str(tokens), v.claim.text, v.claim.paper, *_found(v), v.verdict]
-            for (source, tokens), v in zip(rows, verdicts, strict=True)
+            [str(tokens), j.claim.text, j.claim.paper, *_difference(j), j.verdict]
+            for (source, tokens), j in zip(rows, judgements, strict=True)
             if source == order["source"]
         ]
         header = ["tokens", "better over worse", "paper", "difference on pocket", "p (Holm)", "pocket"]
         lines += [f"**{order['source']}**, {order['about']}.", "", tables.markdown(header, cells), ""]
-    counts = Counter(v.verdict for v in verdicts)
-    told = ", ".join(
+    counts = Counter(j.verdict for j in judgements)
+    totals = ", ".join(
         f"{counts[name]} {name}" for name in (claims.AGREES, claims.DISAGREES, claims.OPEN, claims.MISSING)
     )
-    return "\n".join([*lines, f"Of {len(verdicts)} pairs: {told}."]) + "\n"
+    return "\n".join([*lines, f"Of {len(judgements)} pairs: {totals}."]) + "\n"
 
 
-def _found(verdict: claims.Verdict) -> list[str]:
-    if verdict.difference is None or verdict.low is None or verdict.high is None:
+def _difference(judgement: claims.Judgement) -> list[str]:
+    if judgement.difference is None or judgement.low is None or judgement.high is None:
         return ["–", "–"]
-    shown = f"{verdict.difference:+.3f} [{verdict.low:+.3f}, {verdict.high:+.3f}]"
-    return [shown, tables.p_text(verdict.p_holm)]
+    shown = f"{judgement.difference:+.3f} [{judgement.low:+.3f}, {judgement.high:+.3f}]"
+    return [shown, tables.p_text(judgement.p_holm)]

@@ -17,9 +17,10 @@ from typing import Any
 
 from vtc import results, shipped
 from vtc.ablations import claims, experiments
-from vtc.ablations.claims import AGREES, DISAGREES, MISSING, OPEN, Outcome, Verdict
+from vtc.ablations.claims import AGREES, DISAGREES, MISSING, OPEN, Judgement, Outcome
 from vtc.ablations.experiments import Experiment
 from vtc.report import tables
+from vtc.statistics import Z
 
 PAGE = "docs/ablations.md"
 RESULTS = "benchmarks/results/ablations"
@@ -44,8 +45,8 @@ between trainings is part of it.
 def main(argv: Sequence[str]) -> int:
     root = shipped.root()
     if "--collect" in argv:
-        given = [a for a in argv if not a.startswith("--")]
-        for folder in given or ["outputs"]:
+        folders = [argument for argument in argv if not argument.startswith("--")]
+        for folder in folders or ["outputs"]:
             for copied in collect(Path(folder), root / RESULTS):
                 print(f"collected {copied.relative_to(root)}")
     text = page(root)
@@ -65,12 +66,12 @@ def main(argv: Sequence[str]) -> int:
 
 def runs_of(folder: Path) -> dict[str, dict[int, Outcome]]:
     """Variant → seed → outcome, of the `<variant>-s<seed>` folders of an experiment."""
-    found: dict[str, dict[int, Outcome]] = {}
+    runs: dict[str, dict[int, Outcome]] = {}
     for path in sorted(folder.glob("*-s*")):
         name = RUN.fullmatch(path.name)
         if name and (path / results.RESULT).is_file():
-            found.setdefault(name["variant"], {})[int(name["seed"])] = Outcome.read(path)
-    return found
+            runs.setdefault(name["variant"], {})[int(name["seed"])] = Outcome.read(path)
+    return runs
 
 
 def collect(output: Path, target: Path) -> list[Path]:
@@ -114,36 +115,36 @@ def _relative(text: str) -> str:
 
 def page(root: Path) -> str:
     """The whole page from the results under `root`; an experiment without any says so."""
-    chosen = [experiments.load(name) for name in experiments.names()]
-    runs = {e.name: runs_of(root / RESULTS / e.name) for e in chosen}
-    verdicts = {e.name: claims.judge(e.claims, runs[e.name]) for e in chosen}
-    parts = [HEAD.format(results=RESULTS), summary(chosen, verdicts)]
-    parts += [section(e, runs[e.name], verdicts[e.name]) for e in chosen]
+    everything = [experiments.load(name) for name in experiments.names()]
+    runs = {e.name: runs_of(root / RESULTS / e.name) for e in everything}
+    judgements = {e.name: claims.judge(e.claims, runs[e.name]) for e in everything}
+    parts = [HEAD.format(results=RESULTS), summary(everything, judgements)]
+    parts += [section(e, runs[e.name], judgements[e.name]) for e in everything]
     return "\n".join(parts)
 
 
-def summary(chosen: Sequence[Experiment], verdicts: dict[str, list[Verdict]]) -> str:
+def summary(everything: Sequence[Experiment], judgements: dict[str, list[Judgement]]) -> str:
     """Every claim with its verdict, and how many of each there are."""
-    every = [v for e in chosen for v in verdicts[e.name]]
-    counts = {kind: sum(v.verdict == kind for v in every) for kind in (AGREES, DISAGREES, OPEN, MISSING)}
-    told = ", ".join(f"{n} {kind}" for kind, n in counts.items())
+    every = [j for e in everything for j in judgements[e.name]]
+    counts = {kind: sum(j.verdict == kind for j in every) for kind in (AGREES, DISAGREES, OPEN, MISSING)}
+    totals = ", ".join(f"{n} {kind}" for kind, n in counts.items())
     rows = [
-        [f"[{e.source}](#{e.name})", v.claim.text, v.claim.paper, f"**{v.verdict}**", _effect(v)]
-        for e in chosen
-        for v in verdicts[e.name]
+        [f"[{e.source}](#{e.name})", j.claim.text, j.claim.paper, f"**{j.verdict}**", _effect(j)]
+        for e in everything
+        for j in judgements[e.name]
     ]
     header = ["experiment", "claim", "the paper's numbers", "here", "difference here (95 % interval)"]
-    return f"## All claims\n\n{len(every)} claims: {told}.\n\n{_left(header, rows)}\n"
+    return f"## All claims\n\n{len(every)} claims: {totals}.\n\n{_left(header, rows)}\n"
 
 
 def section(
     experiment: Experiment,
     runs: dict[str, dict[int, Outcome]],
-    verdicts: Sequence[Verdict] | None = None,
+    judgements: Sequence[Judgement] | None = None,
     heading: str = "##",
 ) -> str:
     """One experiment: the claim, the paper's numbers, the table, the verdicts, the command."""
-    verdicts = claims.judge(experiment.claims, runs) if verdicts is None else verdicts
+    judgements = claims.judge(experiment.claims, runs) if judgements is None else judgements
     lines = [f"{heading} {experiment.name}", "", f"{experiment.title}", ""]
     lines += [f"**{experiment.source}.** {experiment.claim}", ""]
     if experiment.rows:
@@ -158,7 +159,7 @@ def section(
         lines += ["<details><summary>task by task</summary>", "", task_table(experiment, runs), "", "</details>", ""]
         lines += [f"Not run: {', '.join(missing)}.", ""] if missing else []
         lines += [f"{note}\n" for note in _notes(runs)]
-    lines += [verdict_line(v) for v in verdicts]
+    lines += [verdict_line(j) for j in judgements]
     return "\n".join(lines) + "\n"
 
 
@@ -180,8 +181,8 @@ def means_table(experiment: Experiment, runs: dict[str, dict[int, Outcome]]) -> 
         row = [f"{name}: {variant.about}", ", ".join(map(str, by_seed))]
         row += [_ranged([get(o) for o in by_seed.values()], form) for _, get, form in known]
         for group in groups:
-            found = [(o.result.get("means") or {}).get(group) or {} for o in by_seed.values()]
-            row.append(_ranged([f.get("value") for f in found], ".3f", found[0].get("stderr")))
+            means = [(o.result.get("means") or {}).get(group) or {} for o in by_seed.values()]
+            row.append(_ranged([mean.get("value") for mean in means], ".3f", means[0].get("stderr")))
         rows.append(row)
     return tables.markdown(["variant", "seed", *[c[0] for c in known], *groups], rows)
 
@@ -197,29 +198,29 @@ def task_table(experiment: Experiment, runs: dict[str, dict[int, Outcome]]) -> s
     return tables.markdown(["variant", *[tables.short(t, tasks) for t in tasks]], rows)
 
 
-def verdict_line(verdict: Verdict) -> str:
+def verdict_line(judgement: Judgement) -> str:
     """A claim and what the results say to it, in one item of a list."""
-    claim = verdict.claim
+    claim = judgement.claim
     margin = f", margin {claim.within:g}" if claim.within else ""
-    told = f"- **{verdict.verdict}**: {claim.text} ({claim.better} against {claim.worse}, {claim.subject}{margin}"
-    told += f"; paper: {claim.paper})." if claim.paper else ")."
-    if verdict.difference is None:
-        return f"{told} {verdict.note[:1].upper()}{verdict.note[1:]}."
+    line = f"- **{judgement.verdict}**: {claim.text} ({claim.better} against {claim.worse}, {claim.subject}{margin}"
+    line += f"; paper: {claim.paper})." if claim.paper else ")."
+    if judgement.difference is None:
+        return f"{line} {judgement.note[:1].upper()}{judgement.note[1:]}."
     if claim.cost:
-        return f"{told} Ratio {verdict.difference:.2f}" + (f"; {verdict.note}." if verdict.note else ".")
-    seeds = f"{verdict.seeds} seed{'s' if verdict.seeds > 1 else ''}"
-    told += f" Difference {_effect(verdict)}, n = {verdict.n}, {seeds}"
-    if verdict.seeds > 1:
-        told += f" ({', '.join(f'{d:+.3f}' for d in verdict.spread)})"
-    return f"{told}, p = {tables.p_text(verdict.p)}, Holm {tables.p_text(verdict.p_holm)}."
+        return f"{line} Ratio {judgement.difference:.2f}" + (f"; {judgement.note}." if judgement.note else ".")
+    seeds = f"{judgement.seeds} seed{'s' if judgement.seeds > 1 else ''}"
+    line += f" Difference {_effect(judgement)}, n = {judgement.n}, {seeds}"
+    if judgement.seeds > 1:
+        line += f" ({', '.join(f'{d:+.3f}' for d in judgement.spread)})"
+    return f"{line}, p = {tables.p_text(judgement.p)}, Holm {tables.p_text(judgement.p_holm)}."
 
 
-def _effect(verdict: Verdict) -> str:
-    if verdict.difference is None:
+def _effect(judgement: Judgement) -> str:
+    if judgement.difference is None:
         return "–"
-    if verdict.claim.cost:
-        return f"{verdict.difference:.2f} times"
-    return f"{verdict.difference:+.3f} ({verdict.low:+.3f} to {verdict.high:+.3f})"
+    if judgement.claim.cost:
+        return f"{judgement.difference:.2f} times"
+    return f"{judgement.difference:+.3f} ({judgement.low:+.3f} to {judgement.high:+.3f})"
 
 
 def _headline(outcome: Outcome, task: str) -> float | None:
@@ -227,8 +228,8 @@ def _headline(outcome: Outcome, task: str) -> float | None:
 
 
 def _groups(runs: dict[str, dict[int, Outcome]]) -> list[str]:
-    found = {g for by_seed in runs.values() for o in by_seed.values() for g in o.result.get("means") or {}}
-    return [g for g in results.GROUPS if g in found]
+    scored = {g for by_seed in runs.values() for o in by_seed.values() for g in o.result.get("means") or {}}
+    return [g for g in results.GROUPS if g in scored]
 
 
 def _ranged(values: Sequence[float | None], form: str, stderr: float | None = None) -> str:
@@ -239,7 +240,7 @@ def _ranged(values: Sequence[float | None], form: str, stderr: float | None = No
     mean = f"{sum(known) / len(known):{form}}"
     if len(known) > 1 and min(known) != max(known):
         return f"{mean} ({min(known):{form}} to {max(known):{form}})"
-    return f"{mean} ±{1.959964 * stderr:.3f}" if stderr is not None and len(known) == 1 else mean
+    return f"{mean} ±{Z * stderr:.3f}" if stderr is not None and len(known) == 1 else mean
 
 
 def _notes(runs: dict[str, dict[int, Outcome]]) -> list[str]:
@@ -247,9 +248,9 @@ def _notes(runs: dict[str, dict[int, Outcome]]) -> list[str]:
     every = [o for by_seed in runs.values() for o in by_seed.values()]
     notes = []
     for key, words in (("code", "code (hashes of what decides numbers)"), ("device", "devices")):
-        found = sorted({str(o.result["run"].get(key)) for o in every})
-        if len(found) > 1:
-            notes.append(f"Rows come from different {words}: {', '.join(found)}.")
+        distinct = sorted({str(o.result["run"].get(key)) for o in every})
+        if len(distinct) > 1:
+            notes.append(f"Rows come from different {words}: {', '.join(distinct)}.")
     limits = sorted({str(o.result["config"]["benchmark"].get("limit")) for o in every} - {"None"})
     return notes + ([f"Scored on {', '.join(limits)} samples a task only."] if limits else [])
 

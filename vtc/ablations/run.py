@@ -1,45 +1,40 @@
 """A paper's ablation in one command: every variant is trained where it must be, scored, and the claims are judged.
 
-Each step is the command that a user would type (`action=train`, `action=evaluate`), composed and checked by the same
-code. What is finished is not done again: trainings are found by what decides them, in other experiments' folders too;
-results by their own names. So the same command goes on after an interruption.
+Each step is the job of a command that a user would type (`action=train`, `action=evaluate`). What is finished is not
+done again: trainings are found by what decides them, in other experiments' folders too; results by their own names. So
+the same command goes on after an interruption.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from vtc import results
-from vtc.ablations import experiments
+from vtc import results, shipped
+from vtc.ablations import experiments, page
 from vtc.ablations.experiments import SHIPPED, Experiment, Variant
+from vtc.configuration import parse
 from vtc.errors import UserError, unknown
+from vtc.identity import WEIGHTS, deciding
+from vtc.job import POCKET_WEIGHTS, Job
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-# Set by the ablation itself for each of its runs, or of no concern to a single one.
+# Keys that the ablation sets itself for each of its runs, or that are of no concern to a single one.
 OWN = ("action", "experiment", "variants", "seeds", "trained", "hydra")
-# Of a training and its stages: what does not change the weights that it ends with.
-NEUTRAL = ("folder", "log", "workers", "keep", "checkpointing", "dry_run")
-NEUTRAL_STAGE = ("validate_every", "checkpoint_every", "log_every")
-WEIGHTS = "benchmarks/pocket/weights"
 FOLDER = "ablations"  # under output_dir: what the tables are made of, <experiment>/<variant>-s<seed>
 
 
-def ablate(config: Mapping[str, Any], overrides: Sequence[str] | None = None) -> Path:
+def ablate(job: Job) -> Path:
     """Run `action=ablate`.
 
     Args:
-        config: the resolved configuration of an experiment that has variants.
-        overrides: settings that every variant gets too; those of the command line if not given.
+        job: of an experiment that has variants; `job.ablation.overrides` are settings that every variant gets too.
 
     Returns:
         The folder of the variants' results, `<output_dir>/ablations/<experiment>`.
@@ -50,160 +45,139 @@ def ablate(config: Mapping[str, Any], overrides: Sequence[str] | None = None) ->
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from vtc.ablations import page as ablations
-
-    if not config.get("ablation"):
+    settings = job.ablation
+    if settings is None:
         names = ", ".join(experiments.names())
         raise UserError(f"action=ablate: needs an experiment with variants; allowed: experiment={names}")
-    experiment = experiments.load(str(config["ablation"]["name"]))
-    chosen, seeds = _chosen(config, experiment)
-    ablation = Ablation(experiment, config, typed() if overrides is None else list(overrides))
+    experiment = experiments.load(settings.name)
+    variants = [*experiment.variants] if settings.variants is None else [*settings.variants]
+    for name in variants:
+        if name not in experiment.variants:
+            raise unknown("variants", name, experiment.variants)
+    ablation = Ablation(experiment, job.output_dir, settings.trained, settings.overrides)
     console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
-    failed: list[str] = []
-    for seed in seeds:
-        for name in chosen:
+    failures: list[str] = []
+    for seed in settings.seeds:
+        for name in variants:
             console.print(f"\n[bold]{experiment.name} · {name}, seed {seed}[/]: {experiment.variants[name].about}")
             try:
                 ablation.run(experiment.variants[name], seed)
             except Exception as error:  # one variant's error doesn't lose the others
                 if not isinstance(error, UserError):
                     traceback.print_exc()
-                failed.append(f"{name}, seed {seed}: {type(error).__name__}: {error}")
+                failures.append(f"{name}, seed {seed}: {type(error).__name__}: {error}")
                 console.print(f"failed: {error}", markup=False, style="red")
-    section = ablations.section(experiment, ablations.runs_of(ablation.folder), heading="#")
+    section = page.section(experiment, page.runs_of(ablation.folder), heading="#")
     results.write_text(ablation.folder / results.SUMMARY, section)
     console.print(Markdown(section))
     console.print(str(ablation.folder), markup=False, soft_wrap=True)
-    if failed:
-        raise UserError(f"{len(failed)} of {len(chosen) * len(seeds)} variants failed: {'; '.join(failed)}")
+    if failures:
+        count = len(variants) * len(settings.seeds)
+        raise UserError(f"{len(failures)} of {count} variants failed: {'; '.join(failures)}")
     return ablation.folder
-
-
-def _chosen(config: Mapping[str, Any], experiment: Experiment) -> tuple[list[str], list[int]]:
-    variants, seeds = config.get("variants"), config.get("seeds")
-    chosen = list(experiment.variants) if variants is None else [variants] if isinstance(variants, str) else variants
-    for name in chosen:
-        if name not in experiment.variants:
-            raise unknown("variants", name, experiment.variants)
-    seeds = [seeds] if isinstance(seeds, int) else list(seeds or ())
-    if not chosen or not seeds or any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in seeds):
-        raise UserError(f"variants={variants}, seeds={seeds}: allowed: names in a list, whole numbers in a list")
-    return list(chosen), seeds
-
-
-def typed() -> list[str]:
-    """The overrides of the command line."""
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-
-    if not HydraConfig.initialized():
-        return []
-    return list(OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))  # type: ignore[arg-type]
 
 
 class Ablation:
     """The runs of one experiment.
 
+    Args:
+        output: where results and trainings go.
+        trained: folders in which to look for finished trainings too.
+        overrides: settings that every variant gets too, as typed.
+
     Attributes:
         folder: where each variant's result is kept for the table.
+
+    Raises:
+        UserError: an override of what the experiment says itself, or a folder that isn't there.
     """
 
-    def __init__(self, experiment: Experiment, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    def __init__(
+        self, experiment: Experiment, output: Path, trained: Sequence[str] = (), overrides: Sequence[str] = ()
+    ) -> None:
         self.experiment = experiment
-        keys = {o: o.lstrip("+~").split("=")[0].split(".")[0] for o in overrides}
+        keys = {override: override.lstrip("+~").split("=")[0].split(".")[0] for override in overrides}
         for override, key in keys.items():
             if key in ("seed", "checkpoint", "ablation"):
                 raise UserError(f"{override}: an experiment's own; allowed: seeds=[…], variants=[…], trained=[…]")
         self.overrides = [override for override, key in keys.items() if key not in OWN]
-        self.output = Path(str(config["output_dir"]))
-        self.folder = self.output / FOLDER / experiment.name
-        trained = config.get("trained") or []
-        self.roots = [self.output / "training", *map(Path, [trained] if isinstance(trained, str) else trained)]
+        self.folder = output / FOLDER / experiment.name
+        self.roots = [output / "training", *map(Path, trained)]
         for root in self.roots[1:]:
             if not root.is_dir():
                 raise UserError(f"trained={root}: no such folder")
 
-    def config(self, variant: Variant, action: str, seed: int) -> DictConfig:
-        """The configuration of a variant's training or evaluation.
+    def job(self, variant: Variant, action: str, seed: int) -> Job:
+        """A variant's training or evaluation.
 
         Raises:
             UserError: a key or value that isn't allowed.
         """
-        from omegaconf import open_dict
-
-        from vtc import shipped
-        from vtc.configuration.compose import compose
-
         own = variant.train if action == "train" else variant.test
         # {weights}: the folder of the shipped ones, wherever vtc is installed.
-        here = [o.replace("{weights}", str(shipped.root() / WEIGHTS)) for o in (*variant.both, *own)]
-        given = [f"experiment={self.experiment.name}", f"action={action}", f"seed={seed}", *here, *self.overrides]
-        config = compose(given)
-        with open_dict(config):
-            config.pop("ablation")  # the claims are no part of a run
-        return config
+        here = [o.replace("{weights}", str(shipped.root() / POCKET_WEIGHTS)) for o in (*variant.both, *own)]
+        job = parse([f"experiment={self.experiment.name}", f"action={action}", f"seed={seed}", *here, *self.overrides])
+        return dataclasses.replace(job, ablation=None)  # the claims are no part of a run
 
     def run(self, variant: Variant, seed: int) -> Path:
         """Train and score one variant; returns the folder of its result."""
-        from omegaconf import OmegaConf
+        from vtc.evaluation import evaluate
 
-        config = self.config(variant, "evaluate", seed)
-        weights = self.weights(variant, seed)
+        job, weights = self.job(variant, "evaluate", seed), self.weights(variant, seed)
         if weights is not None:
-            OmegaConf.update(config, "checkpoint", os.fspath(weights))
-        result = Path(perform(config)).parent
-        return keep(result, weights, self.folder / f"{variant.name}-s{seed}")
+            checkpoint = os.fspath(weights)
+            overrides = (*(job.overrides or ()), f"checkpoint={checkpoint}")
+            job = dataclasses.replace(job, checkpoint=checkpoint, overrides=overrides)
+        job.check()
+        print(f"evaluate · {job.label}", flush=True)
+        return keep(Path(evaluate(job)).parent, weights, self.folder / f"{variant.name}-s{seed}")
 
     def weights(self, variant: Variant, seed: int) -> Path | None:
         """The checkpoint of a variant, trained where it doesn't exist; None: whatever `checkpoint=auto` finds."""
-        from vtc import shipped
-
         if variant.weights is None:
             return self.train(variant, seed)
         source, _, folder = variant.weights.partition("/")
         if source != SHIPPED:
             return self.train(self.experiment.variants[variant.weights], seed)
-        return shipped.path(f"{WEIGHTS}/{folder}") if folder else None
+        return shipped.path(f"{POCKET_WEIGHTS}/{folder}") if folder else None
 
     def train(self, variant: Variant, seed: int) -> Path:
-        """The weights of a variant: found, or trained to the end."""
-        from vtc.training.recipes import training_folder
+        """The weights of a variant: those of a finished training, or trained to the end."""
+        from vtc.training import train
+        from vtc.training.identity import training_folder
 
-        config = self.config(variant, "train", seed)
-        folder = training_folder(config)
+        job = self.job(variant, "train", seed)
+        folder = training_folder(job)
         with locked(folder):
-            found = None if config.resume is False else self.finished(config, folder / "weights")
-            if found is not None:
-                print(f"trained already: {found}", flush=True)
-                return found
-            return Path(perform(config))
+            finished = None if job.resume is False else self.finished(job, folder / "weights")
+            if finished is not None:
+                print(f"trained already: {finished}", flush=True)
+                return finished
+            print(f"train · {job.label}", flush=True)
+            return train(job)
 
-    def finished(self, config: DictConfig, own: Path) -> Path | None:
+    def finished(self, job: Job, own: Path) -> Path | None:
         """A finished training that is the same one: in its own folder, or any whose manifest says so."""
         from vtc.checkpoint import MANIFEST
+        from vtc.identity import digest
+        from vtc.training.identity import identity, identity_of_manifest
 
         if (own / MANIFEST).is_file():
             return own
-        wanted = identity_of(config)
+        # Of the backbone a manifest tells the name alone, so that it is of another one where more was changed.
+        plain = parse([f"backbone={job.backbone.name}"]).backbone
+        if deciding(job.backbone, WEIGHTS) != deciding(plain, WEIGHTS):
+            return None
+        same = digest(identity(job))
         for root in self.roots:
             for path in sorted(root.rglob(MANIFEST)):
                 try:
                     manifest = json.loads(path.read_text(encoding="utf-8"))
-                    if identity(**_told(manifest)) == wanted:
+                    if digest(identity_of_manifest(manifest, job)) == same:
                         return path.parent
                 except (ValueError, KeyError, TypeError, UserError):
                     continue  # of another version, or of no method
         return None
-
-
-def perform(config: DictConfig) -> Path:
-    """Check a configuration and run its action, as the command line does."""
-    from vtc.cli import actions
-    from vtc.configuration import validation
-
-    validation.check(config)
-    print(actions.headline(config), flush=True)
-    return actions.perform(config)
 
 
 @contextmanager
@@ -214,54 +188,6 @@ def locked(folder: Path) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):
         yield
-
-
-# Which training is the same ------------------------------------------------------------------------------------------
-
-
-def identity_of(config: Mapping[str, Any]) -> str | None:
-    """What decides the weights that a configuration's training ends with; None where a manifest can't tell."""
-    from omegaconf import OmegaConf
-
-    from vtc.assemble import plan
-
-    made = plan(config, trained=False)
-    if config["backbone"].get("pretrained"):
-        return None
-    training = OmegaConf.to_container(config["training"], resolve=True)
-    return identity(
-        config["backbone"]["name"], made.method.name, made.method.tokens, made.options, training, config["seed"]
-    )
-
-
-def _told(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `identity` from a manifest."""
-    return {key: manifest[key] for key in ("backbone", "method", "tokens", "options", "training", "seed")}
-
-
-def identity(
-    backbone: str, method: str, tokens: int | None, options: Mapping[str, Any], training: Any, seed: int
-) -> str:
-    """A canonical text: what isn't said is at its default, a named scheme is its stages, and what only says how to log
-    is left out."""
-    from omegaconf import OmegaConf
-
-    from vtc import shipped
-    from vtc.methods import options_of
-    from vtc.methods.stages import parse_stages
-
-    said = options_of(method) | {k: v for k, v in options.items() if k != "name"}
-    if "scheme" in said:
-        said["scheme"] = [(s.layer, s.stride, round(s.share or 0, 6)) for s in parse_stages(said["scheme"])]
-    default = OmegaConf.load(shipped.path("conf/training/default.yaml"))
-    merged: Any = OmegaConf.to_container(OmegaConf.merge(default, training), resolve=True)
-    recipe = {k: v for k, v in merged.items() if k not in NEUTRAL}
-    recipe["stages"] = [{k: v for k, v in s.items() if k not in NEUTRAL_STAGE} for s in recipe["stages"]]
-    whole = {"backbone": backbone, "method": method, "tokens": tokens, "options": said, "training": recipe}
-    return json.dumps(results.plain(whole | {"seed": seed}), sort_keys=True)
-
-
-# What is kept --------------------------------------------------------------------------------------------------------
 
 
 def keep(result: Path, weights: Path | None, target: Path) -> Path:

@@ -91,11 +91,10 @@ def _training(values: dict[str, Any]) -> TrainingSettings | None:
 def _ablation(values: dict[str, Any], overrides: Sequence[str] | None) -> AblationSettings | None:
     if not values.get("ablation"):
         return None
-    trained = values.get("trained") or []
     return AblationSettings(
         name=str(values["ablation"]["name"]),
-        variants=None if values.get("variants") is None else tuple(values["variants"]),
-        seeds=tuple(values.get("seeds") or (0,)),
-        trained=(trained,) if isinstance(trained, str) else tuple(trained),
+        variants=values.get("variants"),
+        seeds=values.get("seeds", (0,)),
+        trained=values.get("trained", ()),
         overrides=tuple(overrides or ()),
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 from vtc.identity import WEIGHTS
 from vtc.interface import Context, TokenMerger, TokenSequence, layer_option, option, resolve_layer
 from vtc.methods.avgpool import raster_groups
-from vtc.methods.stages import Stage, parse_stages, stage_at
+from vtc.methods.stages import CompressionStage, parse_stages, stage_at
 
 
 class LLaVolta(TokenMerger):
@@ -41,13 +41,13 @@ class LLaVolta(TokenMerger):
         # A named scheme's layers are the papers' in any case.
         scale = "auto" if isinstance(self.scheme, str) else self.layer_scale
         self.stages = [self._resolved(stage, scale) for stage in parse_stages(self.scheme)]
-        self.stage: Stage | None = None
+        self.stage: CompressionStage | None = None
 
-    def _resolved(self, stage: Stage, scale: str) -> Stage:
+    def _resolved(self, stage: CompressionStage, scale: str) -> CompressionStage:
         if stage.layer is None:
             return stage
         layer = resolve_layer(stage.layer, self.shape.depth, scale, key="schedule.layer")
-        return Stage(layer, stage.stride, stage.share)
+        return CompressionStage(layer, stage.stride, stage.share)
 
     def set_stage(self, step: int, total: int) -> None:
         self.stage = stage_at(self.stages, step, total)

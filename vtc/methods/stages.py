@@ -14,7 +14,7 @@ from vtc.errors import UserError, unknown
 
 
 @dataclass(frozen=True)
-class Stage:
+class CompressionStage:
     """For `share` of the steps, average pooling with `stride` before `layer` (both None: no compression)."""
 
     layer: int | None = None
@@ -26,13 +26,13 @@ class Stage:
         return self.layer is not None and self.stride is not None and self.stride > 1
 
 
-def _stages(*pairs: tuple[int, int] | None) -> tuple[Stage, ...]:
+def _stages(*pairs: tuple[int, int] | None) -> tuple[CompressionStage, ...]:
     share = 1 / len(pairs)
-    return tuple(Stage(share=share) if p is None else Stage(p[0], p[1], share) for p in pairs)
+    return tuple(CompressionStage(share=share) if p is None else CompressionStage(p[0], p[1], share) for p in pairs)
 
 
 # LLaVolta, table 1: (layer, stride) of each stage; every stage takes an equal share of ONE epoch.
-SCHEMES: dict[str, tuple[Stage, ...]] = {
+SCHEMES: dict[str, tuple[CompressionStage, ...]] = {
     "single": _stages(None),
     "two": _stages((2, 8), None),
     "three_deeper": _stages((2, 8), (16, 8), None),
@@ -42,7 +42,7 @@ SCHEMES: dict[str, tuple[Stage, ...]] = {
 }
 
 
-def parse_stages(spec: str | Sequence[Stage | Mapping[str, Any]]) -> tuple[Stage, ...]:
+def parse_stages(spec: str | Sequence[CompressionStage | Mapping[str, Any]]) -> tuple[CompressionStage, ...]:
     """A scheme's name, or a list of `{layer, stride, share}`, as stages whose shares sum to 1.
 
     Raises:
@@ -54,11 +54,11 @@ def parse_stages(spec: str | Sequence[Stage | Mapping[str, Any]]) -> tuple[Stage
         return SCHEMES[spec]
     stages = []
     for i, s in enumerate(spec):
-        if not isinstance(s, Stage):
+        if not isinstance(s, CompressionStage):
             wrong = sorted(set(s) - {"layer", "stride", "share"})
             if wrong:
                 raise unknown(f"schedule.stages[{i}]", wrong[0], ("layer", "stride", "share"))
-            s = Stage(s.get("layer"), s.get("stride"), s.get("share"))
+            s = CompressionStage(s.get("layer"), s.get("stride"), s.get("share"))
         if (s.layer is None) != (s.stride is None):
             raise UserError(
                 f"schedule.stages[{i}]: layer={s.layer}, stride={s.stride}; give both, or neither for no compression"
@@ -68,16 +68,16 @@ def parse_stages(spec: str | Sequence[Stage | Mapping[str, Any]]) -> tuple[Stage
         stages.append(s)
     if not stages:
         raise UserError("schedule.stages=[]: at least one stage is needed")
-    given = sum(s.share for s in stages if s.share is not None)
+    fixed = sum(s.share for s in stages if s.share is not None)
     open_ = sum(s.share is None for s in stages)
-    rest = (1 - given) / open_ if open_ else 0.0
-    stages = [s if s.share is not None else Stage(s.layer, s.stride, rest) for s in stages]
+    rest = (1 - fixed) / open_ if open_ else 0.0
+    stages = [s if s.share is not None else CompressionStage(s.layer, s.stride, rest) for s in stages]
     if abs(sum(s.share or 0 for s in stages) - 1) > 1e-6 or any((s.share or 0) <= 0 for s in stages):
         raise UserError(f"schedule.stages: shares {[s.share for s in stages]}; they must be positive and sum to 1")
     return tuple(stages)
 
 
-def stage_at(stages: Sequence[Stage], step: int, total: int) -> Stage:
+def stage_at(stages: Sequence[CompressionStage], step: int, total: int) -> CompressionStage:
     """The stage of optimizer step `step` (0-based) of `total`; shares are rounded to whole steps."""
     end = 0.0
     for stage in stages:

@@ -42,7 +42,7 @@ PART = re.compile(r"(<!-- begin (?P<name>\w+) -->\n).*?(<!-- end (?P=name) -->)"
 
 def committed(root: Path) -> list[Path]:
     """The result files under `benchmarks/results`, but for those of the ablations, which have a page of their own."""
-    found = []
+    paths = []
     for path in sorted((root / RESULTS).rglob("*.json")):
         if path.is_relative_to(root / RESULTS / "ablations"):
             continue
@@ -50,8 +50,8 @@ def committed(root: Path) -> list[Path]:
             results.load(path)
         except ValueError:
             continue  # something else that is kept beside the results
-        found.append(path)
-    return found
+        paths.append(path)
+    return paths
 
 
 def main_result(root: Path) -> dict[str, Any] | None:
@@ -148,7 +148,7 @@ def method_part(root: Path) -> str:
 
 def pairs_part(root: Path) -> str:
     """Fwd2Bot and Victor against the methods that the three papers share, at equal tokens, by group of tasks."""
-    from vtc.statistics import compare
+    from vtc.statistics import compare, holm
 
     setting = sweep_setting(root)
     runs = [r for r in setting.runs if not r.is_baseline] if setting else []
@@ -158,15 +158,15 @@ def pairs_part(root: Path) -> str:
         for b in runs:
             if a.tokens != b.tokens or a.method not in TRAINED or b.method not in AGAINST:
                 continue
-            found = compare(a.path, b.path)
+            compared = compare(a.path, b.path)
             for group in results.GROUPS:
-                pair = found[group]
+                pair = compared[group]
                 means = f"{pair['a']:.3f}", f"{pair['b']:.3f}", f"{pair['difference']:+.3f}"
                 rows.append((f"{a.tokens:.0f}", group, a.label, b.label, *means))
                 p_values.append(pair["p_value"])
     if not rows:
         return "No sweep is committed yet.\n"
-    adjusted = tables.holm(p_values)
+    adjusted = holm(p_values)
     cells = [[*row, tables.p_text(p), tables.p_text(q)] for row, p, q in zip(rows, p_values, adjusted, strict=True)]
     cells.sort(key=lambda row: (int(row[0]), row[2], row[1] != "understanding"))
     header = ["tokens", "tasks", "method", "against", "score", "its score", "difference", "p", "p (Holm)"]
@@ -218,8 +218,8 @@ def shape_part(root: Path) -> str:
             refused.append(f"{row['method']}: {row['refused']}")
             continue
         kept = "exact" if row["exact"] else ", ".join(map(str, row["tokens_out"]))
-        wanted = "all" if row["tokens"] is None else str(row["tokens"])
-        cells.append([row["method"], wanted, kept, f"{row['peak_bytes'] / 1e6:,.0f}", f"{row['seconds']:.1f}"])
+        budget = "all" if row["tokens"] is None else str(row["tokens"])
+        cells.append([row["method"], budget, kept, f"{row['peak_bytes'] / 1e6:,.0f}", f"{row['seconds']:.1f}"])
     shape, width = measured["shape"], measured["width"]
     of = "the shape of LLaVA-1.5 7B" if width == 1 else f"LLaVA-1.5 7B at 1/{width} of its width"
     lines = [
@@ -241,11 +241,11 @@ def suites_part(root: Path) -> str:
     from vtc.configuration.choices import choices
     from vtc.evaluation import suite
 
-    found, lines = suite.suites(), choices("benchmark")
+    suites, lines = suite.suites(), choices("benchmark")
     cells = [
-        [f"`{name}`", lines[name], ", ".join(f"`{t}`" for t in content["about"])] for name, content in found.items()
+        [f"`{name}`", lines[name], ", ".join(f"`{t}`" for t in content["about"])] for name, content in suites.items()
     ]
-    tasks = {task: suite.about({}, task) for content in found.values() for task in content["about"]}
+    tasks = {task: suite.about({}, task) for content in suites.values() for task in content["about"]}
     rows = []
     for task, about in tasks.items():
         needs = [need for need in about.requires if need != "folder"]

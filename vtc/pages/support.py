@@ -4,12 +4,15 @@ each registered family, and what it says is written down. The contracts (`vtc.te
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vtc.configuration import parse
+from vtc.configuration.choices import choices
 from vtc.errors import UserError
-from vtc.registry import backbones, methods
+from vtc.registry import methods
 from vtc.report import tables
 
 if TYPE_CHECKING:
@@ -21,7 +24,7 @@ SIDES = (336, 384, 448, 512)  # tried as `image_size` where the family's own sid
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Compatibility:
     """What one method says of one family.
 
     Attributes:
@@ -38,49 +41,50 @@ class Verdict:
 
 
 def families() -> dict[str, list[str]]:
-    """Registered backbones by family, which is the transformers class that they load."""
-    found: dict[str, list[str]] = {}
-    for name in backbones.names():
-        family = backbones.get(name).model_class.removesuffix("ForConditionalGeneration")
-        found.setdefault(family, []).append(name)
-    return found
+    """Backbones by family, which is the transformers class that they load."""
+    names: dict[str, list[str]] = {}
+    for name in sorted(choices("backbone")):
+        family = parse([f"backbone={name}"]).family.model_class.removesuffix("ForConditionalGeneration")
+        names.setdefault(family, []).append(name)
+    return names
 
 
 def shapes(name: str) -> Iterator[tuple[str, BackboneShape]]:
     """(YES, the sizes with images as they come), and, where those have no fixed number of visual tokens, (FIXED, the
     sizes with one)."""
-    cls = backbones.get(name)
-    free = cls.shape_of({"name": name})
+    job = parse([f"backbone={name}"])
+    free = job.shape
     yield YES, free
     if free.visual_tokens is not None:
         return
     for side in (free.vision.image_size, *SIDES):
         if side:
             try:
-                yield FIXED, cls.shape_of({"name": name, "image_size": side})
+                backbone = dataclasses.replace(job.backbone, image_size=side)
+                yield FIXED, dataclasses.replace(job, backbone=backbone).shape
                 return
             except UserError:
                 continue
 
 
-def verdict(method: str, name: str) -> Verdict:
+def compatibility(method: str, name: str) -> Compatibility:
     """What `method` says when it is built on the backbone `name`, without weights and on no device."""
     import torch
 
     from vtc.methods import build
 
-    answer = Verdict("there are no sizes to build it on")
+    answer = Compatibility("there are no sizes to build it on")
     for kind, shape in shapes(name):
         try:
             offers = methods.get(method).offers(shape)
             tokens = BUDGET if shape.visual_tokens is None else min(offers, key=_distance, default=BUDGET)
             with torch.device("meta"):
                 build(method, tokens, shape)
-            return Verdict(kind)
+            return Compatibility(kind)
         except UserError as error:
             text = str(error).removeprefix(f"method={method}: ")
             reason, _, detail = text.partition("; ")
-            answer = Verdict(reason.replace(shape.name, "the backbone"), detail.replace(shape.name, "it"))
+            answer = Compatibility(reason.replace(shape.name, "the backbone"), detail.replace(shape.name, "it"))
     return answer
 
 
@@ -89,24 +93,26 @@ def _distance(tokens: int) -> int:
     return abs(tokens - BUDGET)
 
 
-def table() -> dict[str, dict[str, Verdict]]:
-    """{method: {family: its verdict on the family's first backbone}}."""
+def table() -> dict[str, dict[str, Compatibility]]:
+    """{method: {family: its answer on the family's first backbone}}."""
     first = {family: names[0] for family, names in families().items()}
-    return {method: {family: verdict(method, name) for family, name in first.items()} for method in methods.names()}
+    return {
+        method: {family: compatibility(method, name) for family, name in first.items()} for method in methods.names()
+    }
 
 
 def part() -> str:
     """The table and its notes, in Markdown."""
-    found, columns = table(), families()
+    rows, columns = table(), families()
     notes: dict[str, dict[str, str]] = {}  # reason → {family: detail}
-    for verdicts in found.values():
-        for family, one in verdicts.items():
+    for answers in rows.values():
+        for family, one in answers.items():
             if not one.works:
                 notes.setdefault(one.answer, {}).setdefault(family, one.detail)
     letters = {reason: chr(ord("a") + n) for n, reason in enumerate(notes)}
     cells = [
-        [f"`{method}`", *(one.answer if one.works else f"no ({letters[one.answer]})" for one in verdicts.values())]
-        for method, verdicts in found.items()
+        [f"`{method}`", *(one.answer if one.works else f"no ({letters[one.answer]})" for one in answers.values())]
+        for method, answers in rows.items()
     ]
     lines = [tables.markdown(["method", *columns], cells), ""]
     lines.append(

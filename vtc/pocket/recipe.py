@@ -5,8 +5,8 @@ A real LLaVA starts from a tower that already sees and a language model that alr
 1. ``tower``: CLIP's stand-in. Each patch learns to tell the colour, name and size of what stands on it, the class token
    which attributes the picture holds. ``locate`` goes on with one more thing to tell: the patch's own row and column,
    which nothing before it needs and the tower forgets.
-2. ``language``: Vicuna's stand-in. The decoder learns to answer about scenes that are *told* instead of shown: a few
-   tokens a thing, each the sum of the embeddings of its words and of its place.
+2. ``language``: Vicuna's stand-in. The decoder learns to answer about scenes that are *described* instead of shown: a
+   few tokens a thing, each the sum of the embeddings of its words and of its place.
 3. ``align``: LLaVA's first stage. The projector learns to put each patch where the words of what stands on it are.
 4. ``instruct``: LLaVA's second stage. Projector and decoder learn to answer about pictures; the tower stays frozen:
    :class:`vtc.training.method_stage.MethodStage` without a method.
@@ -16,8 +16,7 @@ Without 3, a decoder of this size learns what is present but not what belongs to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -25,15 +24,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from vtc.data.training.batch import Batch
+from vtc.data.training.batch import Batch, Part
 from vtc.pocket.data import attention, draw_questions, draw_scenes, pack, patch_labels, patches_of, render
 from vtc.pocket.model import GRID, WIDTH, encode, vocabulary_index
 from vtc.pocket.scenes import COLORS, NAMES, SIZES, Split, scene_rng
 from vtc.pocket.source import validated
-from vtc.training.loop import Part, Stage, on_device
+from vtc.settings import DataSettings
 from vtc.training.losses import answer_loss
+from vtc.training.stage import Stage, on_device
 
-Told = tuple[Batch, Tensor, Tensor]  # questions, the words of the told tokens [3, B, N], their patches [B, N]
+Described = tuple[Batch, Tensor, Tensor]  # questions, the words of each concept [3, B, N], its patch [B, N]
 BACKGROUND_WEIGHT = 0.15  # background patches are nine in ten and easy
 
 
@@ -139,7 +139,7 @@ def _rows_and_columns(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Places(nn.Module):
-    """Where a token of a told scene stands: a vector for each row and one for each column of the patch grid."""
+    """Where a token of a described scene stands: a vector for each row and one for each column of the patch grid."""
 
     def __init__(self, seed: int):
         super().__init__()
@@ -160,7 +160,7 @@ def word_ids(labels: Tensor) -> Tensor:
     return torch.stack([torch.tensor(table, device=label.device)[label] for table, label in pairs])
 
 
-def told(embedding: Tensor, words: Tensor, places: Tensor) -> Tensor:
+def concepts(embedding: Tensor, words: Tensor, places: Tensor) -> Tensor:
     """Concept vectors: the sum of the embeddings of a patch's words, and of its place.
 
     Args:
@@ -172,20 +172,20 @@ def told(embedding: Tensor, words: Tensor, places: Tensor) -> Tensor:
 
 
 class LanguageStage(Stage):
-    """Questions about scenes told in a few tokens each: one to four patches of every thing, and four of background.
+    """Questions about scenes described in a few tokens: one to four patches of every thing, and four of background.
 
     Args:
-        data: batch_size, questions (a scene), weights (of the kinds of questions), first_kinds and first_share: the
-            share of the steps in which only these kinds are asked.
+        data: its batch_size, questions and weights; for the first `first_share` of the steps questions are of
+            `first_kinds` alone.
     """
 
     name = "language"
     batch_size: int
 
-    def __init__(self, model: LlavaForConditionalGeneration, data: Mapping[str, Any], seed: int):
+    def __init__(self, model: LlavaForConditionalGeneration, data: DataSettings, seed: int):
         self.model, self.seed = model, seed
-        self.batch_size, self.questions, self.mix = data["batch_size"], data["questions"], dict(data["weights"])
-        self.first_kinds, self.first_share = tuple(data["first_kinds"]), float(data["first_share"])
+        self.batch_size, self.questions, self.mix = data.batch_size, data.questions, dict(data.weights)
+        self.first_kinds, self.first_share = data.first_kinds, data.first_share
         self.total = 1
         self.places = Places(seed)
 
@@ -209,8 +209,8 @@ class LanguageStage(Stage):
             return {k: w for k, w in self.mix.items() if k in self.first_kinds}
         return self.mix
 
-    def pack(self, rng, scenes, weights, count) -> Told:
-        chosen = []
+    def pack(self, rng, scenes, weights, count) -> Described:
+        shown = []
         for scene in scenes:
             patches: list[int] = []
             for thing in scene.things:
@@ -218,10 +218,10 @@ class LanguageStage(Stage):
                 area = [r * GRID + c for r in range(rows.start, rows.stop) for c in range(columns.start, columns.stop)]
                 patches += [area[i] for i in rng.permutation(len(area))[: rng.integers(1, 5)]]
             patches += [int(p) for p in rng.integers(0, GRID * GRID, 4)]
-            chosen.append(sorted(set(patches)))
-        longest = max(map(len, chosen))
+            shown.append(sorted(set(patches)))
+        longest = max(map(len, shown))
         patch = np.full((len(scenes), longest), -1, dtype=np.int64)
-        for b, row in enumerate(chosen):
+        for b, row in enumerate(shown):
             patch[b, : len(row)] = row
         index = torch.from_numpy(patch)
         words = word_ids(patch_labels(scenes)).gather(2, index.clamp(min=0).expand(3, -1, -1))
@@ -229,33 +229,33 @@ class LanguageStage(Stage):
         prefix = [*start, *encode("<image>") * longest]
         questions = [draw_questions(rng, s, count, weights, caption=True) for s in scenes]
         packed = pack(prefix, questions, None)
-        # Told tokens stand at the positions of their patches, and questions where they stand behind a whole image.
+        # Concepts stand at the positions of their patches, and questions where they stand behind a whole image.
         packed.inputs["position_ids"][:, len(start) : len(prefix)] = index.clamp(min=0) + len(start)
         packed.inputs["position_ids"][:, len(prefix) :] += GRID * GRID - longest
         packed.attention_mask[:, len(start) : len(prefix)] = (index >= 0).long()
         return packed, words, index.clamp(min=0)
 
-    def batch(self, step: int, part: Part | None = None) -> Told:
+    def batch(self, step: int, part: Part | None = None) -> Described:
         rng = scene_rng(self.seed, self.name, step)
         scenes = draw_scenes(rng, self.batch_size, "train")
         packed, words, patch = self.pack(rng, scenes, self.mixture(step), self.questions)
         rows = (part or Part()).of(len(packed))
         return packed.rows(rows), words[:, rows], patch[rows]
 
-    def weights(self, batch: Told) -> dict[str, float]:
+    def weights(self, batch: Described) -> dict[str, float]:
         return {"answer": batch[0].answers}
 
-    def images(self, batch: Told) -> int:
+    def images(self, batch: Described) -> int:
         return len(batch[0])
 
-    def tokens(self, batch: Told) -> int:
+    def tokens(self, batch: Described) -> int:
         return int(batch[0].attention_mask.sum())
 
-    def hidden(self, batch: Told) -> Tensor:
-        """Last hidden states ``[B, L, D]``, the told tokens in the place of the prefix's image tokens."""
+    def hidden(self, batch: Described) -> Tensor:
+        """Last hidden states ``[B, L, D]``, the concepts in the place of the prefix's image tokens."""
         packed, words, patch = batch
         decoder = self.model.model.language_model
-        scene = told(decoder.embed_tokens.weight, words, self.places(patch))
+        scene = concepts(decoder.embed_tokens.weight, words, self.places(patch))
         embedded = decoder.embed_tokens(packed.input_ids)
         start = len(encode("<s> USER:"))
         after = embedded[:, start + scene.shape[1] :]
@@ -266,7 +266,7 @@ class LanguageStage(Stage):
             use_cache=False,
         ).last_hidden_state
 
-    def losses(self, batch: Told) -> dict[str, Tensor]:
+    def losses(self, batch: Described) -> dict[str, Tensor]:
         return {"answer": answer_loss(self.model.lm_head, self.hidden(batch), batch[0].labels)}
 
     def validate(self) -> dict[str, float]:
@@ -304,7 +304,7 @@ class AlignStage(Stage):
         with torch.no_grad():
             patches = torch.arange(GRID * GRID, device=pixels.device).expand(len(pixels), -1)
             embedding = self.model.model.language_model.embed_tokens.weight
-            target = told(embedding, word_ids(labels), self.places(patches))
+            target = concepts(embedding, word_ids(labels), self.places(patches))
             features = self.model.model.vision_tower(pixel_values=pixels).last_hidden_state[:, 1:]
         error = (self.model.model.multi_modal_projector(features).float() - target).square().mean(-1)
         weight = _patch_weights(labels)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.data.training.batch import IGNORE, Batch
+from vtc.data.training.batch import IGNORE, Batch, Part
+from vtc.data.training.source import Answers
 from vtc.pocket.data import caption_batch, draw_questions, draw_scenes, image_prefix, pack, render
 from vtc.pocket.questions import KINDS, TASK_OF_KIND
 from vtc.pocket.scenes import Scene, scene_rng
-from vtc.training.loop import Part, on_device
+from vtc.settings import DataSettings
+from vtc.training.stage import on_device
 
-# What a validation asks of a model: what `pack` made → (logits [B, L, V], embeddings of pictures and captions or None).
-Answers = Callable[[Any], tuple[Tensor, tuple[Tensor, Tensor] | None]]
+if TYPE_CHECKING:
+    from vtc.backbones.base import Backbone
 
 
 class PocketSource:
@@ -25,16 +27,20 @@ class PocketSource:
 
     Args:
         name: of the stage; every stage draws other scenes.
-        data: batch_size (pictures a step), questions (a picture), weights (of the kinds of questions), twins (every
-            other scene is its neighbour with the colours dealt out anew: negatives that differ in their binding alone,
-            for contrastive losses).
+        data: its batch_size, questions, weights and twins: negatives that differ in their binding alone, for
+            contrastive losses.
         embed: whether a block for the image's embedding stands behind the questions.
     """
 
-    def __init__(self, name: str, data: Mapping[str, Any], seed: int, embed: bool = False) -> None:
+    def __init__(self, name: str, data: DataSettings, seed: int, embed: bool = False) -> None:
         self.name, self.seed, self.embed = name, seed, embed
-        self.batch_size, self.questions = int(data["batch_size"]), int(data["questions"])
-        self.weights, self.twins = dict(data["weights"]), bool(data.get("twins", False))
+        self.batch_size, self.questions = data.batch_size, data.questions
+        self.weights, self.twins = dict(data.weights), data.twins
+
+    @classmethod
+    def of_stage(cls, name: str, data: DataSettings, backbone: Backbone, seed: int, embed: bool) -> PocketSource:
+        """See `vtc.data.training.source.TrainingSource.of_stage`. Its words are pocket's own, not the backbone's."""
+        return cls(name, data, seed, embed)
 
     def pack(self, rng: np.random.Generator, scenes: list[Scene], weights: Mapping[str, float], count: int) -> Batch:
         """The scenes' pictures with `count` questions each."""
@@ -59,7 +65,7 @@ class PocketSource:
 def validated(pack: Callable[..., Any], answers: Answers, device: torch.device) -> dict[str, float]:
     """Share of exactly right answers by kind (those of `vtc.pocket.questions`) on 128 validation scenes, their mean
     over the tasks, and where there are embeddings how often the own caption is the nearest of 32."""
-    found: dict[str, list[float]] = {}
+    right: dict[str, list[float]] = {}
     nearest: list[bool] = []
     for step in range(4):
         rng = scene_rng(0, "question-validation", step)
@@ -67,14 +73,14 @@ def validated(pack: Callable[..., Any], answers: Answers, device: torch.device) 
         batch = on_device(pack(rng, draw_scenes(rng, 32, "validation"), kinds, 16), device)
         logits, pairs = answers(batch)
         for kind, values in exact_answers(logits, batch if isinstance(batch, Batch) else batch[0]).items():
-            found.setdefault(kind, []).extend(values)
+            right.setdefault(kind, []).extend(values)
         if pairs is not None:
             image, text = (F.normalize(e.float(), dim=-1) for e in pairs)
             near = (image @ text.T).argmax(1)
             nearest += (near == torch.arange(len(near), device=near.device)).tolist()
-    scores = {kind: float(np.mean(values)) for kind, values in sorted(found.items())}
+    scores = {kind: float(np.mean(values)) for kind, values in sorted(right.items())}
     tasks: dict[str, list[float]] = {}
-    for kind, values in found.items():
+    for kind, values in right.items():
         tasks.setdefault(TASK_OF_KIND[kind], []).extend(values)
     if nearest:
         scores["caption nearest of 32"] = float(np.mean(nearest))
@@ -84,9 +90,9 @@ def validated(pack: Callable[..., Any], answers: Answers, device: torch.device) 
 def exact_answers(logits: Tensor, batch: Batch) -> dict[str, list[float]]:
     """Which blocks are answered exactly by greedy decoding, by kind (teacher forcing tells the same)."""
     right = (logits[:, :-1].argmax(-1) == batch.labels[:, 1:]) | (batch.labels[:, 1:] == IGNORE)
-    found: dict[str, list[float]] = {}
+    blocks: dict[str, list[float]] = {}
     for row, kinds in enumerate(batch.kinds):
         for block, kind in enumerate(kinds, 1):
             inside = batch.blocks[row, 1:] == block  # type: ignore[index]
-            found.setdefault(kind, []).append(float(right[row][inside].all()))
-    return found
+            blocks.setdefault(kind, []).append(float(right[row][inside].all()))
+    return blocks

@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vtc.job import Job
 
 
-def report(config: Any) -> Path:
+def report(job: Job) -> Path:
     """Finds results, prints the comparison and writes `table.csv`, `table.md`, the plots and `index.html`.
 
     Args:
-        config: the resolved configuration; `report.inputs` (null: `output_dir`), `report.output`, `report.title`.
+        job: `job.report` says what is read (None: `job.output_dir`), where it is written, and under which title.
 
     Returns:
         The folder that was written.
@@ -23,10 +26,9 @@ def report(config: Any) -> Path:
     """
     from vtc.report.write import write
 
-    asked = config.report.inputs
-    inputs = [config.output_dir] if asked is None else [asked] if isinstance(asked, str) else list(asked)
-    output = Path(config.report.output or Path(config.output_dir) / "report").expanduser()
-    return write([Path(p).expanduser() for p in inputs], output, str(config.report.title))
+    inputs = [job.output_dir] if job.report.inputs is None else map(Path, job.report.inputs)
+    output = Path(job.report.output or job.output_dir / "report").expanduser()
+    return write([folder.expanduser() for folder in inputs], output, job.report.title)
 
 
 __all__ = ["report"]

@@ -1,8 +1,7 @@
-"""Results as the report sees them: found, without doubles, in groups that may be compared."""
+"""Results as the report sees them: without doubles, in groups that may be compared."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,34 +9,12 @@ from typing import Any
 
 from vtc import results
 from vtc.errors import UserError
+from vtc.statistics import Estimate
 
-Z = 1.959964  # two-sided 95 % of a normal distribution
 BASELINE = "none"
 BUDGETS = ("tokens", "ratio", "compression", "flops")
 ALL = "all"
 SAME = 0.98  # a time to the first token that isn't told from that without compression
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A score with its standard error (None where it is not known)."""
-
-    value: float
-    stderr: float | None = None
-
-    @property
-    def half(self) -> float | None:
-        """Half the width of the 95 % confidence interval."""
-        return None if self.stderr is None else Z * self.stderr
-
-    @classmethod
-    def mean(cls, parts: Sequence[Estimate]) -> Estimate:
-        """Mean of scores of different samples; its standard error is known where all of theirs are."""
-        value = sum(p.value for p in parts) / len(parts)
-        errors = [p.stderr for p in parts if p.stderr is not None]
-        if len(errors) < len(parts):
-            return cls(value)
-        return cls(value, math.sqrt(sum(e * e for e in errors)) / len(parts))
 
 
 @dataclass
@@ -284,14 +261,14 @@ def _provenance(runs: Sequence[Run]) -> list[str]:
         ("attention", "attention implementations"),
     )
     for key, words in about:
-        found = sorted({str(r.result["run"].get(key)) for r in runs} - {"None"})
-        if len(found) > 1:
-            notes.append(f"rows come from different {words}: {', '.join(f[:12] for f in found)}")
+        distinct = sorted({str(r.result["run"].get(key)) for r in runs} - {"None"})
+        if len(distinct) > 1:
+            notes.append(f"rows come from different {words}: {', '.join(name[:12] for name in distinct)}")
     versions = [r.result["run"].get("versions") or {} for r in runs]
     for package in sorted({k for v in versions for k in v}):
-        found = sorted({str(v.get(package)) for v in versions})
-        if len(found) > 1:
-            notes.append(f"rows come from different versions of {package}: {', '.join(found)}")
+        distinct = sorted({str(v.get(package)) for v in versions})
+        if len(distinct) > 1:
+            notes.append(f"rows come from different versions of {package}: {', '.join(distinct)}")
     timed = [(r, r.speedup) for r in runs if r.speedup is not None and not r.is_baseline]
     slower = [f"{describe(r)} ({speedup:.2f}×)" for r, speedup in timed if speedup < SAME]
     if slower:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from vtc.report.runs import ALL, Estimate, Run, Setting, number
+from vtc.report.runs import ALL, Run, Setting, number
+from vtc.statistics import Estimate, holm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,14 +26,14 @@ def short(task: str, tasks: Sequence[str]) -> str:
 def costs(setting: Setting) -> list[tuple[str, Callable[[Run], str]]]:
     """The columns of costs: FLOPs of decoder and method; where measured, those with the tower, how much sooner the
     first token comes, and the method's own work as a share of the time until then."""
-    found: list[tuple[str, Callable[[Run], str]]] = [("FLOPs", lambda r: percent(r.flops_ratio))]
+    shown: list[tuple[str, Callable[[Run], str]]] = [("FLOPs", lambda r: percent(r.flops_ratio))]
     if any(r.speedup is not None for r in setting.runs):
-        found += [
+        shown += [
             ("with tower", lambda r: percent(r.flops_ratio_with_vision)),
             ("speed-up", lambda r: "–" if r.speedup is None else f"{r.speedup:.2f}×"),
             ("own work", lambda r: "–" if r.method_share is None else f"{100 * r.method_share:.0f} %"),
         ]
-    return found
+    return shown
 
 
 def head(setting: Setting) -> int:
@@ -188,27 +189,16 @@ def significance(a: Run, b: Run) -> tuple[float | None, str]:
     from vtc.statistics import compare_samples
 
     try:
-        found = compare_samples(results.samples(a.path), results.samples(b.path), a.groups, a.scales)
+        compared = compare_samples(results.samples(a.path), results.samples(b.path), a.groups, a.scales)
     except FileNotFoundError:
-        found = {}
-    if found and set(found) >= set(a.scores):
-        return found[ALL]["p_value"], "paired"
+        compared = {}
+    if compared and set(compared) >= set(a.scores):
+        return compared[ALL]["p_value"], "paired"
     x, y = a.score(), b.score()
     if not x.stderr and not y.stderr:
         return None, "no standard errors"
     z = (x.value - y.value) / math.hypot(x.stderr or 0.0, y.stderr or 0.0)
     return math.erfc(abs(z) / math.sqrt(2)), "unpaired"
-
-
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down correction (1979); what has no p-value has no corrected one."""
-    order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
-    out: list[float | None] = [None] * len(p_values)
-    highest = 0.0
-    for rank, (p, i) in enumerate(order):
-        highest = max(highest, min(1.0, p * (len(order) - rank)))
-        out[i] = highest
-    return out
 
 
 def difference_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

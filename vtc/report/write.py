@@ -22,14 +22,14 @@ def write(inputs: Sequence[Path], output: Path, title: str) -> Path:
     import pandas as pd
     from rich.console import Console
 
-    found, notes = collect(inputs)
+    settings, notes = collect(inputs)
     if output.exists() and not output.is_dir():
         raise UserError(f"report.output={output}: is a file, a folder is needed")
     output.mkdir(parents=True, exist_ok=True)
     # The width of a terminal, or one that holds the table: piped output shouldn't be folded at 80.
     console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
     sections, text = [], [f"# {title}", ""] + [f"{note}\n" for note in notes]
-    for setting in found:
+    for setting in settings:
         drawn = [
             file
             for axis in ("tokens", "flops")
@@ -40,13 +40,13 @@ def write(inputs: Sequence[Path], output: Path, title: str) -> Path:
         text += section_markdown(setting, drawn, pairs)
         console.print(tables.console(setting))
         console.print()
-    for note in notes + [note for s in found for note in s.notes]:
+    for note in notes + [note for s in settings for note in s.notes]:
         console.print(f"note: {note}", style="dim", soft_wrap=True)
 
-    results.write_text(output / "table.csv", pd.concat([tables.frame(s) for s in found]).to_csv(index=False))
+    results.write_text(output / "table.csv", pd.concat([tables.frame(s) for s in settings]).to_csv(index=False))
     results.write_text(output / "table.md", "\n".join(text))
     results.write_text(output / "index.html", page.render(sections, notes, title))
-    runs = sum(len(s.runs) for s in found)
+    runs = sum(len(s.runs) for s in settings)
     files = ["table.csv", "table.md", *(p.name for s in sections for p in s.plots)]
     console.print(f"{runs} runs → {output / 'index.html'}, {', '.join(files)}", soft_wrap=True)
     return output

@@ -1,25 +1,26 @@
-"""Training: ``train(cfg)`` runs the recipe that ``conf/training`` names, stage by stage."""
+"""Training: ``train(job)`` runs the recipe that ``training.recipe`` names, stage by stage."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vtc.job import Job
 
 
-def train(cfg: Mapping[str, Any]) -> Path:
+def train(job: Job) -> Path:
     """Run ``action=train``.
 
     Args:
-        cfg: the resolved configuration; ``cfg.training.recipe`` is ``base`` (the pocket model, from nothing) or
-            ``method`` (a compression method on a backbone).
+        job: with a recipe in ``job.training``.
 
     Returns:
-        The folder of the finished weights.
+        The folder of the finished weights; of a dry run the folder of the training that it speaks of.
 
     Raises:
         UserError: a recipe, stage or option that doesn't exist, before anything is trained.
     """
     from vtc.training import recipes
 
-    return recipes.run(cfg)
+    return recipes.run(job)

@@ -5,32 +5,25 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vtc.backbones.base import Backbone
-from vtc.data import training as files
-from vtc.data.training.batch import IGNORE, Batch
+from vtc.data.training import FileSource, Prefetched, TrainingSource
+from vtc.data.training.batch import IGNORE, Batch, Part
 from vtc.distributed import gather_with_gradient
 from vtc.engine import Engine, compressing, encode_images, encode_texts
 from vtc.engine.embed import EmbeddedImages
-from vtc.errors import UserError, unknown
+from vtc.errors import UserError
 from vtc.interface import Captions, Compressor, Context
 from vtc.methods import build
 from vtc.methods.fwd2bot import info_nce
-from vtc.training.loop import Part, Stage
+from vtc.settings import LOSSES
 from vtc.training.losses import EMBED_TEMPERATURE, answer_loss
 from vtc.training.parts import parameters_of
-
-LOSSES = ("both", "ar", "disc")
-
-
-class Source(Protocol):
-    """Where batches come from: pocket's scenes, or files."""
-
-    def batch(self, step: int, part: Part | None = None) -> Batch: ...
+from vtc.training.stage import Stage
 
 
 class MethodStage(Stage):
@@ -56,7 +49,7 @@ class MethodStage(Stage):
         backbone: Backbone,
         method: Compressor,
         train: Sequence[str],
-        source: Source,
+        source: TrainingSource,
         losses: str = "both",
         contrastive: float = 0.0,
         checkpointing: bool = False,
@@ -64,12 +57,11 @@ class MethodStage(Stage):
         workers: int = 0,
         seed: int = 0,
     ):
-        if losses not in LOSSES:
-            raise unknown("training.losses", losses, LOSSES)
+        LOSSES.check("training.losses", losses)
         self.name, self.backbone, self.source = name, backbone, source
         self.method = method if compress else build("none", None, backbone.shape)
-        self.wanted, self.contrastive, self.workers = losses, contrastive, workers
-        self.ahead: Source | files.Prefetched = source
+        self.kinds, self.contrastive, self.workers = losses, contrastive, workers
+        self.prefetched: TrainingSource | Prefetched = source
         self.seed = seed
         self.budgets: Sequence[int] | None = None  # of the step, where the method is elastic
         self.batch_size = getattr(source, "batch_size", None)
@@ -84,10 +76,10 @@ class MethodStage(Stage):
 
     def freeze(self) -> None:
         """Gradients for what is trained, and for nothing else."""
-        wanted = {id(p) for p in self.trained.values()}
+        learning = {id(p) for p in self.trained.values()}
         for module in (self.backbone.model, self.method):
             for parameter in module.parameters():
-                parameter.requires_grad_(id(parameter) in wanted)
+                parameter.requires_grad_(id(parameter) in learning)
 
     def modules(self) -> dict[str, nn.Module]:
         return {"model": self.backbone.model, "method": self.method}
@@ -97,16 +89,16 @@ class MethodStage(Stage):
 
     def start_step(self, step: int, total: int) -> None:
         self.method.set_stage(step, total)
-        # of the step alone, not of the process or of what ran before it
+        # The draw depends on the step alone, not on the process or on what ran before it.
         self.budgets = self.method.training_budgets(random.Random(f"{self.seed}/{self.name}/{step}"))
 
     # ------------------------------------------------------------------ data
     def expect(self, parts: Sequence[Part], first: int, last: int) -> None:
-        if self.workers and isinstance(self.source, files.Source):
-            self.ahead = files.Prefetched(self.source, parts, first, last, self.workers)
+        if self.workers and isinstance(self.source, FileSource):
+            self.prefetched = Prefetched(self.source, parts, first, last, self.workers)
 
     def batch(self, step: int, part: Part | None = None) -> Batch:
-        return self.source.batch(step) if part is None else self.ahead.batch(step, part)
+        return self.source.batch(step) if part is None else self.prefetched.batch(step, part)
 
     def weights(self, batch: Batch) -> dict[str, float]:
         return {"answer": batch.answers}
@@ -129,29 +121,29 @@ class MethodStage(Stage):
         if batch.blocks is not None:
             return engine.blocks(batch.blocks, batch.labels)
         counted = batch.labels[:, 1:] != IGNORE
-        last = batch.attention_mask.sum(1) - 1  # right-padded; of a row without an answer
+        last = batch.attention_mask.sum(1) - 1  # Of a row without an answer: its end, as rows are right-padded.
         return engine.prompt_ends(torch.where(counted.any(1), counted.long().argmax(1), last))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """L_AR where the batch has answers, L_disc where it has captions, as far as each is wanted; of an elastic
+        """L_AR where the batch has answers, L_disc where it has captions, as far as `losses` takes each; of an elastic
         method the mean of each over the budgets of the step."""
         self.training_mode(True)
         if not self.budgets:
             return self.terms(batch)
-        before, found = self.method.tokens, []
+        before, all_terms = self.method.tokens, []
         try:
             for tokens in self.budgets:
                 self.method.tokens = tokens
-                found.append(self.terms(batch))
+                all_terms.append(self.terms(batch))
         finally:
             self.method.tokens = before
-        return {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}
+        return {name: torch.stack([terms[name] for terms in all_terms]).mean() for name in all_terms[0]}
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """The losses at the method's number of tokens."""
         # Of a step's conversations, a part may hold none with an answer: it runs as the others do, and counts nothing.
-        answers = self.wanted != "disc" and (batch.answers > 0 or batch.captions is None)
-        pairs = self.wanted != "ar" and batch.captions is not None
+        answers = self.kinds != "disc" and (batch.answers > 0 or batch.captions is None)
+        pairs = self.kinds != "ar" and batch.captions is not None
         hidden = context = None
         if answers or (pairs and batch.embed_at is not None):
             hidden, context = self.forward(batch)
@@ -163,7 +155,7 @@ class MethodStage(Stage):
         if pairs:
             terms |= self.discriminate(batch, hidden, context)
         if not terms:
-            what = f"losses={self.wanted}" + ("" if self.contrastive else ", data.contrastive=0")
+            what = f"losses={self.kinds}" + ("" if self.contrastive else ", data.contrastive=0")
             raise UserError(f"training.{what}: a batch of stage {self.name!r} has nothing to learn from")
         return terms
 
@@ -205,7 +197,7 @@ class MethodStage(Stage):
     def validate(self) -> dict[str, float]:
         """As it is scored: a scheme of stages is over then. A source says what it can measure."""
         validate: Any = getattr(self.source, "validate", None)
-        if isinstance(self.source, files.Source):  # what can't be read counts over all processes
+        if isinstance(self.source, FileSource):  # What can't be read counts over all processes.
             self.source.skipped.synchronise()
         self.training_mode(False)
         return validate(self.answers, self.device) if validate else {}

@@ -9,10 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from vtc.errors import unknown
-
-OPTIMIZERS = ("adamw", "muon")
-DECAYS = ("cosine", "linear", "constant")
+from vtc.settings import DECAY, OPTIMIZER
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -38,11 +35,10 @@ def build_optimizers(
         lr: peak learning rate. Muon's updates are scaled to AdamW's RMS, so that rates compare.
         adam_lr: AdamW's rate beside Muon; ``lr`` if not given.
     """
+    OPTIMIZER.check("training.stages[].optimizer", name)
     parameters = [(n, p) for n, p in named_parameters if p.requires_grad]
     if name == "adamw":
         return [torch.optim.AdamW([p for _, p in parameters], lr=lr, weight_decay=weight_decay, betas=betas)]
-    if name != "muon":
-        raise unknown("training.stages[].optimizer", name, OPTIMIZERS)
     hidden = [p for n, p in parameters if is_hidden_matrix(n, p)]
     rest = [p for n, p in parameters if not is_hidden_matrix(n, p)]
     optimizers: list[torch.optim.Optimizer] = []
@@ -58,6 +54,7 @@ def build_schedulers(
 ) -> list[LambdaLR]:
     """Linear warm-up over a share of the steps, then ``cosine`` to zero, ``constant``, or ``linear``: constant until
     the last ``cooldown`` share, then straight to zero."""
+    DECAY.check("training.stages[].decay", decay)
     warmup_steps = max(1, round(steps * warmup))
 
     def factor(step: int) -> float:
@@ -68,8 +65,6 @@ def build_schedulers(
             return 0.5 * (1 + math.cos(math.pi * progress))
         if decay == "linear":
             return min(1.0, (1 - progress) / max(cooldown, 1e-9))
-        if decay == "constant":
-            return 1.0
-        raise unknown("training.stages[].decay", decay, DECAYS)
+        return 1.0
 
     return [LambdaLR(optimizer, factor) for optimizer in optimizers]

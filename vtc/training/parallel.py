@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from vtc import distributed
 from vtc.errors import UserError
-
-if TYPE_CHECKING:
-    from vtc.training.loop import Part, Plan, Stage
+from vtc.settings import StageSettings
+from vtc.training.stage import Stage
 
 T = TypeVar("T")
 Optimizers = Callable[[dict[str, nn.Parameter]], list[torch.optim.Optimizer]]
@@ -28,14 +27,14 @@ class Together(nn.Module):
     def __init__(self, modules: dict[str, nn.Module]) -> None:
         super().__init__()
         self.parts = nn.ModuleDict(modules)
-        asked = {name for module in self.modules() for name in getattr(module, "_no_split_modules", None) or ()}
-        self._no_split_modules = sorted(asked & {type(module).__name__ for module in self.modules()})
+        layers = {name for module in self.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+        self._no_split_modules = sorted(layers & {type(module).__name__ for module in self.modules()})
 
     def forward(self, call: Callable[[], T]) -> T:
         return call()
 
 
-class Team:
+class ParallelModel:
     """A stage's model, ready for this process's share of the work.
 
     Attributes:
@@ -46,11 +45,20 @@ class Team:
         factor: what a loss is multiplied by, so that gradients are summed over the processes, not averaged.
 
     Args:
+        accumulate: micro-batches that each process takes a step.
         optimizers: makes the optimizers of named parameters.
         folder, log: where trackers write, and which ones.
     """
 
-    def __init__(self, stage: Stage, plan: Plan, optimizers: Optimizers, folder: Path, log: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        settings: StageSettings,
+        accumulate: int,
+        optimizers: Optimizers,
+        folder: Path,
+        log: Sequence[str] = (),
+    ) -> None:
         handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         cpu = stage.device.type == "cpu"
         self.accelerator = Accelerator(
@@ -59,17 +67,17 @@ class Team:
         self.kind = self.accelerator.distributed_type
         self.fsdp, self.deepspeed = self.accelerator.is_fsdp2, self.kind == DistributedType.DEEPSPEED
         self.sharded = self.fsdp or self.deepspeed
-        self.launch = {"kind": str(self.kind.value), "processes": distributed.world(), "accumulate": plan.accumulate}
-        self.factor = distributed.world() * (plan.accumulate if self.deepspeed else 1)
-        self._refuse(plan)
-        self.accelerator.gradient_accumulation_steps = plan.accumulate if self.deepspeed else 1
-        self.autocast = plan.bf16 and self.accelerator.mixed_precision == "no"
+        self.launch = {"kind": str(self.kind.value), "processes": distributed.world(), "accumulate": accumulate}
+        self.factor = distributed.world() * (accumulate if self.deepspeed else 1)
+        self._refuse(settings)
+        self.accelerator.gradient_accumulation_steps = accumulate if self.deepspeed else 1
+        self.autocast = settings.bf16 and self.accelerator.mixed_precision == "no"
         self.device = stage.device
 
         trained = {n: p for n, p in stage.named_parameters() if p.requires_grad}
         model, before = self._model(stage.modules())
-        wanted = {id(p) for p in trained.values()}
-        self._frozen = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in wanted]
+        learning = {id(p) for p in trained.values()}
+        self._frozen = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in learning]
         self._freeze(model, True)
         if before:  # sharded by an earlier stage of this run
             self.model, self.parameters, self.optimizers = model, trained, optimizers(trained)
@@ -79,42 +87,43 @@ class Team:
             for parameter in trained.values():
                 torch.distributed.broadcast(parameter.data, 0)
         names = {id(p): n for n, p in model.named_parameters()}
-        lost = [n for n, p in trained.items() if id(p) not in names]
-        if lost:
-            raise RuntimeError(f"stage {stage.name!r}: {lost[0]} is trained, but in none of its modules()")
+        missing = [n for n, p in trained.items() if id(p) not in names]
+        if missing:
+            raise RuntimeError(f"stage {stage.name!r}: {missing[0]} is trained, but in none of its modules()")
         places = {n: names[id(p)] for n, p in trained.items()}
         self.raw = optimizers(trained)
         if self.deepspeed:
-            settings = self.accelerator.state.deepspeed_plugin.deepspeed_config
-            settings |= {"gradient_clipping": plan.clip, "gradient_accumulation_steps": plan.accumulate}
-            settings["train_micro_batch_size_per_gpu"] = 1  # DeepSpeed's own figures alone depend on it
+            config = self.accelerator.state.deepspeed_plugin.deepspeed_config
+            config |= {"gradient_clipping": settings.clip, "gradient_accumulation_steps": accumulate}
+            config["train_micro_batch_size_per_gpu"] = 1  # DeepSpeed's own figures alone depend on it
         self.model, *self.optimizers = self.accelerator.prepare(model, *self.raw)
         now = dict(self.accelerator.unwrap_model(self.model).named_parameters())
         self.parameters = {n: now[place] for n, place in places.items()}
         if self.fsdp:
             _SHARDED.append(self.model)
 
-    def _refuse(self, plan: Plan) -> None:
+    def _refuse(self, settings: StageSettings) -> None:
         if self.kind == DistributedType.FSDP and not self.fsdp:
             raise UserError("accelerate: fsdp_version=1 is not supported; see conf/accelerate/fsdp.yaml")
         if self.accelerator.mixed_precision not in ("no", "bf16"):
-            given = self.accelerator.mixed_precision
-            raise UserError(f"accelerate: mixed_precision={given} is not supported; allowed: no, bf16")
-        if self.sharded and plan.optimizer != "adamw":
             raise UserError(
-                f"training.stages[].optimizer={plan.optimizer}: it needs whole matrices; sharded training (FSDP, "
+                f"accelerate: mixed_precision={self.accelerator.mixed_precision} is not supported; allowed: no, bf16"
+            )
+        if self.sharded and settings.optimizer != "adamw":
+            raise UserError(
+                f"training.stages[].optimizer={settings.optimizer}: it needs whole matrices; sharded training (FSDP, "
                 "DeepSpeed) has adamw"
             )
 
     def _model(self, modules: dict[str, nn.Module]) -> tuple[nn.Module, bool]:
         """The stage's modules as one, and whether that is sharded already."""
         if self.fsdp:
-            wanted = {id(p) for m in modules.values() for p in m.parameters()}
+            parameters = {id(p) for m in modules.values() for p in m.parameters()}
             for model in _SHARDED:
-                held = {id(p) for p in model.parameters()}
-                if wanted == held:
+                shards = {id(p) for p in model.parameters()}
+                if parameters == shards:
                     return model, True
-                if wanted & held:
+                if parameters & shards:
                     raise UserError(
                         "training.stages: stages with different modules can't be sharded (FSDP) in one run; "
                         "train the first alone and go on from its weights"
@@ -131,7 +140,7 @@ class Team:
     def losses(self, stage: Stage, batch: Any, shares: Mapping[str, float], otherwise: float) -> dict[str, Tensor]:
         """The terms of `stage.losses` that count, each times its share of the step's and `factor`.
 
-        Under the wrapper, and in the precision that were asked for. Where nothing counts, a term "" of 0: the other
+        Under the wrapper, and in the stage's precision. Where nothing counts, a term "" of 0: the other
         processes wait for this one's backward pass.
 
         Args:
@@ -141,9 +150,9 @@ class Team:
         def counted() -> dict[str, Tensor]:
             terms = stage.losses(batch)
             scaled = {n: t * (shares.get(n, otherwise) * self.factor) for n, t in terms.items()}
-            found = {n: t for n, t in scaled.items() if shares.get(n, otherwise)}
-            if found:
-                return found
+            terms = {n: t for n, t in scaled.items() if shares.get(n, otherwise)}
+            if terms:
+                return terms
             if self.sharded and not scaled:
                 raise UserError(f"stage {stage.name!r}: a sharded model needs a forward pass in every part of a step")
             zero = list(scaled.values()) or [0.0 * next(iter(self.parameters.values())).sum()]
@@ -190,11 +199,3 @@ class Team:
 
 
 _SHARDED: list[nn.Module] = []  # FSDP shards modules for good: a later stage of the same ones goes on with them
-
-
-def parts_of(plan: Plan) -> list[Part]:
-    """This process's parts of a step: a micro-batch's parts on all processes lie side by side."""
-    from vtc.training.loop import Part
-
-    world, rank = distributed.world(), distributed.rank()
-    return [Part(micro * world + rank, world * plan.accumulate) for micro in range(plan.accumulate)]

@@ -5,9 +5,13 @@ The model is built on torch's meta device, from its configuration alone, so that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+
+from vtc.job import Job, add_lora
+from vtc.training.identity import recipe, training_folder
+from vtc.training.parts import parameters_of
 
 FP32 = 4  # bytes: weights are kept in float32 and computed with in bfloat16 where a stage says bf16
 
@@ -35,45 +39,49 @@ class StagePlan:
         return {"weights": FP32 * self.total, "gradients": FP32 * self.learning, "AdamW": 2 * FP32 * self.learning}
 
 
-def plan_stages(cfg: Mapping[str, Any]) -> list[StagePlan]:
-    """The stages of `cfg.training` on the backbone of `cfg`.
+def plan_stages(job: Job) -> list[StagePlan]:
+    """The stages of a job's recipe on its backbone.
 
     Raises:
-        UserError: what `vtc.assemble.plan` refuses, or a part that a stage can't train.
+        UserError: what `Job.check` refuses, or a part that a stage can't train.
     """
-    from vtc.assemble import plan, tune
-    from vtc.registry import backbones
-    from vtc.training.parts import parameters_of
-
-    config = cfg["training"]
-    method = plan(cfg, trained=False).method
-    backbone = backbones.get(cfg["backbone"]["name"]).skeleton(cfg["backbone"])
+    job = dataclasses.replace(job)  # LoRA is put on a method of its own
+    job.check(trained=False)
+    method = job.compressor
+    backbone = job.family.skeleton(job.backbone_mapping)
     own = sum(p.numel() for p in method.parameters())
-    tune(backbone, method, config.get("lora"))
+    add_lora(backbone, method, recipe(job).lora)
     adapters = sum(p.numel() for _, p in parameters_of("adapters", backbone, method))
     adapters += method.extra_parameters - own
     model = sum(p.numel() for _, p in backbone.model.named_parameters() if p.device.type == "meta")
     total = model + method.extra_parameters
     stages = []
-    for stage in config["stages"]:
+    for stage in recipe(job).stages:
         trained = {}
-        for part in stage["train"]:
-            found = sum(p.numel() for _, p in parameters_of(part, backbone, method))
-            trained[part] = adapters if part == "adapters" else found
-        stages.append(StagePlan(stage["name"], trained, total))
+        for part in stage.train:
+            parameters = sum(p.numel() for _, p in parameters_of(part, backbone, method))
+            trained[part] = adapters if part == "adapters" else parameters
+        stages.append(StagePlan(stage.name, trained, total))
     return stages
 
 
-def describe(cfg: Mapping[str, Any]) -> list[str]:
+def describe(job: Job) -> list[str]:
     """`plan_stages` in lines for the console."""
     lines = []
-    for stage in plan_stages(cfg):
+    for stage in plan_stages(job):
         parts = ", ".join(f"{part} {count(n)}" for part, n in stage.trained.items())
         share = stage.learning / stage.total
         lines.append(f"{stage.name}: trains {parts}: {count(stage.learning)} of {count(stage.total)} ({share:.2%})")
         memory = " + ".join(f"{name} {size / 1e9:.1f} GB" for name, size in stage.memory.items())
         lines.append(f"  memory without activations: {memory} = {sum(stage.memory.values()) / 1e9:.1f} GB, in float32")
     return lines
+
+
+def dry_run(job: Job) -> Path:
+    """Says what would be trained, and where its weights would be; trains nothing."""
+    for line in describe(job):
+        print(line, flush=True)
+    return training_folder(job)
 
 
 def count(number: int) -> str:

@@ -61,15 +61,15 @@ class States:
     identity: Mapping[str, Any] = field(default_factory=dict)
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest state that is whole, and its ``state.json``; None where there is none. Every process must ask.
+        """The newest state that is whole, and its ``state.json``; None where there is none. Every process must call it.
 
         Raises:
             UserError: it is another training's.
         """
-        found = gather_objects(self._newest() if is_main() else None)[0]
-        if found:
-            self._check(*found)
-        return found
+        newest = gather_objects(self._newest() if is_main() else None)[0]
+        if newest:
+            self._check(*newest)
+        return newest
 
     def _newest(self) -> tuple[Path, dict[str, Any]] | None:
         for path in reversed(self._all()):
@@ -126,8 +126,8 @@ class States:
         """By step."""
         if not self.folder.is_dir():
             return []
-        found = {re.fullmatch(r"step-(\d+)", entry.name): entry for entry in self.folder.iterdir()}
-        return [path for _, path in sorted((int(m[1]), path) for m, path in found.items() if m)]
+        names = {re.fullmatch(r"step-(\d+)", entry.name): entry for entry in self.folder.iterdir()}
+        return [path for _, path in sorted((int(m[1]), path) for m, path in names.items() if m)]
 
     def _prune(self, newest: Path) -> None:
         """Keeps the newest and the ones before it; later ones were damaged, and what a crash left is nobody's."""

@@ -21,7 +21,7 @@ from vtc.backbones.base import Backbone
 from vtc.data.training.batch import IGNORE
 from vtc.data.training.collate import Encoder
 from vtc.data.training.formats import BadSample
-from vtc.data.training.index import Sample
+from vtc.data.training.index import TrainingSample
 from vtc.engine.embed import embed_images
 from vtc.errors import UserError
 from vtc.interface import SUMMARY_PROMPT
@@ -83,8 +83,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [folder / f"{n}.png" for n in range(3)]
 
 
-def sample(images: Sequence[Path], *turns: tuple[str, str], caption: str | None = None) -> Sample:
-    return Sample(list(images), list(turns), caption)
+def sample(images: Sequence[Path], *turns: tuple[str, str], caption: str | None = None) -> TrainingSample:
+    return TrainingSample(list(images), list(turns), caption)
 
 
 def spans(labels: Tensor) -> list[Tensor]:

@@ -17,12 +17,11 @@ from fabricate import captions, conversations, pictures, said, shard, words, wri
 from torch import Tensor
 
 from vtc.backbones.base import Backbone
-from vtc.data.training import Prefetched, Skipped, Source
-from vtc.data.training.batch import Batch
+from vtc.data.training import Batch, FileSource, Part, Prefetched, Skipped
 from vtc.data.training.source import WINDOW
 from vtc.errors import UserError
+from vtc.settings import DataSettings
 from vtc.testing import tiny_backbone
-from vtc.training.loop import Part
 
 
 @cache
@@ -41,9 +40,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def source(folder: Path, *names: str, seed: int = 5, **config: Any) -> Source:
+def source(folder: Path, *names: str, seed: int = 5, **config: Any) -> FileSource:
     given = {"path": [str(folder / name) for name in names]} if names else {}
-    return Source({"batch_size": 6, "cache": str(folder / "index"), **given, **config}, backbone(), seed)
+    data = DataSettings(**{"batch_size": 6, "cache": str(folder / "index"), **given, **config})
+    return FileSource(data, backbone(), seed)
 
 
 def rows(batch: Batch) -> list[tuple]:
@@ -185,7 +185,7 @@ def test_workers_load_the_same_batches(folder: Path, workers: int) -> None:
     found = list(Prefetched(ahead, [Part(1, 3), Part(2, 3)], 2, 9, workers))
     assert torch.equal(before, torch.get_rng_state())
     assert len(found) == len(expected) and all(same(a, b) for a, b in zip(found, expected, strict=True))
-    assert ahead.skipped.found == plain.skipped.found and len(ahead.skipped) > 0
+    assert ahead.skipped.reasons == plain.skipped.reasons and len(ahead.skipped) > 0
 
 
 def test_asking_by_step_is_served_from_what_was_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +230,7 @@ def test_broken_images_are_replaced_and_named(folder: Path) -> None:
     (images / f"{3:012d}.png").write_text("<html>404</html>")
     data = source(folder, "talk.json", max_skipped=5)
     after = [rows(data.batch(step)) for step in steps]
-    bad = sorted(data.skipped.found)
+    bad = sorted(data.skipped.reasons)
     assert len(data.skipped) == 4 and {len(batch) for batch in after} == {6}
     for step in steps:
         drawn = data.numbers("conversation", step)
@@ -247,7 +247,7 @@ def test_broken_images_are_replaced_and_named(folder: Path) -> None:
     halves = source(folder, "talk.json", max_skipped=5)
     for step in (6, 0, 3):
         assert rows(halves.batch(step, Part(1, 2))) == after[step][3:]
-    reasons = sorted(data.skipped.found.values())
+    reasons = sorted(data.skipped.reasons.values())
     assert reasons[0].startswith(f"talk.json, entry 0 (id 000000000000): image {images}/000000000000.png is missing")
     assert all("can't be read (" in reason for reason in reasons[1:]) and len(reasons) == 4
 
@@ -273,7 +273,7 @@ def test_bad_text_and_bad_shards_count_too(folder: Path) -> None:
     path = shard(folder / "cc3m-00002.tar", 0, 12, leave_out=["000004.jpg", "000006.txt"])
     data = source(folder, path.name, max_skipped=2)
     assert [len(data.batch(step)) for step in range(3)] == [6, 6, 6]
-    named = sorted(data.skipped.found.values())
+    named = sorted(data.skipped.reasons.values())
     assert named[0] == "cc3m-00002.tar, entry 4 (000004.txt): no image beside it"
     assert named[1] == "cc3m-00002.tar, entry 6 (000006.jpg): an empty caption"
 
@@ -284,7 +284,7 @@ def test_samples_whose_answers_do_not_fit_count_too(folder: Path) -> None:
     data = source(folder, "long.json", max_length=30, max_skipped=1)
     for step in range(4):
         assert len(data.batch(step)) == 6
-    assert list(data.skipped.found.values()) == ["long.json, entry 3 (id 3): no token of an answer before max_length"]
+    assert list(data.skipped.reasons.values()) == ["long.json, entry 3 (id 3): no token of an answer before max_length"]
 
 
 def test_nothing_that_can_be_read_is_no_endless_search(folder: Path) -> None:
@@ -297,7 +297,7 @@ def test_skipped_counts_a_sample_once() -> None:
     skipped = Skipped(2, 100, 0.02)
     skipped.update({("caption", 1): "a", ("caption", 2): "b"})
     skipped.update({("caption", 2): "of another process", ("caption", 1): "a"})
-    assert list(skipped.found.values()) == ["a", "b"]
+    assert list(skipped.reasons.values()) == ["a", "b"]
     skipped.synchronise()  # one process: nothing to do
     with pytest.raises(UserError, match=r"max_skipped=0.02: 3 of 100 .* 2 allowed: a; b; c$"):
         skipped.update({("both", 1): "c"})
@@ -308,7 +308,7 @@ def _process(rank: int, address: str, queue: Any) -> None:
     skipped = Skipped(4, 100, 4)
     skipped.update({("caption", 7): "both met it", ("caption", rank): f"rank {rank}"})
     skipped.synchronise()
-    queue.put(sorted(skipped.found.items()))
+    queue.put(sorted(skipped.reasons.items()))
     skipped.update({("caption", 20 + rank): "met later"})  # 4 in either, 5 together
     try:
         skipped.synchronise()

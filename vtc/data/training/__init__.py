@@ -4,7 +4,8 @@ Nothing is held in memory but an index on disk (`index`), every batch is a funct
 can't be read is named, counted and replaced (`source`).
 """
 
+from vtc.data.training.batch import Batch, Part
 from vtc.data.training.prefetch import Prefetched
-from vtc.data.training.source import Skipped, Source
+from vtc.data.training.source import FileSource, Skipped, TrainingSource
 
-__all__ = ["Prefetched", "Skipped", "Source"]
+__all__ = ["Batch", "FileSource", "Part", "Prefetched", "Skipped", "TrainingSource"]

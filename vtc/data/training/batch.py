@@ -11,6 +11,20 @@ from torch import Tensor
 IGNORE = -100  # the label of what is not answered
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which share of a step's global batch: the rank and the micro-batch together."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, n: int) -> slice:
+        """Its rows of `n`: contiguous; the sizes of parts differ by one at most."""
+        least, more = divmod(n, self.count)
+        start = self.index * least + min(self.index, more)
+        return slice(start, start + least + (self.index < more))
+
+
 @dataclass
 class Batch:
     """One part of a step's global batch.
@@ -53,15 +67,15 @@ class Batch:
         """The same batch on a device."""
         return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
 
-    def rows(self, chosen: slice) -> Batch:
-        """Some of the rows; every input has one entry a row (one image each)."""
+    def rows(self, share: slice) -> Batch:
+        """Some of the rows. Every input must have one entry a row, which holds where each row has one image."""
         return Batch(
-            inputs={name: tensor[chosen] for name, tensor in self.inputs.items()},
-            labels=self.labels[chosen],
-            blocks=None if self.blocks is None else self.blocks[chosen],
-            captions=None if self.captions is None else (self.captions[0][chosen], self.captions[1][chosen]),
-            embed_at=None if self.embed_at is None else self.embed_at[chosen],
-            kinds=self.kinds[chosen],
+            inputs={name: tensor[share] for name, tensor in self.inputs.items()},
+            labels=self.labels[share],
+            blocks=None if self.blocks is None else self.blocks[share],
+            captions=None if self.captions is None else (self.captions[0][share], self.captions[1][share]),
+            embed_at=None if self.embed_at is None else self.embed_at[share],
+            kinds=self.kinds[share],
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from vtc.backbones.base import Backbone
 from vtc.data.training.batch import IGNORE, Batch
 from vtc.data.training.formats import IMAGE, BadSample
-from vtc.data.training.index import Sample, open_image
+from vtc.data.training.index import TrainingSample, open_image
 from vtc.errors import UserError
 from vtc.interface import SUMMARY_PROMPT
 
@@ -57,7 +57,7 @@ class Encoder:
         pad = tokenizer.pad_token_id
         self.pad = tokenizer.eos_token_id if pad is None else pad
 
-    def row(self, kind: str, sample: Sample) -> Row:
+    def row(self, kind: str, sample: TrainingSample) -> Row:
         """A sample as tokens. Visual tokens are never cut.
 
         Raises:
@@ -77,9 +77,9 @@ class Encoder:
             # The text ends with the eos, and images stand before all answers: counted from the end, nothing moved when
             # the processor put visual tokens in their place.
             at = int(offsets[:, 1].max()) - len(text)
-            for piece, said in pieces:
+            for piece, is_answer in pieces:
                 stop = at + len(piece)
-                if said:
+                if is_answer:
                     answer |= (offsets[:, 0] >= at) & (offsets[:, 0] < stop) & (offsets[:, 1] > offsets[:, 0])
                 at = stop
         labels = torch.where(answer, ids[0], IGNORE)
@@ -95,13 +95,13 @@ class Encoder:
             raise BadSample("no token of an answer" + (" before max_length" if answer.any() else ""))
         return Row(encoded, labels, None if kind == "conversation" else sample.caption)
 
-    def _pieces(self, kind: str, sample: Sample) -> list[tuple[str, bool]]:
+    def _pieces(self, kind: str, sample: TrainingSample) -> list[tuple[str, bool]]:
         count = len(sample.images)
         if kind == "caption":
             return [(self.backbone.prompt(SUMMARY_PROMPT, count), False)]
-        named = sum(question.count(IMAGE) for question, _ in sample.turns)
-        if named not in (0, count):
-            raise BadSample(f"{named} times {IMAGE}, and {count} images")
+        mentions = sum(question.count(IMAGE) for question, _ in sample.turns)
+        if mentions not in (0, count):
+            raise BadSample(f"{mentions} times {IMAGE}, and {count} images")
         if any(IMAGE in answer for _, answer in sample.turns):
             raise BadSample(f"{IMAGE} in an answer")
         turns = [(question.replace(IMAGE, "").strip(), answer.strip()) for question, answer in sample.turns]
@@ -116,12 +116,12 @@ class Encoder:
         length = max(len(row.labels) for row in rows)
         inputs: dict[str, Tensor] = {}
         for name in dict.fromkeys(name for row in rows for name in row.inputs):
-            there = [(row.inputs[name], len(row.labels)) for row in rows if name in row.inputs]
-            along = all(value.shape == (1, size) for value, size in there)
+            values = [(row.inputs[name], len(row.labels)) for row in rows if name in row.inputs]
+            along = all(value.shape == (1, size) for value, size in values)
             fill = self.pad if name == "input_ids" else 0
             padded = [
                 torch.nn.functional.pad(value, (0, length - size), value=fill) if along else value
-                for value, size in there
+                for value, size in values
             ]
             joined = torch.cat(padded)
             inputs[name] = joined.to(self.dtype) if joined.is_floating_point() else joined

@@ -163,7 +163,7 @@ def _lines(path: Path) -> Iterator[Entry]:
 
 def _shard(path: Path) -> Iterator[Entry]:
     number, key = 0, None
-    found: dict[str, tuple[Span, bytes]] = {}
+    members: dict[str, tuple[Span, bytes]] = {}
     size, end = path.stat().st_size, 0
     try:
         with tarfile.open(path, "r:") as tar:
@@ -177,14 +177,14 @@ def _shard(path: Path) -> Iterator[Entry]:
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"{member.name} is cut short")
                 if key is not None and key != (folder, stem):
-                    yield _grouped(path, number, found)
-                    number, found = number + 1, {}
+                    yield _grouped(path, number, members)
+                    number, members = number + 1, {}
                 key, ending = (folder, stem), ending.lower()
                 ending = "image" if ending in PICTURES else ending
                 if ending in ("image", "txt", "json"):
                     stream = tar.extractfile(member) if ending != "image" else None
                     content = stream.read() if stream else b""
-                    found[ending] = Span(member.offset_data, member.size), content
+                    members[ending] = Span(member.offset_data, member.size), content
         with path.open("rb") as raw:
             raw.seek(end)
             if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -192,22 +192,22 @@ def _shard(path: Path) -> Iterator[Entry]:
     except tarfile.TarError as error:
         raise UserError(f"training.data.path={path}: entry {number}: not a readable tar ({error})") from None
     if key is not None:
-        yield _grouped(path, number, found)
+        yield _grouped(path, number, members)
 
 
-def _grouped(path: Path, number: int, found: Mapping[str, tuple[Span, bytes]]) -> Entry:
-    image = found["image"][0] if "image" in found else None
-    if "json" in found:
-        span, raw = found["json"]
+def _grouped(path: Path, number: int, members: Mapping[str, tuple[Span, bytes]]) -> Entry:
+    image = members["image"][0] if "image" in members else None
+    if "json" in members:
+        span, raw = members["json"]
         try:
             content = json.loads(raw)
         except ValueError as error:
             raise UserError(f"training.data.path={path}: entry {number}: not JSON ({error})") from None
         if not isinstance(content, dict):
             raise UserError(f"training.data.path={path}: entry {number}: not an object")
-        if "txt" not in found or "conversations" in content or "question" in content:
+        if "txt" not in members or "conversations" in content or "question" in content:
             return Entry(number, span, content, image)
-    span, raw = found.get("txt", (Span(0, 0), b""))
+    span, raw = members.get("txt", (Span(0, 0), b""))
     return Entry(number, span, {"caption": raw.decode("utf-8", "replace")}, image, bare=True)
 
 
@@ -218,8 +218,8 @@ def pictures(content: Mapping[str, Any]) -> list[str]:
     Raises:
         BadSample: they are no paths.
     """
-    given = content.get("images") or content.get("image") or []
-    paths = [given] if isinstance(given, str) else given
+    value = content.get("images") or content.get("image") or []
+    paths = [value] if isinstance(value, str) else value
     if not isinstance(paths, list) or not all(isinstance(p, str) for p in paths):
         raise BadSample("image is neither a path nor a list of paths")
     return paths
@@ -242,10 +242,10 @@ def talks(content: Mapping[str, Any]) -> bool:
 
 def caption(content: Mapping[str, Any]) -> str | None:
     """The caption field of an entry, or None."""
-    found = content.get("caption", content.get("blip_caption"))
-    if found is not None and not isinstance(found, str):
+    text = content.get("caption", content.get("blip_caption"))
+    if text is not None and not isinstance(text, str):
         raise BadSample("caption is not a text")
-    return found
+    return text
 
 
 def turns(content: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -256,31 +256,31 @@ def turns(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         BadSample: not LLaVA's schema, nobody answers, or the two sides don't take turns.
     """
     if "conversations" not in content:
-        said = [("human", content.get("question")), ("gpt", content.get("answer"))]
+        messages = [("human", content.get("question")), ("gpt", content.get("answer"))]
     elif not isinstance(content["conversations"], list):
         raise BadSample("conversations is not a list")
     else:
-        given = [message if isinstance(message, Mapping) else {} for message in content["conversations"]]
-        said = [(ROLES.get(str(message.get("from")), ""), message.get("value")) for message in given]
-    if not all(who and isinstance(what, str) for who, what in said):
+        objects = [message if isinstance(message, Mapping) else {} for message in content["conversations"]]
+        messages = [(ROLES.get(str(message.get("from")), ""), message.get("value")) for message in objects]
+    if not all(who and isinstance(what, str) for who, what in messages):
         raise BadSample("a message without text, or from neither human nor gpt")
-    while said and said[0][0] == "gpt":
-        said = said[1:]
-    if len(said) % 2:
-        said = said[:-1]
-    if not said:
+    while messages and messages[0][0] == "gpt":
+        messages = messages[1:]
+    if len(messages) % 2:
+        messages = messages[:-1]
+    if not messages:
         raise BadSample("nothing is answered")
-    if any(who != ("human", "gpt")[n % 2] for n, (who, _) in enumerate(said)):
+    if any(who != ("human", "gpt")[n % 2] for n, (who, _) in enumerate(messages)):
         raise BadSample("human and gpt don't take turns")
-    return [(str(q), str(a)) for (_, q), (_, a) in zip(said[::2], said[1::2], strict=True)]
+    return [(str(q), str(a)) for (_, q), (_, a) in zip(messages[::2], messages[1::2], strict=True)]
 
 
-def kind_of(content: Mapping[str, Any], images: int, wanted: str | None, captioned: bool, plain: bool) -> str:
-    """What an entry is used for: by its fields, or as `wanted`.
+def kind_of(content: Mapping[str, Any], images: int, kind: str | None, captioned: bool, plain: bool) -> str:
+    """What an entry is used for: by its fields, or as `kind` says.
 
     Args:
         images: how many it has.
-        wanted: conversation, caption, both, or None.
+        kind: conversation, caption, both, or None.
         captioned: a second file has a caption of its image.
         plain: a caption alone may be answered: LLaVA's first stage.
 
@@ -288,20 +288,20 @@ def kind_of(content: Mapping[str, Any], images: int, wanted: str | None, caption
         BadSample: it can't be used so.
     """
     described = captioned or caption(content) is not None
-    if wanted is None:
+    if kind is None:
         if talks(content):
             return "both" if described and images == 1 else "conversation"
-        wanted = "caption"
+        kind = "caption"
         if not described:
             raise BadSample("neither conversations, nor question and answer, nor a caption")
-    if wanted == "conversation":
+    if kind == "conversation":
         if not (talks(content) or (plain and described and images)):
             raise BadSample("no conversation; a caption alone is one with training.data.plain=true")
-        return wanted
+        return kind
     if images != 1:
         raise BadSample(f"{images} images, and a caption is of one")
-    if wanted == "both" and not talks(content):
+    if kind == "both" and not talks(content):
         raise BadSample("no conversation, as kind=both needs")
     if not described and (not talks(content) or len(turns(content)) > 1):
-        raise BadSample(f"no caption, as kind={wanted} needs (an answer is one where there is a single turn)")
-    return wanted
+        raise BadSample(f"no caption, as kind={kind} needs (an answer is one where there is a single turn)")
+    return kind

@@ -48,7 +48,7 @@ BUFFER = 1024  # records
 
 
 @dataclass
-class Sample:
+class TrainingSample:
     """What an entry says.
 
     Attributes:
@@ -193,17 +193,17 @@ class DataFile:
                 count = int(entry.image is not None or not formats.talks(entry.content))
             else:
                 count = len(formats.pictures(entry.content))
-            key, there = 0, formats.Span(0, 0)
+            key, caption = 0, formats.Span(0, 0)
             if self.by_key or self.captions:
                 path = formats.image_key(entry.content)
                 key = int.from_bytes(hashlib.blake2b((path or "").encode(), digest_size=8).digest(), "little")
                 if self.captions and path:
-                    there = self.captions.find(key)
-            kind = formats.kind_of(entry.content, count, self.kind, there.size > 0, self.plain)
+                    caption = self.captions.find(key)
+            kind = formats.kind_of(entry.content, count, self.kind, caption.size > 0, self.plain)
         except BadSample as error:
             where = formats.place(self.format, entry.number)
             raise UserError(f"training.data.path={self.path}: {where}: {error}") from None
-        return KINDS.index(kind), (entry.number, *entry.text, *image, *there, key, min(count, 255), entry.bare)
+        return KINDS.index(kind), (entry.number, *entry.text, *image, *caption, key, min(count, 255), entry.bare)
 
     def find(self, key: int) -> formats.Span:
         """Where the first entry with this key is; size 0 if there is none."""
@@ -231,7 +231,7 @@ class DataFile:
         except ValueError:
             raise BadSample("no longer what it was when it was indexed") from None
 
-    def sample(self, kind: str, number: int) -> Sample:
+    def sample(self, kind: str, number: int) -> TrainingSample:
         """The n-th sample of a kind.
 
         Raises:
@@ -255,15 +255,15 @@ class DataFile:
             caption = self._caption(record, content)
             if not caption.strip():
                 raise BadSample("an empty caption")
-        return Sample(images, turns, caption)
+        return TrainingSample(images, turns, caption)
 
     def _caption(self, record: np.void, content: dict[str, Any]) -> str:
-        found = formats.caption(content)
-        if found is None and record["caption_size"] and self.captions:
+        text = formats.caption(content)
+        if text is None and record["caption_size"] and self.captions:
             raw = _read(self.captions.path, int(record["caption_start"]), int(record["caption_size"]))
             content = json.loads(raw)
-            found = formats.caption(content)
-        return formats.turns(content)[0][1] if found is None else found
+            text = formats.caption(content)
+        return formats.turns(content)[0][1] if text is None else text
 
     def name(self, kind: str, number: int) -> str:
         """How messages call a sample: its file, its place, its id."""

@@ -65,7 +65,7 @@ class Mix:
 
     @classmethod
     def of(cls, counts: Mapping[str, int], weights: Mapping[str, Any] | None) -> Mix:
-        """The mix of a config's `data.mix` over what the data has.
+        """The mix that `data.mix` asks for, over what the data has.
 
         Args:
             counts: samples of each kind.
@@ -77,18 +77,18 @@ class Mix:
         Raises:
             UserError: a kind that doesn't exist or that the data lacks, or a weight below 0.
         """
-        given = {kind: _fraction(kind, weight) for kind, weight in (weights or {}).items()}
+        shares = {kind: _fraction(kind, weight) for kind, weight in (weights or {}).items()}
         talk = counts["conversation"] + counts["both"]
-        there = {"conversation": talk, "caption": counts["caption"] + counts["both"], "both": counts["both"]}
-        if "both" in given:
-            there = dict(counts)
-        for kind, weight in given.items():
-            if weight and not there[kind]:
+        samples = {"conversation": talk, "caption": counts["caption"] + counts["both"], "both": counts["both"]}
+        if "both" in shares:
+            samples = dict(counts)
+        for kind, weight in shares.items():
+            if weight and not samples[kind]:
                 raise UserError(f"training.data.mix.{kind}={weight}: the data has no samples of this kind")
-        answers, pairs = given.get("conversation", Fraction(not given)), given.get("caption", Fraction(not given))
-        answers, pairs = (answers if talk else Fraction(0)), (pairs if there["caption"] else Fraction(0))
-        if "both" in given:
-            both, talking = given["both"], answers + given["both"]
+        answers, pairs = shares.get("conversation", Fraction(not shares)), shares.get("caption", Fraction(not shares))
+        answers, pairs = (answers if talk else Fraction(0)), (pairs if samples["caption"] else Fraction(0))
+        if "both" in shares:
+            both, talking = shares["both"], answers + shares["both"]
         else:
             both, talking = answers * Fraction(counts["both"], max(talk, 1)), answers
             pairs = max(pairs - both, Fraction(0)) if counts["caption"] else Fraction(0)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vtc.data.training.batch import Batch
-from vtc.data.training.source import Source
+from vtc.data.training.batch import Batch, Part
+from vtc.data.training.source import FileSource
 from vtc.errors import UserError
-
-if TYPE_CHECKING:
-    from vtc.training.loop import Part
 
 
 class Prefetched:
@@ -27,7 +24,7 @@ class Prefetched:
 
     def __init__(
         self,
-        source: Source,
+        source: FileSource,
         parts: Sequence[Part],
         first: int,
         last: int,
@@ -36,7 +33,7 @@ class Prefetched:
     ) -> None:
         self.source, self.parts, self.first, self.last = source, list(parts), first, last
         self.workers, self.context = workers, context
-        self._ahead: Iterator[Batch] | None = None
+        self._batches: Iterator[Batch] | None = None
         self._next = 0
 
     def __len__(self) -> int:
@@ -46,7 +43,7 @@ class Prefetched:
         """Every step, and in it every part.
 
         Raises:
-            UserError: as `Source.batch`.
+            UserError: as `FileSource.batch`.
         """
         return self._from(0)
 
@@ -54,11 +51,11 @@ class Prefetched:
         """What `source.batch(step, part)` is; loaded ahead as long as steps and parts are asked for in their order."""
         if part not in self.parts or not self.first <= step < self.last:
             return self.source.batch(step, part)
-        wanted = (step - self.first) * len(self.parts) + self.parts.index(part)
-        if self._ahead is None or wanted != self._next:
-            self._ahead = self._from(wanted)
-        self._next = wanted + 1
-        return next(self._ahead)
+        number = (step - self.first) * len(self.parts) + self.parts.index(part)
+        if self._batches is None or number != self._next:
+            self._batches = self._from(number)
+        self._next = number + 1
+        return next(self._batches)
 
     def _from(self, begin: int) -> Iterator[Batch]:
         loader: DataLoader = DataLoader(
@@ -79,7 +76,7 @@ class Prefetched:
 class _Items(Dataset):
     """Item n: a batch, or the mistake that a worker met, and the samples that were skipped for the first time."""
 
-    def __init__(self, source: Source, parts: list[Part], first: int, begin: int, end: int) -> None:
+    def __init__(self, source: FileSource, parts: list[Part], first: int, begin: int, end: int) -> None:
         self.source, self.parts, self.first, self.begin, self.end = source, parts, first, begin, end
 
     def __len__(self) -> int:
@@ -93,8 +90,7 @@ class _Items(Dataset):
             result = self.source.batch(self.first + step, self.parts[part])
         except UserError as error:
             result = error
-        found = self.source.skipped.found
-        return result, dict(list(found.items())[known:])
+        return result, dict(list(self.source.skipped.reasons.items())[known:])
 
 
 def _as_it_is(item: Any) -> Any:

@@ -1,34 +1,69 @@
-"""The training data of a config: files, their kinds, the order of samples, and what could not be read."""
+"""Where a training's batches come from, and the source that reads files: their kinds, the order of samples, and what
+could not be read."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 from braceexpand import braceexpand
 
 from vtc.backbones.base import Backbone
 from vtc.data.training import formats
-from vtc.data.training.batch import Batch
+from vtc.data.training.batch import Batch, Part
 from vtc.data.training.collate import Encoder, Row
 from vtc.data.training.formats import FORMATS, KINDS, BadSample
 from vtc.data.training.index import DataFile
 from vtc.data.training.order import Mix, shuffled
+from vtc.distributed import gather_objects
 from vtc.errors import UserError, unknown
-
-if TYPE_CHECKING:
-    from vtc.training.loop import Part
+from vtc.settings import DataSettings
+from vtc.shipped import cache_folder
 
 FIELDS = ("path", "images", "format", "kind", "captions")  # of one of data.sources
 WINDOW = 32  # batches among which samples are sorted by length
 PROBED = 8  # images that are looked for before anything begins
 NAMED = 5  # samples that an error names
+
+# What a validation needs of a model: a batch → (logits [B, L, V], embeddings of pictures and captions or None).
+Answers = Callable[[Any], tuple[torch.Tensor, "tuple[torch.Tensor, torch.Tensor] | None"]]
+
+
+class TrainingSource(Protocol):
+    """Batches as a function of the seed, the step and the part alone.
+
+    One that is registered (`vtc.registry.training_sources`, or the entry point `vtc.training_sources`) can be chosen
+    by `training.data.source=<name>`; somebody's own set of drawn pictures is a class of this kind.
+
+    Attributes:
+        batch_size: rows of the global batch of a step.
+
+    A source that can say how well a model does has `validate(answers: Answers, device) -> dict[str, float]` too, and
+    one of a known size `__len__`, so that a stage may be counted in epochs.
+    """
+
+    batch_size: int
+
+    @classmethod
+    def of_stage(cls, name: str, data: DataSettings, backbone: Backbone, seed: int, embed: bool) -> TrainingSource:
+        """The source of a stage.
+
+        Args:
+            name: of the stage.
+            embed: whether a contrastive loss reads an embedding of each picture.
+        """
+        ...
+
+    def batch(self, step: int, part: Part | None = None) -> Batch:
+        """A part of the global batch of a step; all of it by default."""
+        ...
 
 
 @dataclass
@@ -42,32 +77,33 @@ class Skipped:
     Attributes:
         limit: how many are allowed.
         total: samples of the data.
-        found: (kind, number) → file, place, id and reason.
+        setting: what `max_skipped` says.
+        reasons: (kind, number) → file, place, id and reason.
     """
 
     limit: int
     total: int
-    given: Any
-    found: dict[tuple[str, int], str] = field(default_factory=dict)
+    setting: Any
+    reasons: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.found)
+        return len(self.reasons)
 
     def __contains__(self, sample: tuple[str, int]) -> bool:
-        return sample in self.found
+        return sample in self.reasons
 
-    def update(self, found: Mapping[tuple[str, int], str]) -> None:
+    def update(self, reasons: Mapping[tuple[str, int], str]) -> None:
         """Counts samples, those known already not again.
 
         Raises:
             UserError: they are more than the limit; names the first few.
         """
-        self.found.update((sample, why) for sample, why in found.items() if sample not in self.found)
-        if len(self.found) > self.limit:
-            named = "; ".join(list(self.found.values())[:NAMED])
+        self.reasons.update((sample, why) for sample, why in reasons.items() if sample not in self.reasons)
+        if len(self.reasons) > self.limit:
+            first = "; ".join(list(self.reasons.values())[:NAMED])
             raise UserError(
-                f"training.data.max_skipped={self.given}: {len(self.found)} of {self.total} samples can't be used, "
-                f"more than the {self.limit} allowed: {named}{'; …' if len(self.found) > NAMED else ''}"
+                f"training.data.max_skipped={self.setting}: {len(self.reasons)} of {self.total} samples can't be used, "
+                f"more than the {self.limit} allowed: {first}{'; …' if len(self.reasons) > NAMED else ''}"
             )
 
     def synchronise(self) -> None:
@@ -76,16 +112,10 @@ class Skipped:
         Raises:
             UserError: in all of them, when they are more than the limit together.
         """
-        import torch.distributed as distributed
-
-        if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-            return
-        everyone: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(everyone, self.found)
-        self.update({sample: why for found in everyone for sample, why in found.items()})
+        self.update({sample: why for reasons in gather_objects(self.reasons) for sample, why in reasons.items()})
 
 
-class Source:
+class FileSource:
     """Conversations and caption pairs from files, as batches that are a function of (seed, step, part).
 
     A step is of one kind (see `Mix.of`). Each kind has its own permutation per epoch, and its steps read on where its
@@ -93,10 +123,7 @@ class Source:
     place in the kind's next batch: that depends on neither other samples nor other processes.
 
     Args:
-        config: `path` (one or a list, braces and globs expanded), `images`, `format`, `kind`, `captions`, or a list of
-            such in `sources`; `batch_size` (samples a step); `mix`; `group_by_length` (sorted among 32 batches, text
-            without images apart); `plain`; `max_length` (tokens); `max_skipped` (a share of the samples, or a count);
-            `cache` (the folder of indexes).
+        data: what is read. Of `group_by_length`: samples are sorted among 32 batches, text without images apart.
         backbone: its processor, prompts and dtype are used.
         seed: of the order.
 
@@ -105,27 +132,25 @@ class Source:
             `images` says.
     """
 
-    def __init__(self, config: Mapping[str, Any], backbone: Backbone, seed: int) -> None:
-        self.seed = seed
-        self.batch_size = _whole(config, "batch_size", 1)
-        self.encoder = Encoder(
-            backbone,
-            bool(config.get("plain", False)),
-            None if config.get("max_length") is None else _whole(config, "max_length", 1),
-        )
-        self.grouped = bool(config.get("group_by_length", False))
-        given = config.get("max_skipped", 0.01)
-        share = _skippable(given)
-        self.files = list(_files(config))
+    def __init__(self, data: DataSettings, backbone: Backbone, seed: int) -> None:
+        self.seed, self.batch_size, self.grouped = seed, data.batch_size, data.group_by_length
+        self.encoder = Encoder(backbone, data.plain, data.max_length)
+        share = _skippable(data.max_skipped)
+        self.files = list(_files(data))
         counts = np.array([file.counts for file in self.files])  # [files, kinds]
         self.ends = dict(zip(KINDS, counts.cumsum(0).T, strict=True))
         self.counts = {kind: int(ends[-1]) for kind, ends in self.ends.items()}
         if not len(self):
             raise UserError("training.data: the files hold no sample")
-        self.mix = Mix.of(self.counts, config.get("mix"))
-        self.skipped = Skipped(int(share * len(self)) if share < 1 else int(share), len(self), given)
+        self.mix = Mix.of(self.counts, data.mix)
+        self.skipped = Skipped(int(share * len(self)) if share < 1 else int(share), len(self), data.max_skipped)
         self._window: tuple[tuple[str, int], np.ndarray] | None = None
         _look_for_images(self.files)
+
+    @classmethod
+    def of_stage(cls, name: str, data: DataSettings, backbone: Backbone, seed: int, embed: bool) -> FileSource:
+        """See `TrainingSource.of_stage`. The order of the samples is the same in every stage."""
+        return cls(data, backbone, seed)
 
     def __len__(self) -> int:
         """Samples, of all kinds."""
@@ -159,13 +184,13 @@ class Source:
             number = int(self.numbers(kind, turn + later)[slot])
             if (kind, number) in self.skipped:
                 continue
-            file, there = self._locate(kind, number)
+            file, place = self._locate(kind, number)
             try:
-                return self.encoder.row(kind, file.sample(kind, there))
+                return self.encoder.row(kind, file.sample(kind, place))
             except BadSample as error:
-                self.skipped.update({(kind, number): f"{file.name(kind, there)}: {error}"})
-        found = next(iter(self.skipped.found.values()))
-        raise UserError(f"training.data: no {kind} sample can be used in step after step, e.g. {found}")
+                self.skipped.update({(kind, number): f"{file.name(kind, place)}: {error}"})
+        reason = next(iter(self.skipped.reasons.values()))
+        raise UserError(f"training.data: no {kind} sample can be used in step after step, e.g. {reason}")
 
     def numbers(self, kind: str, turn: int) -> np.ndarray:
         """Which samples of a kind its batch number `turn` has, [batch_size], before any is replaced."""
@@ -207,36 +232,25 @@ class Source:
         return lengths
 
 
-# ------------------------------------------------------------------------------------------------------- config
-def _whole(config: Mapping[str, Any], key: str, least: int) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"training.data.{key}={value}: a whole number of {least} or more")
-    return value
-
-
-def _skippable(given: Any) -> Fraction:
+# ----------------------------------------------------------------------------------------------------- settings
+def _skippable(limit: Any) -> Fraction:
     """A share below 1, or a whole number."""
     try:
-        share = Fraction(str(given))
+        share = Fraction(str(limit))
     except ValueError:
         share = Fraction(-1)
     if share < 0 or (share > 1 and share.denominator != 1):
-        raise UserError(f"training.data.max_skipped={given}: a share of the samples below 1, or a count")
+        raise UserError(f"training.data.max_skipped={limit}: a share of the samples below 1, or a count")
     return share
 
 
-def _files(config: Mapping[str, Any]) -> Iterator[DataFile]:
-    from vtc.shipped import cache_folder
-
-    cache = Path(config.get("cache") or cache_folder() / "index").expanduser()
-    plain = bool(config.get("plain", False))
-    given = config.get("sources")
-    if given and config.get("path"):
+def _files(data: DataSettings) -> Iterator[DataFile]:
+    cache = Path(data.cache or cache_folder() / "index").expanduser()
+    if data.sources and data.path:
         raise UserError("training.data: path and sources are two ways to say the same; give one of them")
-    if not given and not config.get("path"):
+    if not data.sources and not data.path:
         raise UserError("training.data.path=null: the file or files to train on, or training.data.sources")
-    for source in given or [{key: config.get(key) for key in FIELDS}]:
+    for source in data.sources or [{key: getattr(data, key) for key in FIELDS}]:
         for key in source:
             if key not in FIELDS:
                 raise unknown("training.data.sources", key, FIELDS)
@@ -253,23 +267,23 @@ def _files(config: Mapping[str, Any]) -> Iterator[DataFile]:
             (path,) = _paths(captions, "captions")
             second = DataFile(path, cache, kind="caption", by_key=True)
         for path in _paths(source.get("path"), "path"):
-            yield DataFile(path, cache, format, kind, folder, second, plain)
+            yield DataFile(path, cache, format, kind, folder, second, data.plain)
 
 
-def _paths(given: Any, key: str) -> list[Path]:
+def _paths(patterns: Any, key: str) -> list[Path]:
     paths: list[Path] = []
-    for pattern in [given] if isinstance(given, str) else list(given or []):
+    for pattern in [patterns] if isinstance(patterns, str) else list(patterns or []):
         try:
             expanded = list(braceexpand(str(Path(pattern).expanduser())))
         except ValueError:
             raise UserError(f"training.data.{key}={pattern}: its braces don't match") from None
         for name in expanded:
-            found = [name] if Path(name).is_file() else sorted(glob.glob(name))
-            if not found or not all(Path(path).is_file() for path in found):
+            matches = [name] if Path(name).is_file() else sorted(glob.glob(name))
+            if not matches or not all(Path(path).is_file() for path in matches):
                 raise UserError(f"training.data.{key}={pattern}: no such file: {name}")
-            paths += map(Path, found)
+            paths += map(Path, matches)
     if not paths or (key == "captions" and len(paths) > 1):
-        raise UserError(f"training.data.{key}={given}: {len(paths)} files")
+        raise UserError(f"training.data.{key}={patterns}: {len(paths)} files")
     return paths
 
 
