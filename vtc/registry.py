@@ -1,7 +1,7 @@
-"""Names of methods and backbones → classes.
+"""Names → classes: of methods, and of families of models by their `model_type`.
 
 Built-ins are a table of import paths, so that listing names imports nothing heavy; third parties add theirs through the
-entry points `vtc.methods` and `vtc.backbones`, or with the `register` decorator. The registry holds classes, never
+entry points `vtc.methods` and `vtc.families`, or with the `register` decorator. The registry holds classes, never
 instances.
 """
 
@@ -44,6 +44,10 @@ class Registry:
     def names(self) -> list[str]:
         """All names, sorted. Imports no method."""
         return sorted({*self._builtin, *self._registered, *self._plugins()})
+
+    def external(self) -> list[str]:
+        """The names that are not built in, sorted: plug-ins', and those registered in this process."""
+        return sorted({*self._registered, *self._plugins()} - set(self._builtin))
 
     def get(self, name: str) -> Any:
         """The class of `name`.
@@ -153,97 +157,19 @@ methods = Registry(
     composed="vtc.methods.chain:chain",
 )
 
-backbones = Registry(
-    "backbone",
-    "vtc.backbones",
+families = Registry(
+    "backbone.family",
+    "vtc.families",
     {
-        "pocket": ("vtc.backbones.llava:Pocket", "the shipped miniature LLaVA: 96x96 images, 144 visual tokens"),
-        "llava15_7b": ("vtc.backbones.llava:Llava15_7B", "LLaVA-1.5 7B: 336x336 images, 576 visual tokens"),
-        "internvl3_1b": ("vtc.backbones.internvl:InternVL3_1B", "InternVL3 1B: tiles of 448x448, 256 tokens each"),
-        "internvl3_2b": ("vtc.backbones.internvl:InternVL3_2B", "InternVL3 2B: tiles of 448x448, 256 tokens each"),
-        "internvl3_8b": ("vtc.backbones.internvl:InternVL3_8B", "InternVL3 8B: tiles of 448x448, 256 tokens each"),
-        "internvl3_14b": ("vtc.backbones.internvl:InternVL3_14B", "InternVL3 14B: tiles of 448x448, 256 tokens each"),
-        "smolvlm2_256m": ("vtc.backbones.idefics3:SmolVLM2_256M", "SmolVLM2 256M: tiles of 512x512, 64 tokens each"),
-        "smolvlm2_500m": ("vtc.backbones.idefics3:SmolVLM2_500M", "SmolVLM2 500M: tiles of 512x512, 64 tokens each"),
-        "smolvlm2_2b": ("vtc.backbones.idefics3:SmolVLM2_2B", "SmolVLM2 2.2B: tiles of 384x384, 81 tokens each"),
-        "smolvlm_2b": ("vtc.backbones.idefics3:SmolVLM_2B", "SmolVLM 2.2B: tiles of 384x384, 81 tokens each"),
-        "idefics3_8b": ("vtc.backbones.idefics3:Idefics3_8B", "Idefics3 8B: tiles of 364x364, 169 tokens each"),
-        "llava15_13b": ("vtc.backbones.llava:Llava15_13B", "LLaVA-1.5 13B: 336x336 images, 576 visual tokens"),
-        "llava_next_vicuna_7b": (
-            "vtc.backbones.llava_next:LlavaNextVicuna7B",
-            "LLaVA-NeXT (1.6) with Vicuna 7B: tiled images, up to 2928 tokens",
-        ),
-        "llava_next_vicuna_13b": (
-            "vtc.backbones.llava_next:LlavaNextVicuna13B",
-            "LLaVA-NeXT (1.6) with Vicuna 13B: tiled images, up to 2928 tokens",
-        ),
-        "llava_next_mistral_7b": (
-            "vtc.backbones.llava_next:LlavaNextMistral7B",
-            "LLaVA-NeXT (1.6) with Mistral 7B: tiled images, up to 2928 tokens",
-        ),
-        "llava_next_34b": (
-            "vtc.backbones.llava_next:LlavaNext34B",
-            "LLaVA-NeXT (1.6) with Yi 34B: tiled images, up to 2928 tokens",
-        ),
-        "llava_next_llama3_8b": (
-            "vtc.backbones.llava_next:LlavaNextLlama3_8B",
-            "LLaVA-NeXT with Llama 3 8B: tiled images, up to 2928 tokens",
-        ),
-        "llava_next_72b": (
-            "vtc.backbones.llava_next:LlavaNext72B",
-            "LLaVA-NeXT with Qwen1.5 72B: tiled images, up to 2928 tokens",
-        ),
-        "llava_next_110b": (
-            "vtc.backbones.llava_next:LlavaNext110B",
-            "LLaVA-NeXT with Qwen1.5 110B: tiled images, up to 2928 tokens",
-        ),
-        "llava_onevision_05b": (
-            "vtc.backbones.llava_onevision:LlavaOnevision05B",
-            "LLaVA-OneVision with Qwen2 0.5B: tiled images; 196 tokens a video frame",
-        ),
-        "llava_onevision_7b": (
-            "vtc.backbones.llava_onevision:LlavaOnevision7B",
-            "LLaVA-OneVision with Qwen2 7B: tiled images; 196 tokens a video frame",
-        ),
-        "llava_onevision_72b": (
-            "vtc.backbones.llava_onevision:LlavaOnevision72B",
-            "LLaVA-OneVision with Qwen2 72B: tiled images; 196 tokens a video frame",
-        ),
-        "video_llava_7b": (
-            "vtc.backbones.video_llava:VideoLlava7B",
-            "Video-LLaVA 7B: images; 257 tokens a video frame",
-        ),
-        "qwen2vl_2b": (
-            "vtc.backbones.qwen_vl_sizes:Qwen2VL_2B",
-            "Qwen2-VL 2B: images in their own resolution",
-        ),
-        "qwen2vl_7b": (
-            "vtc.backbones.qwen_vl_sizes:Qwen2VL_7B",
-            "Qwen2-VL 7B: images in their own resolution",
-        ),
-        "qwen25vl_3b": (
-            "vtc.backbones.qwen_vl_sizes:Qwen2_5VL_3B",
-            "Qwen2.5-VL 3B: images in their own resolution",
-        ),
-        "qwen25vl_7b": (
-            "vtc.backbones.qwen_vl_sizes:Qwen2_5VL_7B",
-            "Qwen2.5-VL 7B: images in their own resolution",
-        ),
-        "qwen25vl_72b": (
-            "vtc.backbones.qwen_vl_sizes:Qwen2_5VL_72B",
-            "Qwen2.5-VL 72B: images in their own resolution",
-        ),
-        "qwen3vl_2b": (
-            "vtc.backbones.qwen_vl_sizes:Qwen3VL_2B",
-            "Qwen3-VL 2B: images in their own resolution, deepstack",
-        ),
-        "qwen3vl_4b": (
-            "vtc.backbones.qwen_vl_sizes:Qwen3VL_4B",
-            "Qwen3-VL 4B: images in their own resolution, deepstack",
-        ),
-        "qwen3vl_8b": (
-            "vtc.backbones.qwen_vl_sizes:Qwen3VL_8B",
-            "Qwen3-VL 8B: images in their own resolution, deepstack",
-        ),
+        "idefics3": ("vtc.backbones.idefics3:Idefics3", "Idefics3 and the first SmolVLM: tiles"),
+        "internvl": ("vtc.backbones.internvl:InternVL", "InternVL3: tiles, and videos"),
+        "llava": ("vtc.backbones.llava:Llava", "LLaVA-1.5, and the miniature that ships with vtc"),
+        "llava_next": ("vtc.backbones.llava_next:LlavaNext", "LLaVA-NeXT (LLaVA-1.6): tiles of any resolution"),
+        "llava_onevision": ("vtc.backbones.llava_onevision:LlavaOnevision", "LLaVA-OneVision: tiles, and videos"),
+        "qwen2_5_vl": ("vtc.backbones.qwen_vl:Qwen2_5VL", "Qwen2.5-VL: images in their own resolution, and videos"),
+        "qwen2_vl": ("vtc.backbones.qwen_vl:Qwen2VL", "Qwen2-VL: images in their own resolution, and videos"),
+        "qwen3_vl": ("vtc.backbones.qwen_vl:Qwen3VL", "Qwen3-VL: the same, with deepstack"),
+        "smolvlm": ("vtc.backbones.idefics3:SmolVLM", "SmolVLM2: tiles, and videos"),
+        "video_llava": ("vtc.backbones.video_llava:VideoLlava", "Video-LLaVA: pictures, and videos"),
     },
 )

@@ -15,8 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtc.backbones.base import _first_line, _looks_local
+from vtc.backbones.loading import first_line, looks_local
 from vtc.errors import UserError, unknown
+from vtc.folders import replacing
+from vtc.settings import DTYPES
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 LANGUAGE_MODELS = ("llama", "mistral", "qwen2")  # decoders of q, k, v, o and gate, up, down projections
 TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}  # family: its class in transformers
-DTYPES = ("float32", "bfloat16", "float16")
+STORED = tuple(name for name in DTYPES if name != "auto")
 IMAGE, PAD = "<image>", "<pad>"
 FEATURE_LAYER = -2  # LLaVA-1.5 projects the hidden states before the tower's last layer
 PAD_ROWS_TO = 64  # rows of the embeddings, as llava-hf has them: 32,002 tokens in 32,064 rows
@@ -69,8 +71,8 @@ def compose(language_model: str, vision_tower: str, out: str | Path, seed: int =
     import torch
 
     out = Path(out)
-    if dtype not in DTYPES:
-        raise unknown("--dtype", dtype, DTYPES)
+    if dtype not in STORED:
+        raise unknown("--dtype", dtype, STORED)
     if out.exists():
         raise UserError(f"--out={out}: exists already; give a new folder")
     with _writing(out):
@@ -81,8 +83,6 @@ def compose(language_model: str, vision_tower: str, out: str | Path, seed: int =
     tower = _weights("--vision-tower", vision_tower, TOWERS[_family(vision)], vision, kind)
     decoder = _weights("--language-model", language_model, "AutoModelForCausalLM", text, kind)
     model = _join(decoder, tower, processor, known, seed)
-    from vtc.folders import replacing
-
     with _quiet(), _writing(out), replacing(out) as folder:
         model.save_pretrained(folder, max_shard_size=SHARD)
         processor.save_pretrained(folder)
@@ -96,7 +96,7 @@ def _family(vision: Any) -> str:
 def _config(key: str, source: str) -> Any:
     from transformers import AutoConfig
 
-    if _looks_local(source) and not (Path(source) / "config.json").is_file():
+    if looks_local(source) and not (Path(source) / "config.json").is_file():
         raise UserError(f"{key}={source}: no config.json there; give a transformers folder or a hub id")
     return _read(key, source, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False))
 
@@ -243,7 +243,7 @@ def _read(key: str, source: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise UserError(f"{key}={source}: can't be read ({_first_line(error)})") from error
+        raise UserError(f"{key}={source}: can't be read ({first_line(error)})") from error
 
 
 @contextmanager
@@ -277,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--vision-tower", required=True, help="folder or hub id: CLIP or SigLIP")
     parser.add_argument("--out", required=True, help="a folder that doesn't exist yet")
     parser.add_argument("--seed", type=int, default=0, help="of the projector (default 0)")
-    parser.add_argument("--dtype", default="bfloat16", help=f"of the stored weights: {', '.join(DTYPES)}")
+    parser.add_argument("--dtype", default="bfloat16", help=f"of the stored weights: {', '.join(STORED)}")
     given = parser.parse_args(argv)
     try:
         out = compose(given.language_model, given.vision_tower, given.out, given.seed, given.dtype)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import BatchFeature
     from transformers.video_utils import VideoMetadata
 
+    from vtc.settings import BackboneSettings
+
 Grid = tuple[int, int]
 EXAMPLE = 24  # visual tokens along a side of the image that costs are measured on, as LLaVA-1.5 has them
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -35,25 +37,16 @@ class QwenVL(Chat):
     """What the three families share.
 
     Class attributes:
-        kind: the `model_type` of its configuration.
         frames_per_second: of a video whose frames don't say when they are; the processor's own default.
         pixels: the least and the most that an image may have for the released processors.
     """
 
     position_axes = 3
-    kind: ClassVar[str]
     frames_per_second: ClassVar[float] = 2.0
     pixels: ClassVar[tuple[int, int]] = 56**2, 3584**2
     image_text = "<|vision_start|><|image_pad|><|vision_end|>"
     video_text = "<|vision_start|><|video_pad|><|vision_end|>"
     template, turn_end = chatml(image_text, video_text, SYSTEM), "<|im_end|>"
-
-    @classmethod
-    def _check(cls, config: Any, source: str) -> None:
-        if config.model_type != cls.kind:
-            raise UserError(
-                f"backbone.pretrained={source}: a {config.model_type} model; this backbone reads {cls.kind} ones"
-            )
 
     @classmethod
     def shape_from(cls, config: Any, name: str, image_size: int | None = None) -> BackboneShape:
@@ -74,15 +67,15 @@ class QwenVL(Chat):
                 cls=0,
                 image_size=image_size or EXAMPLE * patch * merge,
                 patch_size=patch,
-                **cls._tower(vision),
+                **cls._vision_widths(vision),
             ),
             **decoder_sizes(text),
         )
 
     @classmethod
-    def shape_of(cls, cfg: Mapping[str, Any]) -> BackboneShape:
-        shape = super().shape_of(cfg)
-        cls._within(shape, cls._pixels_of(cls.pretrained(cfg)))
+    def shape_of(cls, settings: BackboneSettings) -> BackboneShape:
+        shape = super().shape_of(settings)
+        cls._within(shape, cls._pixels_of(settings.source))
         return shape
 
     def __init__(
@@ -122,8 +115,8 @@ class QwenVL(Chat):
         return cls.pixels
 
     @classmethod
-    def _tower(cls, vision: Any) -> dict[str, Any]:
-        """Width and MLP width of the tower."""
+    def _vision_widths(cls, vision: Any) -> dict[str, Any]:
+        """Width of the vision tower, and of its MLPs."""
         return {"width": vision.hidden_size, "intermediate": vision.intermediate_size}
 
     # -- parts
@@ -132,7 +125,7 @@ class QwenVL(Chat):
         return self.vision_tower.merger
 
     @property
-    def vision_tower(self) -> Any:
+    def vision_vision_widths(self) -> Any:
         return self.model.model.visual
 
     @property
@@ -272,22 +265,25 @@ class QwenVL(Chat):
 class Qwen2VL(QwenVL):
     """Any `Qwen2VLForConditionalGeneration`."""
 
-    model_class, kind = "Qwen2VLForConditionalGeneration", "qwen2_vl"
+    model_type, model_class = "qwen2_vl", "Qwen2VLForConditionalGeneration"
+    version = 1
 
     @classmethod
-    def _tower(cls, vision: Any) -> dict[str, Any]:
+    def _vision_widths(cls, vision: Any) -> dict[str, Any]:
         return {"width": vision.embed_dim, "intermediate": vision.embed_dim * vision.mlp_ratio}
 
 
 class Qwen2_5VL(QwenVL):
     """Any `Qwen2_5_VLForConditionalGeneration`."""
 
-    model_class, kind = "Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl"
+    model_type, model_class = "qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"
+    version = 1
 
 
 class Qwen3VL(QwenVL):
     """Any `Qwen3VLForConditionalGeneration` (the dense ones)."""
 
-    model_class, kind = "Qwen3VLForConditionalGeneration", "qwen3_vl"
+    model_type, model_class = "qwen3_vl", "Qwen3VLForConditionalGeneration"
+    version = 1
     template = chatml(QwenVL.image_text, str(QwenVL.video_text))
     pixels = 256**2, 4096**2

@@ -32,12 +32,10 @@ class Tiled(Chat):
             the tiles that it has, beside itself in small.
 
     Class attributes:
-        model_type: of the configurations that it reads.
         most_tiles: along the side of the largest `image_size`.
         pixel_names: keyword arguments of `core` that `get_image_features` takes.
     """
 
-    model_type: ClassVar[str]
     most_tiles: ClassVar[int]
     pixel_names: ClassVar[tuple[str, ...]] = ("pixel_values",)
     size_options = ("image_size", "tiles")
@@ -55,13 +53,6 @@ class Tiled(Chat):
         self.tiles = tiles
 
     # -- sizes
-    @classmethod
-    def _check(cls, config: Any, source: str) -> None:
-        if config.model_type != cls.model_type:
-            raise UserError(
-                f"backbone.pretrained={source}: a {config.model_type} model; this backbone reads {cls.model_type} ones"
-            )
-
     @classmethod
     def tile_from(cls, config: Any, name: str) -> BackboneShape:
         """The sizes with pictures of one tile; `vision` has `tile_tokens` and `projector` beside what it always has."""
