@@ -47,7 +47,5 @@ def wrap(model: Any, processor: Any | None = None, image_size: int | None = None
         model = model.get_base_model()
     family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if family not in families.names():
-        raise UserError(
-            f"model={family}: no backbone adapter for it; there is one for {', '.join(families.names())}"
-        )
+        raise UserError(f"model={family}: no backbone adapter for it; there is one for {', '.join(families.names())}")
     return families.get(family).wrap(model, processor, image_size=image_size)

@@ -1,4 +1,4 @@
-"""What the framework needs of a model in memory: the places of its parts, the features of images, prompts and inputs."""
+"""What the framework needs of a model in memory: its parts, the features of images, prompts and inputs."""
 
 from __future__ import annotations
 

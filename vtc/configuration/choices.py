@@ -16,7 +16,7 @@ GROUPS = {
     "experiment": "complete presets: every setting of one experiment",
 }
 
-REGISTRIES = {"method": registry.methods, "backbone": registry.backbones}
+REGISTRIES = {"method": registry.methods, "backbone": registry.families}
 
 
 def first_comment(file: Path) -> str:
@@ -30,15 +30,17 @@ def first_comment(file: Path) -> str:
 
 
 def configured(group: str) -> dict[str, Path]:
-    """The configuration files of a group by choice; empty where there is no such group."""
+    """The configuration files of a group by choice, without those that choices have in common (`_checkpoint.yaml`);
+    empty where there is no such group.
+    """
     folder = shipped.path("conf") / group
-    return {f.stem: f for f in sorted(folder.glob("*.yaml"))} if folder.is_dir() else {}
+    return {f.stem: f for f in sorted(folder.glob("[!_]*.yaml"))} if folder.is_dir() else {}
 
 
 def plugins(group: str) -> list[str]:
     """Names of a group with a class (of a plug-in, or registered in this process) but no file in `conf/`."""
     known = REGISTRIES.get(group)
-    return sorted(set(known.names()) - set(configured(group))) if known else []
+    return sorted(set(known.external()) - set(configured(group))) if known else []
 
 
 def choices(group: str) -> dict[str, str]:

@@ -4,12 +4,19 @@ each registered family, and what it says is written down. The contracts (`vtc.te
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import yaml
+
+from vtc import registry
+from vtc.backbones import shape_of
+from vtc.configuration.choices import configured
+from vtc.configuration.compose import backbone_settings
 from vtc.errors import UserError
-from vtc.registry import backbones, methods
+from vtc.registry import methods
 from vtc.report import tables
 
 if TYPE_CHECKING:
@@ -38,29 +45,29 @@ class Verdict:
 
 
 def families() -> dict[str, list[str]]:
-    """Registered backbones by family, which is the transformers class that they load."""
-    found: dict[str, list[str]] = {}
-    for name in backbones.names():
-        family = backbones.get(name).model_class.removesuffix("ForConditionalGeneration")
-        found.setdefault(family, []).append(name)
-    return found
+    """Checkpoints by family, which is named after the transformers class that they load."""
+    members: dict[str, list[str]] = {}
+    for name, file in configured("backbone").items():
+        family = registry.families.get(yaml.safe_load(file.read_text(encoding="utf-8"))["family"])
+        members.setdefault(family.model_class.removesuffix("ForConditionalGeneration"), []).append(name)
+    return members
 
 
-def shapes(name: str) -> Iterator[tuple[str, BackboneShape]]:
+@functools.cache
+def shapes(name: str) -> list[tuple[str, BackboneShape]]:
     """(YES, the sizes with images as they come), and, where those have no fixed number of visual tokens, (FIXED, the
     sizes with one)."""
-    cls = backbones.get(name)
-    free = cls.shape_of({"name": name})
-    yield YES, free
+    settings = backbone_settings(name)
+    free = shape_of(settings)
     if free.visual_tokens is not None:
-        return
+        return [(YES, free)]
     for side in (free.vision.image_size, *SIDES):
         if side:
             try:
-                yield FIXED, cls.shape_of({"name": name, "image_size": side})
-                return
+                return [(YES, free), (FIXED, shape_of(dataclasses.replace(settings, image_size=side)))]
             except UserError:
                 continue
+    return [(YES, free)]
 
 
 def verdict(method: str, name: str) -> Verdict:

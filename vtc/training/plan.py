@@ -41,13 +41,14 @@ def plan_stages(cfg: Mapping[str, Any]) -> list[StagePlan]:
     Raises:
         UserError: what `vtc.assemble.plan` refuses, or a part that a stage can't train.
     """
-    from vtc.assemble import plan, tune
-    from vtc.registry import backbones
+    from vtc.assemble import backbone_of, plan, tune
+    from vtc.registry import families
     from vtc.training.parts import parameters_of
 
     config = cfg["training"]
     method = plan(cfg, trained=False).method
-    backbone = backbones.get(cfg["backbone"]["name"]).skeleton(cfg["backbone"])
+    settings = backbone_of(cfg)
+    backbone = families.get(settings.family).skeleton(settings)
     own = sum(p.numel() for p in method.parameters())
     tune(backbone, method, config.get("lora"))
     adapters = sum(p.numel() for _, p in parameters_of("adapters", backbone, method))

@@ -48,9 +48,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
 
 
 def _check_quantization(cfg: Mapping[str, Any]) -> None:
-    from vtc.backbones.loading import quantization_of
-
-    quantization = quantization_of(cfg.get("backbone") or {})
+    quantization = (cfg.get("backbone") or {}).get("quantization") or "none"
     if quantization != "none":
         raise UserError(
             f"backbone.quantization={quantization}: quantised weights are there to answer with, not to be trained; "
