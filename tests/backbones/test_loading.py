@@ -205,7 +205,7 @@ def test_loading_takes_the_memory_of_the_weights_once(tmp_path: Path) -> None:
 
 def test_converting_reads_the_stored_weights(folder: str) -> None:
     stored = tiny_backbone(width=128).model.state_dict()
-    for dtype in ("bf16", "float16", torch.bfloat16, "auto"):
+    for dtype in ("bf16", "float16", "bfloat16", "auto"):
         backbone = load(settings(folder, dtype=dtype))
         for name, tensor in backbone.model.state_dict().items():
             assert torch.equal(tensor, stored[name].to(tensor.dtype)), name

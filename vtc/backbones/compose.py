@@ -136,10 +136,10 @@ def _processor(language_model: str, vision_tower: str, vision: Any) -> tuple[Any
     key = "--language-model"
     tokenizer = _read(key, language_model, lambda: AutoTokenizer.from_pretrained(language_model))
     images = _read("--vision-tower", vision_tower, lambda: AutoImageProcessor.from_pretrained(vision_tower))
-    made = dict((images.crop_size if getattr(images, "do_center_crop", False) else images.size) or {})
-    if (made.get("height"), made.get("width")) != (vision.image_size, vision.image_size):
+    size = dict((images.crop_size if getattr(images, "do_center_crop", False) else images.size) or {})
+    if (size.get("height"), size.get("width")) != (vision.image_size, vision.image_size):
         raise UserError(
-            f"--vision-tower={vision_tower}: its image processor makes images of {made}; "
+            f"--vision-tower={vision_tower}: its image processor makes images of {size}; "
             f"it takes {vision.image_size} squared"
         )
     known = len(tokenizer)
@@ -175,9 +175,9 @@ def _weights(key: str, source: str, cls: str, config: Any, dtype: torch.dtype) -
                 source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
 
-    model, told = _read(key, source, load)
-    if told["missing_keys"]:
-        missing = sorted(told["missing_keys"])
+    model, report = _read(key, source, load)
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
         raise UserError(f"{key}={source}: {len(missing)} of its weights aren't there, {missing[0]} first")
     return model
 
@@ -216,9 +216,9 @@ def _join(decoder: Any, tower: Any, processor: Any, known: int, seed: int) -> An
     model.model.language_model = decoder.model
     model.model.multi_modal_projector = projector.to(decoder.dtype)
     model.lm_head = decoder.lm_head
-    said = decoder.generation_config  # Vicuna's asks for sampling by halves, which transformers refuses to write
+    generation = decoder.generation_config  # Vicuna's asks for sampling by halves, which transformers refuses to write
     model.generation_config = GenerationConfig(
-        bos_token_id=said.bos_token_id, eos_token_id=said.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        bos_token_id=generation.bos_token_id, eos_token_id=generation.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     return model
 
@@ -278,9 +278,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="a folder that doesn't exist yet")
     parser.add_argument("--seed", type=int, default=0, help="of the projector (default 0)")
     parser.add_argument("--dtype", default="bfloat16", help=f"of the stored weights: {', '.join(STORED)}")
-    given = parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
     try:
-        out = compose(given.language_model, given.vision_tower, given.out, given.seed, given.dtype)
+        out = compose(**vars(arguments))
     except UserError as error:
         print(f"vtc: {error}", file=sys.stderr)
         return 2

@@ -127,14 +127,14 @@ class Idefics3(Tiled):
     def _nested(self, images: Sequence[Image]) -> list[list[Image]]:
         return [list(images)]
 
-    def _flat(self, made: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _flat(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """One row a tile: the model takes rows of tiles [B, T, 3, S, S], in which shorter ones would be filled up. No
         mask of pixels, since tiles are full.
         """
-        there = {name: value for name, value in made.items() if name != "pixel_attention_mask"}
-        if "pixel_values" in there:
-            there["pixel_values"] = there["pixel_values"].flatten(0, 1)[:, None]
-        return there
+        inputs = {name: value for name, value in row.items() if name != "pixel_attention_mask"}
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].flatten(0, 1)[:, None]
+        return inputs
 
 
 class SmolVLM(Idefics3):

@@ -105,11 +105,11 @@ class QwenVL(Chat):
         for name in ("processor_config.json", "preprocessor_config.json"):
             file = Path(source) / name
             if file.is_file():
-                said = json.loads(file.read_text(encoding="utf-8"))
-                said = said.get("image_processor", said)
-                size = said.get("size") or {}
-                least = said.get("min_pixels") or size.get("shortest_edge")
-                most = said.get("max_pixels") or size.get("longest_edge")
+                content = json.loads(file.read_text(encoding="utf-8"))
+                content = content.get("image_processor", content)
+                size = content.get("size") or {}
+                least = content.get("min_pixels") or size.get("shortest_edge")
+                most = content.get("max_pixels") or size.get("longest_edge")
                 if least and most:
                     return least, most
         return cls.pixels
@@ -168,13 +168,13 @@ class QwenVL(Chat):
         same.
         """
         ids, merge = kwargs.get("input_ids"), self.model.config.vision_config.spatial_merge_size
-        given = {media: kwargs.get(f"{media}_grid_thw") for media in ("image", "video")}
+        by_media = {media: kwargs.get(f"{media}_grid_thw") for media in ("image", "video")}
         if ids is None:
             return []
-        if all(grids is None for grids in given.values()):
+        if all(grids is None for grids in by_media.values()):
             return self._pictures_by_position(ids, kwargs.get("position_ids"))
         known = {}
-        for media, grids in given.items():
+        for media, grids in by_media.items():
             every = [] if grids is None else grids.tolist()
             known[media] = iter([(h // merge, w // merge) for t, h, w in every for _ in range(t)])
         image, video = self.placeholders
@@ -223,14 +223,14 @@ class QwenVL(Chat):
     ) -> BatchFeature:
         import torch
 
-        given: dict[str, Any] = {"images": [image for row in images for image in row] or None}
+        media: dict[str, Any] = {"images": [image for row in images for image in row] or None}
         clips = [frames for row in videos or () for frames in row]
         if clips:
-            given["videos"] = [self._clip(frames) for frames in clips]
-            given |= {"video_metadata": [self._times(frames) for frames in clips], "do_sample_frames": False}
+            media["videos"] = [self._clip(frames) for frames in clips]
+            media |= {"video_metadata": [self._times(frames) for frames in clips], "do_sample_frames": False}
         if self.image_size is not None:
-            given["do_resize"] = False  # in this size they come already
-        batch = self.processor(text=text, padding=True, padding_side="left", return_tensors="pt", **given)
+            media["do_resize"] = False  # in this size they come already
+        batch = self.processor(text=text, padding=True, padding_side="left", return_tensors="pt", **media)
         if "second_per_grid_ts" in batch:  # numbers, which no cast to the model's dtype can round
             batch["second_per_grid_ts"] = torch.as_tensor(batch["second_per_grid_ts"]).tolist()
         return batch
@@ -255,11 +255,11 @@ class QwenVL(Chat):
         """[3, B, L]: time, height and width."""
         mask = inputs["attention_mask"]
         names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
-        given = {name: inputs[name] for name in names if inputs.get(name) is not None}
-        if not given:
+        grids = {name: inputs[name] for name in names if inputs.get(name) is not None}
+        if not grids:
             return super().positions(inputs).expand(3, -1, -1)
         kinds = inputs["mm_token_type_ids"]
-        return self.core.get_rope_index(inputs["input_ids"], kinds, attention_mask=mask, **given)[0]
+        return self.core.get_rope_index(inputs["input_ids"], kinds, attention_mask=mask, **grids)[0]
 
 
 class Qwen2VL(QwenVL):

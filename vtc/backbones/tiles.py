@@ -107,8 +107,8 @@ class Tiled(Chat):
             return None
         if kwargs.get("input_ids") is None:
             raise UserError("inputs_embeds with images: compression needs input_ids to know where the images are")
-        made = outputs.pooler_output  # [T, N, D], or a list of [tiles · N, D]
-        flat = made.flatten(0, 1) if isinstance(made, torch.Tensor) else torch.cat(list(made))
+        features = outputs.pooler_output  # [T, N, D], or a list of [tiles · N, D]
+        flat = features.flatten(0, 1) if isinstance(features, torch.Tensor) else torch.cat(list(features))
         sizes = self.image_sizes(kwargs["input_ids"])
         return list(flat.split(sizes)) if sum(sizes) == len(flat) else [flat]  # the model itself says what is wrong
 
@@ -126,14 +126,14 @@ class Tiled(Chat):
         from transformers import BatchFeature
 
         clips: Sequence[Sequence[Frames]] = [[]] * len(text) if videos is None else videos
-        made = [self.row(line, seen, shown) for line, seen, shown in zip(text, images, clips, strict=True)]
-        rows = [one["input_ids"][0] for one in made]
+        encoded = [self.row(*row) for row in zip(text, images, clips, strict=True)]
+        rows = [one["input_ids"][0] for one in encoded]
         pad = self.tokenizer.pad_token_id
         pad = self.tokenizer.eos_token_id if pad is None else pad
         ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left")
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
         batch = {"input_ids": ids, "attention_mask": mask}
-        pixels = [one["pixel_values"] for one in made if "pixel_values" in one]
+        pixels = [one["pixel_values"] for one in encoded if "pixel_values" in one]
         if pixels:
             batch["pixel_values"] = torch.cat(pixels)
         return BatchFeature(batch)
@@ -147,8 +147,7 @@ class Tiled(Chat):
         if videos:
             clips = [np.stack([np.asarray(frame.convert("RGB")) for frame in clip]) for clip in videos]
             pictures |= {"videos": clips, **self._video_options(videos)}
-        made = self.processor(text=[text], return_tensors="pt", **pictures, **options)
-        return self._flat(made)
+        return self._flat(self.processor(text=[text], return_tensors="pt", **pictures, **options))
 
     def _video_options(self, videos: Sequence[Frames]) -> dict[str, Any]:
         """What the family's processor wants to know beside the frames."""
@@ -158,6 +157,6 @@ class Tiled(Chat):
         """The images of one row as the family's processor takes them."""
         return list(images)
 
-    def _flat(self, made: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _flat(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """A row that the processor made, with its tiles one behind the other along the first dimension."""
-        return made
+        return row
