@@ -9,17 +9,20 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from vtc.errors import UserError
-from vtc.registry import Registry, backbones, methods
+from vtc.registry import Registry, families, methods
 
 
 def test_every_builtin_can_be_had_and_described() -> None:
     assert {"none", "random", "avgpool", "fastv", "llavolta", "victor", "fwd2bot"} <= set(methods.names())
-    assert {"pocket", "llava15_7b", "llava15_13b"} <= set(backbones.names())
-    for registry in (methods, backbones):
+    assert {"llava", "qwen2_5_vl", "smolvlm"} <= set(families.names())
+    for registry in (methods, families):
         for name in registry.names():
             assert isinstance(registry.get(name), type)
             assert registry.describe(name) and "\n" not in registry.describe(name)
     assert all(methods.get(name).name == name for name in methods._builtin)
+    for name in families._builtin:
+        family = families.get(name)
+        assert family.model_type == name and {"model_type", "model_class", "version"} <= set(vars(family))
 
 
 def test_an_unknown_name_says_what_there_is_and_what_is_near() -> None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from vtc.budget import Budget
 from vtc.errors import UserError, unknown
-from vtc.registry import backbones, methods, parts
+from vtc.registry import families, methods, parts
+from vtc.settings import BackboneSettings, from_mapping
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
@@ -69,8 +70,7 @@ def plan(cfg: Mapping[str, Any], trained: bool = True) -> Plan:
     from vtc.methods import build, check_options
 
     name, options = method_options(cfg)
-    if cfg["backbone"]["name"] not in backbones.names():
-        raise unknown("backbone", cfg["backbone"]["name"], backbones.names())
+    backbone = backbone_of(cfg)
     cls = methods.get(name)
     check_options(name, options)
     shape = _shape(cfg)
@@ -85,9 +85,7 @@ def plan(cfg: Mapping[str, Any], trained: bool = True) -> Plan:
             _check_quantized(folder, cfg)
         elif cls.needs_training:
             raise UserError(_untrained(cfg, name, method))
-    family = backbones.get(cfg["backbone"]["name"])
-    if hasattr(family, "check_loading"):  # a plug-in may load in a way of its own
-        family.check_loading(_plain(cfg["backbone"]))
+    families.get(backbone.family).check_loading(backbone)
     return Plan(shape, tokens, options, method, folder)
 
 
@@ -101,7 +99,8 @@ def assemble(cfg: Mapping[str, Any], trained: bool = True) -> tuple[Backbone, Co
         UserError: as `plan`; weights that can't be loaded.
     """
     made = plan(cfg, trained)
-    backbone = backbones.get(cfg["backbone"]["name"]).load(_plain(cfg["backbone"]))
+    settings = backbone_of(cfg)
+    backbone = families.get(settings.family).load(settings)
     method = made.method.to(backbone.device, backbone.dtype)
     method.attach(backbone)
     if made.checkpoint is not None:
@@ -144,11 +143,18 @@ def checkpoint_folder(cfg: Mapping[str, Any]) -> Path | None:
     return _checkpoint(cfg, method_options(cfg)[0], plan(cfg, trained=False).method)
 
 
+def backbone_of(cfg: Mapping[str, Any]) -> BackboneSettings:
+    """The settings of `cfg.backbone`, checked."""
+    from vtc.configuration.choices import choices
+
+    if cfg["backbone"]["name"] not in choices("backbone"):
+        raise unknown("backbone", cfg["backbone"]["name"], choices("backbone"))
+    return from_mapping(BackboneSettings, _plain(cfg["backbone"]), "backbone")
+
+
 def _shape(cfg: Mapping[str, Any]) -> BackboneShape:
-    try:
-        return backbones.get(cfg["backbone"]["name"]).shape_of(_plain(cfg["backbone"]))
-    except FileNotFoundError as error:
-        raise UserError(f"backbone={cfg['backbone']['name']}: {error}") from error
+    settings = backbone_of(cfg)
+    return families.get(settings.family).shape_of(settings)
 
 
 def _tokens(cfg: Mapping[str, Any], cls: Any, shape: BackboneShape, options: Mapping[str, Any]) -> int | None:
@@ -193,17 +199,16 @@ def _check_checkpoint(folder: Path, cfg: Mapping[str, Any], name: str, method: C
 
 def _check_quantized(folder: Path, cfg: Mapping[str, Any]) -> None:
     """Weights that replace the decoder's own can't be put in where those are held in 4 or 8 bit; LoRA stands beside."""
-    from vtc.backbones.loading import quantization_of
     from vtc.checkpoint import names_in
 
-    settings = _plain(cfg["backbone"])
-    quantization = quantization_of(settings)
+    settings = backbone_of(cfg)
+    quantization = settings.quantization
     if quantization == "none":
         return
     own = {n for n in names_in(folder) if n.startswith("backbone.") and ".lora_" not in n}
     if not own:
         return
-    skeleton = backbones.get(settings["name"]).skeleton(settings)
+    skeleton = families.get(settings.family).skeleton(settings)
     inside = {id(parameter) for parameter in skeleton.decoder.parameters()}
     replaced = [n for n, p in skeleton.model.named_parameters() if id(p) in inside and f"backbone.{n}" in own]
     if replaced:

@@ -21,7 +21,7 @@ from vtc.allowed import BOOLEAN, one_of, whole
 from vtc.budget import BUDGETS, Budget
 from vtc.errors import UserError
 from vtc.identity import COSTS, NOTHING, SCORES, WEIGHTS, Decides, deciding, setting
-from vtc.registry import backbones, methods, parts
+from vtc.registry import families, methods, parts
 from vtc.settings import (
     AblationSettings,
     BackboneSettings,
@@ -76,11 +76,7 @@ class Job:
     @property
     def family(self) -> type[Backbone]:
         """The class of the backbone."""
-        return backbones.get(self.backbone.name)
-
-    @property
-    def backbone_mapping(self) -> dict[str, Any]:
-        return {k: v for k, v in dataclasses.asdict(self.backbone).items() if v is not None or k == "pretrained"}
+        return families.get(self.backbone.family)
 
     @cached_property
     def shape(self) -> BackboneShape:
@@ -89,7 +85,7 @@ class Job:
         Raises:
             UserError: they can't be read.
         """
-        return self.family.shape_of(self.backbone_mapping)
+        return self.family.shape_of(self.backbone)
 
     @cached_property
     def compressor(self) -> Compressor:
@@ -134,7 +130,7 @@ class Job:
         self.compressor  # noqa: B018  (made here, so that its errors come first)
         if trained:
             self.weights  # noqa: B018
-        self.family.check_loading(self.backbone_mapping)
+        self.family.check_loading(self.backbone)
 
     def load(self, trained: bool = True) -> tuple[Backbone, Compressor]:
         """The backbone and the method in eval mode, trained weights loaded.
@@ -146,7 +142,7 @@ class Job:
             UserError: as `check`; weights that can't be loaded.
         """
         self.check(trained)
-        backbone = self.family.load(self.backbone_mapping)
+        backbone = self.family.load(self.backbone)
         method = self.compressor.build().to(backbone.device, backbone.dtype)
         method.attach(backbone)
         if trained and self.weights is not None:
@@ -164,9 +160,9 @@ class Job:
         from vtc import engine
 
         versions = {
-            "engine": getattr(engine, "VERSION", 1),
-            "family": getattr(self.family, "version", 1),
-            "methods": {name: getattr(methods.get(name), "version", 1) for name in parts(self.method.name).values()},
+            "engine": engine.VERSION,
+            "family": self.family.version,
+            "methods": {name: methods.get(name).version for name in parts(self.method.name).values()},
         }
         return deciding(self, what) | {"versions": versions}
 
@@ -307,7 +303,7 @@ def _check_quantized(folder: Path, job: Job) -> None:
     own = {n for n in checkpoint.names_in(folder) if n.startswith("backbone.") and ".lora_" not in n}
     if not own:
         return
-    skeleton = job.family.skeleton(job.backbone_mapping)
+    skeleton = job.family.skeleton(job.backbone)
     inside = {id(parameter) for parameter in skeleton.decoder.parameters()}
     replaced = [n for n, p in skeleton.model.named_parameters() if id(p) in inside and f"backbone.{n}" in own]
     if replaced:

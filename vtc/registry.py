@@ -1,7 +1,7 @@
-"""Names of methods and backbones → classes.
+"""Names → classes: of methods, and of families of models by their `model_type`.
 
 Built-ins are a table of import paths, so that listing names imports nothing heavy; third parties add theirs through the
-entry points `vtc.methods` and `vtc.backbones`, or with the `register` decorator. The registry holds classes, never
+entry points `vtc.methods` and `vtc.families`, or with the `register` decorator. The registry holds classes, never
 instances.
 """
 
@@ -46,6 +46,10 @@ class Registry:
     def names(self) -> list[str]:
         """All names, sorted. Imports no method."""
         return sorted({*self._builtin, *self._registered, *self._plugins()})
+
+    def external(self) -> list[str]:
+        """The names that are not built in, sorted: plug-ins', and those registered in this process."""
+        return sorted({*self._registered, *self._plugins()} - set(self._builtin))
 
     def get(self, name: str) -> Any:
         """The class of `name`.
@@ -139,41 +143,20 @@ methods = Registry(
     composed="vtc.methods.chain:chain",
 )
 
-backbones = Registry(
-    "backbone",
-    "vtc.backbones",
+families = Registry(
+    "backbone.family",
+    "vtc.families",
     {
-        "pocket": "vtc.backbones.llava:Pocket",
-        "llava15_7b": "vtc.backbones.llava:Llava15_7B",
-        "internvl3_1b": "vtc.backbones.internvl:InternVL3_1B",
-        "internvl3_2b": "vtc.backbones.internvl:InternVL3_2B",
-        "internvl3_8b": "vtc.backbones.internvl:InternVL3_8B",
-        "internvl3_14b": "vtc.backbones.internvl:InternVL3_14B",
-        "smolvlm2_256m": "vtc.backbones.idefics3:SmolVLM2_256M",
-        "smolvlm2_500m": "vtc.backbones.idefics3:SmolVLM2_500M",
-        "smolvlm2_2b": "vtc.backbones.idefics3:SmolVLM2_2B",
-        "smolvlm_2b": "vtc.backbones.idefics3:SmolVLM_2B",
-        "idefics3_8b": "vtc.backbones.idefics3:Idefics3_8B",
-        "llava15_13b": "vtc.backbones.llava:Llava15_13B",
-        "llava_next_vicuna_7b": "vtc.backbones.llava_next:LlavaNextVicuna7B",
-        "llava_next_vicuna_13b": "vtc.backbones.llava_next:LlavaNextVicuna13B",
-        "llava_next_mistral_7b": "vtc.backbones.llava_next:LlavaNextMistral7B",
-        "llava_next_34b": "vtc.backbones.llava_next:LlavaNext34B",
-        "llava_next_llama3_8b": "vtc.backbones.llava_next:LlavaNextLlama3_8B",
-        "llava_next_72b": "vtc.backbones.llava_next:LlavaNext72B",
-        "llava_next_110b": "vtc.backbones.llava_next:LlavaNext110B",
-        "llava_onevision_05b": "vtc.backbones.llava_onevision:LlavaOnevision05B",
-        "llava_onevision_7b": "vtc.backbones.llava_onevision:LlavaOnevision7B",
-        "llava_onevision_72b": "vtc.backbones.llava_onevision:LlavaOnevision72B",
-        "video_llava_7b": "vtc.backbones.video_llava:VideoLlava7B",
-        "qwen2vl_2b": "vtc.backbones.qwen_vl_sizes:Qwen2VL_2B",
-        "qwen2vl_7b": "vtc.backbones.qwen_vl_sizes:Qwen2VL_7B",
-        "qwen25vl_3b": "vtc.backbones.qwen_vl_sizes:Qwen2_5VL_3B",
-        "qwen25vl_7b": "vtc.backbones.qwen_vl_sizes:Qwen2_5VL_7B",
-        "qwen25vl_72b": "vtc.backbones.qwen_vl_sizes:Qwen2_5VL_72B",
-        "qwen3vl_2b": "vtc.backbones.qwen_vl_sizes:Qwen3VL_2B",
-        "qwen3vl_4b": "vtc.backbones.qwen_vl_sizes:Qwen3VL_4B",
-        "qwen3vl_8b": "vtc.backbones.qwen_vl_sizes:Qwen3VL_8B",
+        "idefics3": "vtc.backbones.idefics3:Idefics3",
+        "internvl": "vtc.backbones.internvl:InternVL",
+        "llava": "vtc.backbones.llava:Llava",
+        "llava_next": "vtc.backbones.llava_next:LlavaNext",
+        "llava_onevision": "vtc.backbones.llava_onevision:LlavaOnevision",
+        "qwen2_5_vl": "vtc.backbones.qwen_vl:Qwen2_5VL",
+        "qwen2_vl": "vtc.backbones.qwen_vl:Qwen2VL",
+        "qwen3_vl": "vtc.backbones.qwen_vl:Qwen3VL",
+        "smolvlm": "vtc.backbones.idefics3:SmolVLM",
+        "video_llava": "vtc.backbones.video_llava:VideoLlava",
     },
 )
 
@@ -182,8 +165,8 @@ recipes = Registry(
     "training.recipe",
     "vtc.recipes",
     {
-        "method": ("vtc.training.recipes:train_method", "a compression method on a backbone, stage by stage"),
-        "base": ("vtc.pocket.base:train_base", "the pocket model, from nothing"),
+        "method": "vtc.training.recipes:train_method",
+        "base": "vtc.pocket.base:train_base",
     },
 )
 
@@ -192,7 +175,7 @@ training_sources = Registry(
     "training.data.source",
     "vtc.training_sources",
     {
-        "files": ("vtc.data.training.source:FileSource", "conversations and captions from files of the user's"),
-        "pocket": ("vtc.pocket.source:PocketSource", "pocket's scenes, drawn anew for every step"),
+        "files": "vtc.data.training.source:FileSource",
+        "pocket": "vtc.pocket.source:PocketSource",
     },
 )

@@ -30,6 +30,7 @@ import torch
 from vtc.backbones import load
 from vtc.backbones.adapters import tuner_layers
 from vtc.backbones.base import Backbone
+from vtc.configuration.compose import backbone_settings
 from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.methods import build
@@ -216,7 +217,7 @@ def loaded(settings: dict[str, Any]) -> Iterator[Any]:
             held.clear()
             gc.collect()
         if not held:
-            held.append(load(settings))
+            held.append(load(backbone_settings(**settings)))
             for parameter in held[0].model.parameters():  # a mapped file is read when it is used
                 parameter.sum()
         return held[0]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from checkpoints import load, shape_of
 from PIL import Image
 
-from vtc.backbones import load, shape_of
 from vtc.backbones.llava import Llava
 from vtc.errors import UserError
 from vtc.testing import tiny_backbone

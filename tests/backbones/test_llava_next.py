@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from checkpoints import load, settings_of, shape_of
 from PIL import Image
 
-from vtc.backbones import anyres, load, shape_of, wrap
+from vtc.backbones import anyres, wrap
 from vtc.backbones.llava_next import LlavaNext
 from vtc.engine import compressing
 from vtc.errors import UserError
@@ -127,13 +128,11 @@ def test_a_template_that_begins_the_text_itself_begins_it_once() -> None:
 def test_the_real_sizes_need_no_network(name: str, sizes: tuple) -> None:
     """What is known of them is what the family reads off a configuration of transformers' own."""
     kind, depth, width, kv_heads, vocab = sizes
-    from vtc.registry import backbones
-
-    cls = backbones.get(name)
+    cls = LlavaNext
     shape = shape_of({"name": name})
     assert (shape.depth, shape.width, shape.kv_heads, shape.vocab) == (depth, width, kv_heads, vocab)
     assert shape.visual_tokens is None and shape.grid is None
-    config = cls._skeleton_config({"name": name})
+    config = cls.configuration(settings_of({"name": name}))
     assert config.model_type == "llava_next" and config.text_config.model_type == kind
     assert config.image_grid_pinpoints == [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
     assert LlavaNext.shape_from(config, name) == shape

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from checkpoints import load, settings_of, shape_of
 from PIL import Image
 
-from vtc.backbones import anyres, load, shape_of
+from vtc.backbones import anyres
 from vtc.backbones.llava_onevision import LlavaOnevision
 from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.methods import build
-from vtc.registry import backbones
 from vtc.testing.tiny_llava_onevision import tiny_llava_onevision
 
 REAL = {
@@ -121,9 +121,9 @@ def test_prompts_are_the_chat_templates(free: LlavaOnevision) -> None:
 
 @pytest.mark.parametrize(("name", "sizes"), REAL.items())
 def test_the_real_sizes_need_no_network(name: str, sizes: tuple) -> None:
-    cls, shape = backbones.get(name), shape_of({"name": name})
+    cls, shape = LlavaOnevision, shape_of({"name": name})
     assert (shape.depth, shape.width, shape.kv_heads, shape.vocab) == sizes
-    config = cls._skeleton_config({"name": name})
+    config = cls.configuration(settings_of({"name": name}))
     from transformers import LlavaOnevisionConfig
 
     assert config.image_grid_pinpoints == LlavaOnevisionConfig().image_grid_pinpoints

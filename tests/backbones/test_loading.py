@@ -15,16 +15,19 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import load, settings_of
 from method_cases import FIRST, Case
 from PIL import Image
 
-from vtc.assemble import plan
-from vtc.backbones import load, loading
+from vtc.backbones import loading
 from vtc.backbones.base import Backbone
 from vtc.backbones.llava import Llava
+from vtc.budget import Budget
 from vtc.engine import compressing
 from vtc.errors import UserError
+from vtc.job import Job
 from vtc.methods import build
+from vtc.settings import MethodSettings
 from vtc.testing import CONTRACTS, tiny_backbone
 
 QUESTION = (
@@ -59,7 +62,7 @@ def logits(backbone: Backbone) -> torch.Tensor:
 def refused(cfg: dict[str, Any]) -> str:
     """What both the plan and the loading say to it, in one line."""
     with pytest.raises(UserError) as early:
-        plan({"backbone": cfg, "method": "none"})
+        Job(backbone=settings_of(cfg)).check()
     with pytest.raises(UserError) as late:
         load(cfg)
     assert str(early.value) == str(late.value) and "\n" not in str(late.value)
@@ -118,8 +121,8 @@ def test_quantisation_needs_its_package_and_a_device_that_can(monkeypatch) -> No
 def test_one_model_over_all_gpus_is_not_for_several_processes(folder: str, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="device_map=auto: .* 2 processes"):
-        loading.check(Llava, settings(folder, device_map="auto", device="auto"))
-    loading.check(Llava, settings(folder))
+        loading.check(settings_of(settings(folder, device_map="auto", device="auto")))
+    loading.check(settings_of(settings(folder)))
 
 
 def test_folders_without_all_their_weights_are_refused(folder: str, tmp_path: Path) -> None:
@@ -160,10 +163,15 @@ def test_folders_without_all_their_weights_are_refused(folder: str, tmp_path: Pa
 
 MEASURE = """
 import gc, json, sys
-from vtc.backbones import load
 
 def resident(key):
     return 1024 * next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key + ":"))
+
+from vtc import backbones
+from vtc.configuration.compose import backbone_settings
+
+def load(cfg):
+    return backbones.load(backbone_settings(**cfg))
 
 load({"name": "pocket", "device": "cpu"})  # what is imported once isn't the weights'
 for dtype in sys.argv[2:]:
@@ -197,7 +205,7 @@ def test_loading_takes_the_memory_of_the_weights_once(tmp_path: Path) -> None:
 
 def test_converting_reads_the_stored_weights(folder: str) -> None:
     stored = tiny_backbone(width=128).model.state_dict()
-    for dtype in ("bf16", "float16", torch.bfloat16, "auto"):
+    for dtype in ("bf16", "float16", "bfloat16", "auto"):
         backbone = load(settings(folder, dtype=dtype))
         for name, tensor in backbone.model.state_dict().items():
             assert torch.equal(tensor, stored[name].to(tensor.dtype)), name
@@ -342,9 +350,12 @@ def test_every_method_answers_on_a_quantised_model(folder: str, case: Case) -> N
 def test_decoder_weights_of_a_checkpoint_have_no_place_in_a_quantised_one(tmp_path: Path, monkeypatch) -> None:
     """Victor's shipped weights replace the decoder's; Fwd2Bot's stand beside them."""
     monkeypatch.setattr(loading, "_check_quantization", lambda *_: None)
-    pocket = {"name": "pocket", "device": "cpu", "quantization": "4bit"}
-    asked = {"backbone": pocket, "tokens": 16, "checkpoint": "auto"}
+
+    def job(method: str, quantization: str = "4bit") -> Job:
+        backbone = settings_of({"name": "pocket", "device": "cpu", "quantization": quantization})
+        return Job(backbone=backbone, method=MethodSettings(method), budget=Budget(16))
+
     with pytest.raises(UserError, match=r"victor-16: holds the decoder's own weights \(.*quantization=4bit"):
-        plan(asked | {"method": "victor"})
-    assert plan(asked | {"method": "fwd2bot"}).checkpoint is not None
-    assert plan(asked | {"method": "victor", "backbone": pocket | {"quantization": "none"}}).checkpoint is not None
+        job("victor").check()
+    assert job("fwd2bot").weights is not None
+    assert job("victor", "none").weights is not None

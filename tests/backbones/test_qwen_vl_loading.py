@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from checkpoints import load, settings_of, shape_of
 from test_qwen_vl import IMAGES, QUESTIONS, TINY, VIDEOS, families, noise
 
-from vtc.backbones import load, shape_of
 from vtc.backbones.qwen_vl import QwenVL
 from vtc.errors import UserError
 from vtc.methods import build
-from vtc.registry import backbones
+from vtc.registry import families as registry
 from vtc.testing.tiny_qwen import SIDE, tiny_qwen2_5_vl, tiny_qwen3_vl
 
 
@@ -46,7 +46,9 @@ def test_any_folder_of_the_architecture_loads(saved) -> None:
 def test_another_family_is_refused(saved) -> None:
     name, folder, tiny = saved
     other = next(n for n in TINY if n != name)
-    with pytest.raises(UserError, match=f"a {tiny.kind} model; this backbone reads {backbones.get(other).kind} ones"):
+    with pytest.raises(
+        UserError, match=f"a {tiny.model_type} model; this backbone reads {TINY[other]().model_type} ones"
+    ):
         shape_of({"name": other, "pretrained": folder})
 
 
@@ -143,7 +145,8 @@ def test_released_sizes_need_no_network(
     name: str, millions: int | None, depth: int, heads: int, kv_heads: int, side: int
 ) -> None:
     """As many parameters as their model cards say; 24 × 24 visual tokens at that many pixels."""
-    cls = backbones.get(name)
+    settings = settings_of({"name": name, "image_size": 24 * side})
+    cls = registry.get(settings.family)
     shape = shape_of({"name": name, "image_size": 24 * side})
     assert (shape.depth, shape.heads, shape.kv_heads, shape.grid) == (depth, heads, kv_heads, (24, 24))
     assert shape.head_width == 128 and shape_of({"name": name}).visual_tokens is None
@@ -154,6 +157,6 @@ def test_released_sizes_need_no_network(
     with pytest.raises(UserError, match=f"image_size={least - side}: "):
         shape_of({"name": name, "image_size": least - side})
     if millions is not None:
-        made = cls.skeleton({"name": name, "image_size": 24 * side})
+        made = cls.skeleton(settings)
         assert made.shape == shape
         assert round(sum(p.numel() for p in made.model.parameters()) / 1e6) == millions

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from checkpoints import load, settings_of, shape_of
 from PIL import Image
 
-from vtc.backbones import load, shape_of, wrap
+from vtc.backbones import wrap
 from vtc.backbones.tiles import Tiled
 from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.methods import build
 from vtc.profiling import flops
 from vtc.profiling.counter import flop_counter
-from vtc.registry import backbones
+from vtc.registry import families
 from vtc.testing.tiny_idefics3 import tiny_idefics3, tiny_smolvlm
 from vtc.testing.tiny_internvl import tiny_internvl
 
@@ -217,15 +218,16 @@ def test_methods_of_the_tower_say_by_name_that_they_cannot(family: str, method: 
     ],
 )
 def test_the_real_sizes_need_no_network(name: str, tile: int, side: int, depth: int, millions: int) -> None:
-    cls = backbones.get(name)
-    assert cls.pretrained({}) == cls.default_pretrained
+    settings = settings_of({"name": name, "image_size": side})
+    cls = families.get(settings.family)
+    assert settings.source == settings.released
     shape = shape_of({"name": name})
     assert (shape.name, shape.depth, shape.visual_tokens, shape.grid) == (name, depth, None, None)
     one = shape_of({"name": name, "image_size": side})
     assert one.visual_tokens == tile and one.grid[0] ** 2 == tile
     assert shape_of({"name": name, "image_size": 2 * side}).visual_tokens == 5 * tile
     assert shape_of({"name": name, "tiles": False}) == one
-    model = cls.skeleton({"name": name, "image_size": side})
+    model = cls.skeleton(settings)
     assert model.shape == one and model.core.config.model_type == cls.model_type
     assert sum(p.numel() for p in model.model.parameters()) / 1e6 == pytest.approx(millions, rel=0.002)
     assert cls.shape_from(model.model.config, name, image_size=side) == one

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from checkpoints import load, settings_of, shape_of
 from PIL import Image
 
-from vtc.backbones import load, shape_of, wrap
-from vtc.backbones.video_llava import VideoLlava, VideoLlava7B
+from vtc.backbones import wrap
+from vtc.backbones.video_llava import VideoLlava
 from vtc.budget import Budget
 from vtc.engine import compressing
 from vtc.errors import UserError
@@ -87,7 +88,10 @@ def test_prompts_sizes_and_loading(backbone: VideoLlava, tmp_path) -> None:
     assert backbone.prompt("Why?", 0, 1) == "USER: <video>\nWhy? ASSISTANT:"
     shape = shape_of({"name": "video_llava_7b"})
     assert (shape.visual_tokens, shape.grid, shape.depth, shape.width) == (257, None, 32, 4096)
-    assert VideoLlava.shape_from(VideoLlava7B._skeleton_config({"name": "x"}), "video_llava_7b") == shape
+    assert (
+        VideoLlava.shape_from(VideoLlava.configuration(settings_of({"name": "video_llava_7b"})), "video_llava_7b")
+        == shape
+    )
     backbone.model.save_pretrained(tmp_path)
     backbone.processor.save_pretrained(tmp_path)
     cfg = {"name": "video_llava_7b", "pretrained": str(tmp_path), "dtype": "float32", "device": "cpu"}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 from vtc import __version__, registry, shipped
@@ -64,7 +66,8 @@ def test_configuration_files_open_with_their_line_and_their_command(file: Path) 
 
 def test_every_registered_name_is_configured_and_the_reverse() -> None:
     assert set(choices.configured("method")) == set(registry.methods.names())
-    assert set(choices.configured("backbone")) == set(registry.backbones.names())
+    files = choices.configured("backbone").values()
+    assert {yaml.safe_load(file.read_text())["family"] for file in files} == set(registry.families.names())
 
 
 @pytest.mark.parametrize("name", registry.methods.names())
@@ -172,11 +175,13 @@ def test_short_keys_are_swept_and_take_either_name_of_a_dtype(calls: list, capsy
 
 @pytest.mark.parametrize("name", choices.configured("backbone"))
 def test_every_backbone_has_the_options_that_loading_takes(name: str) -> None:
-    from vtc.configuration.compose import BACKBONE
     from vtc.configuration.compose import SHORT as short
+    from vtc.settings import BackboneSettings
 
-    options = compose([f"backbone={name}"]).backbone
-    assert {"name", *BACKBONE} <= set(options) and set(short) <= set(BACKBONE)
+    shared = set(yaml.safe_load((shipped.path("conf/backbone") / "_checkpoint.yaml").read_text()))
+    options = set(yaml.safe_load(choices.configured("backbone")[name].read_text())) - {"defaults"}
+    fields = {field.name for field in dataclasses.fields(BackboneSettings)}
+    assert shared | options <= fields <= shared | {"frames", "image_size", "tiles"} and set(short) <= shared
 
 
 def test_compositions_are_swept(calls: list, capsys) -> None:

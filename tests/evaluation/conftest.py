@@ -98,5 +98,6 @@ def weights(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def backbone(weights):
     from vtc import backbones
+    from vtc.configuration.compose import backbone_settings
 
-    return backbones.load({"name": "pocket", "pretrained": str(weights), "dtype": "float32", "device": "cpu"})
+    return backbones.load(backbone_settings("pocket", pretrained=str(weights), device="cpu"))

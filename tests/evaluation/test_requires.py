@@ -144,9 +144,9 @@ def test_a_backbone_that_reads_no_video(refused, tmp_path):
 
 
 def test_videos_that_are_not_there(refused, monkeypatch, tmp_path):
-    from vtc.backbones.llava import Pocket
+    from vtc.backbones.llava import Llava
 
-    monkeypatch.setattr(Pocket, "video_text", "<video>")
+    monkeypatch.setattr(Llava, "video_text", "<video>")
     line = refused("benchmark=video", "benchmark.tasks=[msvd_qa]")
     assert "give benchmark.data=<a folder with MSVD_Zero_Shot_QA/{test_q.json,test_a.json,videos}>" in line
     (tmp_path / "data" / "MSVD_Zero_Shot_QA").mkdir(parents=True)

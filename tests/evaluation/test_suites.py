@@ -33,7 +33,7 @@ def score(data, weights, tmp_path_factory):
     from pycocoevalcap import eval as coco_eval
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    from vtc.backbones.llava import Pocket
+    from vtc.backbones.llava import Llava
     from vtc.cli import compose
     from vtc.evaluation.model import GenerationResult, Kept, TokenCounts, VtcModel
 
@@ -43,7 +43,7 @@ def score(data, weights, tmp_path_factory):
     patch.setenv("HF_DATASETS_CACHE", str(cache))
     patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
     patch.setattr(running, "code_hash", lambda settings: "code")  # a file saved while the tests run renames no run
-    patch.setattr(Pocket, "video_text", "<video>")
+    patch.setattr(Llava, "video_text", "<video>")
     answers_right = True
     ask = VtcModel.generate_until
 

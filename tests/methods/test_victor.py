@@ -146,11 +146,11 @@ def test_what_does_not_go_together_is_refused(options: dict, words: str) -> None
 
 def test_weights_of_more_registers_are_found_and_checked_as_such() -> None:
     """Figure 14: `tokens` are used, `trained_tokens` are what the checkpoint must hold."""
-    from vtc.assemble import plan
-    from vtc.cli import compose
+    from vtc.configuration import parse
 
     part = ["method=victor", "tokens=4", "method.subset=tail"]
-    found = plan(compose([*part, "method.trained_tokens=36"]))
-    assert found.checkpoint.name == "victor-36" and found.method.tokens == 4 and len(found.method.registers) == 36
+    job = parse([*part, "method.trained_tokens=36"])
+    assert job.weights.name == "victor-36" and job.compressor.tokens == 4
+    assert len(job.compressor.build().registers) == 36
     with pytest.raises(UserError, match="trained for tokens=36, not tokens=16"):
-        plan(compose([*part, "method.trained_tokens=16", f"checkpoint={found.checkpoint}"]))
+        parse([*part, "method.trained_tokens=16", f"checkpoint={job.weights}"]).check()

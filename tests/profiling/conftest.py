@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from vtc.backbones.llava import Pocket
+from vtc.backbones.llava import Llava
 from vtc.pocket.model import build_processor, vocabulary_index
 
 
@@ -28,4 +28,4 @@ def backbone():
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
     )  # fmt: skip
-    return Pocket.wrap(LlavaForConditionalGeneration(config).eval(), build_processor(), "tiny")
+    return Llava.wrap(LlavaForConditionalGeneration(config).eval(), build_processor(), "tiny")

@@ -7,8 +7,9 @@ import functools
 import pytest
 from method_cases import BACKBONES, CASES
 
+from vtc.configuration.choices import configured
 from vtc.pages import support
-from vtc.registry import backbones, methods, parts
+from vtc.registry import methods, parts
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def family_of(name: str) -> str:
 def test_every_method_and_every_backbone_is_in_it(table) -> None:
     assert list(table) == methods.names()
     families = support.families()
-    assert sorted(n for names in families.values() for n in names) == backbones.names()
+    assert sorted(n for names in families.values() for n in names) == [*configured("backbone")]
     assert all([*verdicts] == [*families] for verdicts in table.values())
     assert all(verdict.works for verdict in table["none"].values())
     assert all(verdict.answer == support.YES for verdict in (row["Llava"] for row in table.values()))

@@ -1,51 +1,40 @@
-"""Backbones, one file per family; `load` makes one from its config."""
+"""Backbones: a family of models is a class, in a file of its own; a checkpoint of it is a file in `conf/backbone`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vtc.registry import backbones, imported
+from vtc.registry import families
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
     from vtc.interface import BackboneShape
+    from vtc.settings import BackboneSettings
 
 
-def load(cfg: Mapping[str, Any]) -> Backbone:
-    """The backbone of a config with `name` and, optionally, pretrained, dtype, device, attention, device_map,
-    trust_remote_code.
+def load(settings: BackboneSettings) -> Backbone:
+    """The model of these settings, in eval mode, on its device, with its processor.
 
     Raises:
-        UserError: unknown name, or weights that can't be found.
+        UserError: an unknown family, a value that a setting may not hold, or weights that can't be found or read.
     """
-    return backbones.get(cfg["name"]).load(cfg)
+    return families.get(settings.family).load(settings)
 
 
-def shape_of(cfg: Mapping[str, Any]) -> BackboneShape:
-    """The sizes of that backbone, from its config.json alone."""
-    return backbones.get(cfg["name"]).shape_of(cfg)
+def shape_of(settings: BackboneSettings) -> BackboneShape:
+    """Its sizes, which need neither weights nor, where the checkpoint's file states them, a network.
 
-
-FAMILIES = {  # a model's `model_type` → the class that knows it
-    "idefics3": "vtc.backbones.idefics3:Idefics3",
-    "internvl": "vtc.backbones.internvl:InternVL",
-    "llava": "vtc.backbones.llava:Llava",
-    "llava_next": "vtc.backbones.llava_next:LlavaNext",
-    "llava_onevision": "vtc.backbones.llava_onevision:LlavaOnevision",
-    "smolvlm": "vtc.backbones.idefics3:SmolVLM",
-    "video_llava": "vtc.backbones.video_llava:VideoLlava",
-    "qwen2_vl": "vtc.backbones.qwen_vl:Qwen2VL",
-    "qwen2_5_vl": "vtc.backbones.qwen_vl:Qwen2_5VL",
-    "qwen3_vl": "vtc.backbones.qwen_vl:Qwen3VL",
-}
+    Raises:
+        UserError: an unknown family, a config.json that can't be read, images of a size that the family doesn't take.
+    """
+    return families.get(settings.family).shape_of(settings)
 
 
 def wrap(model: Any, processor: Any | None = None, image_size: int | None = None) -> Backbone:
     """A transformers model in memory as a backbone of its family (also inside DDP or a PeftModel).
 
     Args:
-        image_size: see `Backbone`.
+        image_size: see `vtc.backbones.base.Backbone`.
 
     Raises:
         UserError: a model of no known family.
@@ -56,7 +45,7 @@ def wrap(model: Any, processor: Any | None = None, image_size: int | None = None
         model = model.module
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
-    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if kind not in FAMILIES:
-        raise UserError(f"model={kind}: no backbone adapter for it; there is one for {', '.join(FAMILIES)}")
-    return imported(FAMILIES[kind]).wrap(model, processor, image_size=image_size)
+    family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    if family not in families.names():
+        raise UserError(f"model={family}: no backbone adapter for it; there is one for {', '.join(families.names())}")
+    return families.get(family).wrap(model, processor, image_size=image_size)

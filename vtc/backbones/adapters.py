@@ -39,17 +39,17 @@ def using_in(layers: Iterable[Any], name: str | None) -> Iterator[None]:
     A layer under gradient checkpointing remembers `name` and takes it again when it is recomputed.
     """
     by_layer = {layer: tuner_layers(layer) for layer in layers}
-    every = [m for found in by_layer.values() for m in found]
+    every = [m for tuners in by_layer.values() for m in tuners]
     if not every:
         yield
         return
     names = [name] if name else []
     before = [m._active_adapter for m in every]
     replaced = []
-    for layer, found in by_layer.items():
+    for layer, tuners in by_layer.items():
         if layer.training and getattr(layer, "gradient_checkpointing", False):
             replaced.append((layer, layer._gradient_checkpointing_func))
-            layer._gradient_checkpointing_func = _remembering(layer._gradient_checkpointing_func, found, names)
+            layer._gradient_checkpointing_func = _remembering(layer._gradient_checkpointing_func, tuners, names)
     activate(every, names)
     try:
         yield

@@ -27,7 +27,7 @@ class Chat(Backbone):
         """The chat template's text for one question: all images, then all videos, then the words."""
         if not self._templates:
             return self.plain_prompt(question, images, videos)
-        return self._rendered([_asked(question, images, videos)], True)
+        return self._rendered([_user_turn(question, images, videos)], True)
 
     def plain_prompt(self, question: str, images: int, videos: int) -> str:
         """The prompt where there is no chat template."""
@@ -46,17 +46,17 @@ class Chat(Backbone):
         messages: list[dict[str, Any]] = []
         done, end = "", self.turn_end or self.tokenizer.eos_token
         for turn, (question, answer) in enumerate(turns):
-            messages.append(_asked(question, 0 if turn else images, 0))
-            asked = self._rendered(messages, True)
+            messages.append(_user_turn(question, 0 if turn else images, 0))
+            before = self._rendered(messages, True)
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
             whole = self._rendered(messages, False)
-            if not asked.startswith(done) or not whole.startswith(asked):
+            if not before.startswith(done) or not whole.startswith(before):
                 raise UserError(f"backbone={self.name}: its chat template changes earlier turns; it can't be trained")
-            said = whole[len(asked) :]
-            stop = said.find(end, said.find(answer) + len(answer))
-            said = said[: stop + len(end)] if stop >= 0 else said.rstrip() + end
-            pieces += [(asked[len(done) :], False), (said, True)]
-            done = asked + said if whole.startswith(asked + said) else whole
+            reply = whole[len(before) :]
+            stop = reply.find(end, reply.find(answer) + len(answer))
+            reply = reply[: stop + len(end)] if stop >= 0 else reply.rstrip() + end
+            pieces += [(before[len(done) :], False), (reply, True)]
+            done = before + reply if whole.startswith(before + reply) else whole
         return pieces
 
     @property
@@ -89,6 +89,6 @@ def chatml(image: str, video: str, system: str = "") -> str:
     )
 
 
-def _asked(question: str, images: int, videos: int) -> dict[str, Any]:
+def _user_turn(question: str, images: int, videos: int) -> dict[str, Any]:
     media = [{"type": "image"}] * images + [{"type": "video"}] * videos
     return {"role": "user", "content": [*media, {"type": "text", "text": question}]}

@@ -15,8 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtc.backbones.base import _first_line, _looks_local
+from vtc.backbones.loading import first_line, looks_local
 from vtc.errors import UserError, unknown
+from vtc.folders import replacing
+from vtc.settings import DTYPES
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 LANGUAGE_MODELS = ("llama", "mistral", "qwen2")  # decoders of q, k, v, o and gate, up, down projections
 TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}  # family: its class in transformers
-DTYPES = ("float32", "bfloat16", "float16")
+STORED = tuple(name for name in DTYPES if name != "auto")
 IMAGE, PAD = "<image>", "<pad>"
 FEATURE_LAYER = -2  # LLaVA-1.5 projects the hidden states before the tower's last layer
 PAD_ROWS_TO = 64  # rows of the embeddings, as llava-hf has them: 32,002 tokens in 32,064 rows
@@ -69,8 +71,8 @@ def compose(language_model: str, vision_tower: str, out: str | Path, seed: int =
     import torch
 
     out = Path(out)
-    if dtype not in DTYPES:
-        raise unknown("--dtype", dtype, DTYPES)
+    if dtype not in STORED:
+        raise unknown("--dtype", dtype, STORED)
     if out.exists():
         raise UserError(f"--out={out}: exists already; give a new folder")
     with _writing(out):
@@ -81,8 +83,6 @@ def compose(language_model: str, vision_tower: str, out: str | Path, seed: int =
     tower = _weights("--vision-tower", vision_tower, TOWERS[_family(vision)], vision, kind)
     decoder = _weights("--language-model", language_model, "AutoModelForCausalLM", text, kind)
     model = _join(decoder, tower, processor, known, seed)
-    from vtc.folders import replacing
-
     with _quiet(), _writing(out), replacing(out) as folder:
         model.save_pretrained(folder, max_shard_size=SHARD)
         processor.save_pretrained(folder)
@@ -96,7 +96,7 @@ def _family(vision: Any) -> str:
 def _config(key: str, source: str) -> Any:
     from transformers import AutoConfig
 
-    if _looks_local(source) and not (Path(source) / "config.json").is_file():
+    if looks_local(source) and not (Path(source) / "config.json").is_file():
         raise UserError(f"{key}={source}: no config.json there; give a transformers folder or a hub id")
     return _read(key, source, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False))
 
@@ -136,10 +136,10 @@ def _processor(language_model: str, vision_tower: str, vision: Any) -> tuple[Any
     key = "--language-model"
     tokenizer = _read(key, language_model, lambda: AutoTokenizer.from_pretrained(language_model))
     images = _read("--vision-tower", vision_tower, lambda: AutoImageProcessor.from_pretrained(vision_tower))
-    made = dict((images.crop_size if getattr(images, "do_center_crop", False) else images.size) or {})
-    if (made.get("height"), made.get("width")) != (vision.image_size, vision.image_size):
+    size = dict((images.crop_size if getattr(images, "do_center_crop", False) else images.size) or {})
+    if (size.get("height"), size.get("width")) != (vision.image_size, vision.image_size):
         raise UserError(
-            f"--vision-tower={vision_tower}: its image processor makes images of {made}; "
+            f"--vision-tower={vision_tower}: its image processor makes images of {size}; "
             f"it takes {vision.image_size} squared"
         )
     known = len(tokenizer)
@@ -175,9 +175,9 @@ def _weights(key: str, source: str, cls: str, config: Any, dtype: torch.dtype) -
                 source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
 
-    model, told = _read(key, source, load)
-    if told["missing_keys"]:
-        missing = sorted(told["missing_keys"])
+    model, report = _read(key, source, load)
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
         raise UserError(f"{key}={source}: {len(missing)} of its weights aren't there, {missing[0]} first")
     return model
 
@@ -216,9 +216,9 @@ def _join(decoder: Any, tower: Any, processor: Any, known: int, seed: int) -> An
     model.model.language_model = decoder.model
     model.model.multi_modal_projector = projector.to(decoder.dtype)
     model.lm_head = decoder.lm_head
-    said = decoder.generation_config  # Vicuna's asks for sampling by halves, which transformers refuses to write
+    generation = decoder.generation_config  # Vicuna's asks for sampling by halves, which transformers refuses to write
     model.generation_config = GenerationConfig(
-        bos_token_id=said.bos_token_id, eos_token_id=said.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        bos_token_id=generation.bos_token_id, eos_token_id=generation.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     return model
 
@@ -243,7 +243,7 @@ def _read(key: str, source: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise UserError(f"{key}={source}: can't be read ({_first_line(error)})") from error
+        raise UserError(f"{key}={source}: can't be read ({first_line(error)})") from error
 
 
 @contextmanager
@@ -277,10 +277,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--vision-tower", required=True, help="folder or hub id: CLIP or SigLIP")
     parser.add_argument("--out", required=True, help="a folder that doesn't exist yet")
     parser.add_argument("--seed", type=int, default=0, help="of the projector (default 0)")
-    parser.add_argument("--dtype", default="bfloat16", help=f"of the stored weights: {', '.join(DTYPES)}")
-    given = parser.parse_args(argv)
+    parser.add_argument("--dtype", default="bfloat16", help=f"of the stored weights: {', '.join(STORED)}")
+    arguments = parser.parse_args(argv)
     try:
-        out = compose(given.language_model, given.vision_tower, given.out, given.seed, given.dtype)
+        out = compose(**vars(arguments))
     except UserError as error:
         print(f"vtc: {error}", file=sys.stderr)
         return 2

@@ -33,8 +33,8 @@ class Videos(Backbone):
             if kwargs.get(pixels) is not None:
                 encode = getattr(self.core, f"get_{kind}_features")
                 names = inspect.signature(encode).parameters
-                given = {k: kwargs[k] for k in names if k != "kwargs" and kwargs.get(k) is not None}
-                outputs[kind] = encode(**given, return_dict=True)
+                arguments = {k: kwargs[k] for k in names if k != "kwargs" and kwargs.get(k) is not None}
+                outputs[kind] = encode(**arguments, return_dict=True)
         if not outputs:
             return None
         kwargs |= {"mm_encoder_outputs": outputs, "pixel_values": None, "pixel_values_videos": None}
@@ -81,13 +81,13 @@ def in_prompt_order(input_ids: Tensor, kinds: Sequence[tuple[int, Sequence[Tenso
     Returns:
         The features in order; kind by kind where one has other places than features, of which the model will say so.
     """
-    found: list[tuple[int, Tensor]] = []
+    placed: list[tuple[int, Tensor]] = []
     for token, features in kinds:
         places = (input_ids.flatten() == token).nonzero()[:, 0].tolist()
         if sum(len(f) for f in features) != len(places):
             return [f for _, every in kinds for f in every]
         start = 0
         for f in features:
-            found.append((places[start], f))
+            placed.append((places[start], f))
             start += len(f)
-    return [f for _, f in sorted(found, key=lambda pair: pair[0])]
+    return [f for _, f in sorted(placed, key=lambda pair: pair[0])]

@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vtc.backbones.base import decoder_sizes
-from vtc.backbones.known import Known, decoder, tower
 from vtc.backbones.tiles import Frames, Tiled
 from vtc.errors import UserError
 from vtc.interface import BackboneShape, TowerShape
@@ -36,11 +35,11 @@ MESSAGES = (  # of the chat templates
 class Idefics3(Tiled):
     """Any `Idefics3ForConditionalGeneration`: Idefics3 and the first SmolVLM."""
 
-    model_class = "Idefics3ForConditionalGeneration"
-    model_type = "idefics3"
+    model_type, model_class = "idefics3", "Idefics3ForConditionalGeneration"
+    version = 1
     most_tiles = 4
     pixel_names = ("pixel_values", "pixel_attention_mask")
-    template, turn_end = "<|begin_of_text|>" + MESSAGES, "<end_of_utterance>"
+    template, turn_end = "{{ bos_token }}" + MESSAGES, "<end_of_utterance>"
 
     @classmethod
     def tile_from(cls, config: Any, name: str) -> BackboneShape:
@@ -128,21 +127,21 @@ class Idefics3(Tiled):
     def _nested(self, images: Sequence[Image]) -> list[list[Image]]:
         return [list(images)]
 
-    def _flat(self, made: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _flat(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """One row a tile: the model takes rows of tiles [B, T, 3, S, S], in which shorter ones would be filled up. No
         mask of pixels, since tiles are full.
         """
-        there = {name: value for name, value in made.items() if name != "pixel_attention_mask"}
-        if "pixel_values" in there:
-            there["pixel_values"] = there["pixel_values"].flatten(0, 1)[:, None]
-        return there
+        inputs = {name: value for name, value in row.items() if name != "pixel_attention_mask"}
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].flatten(0, 1)[:, None]
+        return inputs
 
 
 class SmolVLM(Idefics3):
     """Any `SmolVLMForConditionalGeneration`: SmolVLM2, which reads videos too."""
 
-    model_class = "SmolVLMForConditionalGeneration"
-    model_type = "smolvlm"
+    model_type, model_class = "smolvlm", "SmolVLMForConditionalGeneration"
+    version = 1
     video_text = "<video>"
     template = "<|im_start|>" + MESSAGES
 
@@ -162,53 +161,3 @@ class SmolVLM(Idefics3):
             for n in map(len, videos)
         ]
         return {"video_metadata": times, "do_sample_frames": False}
-
-
-def _sizes(kind: str, text: dict[str, Any], vision: dict[str, Any], scale: int) -> dict[str, Any]:
-    return {
-        "model_type": kind,
-        "text_config": text,
-        "vision_config": vision | {"model_type": f"{kind}_vision"},
-        "scale_factor": scale,
-        "tie_word_embeddings": False,
-    }
-
-
-SIGLIP_B = tower("siglip", 768, 3072, 12, 12, 512, 16)
-SIGLIP_SO = tower("siglip", 1152, 4304, 27, 16, 384, 14)
-
-
-class SmolVLM2_256M(Known, SmolVLM):
-    """SmolVLM2 256M."""
-
-    default_pretrained = "HuggingFaceTB/SmolVLM2-256M-Video-Instruct"
-    written = _sizes("smolvlm", decoder("llama", 576, 1536, 30, 9, 3, 49280), SIGLIP_B, 4)
-
-
-class SmolVLM2_500M(Known, SmolVLM):
-    """SmolVLM2 500M."""
-
-    default_pretrained = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
-    written = _sizes("smolvlm", decoder("llama", 960, 2560, 32, 15, 5, 49280), SIGLIP_B, 4)
-
-
-class SmolVLM2_2B(Known, SmolVLM):
-    """SmolVLM2 2.2B."""
-
-    default_pretrained = "HuggingFaceTB/SmolVLM2-2.2B-Instruct"
-    written = _sizes("smolvlm", decoder("llama", 2048, 8192, 24, 32, 32, 49280), SIGLIP_SO, 3)
-
-
-class SmolVLM_2B(Known, Idefics3):
-    """The first SmolVLM, 2.2B."""
-
-    default_pretrained = "HuggingFaceTB/SmolVLM-Instruct"
-    template = "<|im_start|>" + MESSAGES
-    written = _sizes("idefics3", decoder("llama", 2048, 8192, 24, 32, 32, 49155), SIGLIP_SO, 3)
-
-
-class Idefics3_8B(Known, Idefics3):
-    """Idefics3 8B, on Llama 3.1."""
-
-    default_pretrained = "HuggingFaceM4/Idefics3-8B-Llama3"
-    written = _sizes("idefics3", decoder("llama", 4096, 14336, 32, 32, 8, 128259), SIGLIP_SO | {"image_size": 364}, 2)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from vtc.backbones.base import decoder_sizes
 from vtc.backbones.chat import chatml
-from vtc.backbones.known import Known, decoder, tower
 from vtc.backbones.tiles import Frames, Tiled
 from vtc.errors import UserError
 from vtc.interface import BackboneShape, TowerShape
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 class InternVL(Tiled):
     """Any `InternVLForConditionalGeneration`: checkpoints whose name ends with -hf."""
 
-    model_class = "InternVLForConditionalGeneration"
-    model_type = "internvl"
+    model_type, model_class = "internvl", "InternVLForConditionalGeneration"
+    version = 1
     most_tiles = 3  # 3·3 of the 12 tiles that the processor makes at most
     pixel_names = ("pixel_values", "vision_feature_layer", "vision_feature_select_strategy")
     image_text, video_text = "<IMG_CONTEXT>", "<video>"
@@ -81,43 +80,3 @@ class InternVL(Tiled):
 def _side(size: Any) -> int:
     """Of a square whose side, or height and width, a config says."""
     return int(size if isinstance(size, int) else size[0])
-
-
-def _sizes(width: int, intermediate: int, depth: int, heads: int, kv_heads: int) -> dict[str, Any]:
-    """A config with a Qwen2.5 decoder and InternViT-300M."""
-    return {
-        "model_type": "internvl",
-        "text_config": decoder("qwen2", width, intermediate, depth, heads, kv_heads, 151674),
-        "vision_config": tower("internvl_vision", 1024, 4096, 24, 16, [448] * 2, [14] * 2, attention_bias=True),
-        "downsample_ratio": 0.5,
-        "vision_feature_layer": -1,
-        "tie_word_embeddings": False,
-    }
-
-
-class InternVL3_1B(Known, InternVL):
-    """InternVL3 1B."""
-
-    default_pretrained = "OpenGVLab/InternVL3-1B-hf"
-    written = _sizes(896, 4864, 24, 14, 2)
-
-
-class InternVL3_2B(Known, InternVL):
-    """InternVL3 2B."""
-
-    default_pretrained = "OpenGVLab/InternVL3-2B-hf"
-    written = _sizes(1536, 8960, 28, 12, 2)
-
-
-class InternVL3_8B(Known, InternVL):
-    """InternVL3 8B."""
-
-    default_pretrained = "OpenGVLab/InternVL3-8B-hf"
-    written = _sizes(3584, 18944, 28, 28, 4)
-
-
-class InternVL3_14B(Known, InternVL):
-    """InternVL3 14B."""
-
-    default_pretrained = "OpenGVLab/InternVL3-14B-hf"
-    written = _sizes(5120, 13824, 48, 40, 8)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vtc.backbones.base import Backbone, decoder_sizes
-from vtc.backbones.known import CLIP_336, Known, decoder
-from vtc.errors import UserError
 from vtc.interface import BackboneShape, TowerShape
 
 if TYPE_CHECKING:
@@ -17,14 +15,8 @@ if TYPE_CHECKING:
 class Llava(Backbone):
     """Any `LlavaForConditionalGeneration`."""
 
-    model_class = "LlavaForConditionalGeneration"
-
-    @classmethod
-    def _check(cls, config: Any, source: str) -> None:
-        if config.model_type != "llava":
-            raise UserError(
-                f"backbone.pretrained={source}: a {config.model_type} model; this backbone reads llava ones"
-            )
+    model_type, model_class = "llava", "LlavaForConditionalGeneration"
+    version = 1
 
     @classmethod
     def shape_from(cls, config: Any, name: str) -> BackboneShape:
@@ -85,39 +77,3 @@ class Llava(Backbone):
     def prompt(self, question: str, images: int = 1, videos: int = 0) -> str:
         """LLaVA-1.5's: `USER: <image>\\n{question} ASSISTANT:`, one `<image>\\n` per image."""
         return "USER: " + "<image>\n" * images + f"{question} ASSISTANT:"
-
-
-class Pocket(Llava):
-    """The shipped miniature: a LLaVA of a few million parameters, 96×96 images, 144 visual tokens."""
-
-    @classmethod
-    def pretrained(cls, cfg: Mapping[str, Any]) -> str:
-        if cfg.get("pretrained"):
-            return str(cfg["pretrained"])
-        from vtc.shipped import path
-
-        return str(path("benchmarks/pocket/weights/base"))
-
-
-def _written(width: int, intermediate: int, depth: int, heads: int) -> dict[str, Any]:
-    return {
-        "model_type": "llava",
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default",
-        "vision_config": CLIP_336,
-        "text_config": decoder("llama", width, intermediate, depth, heads, heads, 32064),
-    }
-
-
-class Llava15_7B(Known, Llava):
-    """LLaVA-1.5 7B."""
-
-    default_pretrained = "llava-hf/llava-1.5-7b-hf"
-    written = _written(4096, 11008, 32, 32)
-
-
-class Llava15_13B(Known, Llava):
-    """LLaVA-1.5 13B."""
-
-    default_pretrained = "llava-hf/llava-1.5-13b-hf"
-    written = _written(5120, 13824, 40, 40)

@@ -8,34 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from vtc.backbones import anyres
 from vtc.backbones.chat import Chat
-from vtc.backbones.known import CLIP_336, Known, decoder
 from vtc.backbones.llava import Llava
-from vtc.errors import UserError
 from vtc.interface import BackboneShape
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def require_model(config: Any, kind: str, source: str) -> None:
-    """Raises `UserError` unless `config` is of a model of this kind."""
-    if config.model_type != kind:
-        raise UserError(f"backbone.pretrained={source}: a {config.model_type} model; this backbone reads {kind} ones")
-
-
 class LlavaNext(Chat, Llava):
     """Any `LlavaNextForConditionalGeneration`."""
 
-    model_class = "LlavaNextForConditionalGeneration"
-    model_type: ClassVar[str] = "llava_next"
-
-    @classmethod
-    def _check(cls, config: Any, source: str) -> None:
-        require_model(config, cls.model_type, source)
+    model_type, model_class = "llava_next", "LlavaNextForConditionalGeneration"
+    version = 1
 
     @classmethod
     def shape_from(cls, config: Any, name: str, image_size: int | None = None) -> BackboneShape:
@@ -72,63 +60,3 @@ class LlavaNext(Chat, Llava):
 
     def plain_prompt(self, question: str, images: int, videos: int) -> str:
         return Llava.prompt(self, question, images)
-
-
-def _written(text: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "model_type": "llava_next",
-        "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default",
-        "vision_config": CLIP_336,
-        "text_config": text,
-    }
-
-
-class LlavaNextVicuna7B(Known, LlavaNext):
-    """LLaVA-NeXT with Vicuna 7B."""
-
-    default_pretrained = "llava-hf/llava-v1.6-vicuna-7b-hf"
-    written = _written(decoder("llama", 4096, 11008, 32, 32, 32, 32064))
-
-
-class LlavaNextVicuna13B(Known, LlavaNext):
-    """LLaVA-NeXT with Vicuna 13B."""
-
-    default_pretrained = "llava-hf/llava-v1.6-vicuna-13b-hf"
-    written = _written(decoder("llama", 5120, 13824, 40, 40, 40, 32064))
-
-
-class LlavaNextMistral7B(Known, LlavaNext):
-    """LLaVA-NeXT with Mistral 7B."""
-
-    default_pretrained = "llava-hf/llava-v1.6-mistral-7b-hf"
-    written = _written(decoder("mistral", 4096, 14336, 32, 32, 8, 32064))
-
-
-class LlavaNext34B(Known, LlavaNext):
-    """LLaVA-NeXT with Yi 34B."""
-
-    default_pretrained = "llava-hf/llava-v1.6-34b-hf"
-    written = _written(decoder("llama", 7168, 20480, 60, 56, 8, 64064))
-
-
-class LlavaNextLlama3_8B(Known, LlavaNext):
-    """LLaVA-NeXT with Llama 3 8B."""
-
-    default_pretrained = "llava-hf/llama3-llava-next-8b-hf"
-    written = _written(decoder("llama", 4096, 14336, 32, 32, 8, 128320))
-
-
-class LlavaNext72B(Known, LlavaNext):
-    """LLaVA-NeXT with Qwen1.5 72B."""
-
-    default_pretrained = "llava-hf/llava-next-72b-hf"
-    written = _written(decoder("qwen2", 8192, 24576, 80, 64, 64, 152064))
-
-
-class LlavaNext110B(Known, LlavaNext):
-    """LLaVA-NeXT with Qwen1.5 110B."""
-
-    default_pretrained = "llava-hf/llava-next-110b-hf"
-    written = _written(decoder("qwen2", 8192, 49152, 80, 64, 8, 152064))

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vtc.backbones.frames import Videos
-from vtc.backbones.known import Known, decoder, tower
 from vtc.backbones.llava_next import LlavaNext
 from vtc.errors import UserError
 
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 class LlavaOnevision(Videos, LlavaNext):
     """Any `LlavaOnevisionForConditionalGeneration`."""
 
-    model_class = "LlavaOnevisionForConditionalGeneration"
-    model_type = "llava_onevision"
+    model_type, model_class = "llava_onevision", "LlavaOnevisionForConditionalGeneration"
+    version = 1
 
     def frames_of(self, features: Tensor) -> list[Tensor]:
         """Of V videos [V, F·N + 1, D]; the last frame of each has the newline token."""
@@ -56,38 +55,3 @@ class LlavaOnevision(Videos, LlavaNext):
         if self.image_size is not None:
             return super().pictures(images)
         return [row for row in images if row]  # in rows, the processor knows which pictures share a prompt
-
-
-def _written(width: int, intermediate: int, depth: int, heads: int, kv_heads: int, vocab: int, tied: bool) -> dict:
-    tiles = [384 * n for n in range(1, 7)]
-    return {
-        "model_type": "llava_onevision",
-        "image_grid_pinpoints": [[height, across] for height in tiles for across in tiles],
-        "vision_aspect_ratio": "anyres_max_9",
-        "vision_feature_layer": -1,
-        "vision_feature_select_strategy": "full",
-        "tie_word_embeddings": tied,
-        "vision_config": tower("siglip_vision_model", 1152, 4304, 26, 16, 384, 14, vision_use_head=False),
-        "text_config": decoder("qwen2", width, intermediate, depth, heads, kv_heads, vocab),
-    }
-
-
-class LlavaOnevision05B(Known, LlavaOnevision):
-    """LLaVA-OneVision with Qwen2 0.5B."""
-
-    default_pretrained = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
-    written = _written(896, 4864, 24, 14, 2, 152000, True)
-
-
-class LlavaOnevision7B(Known, LlavaOnevision):
-    """LLaVA-OneVision with Qwen2 7B."""
-
-    default_pretrained = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
-    written = _written(3584, 18944, 28, 28, 4, 152128, False)
-
-
-class LlavaOnevision72B(Known, LlavaOnevision):
-    """LLaVA-OneVision with Qwen2 72B."""
-
-    default_pretrained = "llava-hf/llava-onevision-qwen2-72b-ov-hf"
-    written = _written(8192, 29568, 80, 64, 8, 152128, False)

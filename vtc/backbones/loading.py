@@ -16,63 +16,73 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from vtc.errors import UserError, nearest, unknown
+from vtc.errors import UserError
+from vtc.settings import SHORT_DTYPES, BackboneSettings, from_mapping
 
 if TYPE_CHECKING:
     import torch
 
     from vtc.backbones.base import Backbone
 
-DTYPES = ("float32", "bfloat16", "float16", "auto")
-SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
-DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-QUANTIZATIONS = ("none", "4bit", "8bit")
+B = TypeVar("B", bound="Backbone")
 BITSANDBYTES = (0, 46, 1)  # from here on it has CPU kernels and transformers 5 takes it
 BLOCK, BLOCKS = 64, 256  # of 4-bit weights: values that share a scale, and scales that share one of theirs
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 CONVERT = "https://huggingface.co/docs/safetensors/convert-weights"
 
 
-# -- what is asked for
-def check(cls: type[Backbone], cfg: Mapping[str, Any]) -> None:
-    """Everything about loading that can be told before it: names, what this machine lacks, what a folder lacks.
+# -- config.json
+def config_text(settings: BackboneSettings) -> str | None:
+    """The config.json of the weights, where they are in a folder; None where there is none."""
+    file = Path(settings.source) / "config.json"
+    return file.read_text(encoding="utf-8") if file.is_file() else None
 
-    Args:
-        cls: the family.
-        cfg: as `Backbone.load` takes it.
+
+def read_config(family: type[Backbone], settings: BackboneSettings) -> Any:
+    """transformers' configuration of the weights, from their folder or from the hub.
+
+    Raises:
+        UserError: no config.json there, one that can't be read, or one of another family.
+    """
+    from transformers import AutoConfig
+
+    source = settings.source
+    if not (settings.pretrained or settings.released):
+        raise UserError(
+            f"backbone={settings.name}: no weights are known of it; give backbone.pretrained=<a transformers folder or "
+            "a hub id>"
+        )
+    if looks_local(source) and not (Path(source) / "config.json").is_file():
+        raise UserError(f"backbone.pretrained={source}: no config.json there; give a transformers folder or a hub id")
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"backbone.pretrained={source}: can't be read ({first_line(error)})") from error
+    family.check_config(config, source)
+    return config
+
+
+# -- checks
+def check(settings: BackboneSettings) -> None:
+    """Everything about loading that can be told before it: values, what this machine lacks, what a folder lacks.
 
     Raises:
         UserError: in one line; see docs/errors.md.
     """
-    dtype = _dtype(cfg.get("dtype") or "auto")
-    device_map, asked = _device_map(cfg), cfg.get("device") or "auto"
-    device = _device(asked)
-    attention = cfg.get("attention") or "sdpa"
-    if attention not in ATTENTIONS:
-        raise unknown("backbone.attention", attention, ATTENTIONS)
-    if attention == "flash_attention_2":
-        _check_flash(dtype, device)
-    _check_quantization(quantization_of(cfg), device)
-    if device_map is not None and str(asked) != "auto":
-        raise UserError(f"backbone.device={asked}, backbone.device_map={device_map}: give one of the two")
-    source = Path(cls.pretrained(cfg)).expanduser()
+    from_mapping(BackboneSettings, vars(settings), "backbone")  # whoever made them, each field holds what it may
+    device, device_map = _device(settings.device), _device_map(settings)
+    if settings.attention == "flash_attention_2":
+        _check_flash(_dtype(settings.dtype), device)
+    _check_quantization(settings.quantization, device)
+    if device_map is not None and settings.device != "auto":
+        raise UserError(
+            f"backbone.device={settings.device}, backbone.device_map={settings.device_map}: give one of the two"
+        )
+    source = Path(settings.source)
     if (source / "config.json").is_file():  # `shape_of` tells what else may be wrong with the name
         _check_weights(source)
-
-
-def quantization_of(cfg: Mapping[str, Any]) -> str:
-    """How the decoder's weights are held: "none" (as they are), "4bit" or "8bit".
-
-    Raises:
-        UserError: anything else.
-    """
-    asked = cfg.get("quantization") or "none"
-    if asked not in QUANTIZATIONS:
-        raise unknown("backbone.quantization", asked, QUANTIZATIONS)
-    return str(asked)
 
 
 def _check_flash(dtype: Any, device: torch.device) -> None:
@@ -96,13 +106,13 @@ def _check_quantization(quantization: str, device: torch.device) -> None:
     key, needed = f"backbone.quantization={quantization}", ".".join(map(str, BITSANDBYTES))
     install = f"needs bitsandbytes {needed} or newer: pip install 'vtc[quant]'"
     try:
-        found = version("bitsandbytes") if find_spec("bitsandbytes") else None
+        installed = version("bitsandbytes") if find_spec("bitsandbytes") else None
     except PackageNotFoundError:
-        found = None
-    if found is None:
+        installed = None
+    if installed is None:
         raise UserError(f"{key}: {install}")
-    if tuple(int(part) for part in found.split(".")[:3] if part.isdigit()) < BITSANDBYTES:
-        raise UserError(f"{key}: {install}; here is {found}")
+    if tuple(int(part) for part in installed.split(".")[:3] if part.isdigit()) < BITSANDBYTES:
+        raise UserError(f"{key}: {install}; here is {installed}")
     import bitsandbytes
 
     able = getattr(bitsandbytes, "supported_torch_devices", {"cuda"})
@@ -123,36 +133,27 @@ def _check_weights(folder: Path) -> None:
     try:
         shards = set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{key}: {index} can't be read ({_first_line(error)})") from None
+        raise UserError(f"{key}: {index} can't be read ({first_line(error)})") from None
     missing = sorted(name for name in shards if not (folder / name).is_file())
     if missing:
         raise UserError(f"{key}: {len(missing)} of its {len(shards)} weight files aren't there, {missing[0]} first")
 
 
-def _dtype(name: Any) -> Any:
+def _dtype(name: str) -> Any:
+    """torch's dtype, or "auto"."""
     import torch
 
-    if isinstance(name, torch.dtype):
-        return name
-    name = SHORT_DTYPES.get(name, name)
-    if name not in DTYPES:
-        close = nearest(str(name), [*DTYPES, *SHORT_DTYPES])
-        raise UserError(f"backbone.dtype={name}: unknown; allowed: {', '.join([*DTYPES, *SHORT_DTYPES])}{close}")
-    return name if name == "auto" else getattr(torch, name)
+    return name if name == "auto" else getattr(torch, SHORT_DTYPES.get(name, name))
 
 
-def _device(name: Any) -> torch.device:
+def _device(name: str) -> torch.device:
     import torch
 
-    if str(name) == "auto":
+    if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    key, allowed = f"backbone.device={name}", ("auto", "cpu", "cuda", "cuda:N", "mps")
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError) as error:
-        raise UserError(f"{key}: allowed: {', '.join(allowed)}{nearest(str(name), allowed)}") from error
+    key, device = f"backbone.device={name}", torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not count:
@@ -164,82 +165,74 @@ def _device(name: Any) -> torch.device:
     return device
 
 
-def _device_map(cfg: Mapping[str, Any]) -> Any:
+def _device_map(settings: BackboneSettings) -> Any:
     """None, the name of a way to spread the layers, or a dict of modules and devices."""
-    asked = cfg.get("device_map")
-    if asked is None or isinstance(asked, Mapping):
-        return None if asked is None else dict(asked)
-    if asked not in DEVICE_MAPS:
+    spread = settings.device_map
+    if isinstance(spread, Mapping):
+        return dict(spread)
+    if spread is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
-            f"backbone.device_map={asked}: unknown; allowed: {', '.join(DEVICE_MAPS)}, null (one device: device=…), or "
-            f"{{module: device}}{nearest(str(asked), DEVICE_MAPS)}"
-        )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            f"backbone.device_map={asked}: spreads one model over the GPUs, and {os.environ['WORLD_SIZE']} processes "
+            f"backbone.device_map={spread}: spreads one model over the GPUs, and {os.environ['WORLD_SIZE']} processes "
             "share them already; allowed: null"
         )
-    return asked
+    return spread
 
 
 # -- loading
-def load(cls: type[Backbone], cfg: Mapping[str, Any]) -> Backbone:
+def load(family: type[B], settings: BackboneSettings) -> B:
     """See `Backbone.load`."""
     import transformers
     from safetensors import SafetensorError
     from transformers.integrations import is_deepspeed_zero3_enabled
 
-    check(cls, cfg)
-    config, source = cls._config(cfg), cls.pretrained(cfg)
-    dtype, remote = _dtype(cfg.get("dtype") or "auto"), bool(cfg.get("trust_remote_code", False))
-    settings: dict[str, Any] = {}
-    quantization = quantization_of(cfg)
-    if quantization != "none":
-        settings["quantization_config"] = _quantized(cls, config, quantization, dtype)
-    device_map = _device_map(cfg)
+    check(settings)
+    config, source, dtype = read_config(family, settings), settings.source, _dtype(settings.dtype)
+    quantized = settings.quantization != "none"
+    extra = {"quantization_config": _quantization(family, config, settings.quantization, dtype)} if quantized else {}
+    device_map = _device_map(settings)
     if device_map is None and not is_deepspeed_zero3_enabled():  # that gives each process its share of every weight
-        device_map = {"": _one_device(cfg)}
+        device_map = {"": _one_device(settings)}
     try:
-        with _converted(None if quantization != "none" else dtype):
-            model, told = getattr(transformers, cls.model_class).from_pretrained(
+        with _converting_reads(None if quantized else dtype):
+            model, report = getattr(transformers, family.model_class).from_pretrained(
                 source,
                 config=config,
                 dtype=dtype,
-                attn_implementation=cfg.get("attention") or "sdpa",
+                attn_implementation=settings.attention,
                 device_map=device_map,
                 use_safetensors=True,
-                trust_remote_code=remote,
+                trust_remote_code=settings.trust_remote_code,
                 output_loading_info=True,
-                **settings,
+                **extra,
             )
-        processor = transformers.AutoProcessor.from_pretrained(source, trust_remote_code=remote)
+        processor = transformers.AutoProcessor.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"backbone.pretrained={source}: can't be loaded ({_first_line(error)})") from error
-    if missing := sorted(told["missing_keys"]):
+        raise UserError(f"backbone.pretrained={source}: can't be loaded ({first_line(error)})") from error
+    if missing := sorted(report["missing_keys"]):
         # transformers would draw them at random and warn
         raise UserError(f"backbone.pretrained={source}: {len(missing)} of its weights aren't there, {missing[0]} first")
     if device_map is None:
-        model = model.to(_one_device(cfg))
-    backbone = cls.made(config, cfg.get("name") or cls.__name__, model.eval(), processor, cfg)
-    if quantization != "none":
+        model = model.to(_one_device(settings))
+    backbone = family.wrap(model.eval(), processor, settings.name, **family.image_options(settings))
+    if quantized:
         # bitsandbytes says at each product of 8-bit weights that it rounds to float16
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         # peft asks the module that it puts adapters into, which for us is the decoder
-        setattr(backbone.decoder, f"is_loaded_in_{quantization}", True)
+        setattr(backbone.decoder, f"is_loaded_in_{settings.quantization}", True)
     return backbone
 
 
-def _one_device(cfg: Mapping[str, Any]) -> torch.device:
+def _one_device(settings: BackboneSettings) -> torch.device:
     import torch
 
-    device = _device(cfg.get("device") or "auto")
+    device = _device(settings.device)
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
 
 
 @contextmanager
-def _converted(dtype: Any) -> Iterator[None]:
+def _converting_reads(dtype: Any) -> Iterator[None]:
     """While it is open, transformers reads files whose weights aren't stored in `dtype` tensor by tensor.
 
     Args:
@@ -271,23 +264,23 @@ def _stored(file: Any) -> set[Any]:
     import torch
 
     known = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    found = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-    return {known[name] for name in found if name in known}
+    names = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return {known[name] for name in names if name in known}
 
 
 # -- quantised weights
-def _quantized(cls: type[Backbone], config: Any, quantization: str, dtype: Any) -> Any:
+def _quantization(family: type[Backbone], config: Any, quantization: str, dtype: Any) -> Any:
     """How bitsandbytes holds the decoder's linear layers: NF4 with double quantisation (QLoRA, arXiv 2305.14314,
     section 3), or LLM.int8() (arXiv 2208.07339)."""
     import torch
     import transformers
 
     with torch.device("meta"):
-        model = getattr(transformers, cls.model_class)(config)
+        model = getattr(transformers, family.model_class)(config)
     if dtype == "auto":
         stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
         dtype = getattr(torch, stored) if isinstance(stored, str) else stored
-    skipped = outside_decoder(cls("", model, None, cls.shape_from(config, "")))
+    skipped = outside_decoder(family("", model, None, family.shape_from(config, "")))
     if quantization == "8bit":
         return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return transformers.BitsAndBytesConfig(
@@ -300,8 +293,8 @@ def _quantized(cls: type[Backbone], config: Any, quantization: str, dtype: Any) 
 
 
 def outside_decoder(backbone: Backbone) -> list[str]:
-    """Names of the modules that are not of the decoder, the largest that hold nothing of it: tower, projector, head."""
-    decoder, found = backbone.decoder, []
+    """Names of the modules that hold nothing of the decoder, the largest of them: vision tower, projector, head."""
+    decoder, names = backbone.decoder, []
 
     def walk(module: Any, name: str) -> None:
         for key, child in module.named_children():
@@ -311,10 +304,10 @@ def outside_decoder(backbone: Backbone) -> list[str]:
             if any(inner is decoder for inner in child.modules()):
                 walk(child, path)
             else:
-                found.append(path)
+                names.append(path)
 
     walk(backbone.model, "")
-    return found
+    return names
 
 
 def count(model: Any) -> int:
@@ -357,10 +350,12 @@ def _quantized_bytes(shape: Sequence[int], quantization: str) -> int:
     return -(-number // 2) + scales + 4 * -(-scales // BLOCKS) + 4 * (16 + 256 + 1)
 
 
-def _looks_local(source: str) -> bool:
+def looks_local(source: str) -> bool:
+    """Whether a text names a folder, there or not, and not a repository of the hub."""
     return source.startswith((".", "/", "~")) or source.count("/") != 1 or Path(source).exists()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Of an error's text, else its kind."""
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__

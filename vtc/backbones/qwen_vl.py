@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import BatchFeature
     from transformers.video_utils import VideoMetadata
 
+    from vtc.settings import BackboneSettings
+
 Grid = tuple[int, int]
 EXAMPLE = 24  # visual tokens along a side of the image that costs are measured on, as LLaVA-1.5 has them
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -35,25 +37,16 @@ class QwenVL(Chat):
     """What the three families share.
 
     Class attributes:
-        kind: the `model_type` of its configuration.
         frames_per_second: of a video whose frames don't say when they are; the processor's own default.
         pixels: the least and the most that an image may have for the released processors.
     """
 
     position_axes = 3
-    kind: ClassVar[str]
     frames_per_second: ClassVar[float] = 2.0
     pixels: ClassVar[tuple[int, int]] = 56**2, 3584**2
     image_text = "<|vision_start|><|image_pad|><|vision_end|>"
     video_text = "<|vision_start|><|video_pad|><|vision_end|>"
     template, turn_end = chatml(image_text, video_text, SYSTEM), "<|im_end|>"
-
-    @classmethod
-    def _check(cls, config: Any, source: str) -> None:
-        if config.model_type != cls.kind:
-            raise UserError(
-                f"backbone.pretrained={source}: a {config.model_type} model; this backbone reads {cls.kind} ones"
-            )
 
     @classmethod
     def shape_from(cls, config: Any, name: str, image_size: int | None = None) -> BackboneShape:
@@ -74,15 +67,15 @@ class QwenVL(Chat):
                 cls=0,
                 image_size=image_size or EXAMPLE * patch * merge,
                 patch_size=patch,
-                **cls._tower(vision),
+                **cls._vision_widths(vision),
             ),
             **decoder_sizes(text),
         )
 
     @classmethod
-    def shape_of(cls, cfg: Mapping[str, Any]) -> BackboneShape:
-        shape = super().shape_of(cfg)
-        cls._within(shape, cls._pixels_of(cls.pretrained(cfg)))
+    def shape_of(cls, settings: BackboneSettings) -> BackboneShape:
+        shape = super().shape_of(settings)
+        cls._within(shape, cls._pixels_of(settings.source))
         return shape
 
     def __init__(
@@ -112,18 +105,18 @@ class QwenVL(Chat):
         for name in ("processor_config.json", "preprocessor_config.json"):
             file = Path(source) / name
             if file.is_file():
-                said = json.loads(file.read_text(encoding="utf-8"))
-                said = said.get("image_processor", said)
-                size = said.get("size") or {}
-                least = said.get("min_pixels") or size.get("shortest_edge")
-                most = said.get("max_pixels") or size.get("longest_edge")
+                content = json.loads(file.read_text(encoding="utf-8"))
+                content = content.get("image_processor", content)
+                size = content.get("size") or {}
+                least = content.get("min_pixels") or size.get("shortest_edge")
+                most = content.get("max_pixels") or size.get("longest_edge")
                 if least and most:
                     return least, most
         return cls.pixels
 
     @classmethod
-    def _tower(cls, vision: Any) -> dict[str, Any]:
-        """Width and MLP width of the tower."""
+    def _vision_widths(cls, vision: Any) -> dict[str, Any]:
+        """Width of the vision tower, and of its MLPs."""
         return {"width": vision.hidden_size, "intermediate": vision.intermediate_size}
 
     # -- parts
@@ -132,7 +125,7 @@ class QwenVL(Chat):
         return self.vision_tower.merger
 
     @property
-    def vision_tower(self) -> Any:
+    def vision_vision_widths(self) -> Any:
         return self.model.model.visual
 
     @property
@@ -175,13 +168,13 @@ class QwenVL(Chat):
         same.
         """
         ids, merge = kwargs.get("input_ids"), self.model.config.vision_config.spatial_merge_size
-        given = {media: kwargs.get(f"{media}_grid_thw") for media in ("image", "video")}
+        by_media = {media: kwargs.get(f"{media}_grid_thw") for media in ("image", "video")}
         if ids is None:
             return []
-        if all(grids is None for grids in given.values()):
+        if all(grids is None for grids in by_media.values()):
             return self._pictures_by_position(ids, kwargs.get("position_ids"))
         known = {}
-        for media, grids in given.items():
+        for media, grids in by_media.items():
             every = [] if grids is None else grids.tolist()
             known[media] = iter([(h // merge, w // merge) for t, h, w in every for _ in range(t)])
         image, video = self.placeholders
@@ -230,14 +223,14 @@ class QwenVL(Chat):
     ) -> BatchFeature:
         import torch
 
-        given: dict[str, Any] = {"images": [image for row in images for image in row] or None}
+        media: dict[str, Any] = {"images": [image for row in images for image in row] or None}
         clips = [frames for row in videos or () for frames in row]
         if clips:
-            given["videos"] = [self._clip(frames) for frames in clips]
-            given |= {"video_metadata": [self._times(frames) for frames in clips], "do_sample_frames": False}
+            media["videos"] = [self._clip(frames) for frames in clips]
+            media |= {"video_metadata": [self._times(frames) for frames in clips], "do_sample_frames": False}
         if self.image_size is not None:
-            given["do_resize"] = False  # in this size they come already
-        batch = self.processor(text=text, padding=True, padding_side="left", return_tensors="pt", **given)
+            media["do_resize"] = False  # in this size they come already
+        batch = self.processor(text=text, padding=True, padding_side="left", return_tensors="pt", **media)
         if "second_per_grid_ts" in batch:  # numbers, which no cast to the model's dtype can round
             batch["second_per_grid_ts"] = torch.as_tensor(batch["second_per_grid_ts"]).tolist()
         return batch
@@ -262,32 +255,35 @@ class QwenVL(Chat):
         """[3, B, L]: time, height and width."""
         mask = inputs["attention_mask"]
         names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
-        given = {name: inputs[name] for name in names if inputs.get(name) is not None}
-        if not given:
+        grids = {name: inputs[name] for name in names if inputs.get(name) is not None}
+        if not grids:
             return super().positions(inputs).expand(3, -1, -1)
         kinds = inputs["mm_token_type_ids"]
-        return self.core.get_rope_index(inputs["input_ids"], kinds, attention_mask=mask, **given)[0]
+        return self.core.get_rope_index(inputs["input_ids"], kinds, attention_mask=mask, **grids)[0]
 
 
 class Qwen2VL(QwenVL):
     """Any `Qwen2VLForConditionalGeneration`."""
 
-    model_class, kind = "Qwen2VLForConditionalGeneration", "qwen2_vl"
+    model_type, model_class = "qwen2_vl", "Qwen2VLForConditionalGeneration"
+    version = 1
 
     @classmethod
-    def _tower(cls, vision: Any) -> dict[str, Any]:
+    def _vision_widths(cls, vision: Any) -> dict[str, Any]:
         return {"width": vision.embed_dim, "intermediate": vision.embed_dim * vision.mlp_ratio}
 
 
 class Qwen2_5VL(QwenVL):
     """Any `Qwen2_5_VLForConditionalGeneration`."""
 
-    model_class, kind = "Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl"
+    model_type, model_class = "qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"
+    version = 1
 
 
 class Qwen3VL(QwenVL):
     """Any `Qwen3VLForConditionalGeneration` (the dense ones)."""
 
-    model_class, kind = "Qwen3VLForConditionalGeneration", "qwen3_vl"
+    model_type, model_class = "qwen3_vl", "Qwen3VLForConditionalGeneration"
+    version = 1
     template = chatml(QwenVL.image_text, str(QwenVL.video_text))
     pixels = 256**2, 4096**2

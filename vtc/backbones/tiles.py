@@ -32,12 +32,10 @@ class Tiled(Chat):
             the tiles that it has, beside itself in small.
 
     Class attributes:
-        model_type: of the configurations that it reads.
         most_tiles: along the side of the largest `image_size`.
         pixel_names: keyword arguments of `core` that `get_image_features` takes.
     """
 
-    model_type: ClassVar[str]
     most_tiles: ClassVar[int]
     pixel_names: ClassVar[tuple[str, ...]] = ("pixel_values",)
     size_options = ("image_size", "tiles")
@@ -55,13 +53,6 @@ class Tiled(Chat):
         self.tiles = tiles
 
     # -- sizes
-    @classmethod
-    def _check(cls, config: Any, source: str) -> None:
-        if config.model_type != cls.model_type:
-            raise UserError(
-                f"backbone.pretrained={source}: a {config.model_type} model; this backbone reads {cls.model_type} ones"
-            )
-
     @classmethod
     def tile_from(cls, config: Any, name: str) -> BackboneShape:
         """The sizes with pictures of one tile; `vision` has `tile_tokens` and `projector` beside what it always has."""
@@ -116,8 +107,8 @@ class Tiled(Chat):
             return None
         if kwargs.get("input_ids") is None:
             raise UserError("inputs_embeds with images: compression needs input_ids to know where the images are")
-        made = outputs.pooler_output  # [T, N, D], or a list of [tiles · N, D]
-        flat = made.flatten(0, 1) if isinstance(made, torch.Tensor) else torch.cat(list(made))
+        features = outputs.pooler_output  # [T, N, D], or a list of [tiles · N, D]
+        flat = features.flatten(0, 1) if isinstance(features, torch.Tensor) else torch.cat(list(features))
         sizes = self.image_sizes(kwargs["input_ids"])
         return list(flat.split(sizes)) if sum(sizes) == len(flat) else [flat]  # the model itself says what is wrong
 
@@ -135,14 +126,14 @@ class Tiled(Chat):
         from transformers import BatchFeature
 
         clips: Sequence[Sequence[Frames]] = [[]] * len(text) if videos is None else videos
-        made = [self.row(line, seen, shown) for line, seen, shown in zip(text, images, clips, strict=True)]
-        rows = [one["input_ids"][0] for one in made]
+        encoded = [self.row(*row) for row in zip(text, images, clips, strict=True)]
+        rows = [one["input_ids"][0] for one in encoded]
         pad = self.tokenizer.pad_token_id
         pad = self.tokenizer.eos_token_id if pad is None else pad
         ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left")
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
         batch = {"input_ids": ids, "attention_mask": mask}
-        pixels = [one["pixel_values"] for one in made if "pixel_values" in one]
+        pixels = [one["pixel_values"] for one in encoded if "pixel_values" in one]
         if pixels:
             batch["pixel_values"] = torch.cat(pixels)
         return BatchFeature(batch)
@@ -156,8 +147,7 @@ class Tiled(Chat):
         if videos:
             clips = [np.stack([np.asarray(frame.convert("RGB")) for frame in clip]) for clip in videos]
             pictures |= {"videos": clips, **self._video_options(videos)}
-        made = self.processor(text=[text], return_tensors="pt", **pictures, **options)
-        return self._flat(made)
+        return self._flat(self.processor(text=[text], return_tensors="pt", **pictures, **options))
 
     def _video_options(self, videos: Sequence[Frames]) -> dict[str, Any]:
         """What the family's processor wants to know beside the frames."""
@@ -167,6 +157,6 @@ class Tiled(Chat):
         """The images of one row as the family's processor takes them."""
         return list(images)
 
-    def _flat(self, made: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _flat(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """A row that the processor made, with its tiles one behind the other along the first dimension."""
-        return made
+        return row

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtc.backbones.chat import Chat
 from vtc.backbones.frames import Videos
-from vtc.backbones.known import Known, decoder, tower
 from vtc.backbones.llava import Llava
-from vtc.backbones.llava_next import require_model
 from vtc.errors import UserError
 from vtc.interface import BackboneShape
 
@@ -27,11 +25,8 @@ if TYPE_CHECKING:
 class VideoLlava(Videos, Chat, Llava):
     """Any `VideoLlavaForConditionalGeneration`."""
 
-    model_class = "VideoLlavaForConditionalGeneration"
-
-    @classmethod
-    def _check(cls, config: Any, source: str) -> None:
-        require_model(config, "video_llava", source)
+    model_type, model_class = "video_llava", "VideoLlavaForConditionalGeneration"
+    version = 1
 
     @classmethod
     def shape_from(cls, config: Any, name: str) -> BackboneShape:
@@ -63,16 +58,3 @@ class VideoLlava(Videos, Chat, Llava):
         if "pixel_values_images" in batch:  # an older name, which the model is about to forget
             batch["pixel_values"] = batch.pop("pixel_values_images")
         return batch
-
-
-class VideoLlava7B(Known, VideoLlava):
-    """Video-LLaVA 7B."""
-
-    default_pretrained = "LanguageBind/Video-LLaVA-7B-hf"
-    written = {
-        "model_type": "video_llava",
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default",
-        "vision_config": tower("clip_vision_model", 1024, 4096, 24, 16, 224, 14),
-        "text_config": decoder("llama", 4096, 11008, 32, 32, 32, 32064),
-    }

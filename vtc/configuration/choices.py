@@ -16,7 +16,7 @@ GROUPS = {
     "experiment": "complete presets: every setting of one experiment",
 }
 
-REGISTRIES = {"method": registry.methods, "backbone": registry.backbones}
+REGISTRIES = {"method": registry.methods, "backbone": registry.families}
 
 
 def first_comment(file: Path) -> str:
@@ -30,15 +30,18 @@ def first_comment(file: Path) -> str:
 
 
 def configured(group: str) -> dict[str, Path]:
-    """The configuration files of a group by choice; empty where there is no such group."""
+    """The configuration files of a group by choice, without those that choices have in common (`_checkpoint.yaml`);
+    empty where there is no such group.
+    """
     folder = shipped.path("conf") / group
-    return {f.stem: f for f in sorted(folder.glob("*.yaml"))} if folder.is_dir() else {}
+    return {f.stem: f for f in sorted(folder.glob("[!_]*.yaml"))} if folder.is_dir() else {}
 
 
 def unconfigured(group: str) -> list[str]:
-    """Names of a group with a class but no file in `conf/`: all methods, and the backbones of plug-ins."""
-    known = REGISTRIES.get(group)
-    return sorted(set(known.names()) - set(configured(group))) if known else []
+    """Names of a group with a class but no file in `conf/`: all methods, and the families of plug-ins."""
+    if group == "method":
+        return registry.methods.names()
+    return sorted(set(registry.families.external()) - set(configured(group))) if group == "backbone" else []
 
 
 def choices(group: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ from vtc.configuration.resolve import resolve
 from vtc.errors import UserError, nearest, unknown
 from vtc.job import Job
 from vtc.registry import PART_BUDGETS, methods, parts
-from vtc.settings import SHORT_DTYPES
+from vtc.settings import SHORT_DTYPES, BackboneSettings, from_mapping
 
 CONFIG = "config"
 ERRORS = (HydraException, OmegaConfBaseException)
@@ -264,7 +265,7 @@ def prepare(overrides: Sequence[str]) -> None:
             if str(value) not in allowed and (value is not None or group in NEEDED):
                 raise unknown(group, "null" if value is None else value, allowed)
             if value in unconfigured(group):
-                node = method_node(value) if group == "method" else {"name": value, **BACKBONE}
+                node = method_node(value) if group == "method" else {"name": value} | family_options(value)
                 ConfigStore.instance().store(group=group, name=value, node=node, provider="plug-in")
     check_additions(overrides)
 
@@ -299,15 +300,6 @@ def check_additions(overrides: Sequence[str]) -> None:
                 raise problem
 
 
-BACKBONE = {
-    "pretrained": None,
-    "dtype": "float32",
-    "device": "auto",
-    "attention": "sdpa",
-    "device_map": None,
-    "quantization": "none",
-    "trust_remote_code": False,
-}
 # Options of the backbone that are keys of their own too, with the words of --help.
 SHORT = {
     "pretrained": "a transformers folder or hub id of the backbone's architecture",
@@ -317,6 +309,23 @@ SHORT = {
     "attention": "sdpa, flash_attention_2, eager",
     "quantization": "4bit, 8bit: the decoder's weights (pip install 'vtc[quant]'); none",
 }
+
+
+def family_options(name: str) -> dict[str, Any]:
+    """The settings of a plug-in's family, which has no checkpoint in `conf/backbone`: its name, and the defaults."""
+    return dataclasses.asdict(BackboneSettings(name=name, family=name))
+
+
+def backbone_settings(name: str, **changes: Any) -> BackboneSettings:
+    """What `backbone=<name>` comes to, for whoever needs a backbone and no run.
+
+    Args:
+        changes: settings that the user would type.
+
+    Raises:
+        UserError: an unknown name, an unknown setting, or a value that it may not hold.
+    """
+    return from_mapping(BackboneSettings, vars(parse([f"backbone={name}"]).backbone) | changes, "backbone")
 
 
 def explained(error: Exception, overrides: Sequence[str]) -> UserError:

@@ -79,28 +79,29 @@ def describe(settings: Mapping[str, Any]) -> list[str]:
     Raises:
         UserError: whatever the run would refuse before it loads weights, and a task that nobody has.
     """
+    from dataclasses import replace
+
     from omegaconf import OmegaConf
 
-    from vtc.assemble import plan
-    from vtc.backbones.loading import quantization_of, weight_bytes
+    from vtc.assemble import backbone_of, plan
+    from vtc.backbones.loading import weight_bytes
     from vtc.evaluation.run import sources
-    from vtc.registry import backbones
+    from vtc.registry import families
 
     cfg, hub = OmegaConf.create(dict(settings)), Hub()
     made = plan(cfg)
     shape, method = made.shape, made.method
     source, checkpoint = sources(settings)
-    item = BYTES[str(settings["backbone"].get("dtype") or "auto")]
-    skeleton = backbones.get(settings["backbone"]["name"]).skeleton(settings["backbone"])
-    weights = weight_bytes(skeleton, item, quantization_of(settings["backbone"]))
+    loading = backbone_of(settings)
+    family, item = families.get(loading.family), BYTES[loading.dtype]
+    weights = weight_bytes(family.skeleton(loading), item, loading.quantization)
     lines = [f"backbone    {hub.look_up(source, 'model')}"]
     lines.append(f"checkpoint  {checkpoint or 'none needed' if not method.needs_training else checkpoint}")
     if shape.visual_tokens is not None:
         lines += _costs(settings, made, shape, weights, item, "; the same for every task")
     else:
         side = shape.vision.image_size
-        given = {**settings["backbone"], "image_size": side}
-        example = backbones.get(settings["backbone"]["name"]).shape_of(given)
+        example = family.shape_of(replace(loading, image_size=side))
         lines += _costs(settings, made, example, weights, item, f", of {side}×{side} pixels; others have their own")
     lines += _tasks(settings, hub)
     return lines

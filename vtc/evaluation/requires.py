@@ -150,11 +150,11 @@ def _spacy(entries: Entries, settings: Mapping[str, Any]) -> None:
 
 
 def _video(entries: Entries, settings: Mapping[str, Any]) -> None:
-    from vtc.registry import backbones
+    from vtc.registry import families
 
     tasks = _needing(entries, "video")
     name = settings["backbone"]["name"]
-    if tasks and getattr(backbones.get(name), "video_text", None) is None:
+    if tasks and families.get(settings["backbone"]["family"]).video_text is None:
         why = f"asks about videos, and backbone={name} reads none"
         raise UserError(f"benchmark.tasks={','.join(tasks)}: {why}; take a backbone that does (docs/backbones.md)")
 

@@ -181,22 +181,20 @@ class Run:
 
 def sources(settings: Mapping[str, Any]) -> tuple[str, Path | None]:
     """Where the weights come from: the backbone's folder or hub id, and the checkpoint's folder (or None)."""
-    from vtc.assemble import checkpoint_folder
-    from vtc.registry import backbones
+    from vtc.assemble import backbone_of, checkpoint_folder
 
-    source = backbones.get(settings["backbone"]["name"]).pretrained(settings["backbone"])
-    return source, checkpoint_folder(settings)
+    return backbone_of(settings).source, checkpoint_folder(settings)
 
 
 def code_hash(settings: Mapping[str, Any]) -> str:
     """Hash of vtc's code, of the method's module and what it takes from other methods, and of a plug-in's backbone."""
-    from vtc.registry import backbones, methods, parts
+    from vtc.registry import families, methods, parts
 
     name, seen = settings["method"]["name"], set[str]()
     files = {
         file for part in (name, *parts(name).values()) for file in _method_files(methods.get(part).__module__, seen)
     }
-    module = sys.modules.get(backbones.get(settings["backbone"]["name"]).__module__)
+    module = sys.modules.get(families.get(settings["backbone"]["family"]).__module__)
     file = getattr(module, "__file__", None)
     if file and Path(__file__).parent.parent not in Path(file).parents:
         files.add(file)

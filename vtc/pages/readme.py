@@ -119,6 +119,7 @@ def _absent(setting: Setting, tokens: int) -> str:
     """Which methods of the table have no row at a budget, and why: they can't leave so many tokens of this backbone's
     image, were not trained for it, or were not run."""
     from vtc.interface import BackboneShape, TowerShape
+    from vtc.methods import make
     from vtc.registry import methods
 
     backbone, shape = setting.runs[0].result["backbone"], None
@@ -134,11 +135,10 @@ def _absent(setting: Setting, tokens: int) -> str:
     reasons: dict[str, list[str]] = {"Not offered": [], "No weights": [], "No run": []}
     there = {r.method for r in setting.runs if r.tokens == tokens}
     for name in sorted({r.method for r in setting.runs if not r.is_baseline} - there):
-        method = methods.get(name)
-        if shape is not None and tokens not in method.offers(shape):
+        if shape is not None and tokens not in make(name, None, shape).offers():
             reasons["Not offered"].append(name)
         else:
-            reasons["No weights" if method.fixed_budget else "No run"].append(name)
+            reasons["No weights" if methods.get(name).fixed_budget else "No run"].append(name)
     return " ".join(f"{why} at this budget: {', '.join(names)}." for why, names in reasons.items() if names)
 
 

@@ -5,18 +5,22 @@ each registered family, and what it says is written down. The contracts (`vtc.te
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vtc.configuration import parse
-from vtc.configuration.choices import choices
+import yaml
+
+from vtc import registry
+from vtc.backbones import shape_of
+from vtc.configuration.choices import configured
+from vtc.configuration.compose import backbone_settings
 from vtc.errors import UserError
 from vtc.registry import methods
 from vtc.report import tables
 
 if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
+    from vtc.interface import BackboneShape, Compressor
 
 YES, FIXED = "yes", "fixed"
 BUDGET = 16  # tokens that the methods are built with, or as near as they offer
@@ -41,45 +45,39 @@ class Compatibility:
 
 
 def families() -> dict[str, list[str]]:
-    """Backbones by family, which is the transformers class that they load."""
-    names: dict[str, list[str]] = {}
-    for name in sorted(choices("backbone")):
-        family = parse([f"backbone={name}"]).family.model_class.removesuffix("ForConditionalGeneration")
-        names.setdefault(family, []).append(name)
-    return names
+    """Checkpoints by family, which is named after the transformers class that they load."""
+    members: dict[str, list[str]] = {}
+    for name, file in configured("backbone").items():
+        family = registry.families.get(yaml.safe_load(file.read_text(encoding="utf-8"))["family"])
+        members.setdefault(family.model_class.removesuffix("ForConditionalGeneration"), []).append(name)
+    return members
 
 
-def shapes(name: str) -> Iterator[tuple[str, BackboneShape]]:
+@functools.cache
+def shapes(name: str) -> list[tuple[str, BackboneShape]]:
     """(YES, the sizes with images as they come), and, where those have no fixed number of visual tokens, (FIXED, the
     sizes with one)."""
-    job = parse([f"backbone={name}"])
-    free = job.shape
-    yield YES, free
+    settings = backbone_settings(name)
+    free = shape_of(settings)
     if free.visual_tokens is not None:
-        return
+        return [(YES, free)]
     for side in (free.vision.image_size, *SIDES):
         if side:
             try:
-                backbone = dataclasses.replace(job.backbone, image_size=side)
-                yield FIXED, dataclasses.replace(job, backbone=backbone).shape
-                return
+                return [(YES, free), (FIXED, shape_of(dataclasses.replace(settings, image_size=side)))]
             except UserError:
                 continue
+    return [(YES, free)]
 
 
 def compatibility(method: str, name: str) -> Compatibility:
     """What `method` says when it is built on the backbone `name`, without weights and on no device."""
-    import torch
-
-    from vtc.methods import build
+    from vtc.methods import make
 
     answer = Compatibility("there are no sizes to build it on")
     for kind, shape in shapes(name):
         try:
-            offers = methods.get(method).offers(shape)
-            tokens = BUDGET if shape.visual_tokens is None else min(offers, key=_distance, default=BUDGET)
-            with torch.device("meta"):
-                build(method, tokens, shape)
+            make(method, _near_budget, shape)
             return Compatibility(kind)
         except UserError as error:
             text = str(error).removeprefix(f"method={method}: ")
@@ -88,9 +86,11 @@ def compatibility(method: str, name: str) -> Compatibility:
     return answer
 
 
-def _distance(tokens: int) -> int:
-    """Of a budget that a method offers from the one that it is built with."""
-    return abs(tokens - BUDGET)
+def _near_budget(method: Compressor) -> int:
+    """Of the budgets that a method offers, the one nearest to `BUDGET`."""
+    if method.shape.visual_tokens is None:
+        return BUDGET
+    return min(method.offers(), key=lambda tokens: abs(tokens - BUDGET), default=BUDGET)
 
 
 def table() -> dict[str, dict[str, Compatibility]]:

@@ -54,7 +54,7 @@ def tiny_qwen2_vl(seed: int = 0, image_size: int | None = SIDE, attention: str =
     vision: dict[str, Any] = {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}
     config = Qwen2VLConfig(text_config=_text(), vision_config=_vision() | vision, **_ids())
     classes = Qwen2VL, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
-    return _made(*classes, config, seed, image_size, attention)
+    return _backbone(*classes, config, seed, image_size, attention)
 
 
 def tiny_qwen2_5_vl(seed: int = 0, image_size: int | None = SIDE, attention: str = "sdpa") -> QwenVL:
@@ -69,7 +69,7 @@ def tiny_qwen2_5_vl(seed: int = 0, image_size: int | None = SIDE, attention: str
     }
     vision |= {"fullatt_block_indexes": [1], "tokens_per_second": 2}
     config = Qwen2_5_VLConfig(text_config=_text(), vision_config=_vision() | vision, **_ids())
-    return _made(
+    return _backbone(
         Qwen2_5VL, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, config, seed, image_size, attention
     )
 
@@ -89,7 +89,7 @@ def tiny_qwen3_vl(seed: int = 0, image_size: int | None = SIDE, attention: str =
     text = _text(head_dim=16, sections=(4, 2, 2), mrope_interleaved=True)
     config = Qwen3VLConfig(text_config=text, vision_config=_vision() | vision, **_ids())
     classes = Qwen3VL, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
-    return _made(*classes, config, seed, image_size, attention)
+    return _backbone(*classes, config, seed, image_size, attention)
 
 
 def _ids() -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _vision() -> dict[str, Any]:
     return vision | {"initializer_range": 0.2}
 
 
-def _made(
+def _backbone(
     kind: type[QwenVL], model_class: Any, processor_class: Any, config: Any, seed: int, size: int | None, attention: str
 ) -> QwenVL:
     from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor, Qwen3VLVideoProcessor

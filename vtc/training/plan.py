@@ -47,8 +47,8 @@ def plan_stages(job: Job) -> list[StagePlan]:
     """
     job = dataclasses.replace(job)  # LoRA is put on a method of its own
     job.check(trained=False)
-    method = job.compressor
-    backbone = job.family.skeleton(job.backbone_mapping)
+    method = job.compressor.build()
+    backbone = job.family.skeleton(job.backbone)
     own = sum(p.numel() for p in method.parameters())
     add_lora(backbone, method, recipe(job).lora)
     adapters = sum(p.numel() for _, p in parameters_of("adapters", backbone, method))

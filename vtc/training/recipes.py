@@ -157,15 +157,13 @@ def source_of(name: str, data: DataSettings, backbone: Backbone, method: Compres
     Raises:
         UserError: no such source, or none at all.
     """
-    from vtc.interface import SelfCompressor
-
     files = "files" if data.path or data.sources else None
     source = data.source or files or backbone.name
     if source == backbone.name and source not in training_sources.names():
         raise UserError(
             f"training.data: backbone={backbone.name} needs data.path=<file>; only pocket draws scenes of its own"
         )
-    embed = float(data.contrastive) > 0 and not isinstance(method, SelfCompressor)
+    embed = float(data.contrastive) > 0 and not method.learns_from_captions
     return training_sources.get(source).of_stage(name, data, backbone, seed, embed)
 
 

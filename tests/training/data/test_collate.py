@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import load
 from fabricate import picture
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from vtc.backbones import load
 from vtc.backbones.base import Backbone
 from vtc.data.training.batch import IGNORE
 from vtc.data.training.collate import Encoder
@@ -64,7 +64,7 @@ def backbone(name: str) -> Backbone:
     if name == "tiny":
         return tiny_backbone()
     if name == "pocket":
-        return load({"name": "pocket", "device": "cpu", "dtype": "float32"})
+        return load({"name": "pocket", "device": "cpu"})
     tiny = copy.deepcopy(tiny_backbone())
     tokenizer = llama_like(name == "bytes")
     tiny.processor.tokenizer = tokenizer

@@ -1,0 +1,278 @@
+"""What the framework needs of a model in memory: its parts, the features of images, prompts and inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vtc.errors import UserError
+from vtc.interface import BackboneShape, projected_layer
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import Tensor
+    from transformers import BatchFeature
+
+
+class Parts:
+    """The transformers model as it is, and the places where its parts are.
+
+    Attributes:
+        name: of the choice, as the user types it.
+        model: the `…ForConditionalGeneration`, unmodified.
+        processor, tokenizer: None for a model built in memory without one.
+        shape: its sizes.
+        image_size: side in pixels of the square that every image is resized to first; None: as the processor has it.
+            It gives a family of dynamic resolution a fixed number of visual tokens.
+
+    Class attributes:
+        image_text, video_text: what stands for an image and for a video in a prompt that the processor reads; a family
+            without videos has None.
+        position_axes: of the decoder's position ids; 3 for M-RoPE.
+        linear_layers: names of the linear layers in a layer of the decoder.
+    """
+
+    image_text: ClassVar[str] = "<image>"
+    video_text: ClassVar[str | None] = None
+    position_axes: ClassVar[int] = 1
+    linear_layers: ClassVar[tuple[str, ...]] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+
+    def __init__(
+        self, name: str, model: Any, processor: Any, shape: BackboneShape, image_size: int | None = None
+    ) -> None:
+        self.name, self.model, self.processor, self.shape = name, model, processor, shape
+        self.image_size = image_size
+
+    # -- parts
+    @property
+    def tokenizer(self) -> Any:
+        return getattr(self.processor, "tokenizer", None)
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.embed_tokens.weight.dtype
+
+    @property
+    def core(self) -> Any:
+        """The multimodal model below the language-model head: it merges image features into the embeddings."""
+        return self.model.model
+
+    @property
+    def decoder(self) -> Any:
+        """The language model: `.layers`, `.norm`, `.rotary_emb`, `.embed_tokens`."""
+        return self.core.language_model
+
+    @property
+    def projector(self) -> Any:
+        return self.core.multi_modal_projector
+
+    @property
+    def vision_tower(self) -> Any:
+        return self.core.vision_tower
+
+    @property
+    def tower_layers(self) -> Sequence[Any]:
+        """The vision tower's layers: each has `self_attn` with `q_proj` and `k_proj`."""
+        raise UserError(f"backbone={self.name}: the layers of its vision tower can't be watched")
+
+    @property
+    def tower_embeddings(self) -> Any:
+        """The module whose output [I, T, C] the vision tower's layers work on."""
+        raise UserError(f"backbone={self.name}: no tokens can be put beside the patches of its vision tower")
+
+    def tower_halves(self, layer: int) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """A layer of the tower cut in two, both with their residuals: `attend(hidden [I, T, C], bias [I, 1, 1, T])`,
+        whose bias is added to the attention scores, and `mlp(hidden)`.
+        """
+        raise UserError(f"backbone={self.name}: tokens can't be merged inside the layers of its vision tower")
+
+    @property
+    def image_token_id(self) -> int:
+        return self.model.config.image_token_id
+
+    def add_adapters(self, names: Sequence[str], rank: int, alpha: int, dropout: float = 0.0) -> None:
+        """Puts LoRA adapters (peft) on all linear layers of the decoder and freezes the language model. Does nothing
+        where they are.
+
+        They are inactive until the engine runs the decoder under one: the model by itself stays what it was.
+
+        Raises:
+            UserError: other adapters, or the same of another rank, are there already.
+        """
+        if self._inject(self.decoder, "language model", list(self.linear_layers), names, rank, alpha, dropout):
+            self.model.get_output_embeddings().requires_grad_(False)
+
+    def add_tower_adapters(self, names: Sequence[str], rank: int, alpha: int, dropout: float = 0.0) -> None:
+        """The same for the vision tower: in all linear layers of its layers up to the one that is projected."""
+        import torch
+
+        layers = list(self.tower_layers)[: projected_layer(self.shape) + 1]
+        inside = {id(m) for layer in layers for m in layer.modules() if isinstance(m, torch.nn.Linear)}
+        targets = [n for n, m in self.vision_tower.named_modules() if id(m) in inside]
+        self._inject(self.vision_tower, "vision tower", targets, names, rank, alpha, dropout)
+
+    def _inject(
+        self, module: Any, what: str, targets: list[str], names: Sequence[str], rank: int, alpha: int, dropout: float
+    ) -> bool:
+        """Puts LoRA beside the weights of `module` and freezes those; False where it is already there."""
+        from vtc.backbones import adapters
+
+        present: list[Any] = adapters.tuner_layers(module)
+        if present:
+            ranks = dict(present[0].r)
+            if ranks == dict.fromkeys(names, rank):
+                return False
+            listed = ", ".join(f"{n} of rank {r}" for n, r in ranks.items())
+            raise UserError(f"backbone={self.name}: its {what} already has adapters ({listed}); load it anew")
+        from peft import LoraConfig, inject_adapter_in_model
+
+        for name in names:
+            module.__dict__.pop("peft_config", None)  # else peft warns of a second adapter, which is the point
+            config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)
+            inject_adapter_in_model(config, module, adapter_name=name)
+        adapters.activate(adapters.tuner_layers(module), [])
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(".lora_" in name)
+        return True
+
+    @property
+    def placeholders(self) -> tuple[int, ...]:
+        """The token ids in whose places the model puts visual tokens: those of images, and of videos where it has
+        them.
+        """
+        return (self.image_token_id,)
+
+    def visual(self, input_ids: Tensor) -> Tensor:
+        """[B, L] bool: where visual tokens stand."""
+        first, *others = self.placeholders
+        where = input_ids == first
+        for other in others:
+            where = where | (input_ids == other)
+        return where
+
+    def image_features(self, kwargs: dict[str, Any]) -> list[Tensor] | None:
+        """Projected features of every image, a list of [N_i, D] in the order of the prompt, of a call of `core` with
+        these keyword arguments; None without images.
+
+        An image is what a budget is for: a picture with all of its tiles, or one frame of a video. Where the features
+        had to be computed, `kwargs` is changed so that `core` doesn't compute them again.
+        """
+        raise NotImplementedError
+
+    def images_in(self, inputs: Mapping[str, Tensor]) -> int:
+        """How many images (see `image_features`) the inputs of `core` have."""
+        return len(inputs.get("pixel_values", ()))
+
+    def tower_patches(self, call: Mapping[str, Any]) -> list[Tensor] | None:
+        """Where the tower sees images in tiles: of each image, which of its patches (T·N of T tiles) each visual token
+        was made of, [L]; -1: of none. None: it sees images whole, patch by patch a visual token.
+
+        Args:
+            call: the arguments of `core.get_image_features` by name.
+        """
+        return None
+
+    def grids(self, kwargs: dict[str, Any], features: Sequence[Tensor]) -> list[tuple[int, int] | None]:
+        """(height, width) in visual tokens of every image of a call of `core`, None where they are in no grid.
+
+        Args:
+            kwargs, features: as `image_features` left and gave them.
+        """
+        return [self.grid_of(f.shape[0]) for f in features]
+
+    def grid_of(self, count: int) -> tuple[int, int] | None:
+        """(height, width) of an image with `count` visual tokens, None if unknown."""
+        side = int(round(count**0.5))
+        return (side, side) if side * side == count else None
+
+    # -- prompts
+    def prompt(self, question: str, images: int = 1, videos: int = 0) -> str:
+        """The family's chat prompt for one question about `images` images and, behind them, `videos` videos, up to
+        where the answer begins."""
+        raise NotImplementedError
+
+    def conversation(self, turns: Sequence[tuple[str, str]], images: int = 1) -> list[tuple[str, bool]]:
+        """Questions and answers as text to train on, in pieces: (text, whether the model is to say it).
+
+        Joined, they begin as `prompt` of the first question does, with all images there, so that what is trained is
+        what is asked in evaluation; every answer ends with the end-of-text token.
+        """
+        pieces: list[tuple[str, bool]] = []
+        for turn, (question, answer) in enumerate(turns):
+            pieces.append((self.prompt(question, 0 if turn else images), False))
+            pieces.append((f" {answer}{self.tokenizer.eos_token}", True))
+        return pieces
+
+    def inputs(
+        self,
+        questions: Sequence[str],
+        images: Sequence[Sequence[Image]],
+        videos: Sequence[Sequence[Sequence[Image]]] | None = None,
+    ) -> BatchFeature:
+        """Questions with their images as model inputs: left-padded, on the model's device, in its dtype.
+
+        Args:
+            images: of each question.
+            videos: of each question, each a list of frames; None: none.
+
+        Raises:
+            UserError: videos, of a family that reads none.
+        """
+        clips = [()] * len(images) if videos is None else videos
+        rows = zip(questions, images, clips, strict=True)
+        return self.encode([self.prompt(q, len(i), len(v)) for q, i, v in rows], images, videos)
+
+    def encode(
+        self,
+        text: Sequence[str],
+        images: Sequence[Sequence[Image]],
+        videos: Sequence[Sequence[Sequence[Image]]] | None = None,
+    ) -> BatchFeature:
+        """Prompts, written with `image_text` and `video_text`, as model inputs; see `inputs`."""
+        if videos is not None and any(videos) and self.video_text is None:
+            raise UserError(f"backbone={self.name}: it reads images, not videos")
+        batch = self._processed(list(text), [[self.sized(i) for i in row] for row in images], videos)
+        return batch.to(device=self.device, dtype=self.dtype)  # of what is floating point alone
+
+    def _processed(
+        self, text: list[str], images: list[list[Image]], videos: Sequence[Sequence[Sequence[Image]]] | None
+    ) -> BatchFeature:
+        """What the family's processor makes of prompts and pictures; most take the pictures of all rows as one list."""
+        pictures: dict[str, Any] = {"images": [image for row in images for image in row] or None}
+        if videos is not None and any(videos):
+            pictures["videos"] = [video for row in videos for video in row]
+        return self.processor(text=text, padding=True, padding_side="left", return_tensors="pt", **pictures)
+
+    def row(self, text: str, images: Sequence[Image], **options: Any) -> Mapping[str, Any]:
+        """What the family's processor makes of one prompt with its pictures, `sized` already.
+
+        Args:
+            options: of the processor.
+        """
+        return self.processor(text=[text], images=list(images) or None, return_tensors="pt", **options)
+
+    def sized(self, image: Image) -> Image:
+        """RGB, and resized to `image_size` where it is set."""
+        image = image.convert("RGB")
+        return image if self.image_size is None else image.resize((self.image_size, self.image_size))
+
+    def positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Position ids as `generate` makes them: [B, L], or [3, B, L] of M-RoPE. Those of padding don't matter.
+
+        Args:
+            inputs: of the model; input_ids and attention_mask among them.
+        """
+        return (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
