@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import vtc
 from vtc import registry, shipped
@@ -44,7 +45,7 @@ def test_the_wheel_holds_what_runs_need(wheel: Path) -> None:
         for file in (ROOT / folder).rglob("*"):
             if file.is_file() and "__pycache__" not in file.parts:
                 assert file.relative_to(ROOT).as_posix() in held
-    assert (wheel / "vtc/report/page.html.j2").is_file()
+    assert (wheel / "vtc/report/page.html.j2").is_file() and (wheel / "vtc/py.typed").is_file()
     assert not (wheel / "tests").exists() and not (wheel / "conf").exists()
 
 
@@ -112,6 +113,17 @@ def test_an_installed_environment_is_not_installed_again(tmp_path: Path) -> None
 def test_continuous_integration_calls_make_test() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK) and "make test" in script.read_text()
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    commands = [step.get("run") for job in workflow["jobs"].values() for step in job["steps"]]
+    assert {"bash .ci/run", "make check"} <= set(commands)
+
+
+def test_forms_of_the_repository_can_be_read() -> None:
+    for form in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"):
+        content = yaml.safe_load(form.read_text())
+        assert form.name == "config.yml" or {"name", "description", "body"} <= set(content), form.name
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
 
 
 def test_importing_the_package_is_light() -> None:

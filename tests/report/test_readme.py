@@ -14,6 +14,10 @@ from vtc.pages import readme
 
 ROOT = shipped.root()
 README = (ROOT / "README.md").read_text()
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def test_pages_are_what_the_committed_files_say() -> None:
@@ -34,7 +38,7 @@ def test_the_two_commands_come_first() -> None:
     assert commands[:2] == ["make bench", "make test"]
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_and_commands_of_a_page_exist(page: Path) -> None:
     text = page.read_text()
     for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", text):

@@ -53,7 +53,7 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
         )
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
-    missing = sorted(map(str, OmegaConf.missing_keys(config)))
+    missing: list[str] = sorted(str(key) for key in OmegaConf.missing_keys(config))
     if values["action"] == "train" and (absent := [key for key in missing if key.startswith("training")]):
         key = re.sub(r"\[(\d+)\]", r".\1", absent[0])
         raise UserError(f"{absent[0]}: the recipe needs it; give {key}=…")
