@@ -1,8 +1,8 @@
-"""Names of methods and backbones → classes.
+"""Names of methods, backbones and sources of tasks → classes.
 
 Built-ins are a table of import paths, so that listing names imports nothing heavy; third parties add theirs through the
-entry points `vtc.methods` and `vtc.backbones`, or with the `register` decorator. The registry holds classes, never
-instances.
+entry points `vtc.methods`, `vtc.backbones` and `vtc.sources`, or with the `register` decorator. The registry holds
+classes, never instances.
 """
 
 from __future__ import annotations
@@ -245,5 +245,16 @@ backbones = Registry(
             "vtc.backbones.qwen_vl_sizes:Qwen3VL_8B",
             "Qwen3-VL 8B: images in their own resolution, deepstack",
         ),
+    },
+)
+
+sources = Registry(
+    "benchmark",
+    "vtc.sources",
+    {
+        "pocket": ("vtc.pocket.tasks:PocketTasks", "the built-in miniature: test sets that vtc draws"),
+        "jsonl": ("vtc.evaluation.sources.user_data:JsonlTasks", "questions of one's own in a JSONL file"),
+        "hf": ("vtc.evaluation.sources.user_data:HubTasks", "questions of one's own in Hugging Face's layout"),
+        "upstream": ("vtc.evaluation.sources.upstream:UpstreamTasks", "tasks of lmms-eval, and files like theirs"),
     },
 )
