@@ -1,8 +1,8 @@
-"""Names → classes: of methods, and of families of models by their `model_type`.
+"""Names → classes: of methods, of families of models by their `model_type`, of sources of tasks, of recipes.
 
 Built-ins are a table of import paths, so that listing names imports nothing heavy; third parties add theirs through the
-entry points `vtc.methods` and `vtc.families`, or with the `register` decorator. The registry holds classes, never
-instances.
+entry points `vtc.methods`, `vtc.families` and `vtc.sources`, or with the `register` decorator. The registry holds
+classes, never instances.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Registry:
         self.kind, self.group, self._composed = kind, group, composed
         self._builtin = dict(builtin)
         self._registered: dict[str, type] = {}
-        self._found: dict[str, EntryPoint] | None = None
+        self._entries: dict[str, EntryPoint] | None = None
 
     def _plugins(self) -> dict[str, EntryPoint]:
-        if self._found is None:
-            self._found = {e.name: e for e in entry_points(group=self.group)}
-        return self._found
+        if self._entries is None:
+            self._entries = {e.name: e for e in entry_points(group=self.group)}
+        return self._entries
 
     def names(self) -> list[str]:
         """All names, sorted. Imports no method."""
@@ -177,5 +177,16 @@ training_sources = Registry(
     {
         "files": "vtc.data.training.source:FileSource",
         "pocket": "vtc.pocket.source:PocketSource",
+    },
+)
+
+sources = Registry(
+    "benchmark",
+    "vtc.sources",
+    {
+        "pocket": "vtc.pocket.tasks:PocketTasks",
+        "jsonl": "vtc.evaluation.sources.user_data:JsonlTasks",
+        "hf": "vtc.evaluation.sources.user_data:HubTasks",
+        "upstream": "vtc.evaluation.sources.upstream:UpstreamTasks",
     },
 )

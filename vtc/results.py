@@ -1,20 +1,20 @@
-"""One result file a run: its schema, its name, and how it is written and read.
+"""One result file a run: its schema, how it is written and read; and hashes of files.
 
-`result.json` is whole or absent: it is written beside its final name and renamed. A run is named by a hash of what
-decides its numbers (the resolved configuration, the weights, the code), so that a finished run is found again and a
-changed one is not mistaken for it.
+`result.json` is whole or absent: it is written beside its final name and renamed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from vtc.identity import hash_bytes
 
 SCHEMA = 1
 RESULT = "result.json"
@@ -23,27 +23,6 @@ SUMMARY = "summary.md"
 SECTIONS = ("run", "config", "backbone", "method", "checkpoint", "budget", "scores", "efficiency")
 GROUPS = ("understanding", "discriminative")  # generated answers, and embeddings compared
 
-# Where a run happens, how long it may take and what is shown do not change its numbers.
-_NOT_IDENTITY = (
-    "action",
-    "output_dir",
-    "resume",
-    "hydra",
-    "report",
-    "training",
-    "profile",
-    "schedule",
-    "ablation",
-    "dry_run",
-)
-_DECIDES = ("metric", "scale", "max_new_tokens", "samples_mean")  # of what a suite says of a task
-# Code that can change a score or a cost; tables, plots, the command line and training can't.
-_CODE = (
-    "budget.py", "interface", "methods/windows.py", "methods/stages.py", "assemble.py", "registry.py",
-    "engine", "backbones", "methods/__init__.py", "evaluation", "pocket",
-)  # fmt: skip
-# What the first two make are weights, and those are hashed; the others show.
-_OTHER = ("recipe.py", "source.py", "display.py", "progress.py")
 _WHOLE = 64 << 20  # bytes: up to here a weight file is hashed whole, beyond by its header and samples
 
 
@@ -125,10 +104,10 @@ def share(row: Mapping[str, Any], key: str = "value") -> float | None:
 
 def find(roots: Iterable[str | Path]) -> Iterator[Path]:
     """Every `result.json` under `roots` (folders or files), sorted, each once."""
-    found = set()
+    paths: set[Path] = set()
     for root in map(Path, roots):
-        found |= {root.resolve()} if root.is_file() else {p.resolve() for p in root.rglob(RESULT)}
-    yield from sorted(found)
+        paths |= {root.resolve()} if root.is_file() else {p.resolve() for p in root.rglob(RESULT)}
+    yield from sorted(paths)
 
 
 def samples(path: str | Path) -> Any:
@@ -159,38 +138,43 @@ def write_samples(folder: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def _digest(parts: Iterable[bytes | str]) -> str:
-    state = hashlib.sha256()
-    for part in parts:
-        part = part.encode() if isinstance(part, str) else part
-        state.update(len(part).to_bytes(8, "big") + part)
-    return state.hexdigest()
-
-
-def hash_config(config: Mapping[str, Any]) -> str:
-    """Hash of what in the configuration decides the numbers: key order, output folders and the like don't."""
-    identity = {k: v for k, v in plain(config).items() if k not in _NOT_IDENTITY}
-    if isinstance(about := (identity.get("benchmark") or {}).get("about"), dict):
-        # A suite's words on licences and the like change no number, nor what it says of tasks that weren't asked.
-        entries = {t: entry for t, entry in about.items() if t in identity["benchmark"]["tasks"]}
-        decides = {t: {k: v for k, v in entry.items() if k in _DECIDES} for t, entry in entries.items()}
-        identity["benchmark"] = {**identity["benchmark"], "about": decides}
-    return _digest([json.dumps(identity, sort_keys=True)])
-
-
 def hash_file(path: Path) -> str:
     """Contents of a file. Of one beyond 64 MiB: its size, its head and tail and 256 evenly spaced blocks, since reading
     a 7B model takes longer than noticing another one needs."""
     size = path.stat().st_size
     with path.open("rb") as file:
         if size <= _WHOLE:
-            return _digest([file.read()])
+            return hash_bytes([file.read()])
         block = 1 << 16
         parts: list[bytes | str] = [str(size)]
         for i in range(257):
             file.seek((size - block) * i // 256)
             parts.append(file.read(block))
-    return _digest(parts)
+    return hash_bytes(parts)
+
+
+_HASHES: dict[tuple[str, int, int], str] = {}  # path, size and time of change → hash: a file is read once
+
+
+def hash_files(paths: Iterable[str | Path]) -> dict[str, str | None]:
+    """Hashes of many files, as pictures beside questions are; None for those that are not there.
+
+    A file that this process has hashed is not read again until its size or its time of change is another.
+    """
+
+    def one(path: str) -> str | None:
+        try:
+            status = os.stat(path)
+            key = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
+            if key not in _HASHES:
+                _HASHES[key] = hash_file(Path(path))
+            return _HASHES[key]
+        except OSError:
+            return None
+
+    names = list(dict.fromkeys(map(str, paths)))
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        return dict(zip(names, pool.map(one, names), strict=True))
 
 
 def hash_weights(sources: Iterable[str | Path | None]) -> str:
@@ -206,7 +190,7 @@ def hash_weights(sources: Iterable[str | Path | None]) -> str:
             continue
         files = sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json", ".model") and p.is_file())
         parts += [f"{p.relative_to(folder)}:{hash_file(p)}" for p in files]
-    return _digest(parts)
+    return hash_bytes(parts)
 
 
 def _local_folder(source: str | Path | None) -> Path | None:
@@ -224,31 +208,11 @@ def _local_folder(source: str | Path | None) -> Path | None:
 
 
 def hash_code(extra: Iterable[str | Path] = ()) -> str:
-    """Hash of the code that decides numbers: vtc's but for its methods, the task files', and `extra` files (a method's
-    modules: one method more doesn't make another run of the others)."""
+    """Hash of vtc's code, its task files and `extra` files (those of plug-ins): provenance, which names no run."""
     from vtc import shipped
 
-    package = Path(__file__).parent
-    files: list[tuple[str, Path]] = []
-    for name in _CODE:
-        path = package / name
-        found = [path] if path.is_file() else [p for p in path.rglob("*.py") if p.name not in _OTHER]
-        files += [(str(p.relative_to(package)), p) for p in found]
-    try:
-        tasks = shipped.path("benchmarks/tasks")
-        files += [(f"tasks/{p.name}", p) for p in tasks.iterdir() if p.is_file()]
-    except FileNotFoundError:
-        pass
+    package, tasks = Path(__file__).parent, shipped.root() / "benchmarks/tasks"
+    files = [(str(p.relative_to(package)), p) for p in package.rglob("*.py")]
+    files += [(f"tasks/{p.name}", p) for p in (tasks.iterdir() if tasks.is_dir() else ()) if p.is_file()]
     files += [(Path(p).name, Path(p)) for p in extra if Path(p).is_file()]
-    return _digest([f"{name}:{_digest([path.read_bytes()])}" for name, path in sorted(files)])
-
-
-def run_id(config: Mapping[str, Any], weights: Iterable[str | Path | None] = (), code: str | None = None) -> str:
-    """Twelve hex digits that name a run: the same configuration, weights and code, the same name.
-
-    Args:
-        config: the resolved configuration.
-        weights: folders (or hub ids) of the backbone and the checkpoint.
-        code: what `hash_code` gave, to spare computing it again.
-    """
-    return _digest([hash_config(config), hash_weights(weights), code or hash_code()])[:12]
+    return hash_bytes([f"{name}:{hash_bytes([path.read_bytes()])}" for name, path in sorted(files)])

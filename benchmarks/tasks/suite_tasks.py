@@ -19,7 +19,7 @@ from PIL import Image
 
 from vtc.errors import UserError
 from vtc.evaluation import scoring
-from vtc.evaluation.tasks import OwnDownload
+from vtc.evaluation.model import LocalTask
 
 Doc = dict[str, Any]
 VIDEOS = (".mp4", ".avi", ".webm", ".mkv", ".mov")
@@ -28,7 +28,7 @@ VIDEOS = (".mp4", ".avi", ".webm", ".mkv", ".mov")
 # Videos: MSVD-QA, MSRVTT-QA, ActivityNet-QA --------------------------------------------------------------------------
 
 
-class VideoTask(OwnDownload):
+class VideoTask(LocalTask):
     """Questions about videos as Video-LLaVA's evaluation data has them (after Video-ChatGPT's), which LLaVolta uses:
 
         MSVD_Zero_Shot_QA/test_q.json    [{"video_name": …, "question": …, "question_id": …}, …]

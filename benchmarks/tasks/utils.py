@@ -1,5 +1,5 @@
 """What the YAMLs here name with `!function utils.…`; the metrics themselves are in `vtc.evaluation.scoring` and
-`vtc.evaluation.own`.
+`vtc.evaluation.sources.questions`.
 
 Nothing here may raise on a model's answer: lmms-eval would try again four times, two seconds apart, and end the run.
 """
@@ -16,13 +16,15 @@ import datasets
 from PIL import Image
 
 from vtc.errors import UserError
-from vtc.evaluation import data, own, scoring
-from vtc.evaluation.tasks import OwnDownload
+from vtc.evaluation import scoring
+from vtc.evaluation.model import LocalTask
+from vtc.evaluation.sources import RowsSource, questions, reopened
+from vtc.pocket.tasks import path
 
 Doc = dict[str, Any]
 
 
-class PocketTask(OwnDownload):
+class PocketTask(LocalTask):
     """A task over one parquet file of (id, image, question, answer, options, kind, references, blind, bag).
 
     Unlike the base class it keeps the image column undecoded, so that a corrupt image is met by the model, which
@@ -30,8 +32,9 @@ class PocketTask(OwnDownload):
     """
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
-        files = (dataset_kwargs or {}).get("data_files", {})
-        file = Path(files["test"]) if "test" in files else data.path(self.config.task)
+        kwargs = dataset_kwargs or {}
+        files = kwargs.get("data_files", {})
+        file = Path(files["test"]) if "test" in files else path(self.config.task, kwargs.get("folder"))
         import pyarrow.parquet as pq
 
         rows = datasets.Dataset(pq.read_table(file).replace_schema_metadata())
@@ -40,20 +43,22 @@ class PocketTask(OwnDownload):
         self.dataset_no_image = datasets.DatasetDict({"test": rows.remove_columns("image")})
 
 
-class OwnTask(PocketTask):
-    """A task over data of the user's own; `dataset_kwargs` is the `benchmark` section of vtc's configuration."""
+class OwnTask(LocalTask):
+    """A task over rows that a source of vtc's gives (`vtc.evaluation.sources`)."""
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
-        if not dataset_kwargs:
+        if not dataset_kwargs or "source" not in dataset_kwargs:
             raise UserError(f"{self.config.task}: python -m vtc benchmark=jsonl (or hf) gives it its data")
-        rows = own.table(dataset_kwargs)
+        source = reopened(dataset_kwargs)
+        assert isinstance(source, RowsSource)
+        rows = source.table(dataset_kwargs["task"])
         self.dataset = datasets.DatasetDict({"test": rows})
-        without = [column for column in rows.column_names if column != "picture"]
+        without = [column for column in rows.column_names if column not in ("picture", "pictures")]
         self.dataset_no_image = datasets.DatasetDict({"test": rows.select_columns(without)})
 
 
 def own_visual(doc: Doc) -> list[Image.Image]:
-    stored = [doc["picture"]] if doc.get("picture") else doc.get("images") or []
+    stored = [doc["picture"]] if doc.get("picture") else doc.get("pictures") or doc.get("images") or []
     return [_opened(image) for image in stored]
 
 
@@ -65,12 +70,12 @@ def _opened(stored: Any) -> Image.Image:
 
 def _own(metric: str) -> Any:
     def score(doc: Doc, results: list[str]) -> dict[str, float]:
-        return {metric: own.SCORES[metric](results[0], doc["answers"])}
+        return {metric: questions.SCORES[metric](results[0], doc["answers"])}
 
     return score
 
 
-own_exact_match, own_vqa_accuracy, own_anls, own_choice = (_own(metric) for metric in own.METRICS)
+own_exact_match, own_vqa_accuracy, own_anls, own_choice = (_own(metric) for metric in questions.METRICS)
 
 
 def visual(doc: Doc) -> list[Image.Image]:

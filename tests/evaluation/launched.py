@@ -5,6 +5,7 @@
 Each process leaves `FOLDER/<rank>.json`: of every command its exit code and how many batches the process answered.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,15 +14,17 @@ import time
 from pathlib import Path
 from unittest import mock
 
+from vtc.cli import command as cli
 from vtc.cli.command import main
 from vtc.errors import UserError
-from vtc.evaluation import run
+from vtc.evaluation import run, scorer
+from vtc.settings import ProfileSettings
 
 RANK = int(os.environ.get("RANK", "0"))
-QUICK = {"batch_size": 2, "prompt_tokens": 24, "new_tokens": [2, 4], "repeats": 1, "first_token_repeats": 2}
+QUICK = ProfileSettings(batch_size=2, prompt_tokens=24, new_tokens=(2, 4), repeats=1, first_token_repeats=2)
 
 
-def broken(config):
+def broken(job):
     raise UserError("weights are broken")
 
 
@@ -47,14 +50,14 @@ def perform(command: list[str], fault: str | None) -> dict[str, int]:
         if fault == "answer" and RANK == 1:
             raise UserError("a batch is too hot")
         if fault == "answer":
-            wait(lambda: model.team._marked("stop"))
+            wait(lambda: model.crew._marked("stop"))
         if fault == "kill" and RANK == 1 and requests[0].task_name == "pocket_captions":
             os.kill(os.getpid(), signal.SIGKILL)
         return answer(model, questions, requests, *rest)
 
-    with mock.patch.object(VtcModel, "_answer", counted), mock.patch.object(run, "as_dict", quick):
+    with mock.patch.object(VtcModel, "_answer", counted), mock.patch.object(cli, "job_of", quick):
         if fault == "load" and RANK == 1:
-            with mock.patch.object(run, "assembled", broken):
+            with mock.patch.object(scorer, "loaded", broken):
                 code = main(command)
         elif fault == "measure":
             with mock.patch.object(run, "measured", failing):
@@ -64,15 +67,14 @@ def perform(command: list[str], fault: str | None) -> dict[str, int]:
     return {"code": code, "batches": batches}
 
 
-as_dict = run.as_dict
+job_of = cli.job_of
 
 
-def quick(config):
-    return {**as_dict(config), "profile": QUICK}
+def quick(*arguments):
+    return dataclasses.replace(job_of(*arguments), profile=QUICK)
 
 
 if __name__ == "__main__":
-    run.code_hash = lambda settings: "code"  # a file saved while the tests run renames no run
     folder, commands = Path(sys.argv[1]), json.loads(sys.argv[2])
     done = [perform(each["command"], each.get("fault")) for each in commands]
     (folder / f"{RANK}.json").write_text(json.dumps(done))

@@ -33,7 +33,7 @@ def adapter(backbone, method, **options):
 
 def requests_of(model, task, manager, data, count=N):
     """lmms-eval's own requests of a task, without an evaluation around them."""
-    from vtc.evaluation.data import path
+    from vtc.pocket.tasks import path
 
     spec = {"task": task, "dataset_kwargs": {"data_files": {"test": str(path(task, data))}}}
     with harness.quiet():
@@ -216,7 +216,7 @@ def test_the_registered_model_is_found_and_scores(weights, data, manager, monkey
 
 
 def test_a_mistake_in_model_args_is_named():
-    from vtc.evaluation.model import RegisteredModel
+    from vtc.cli.lmms_eval_model import RegisteredModel
 
     with pytest.raises(UserError, match="fastv"):
         RegisteredModel(method="fastvv", tokens=16)

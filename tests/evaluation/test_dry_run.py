@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from vtc.cli.command import main
-from vtc.evaluation import plan
+from vtc.evaluation import dry_run
 
 
 @pytest.fixture(autouse=True)
@@ -64,15 +64,13 @@ def test_memory_of_quantised_weights(tmp_path: Path, monkeypatch, capsys) -> Non
 
 
 def test_its_id_is_the_runs(weights, tmp_path: Path, capsys) -> None:
-    from rich.console import Console
-
-    from vtc.cli import compose
-    from vtc.evaluation.run import Run, as_dict
+    from vtc.configuration import parse
+    from vtc.evaluation.run_folder import RunFolder
 
     command = ["method=fastv", "tokens=16", f"backbone.pretrained={weights}", f"output_dir={tmp_path / 'out'}"]
     assert main([*command, "dry_run=true"]) == 0
     out = capsys.readouterr().out
-    assert f"run {Run(as_dict(compose(command)), Console()).id} " in out
+    assert f"run {RunFolder(parse(command)).id} " in out
     assert "pocket_existence: drawn here" in out and f"{weights} (here)" in out
 
 
@@ -87,7 +85,7 @@ def test_the_hub_is_asked_once_where_it_can_not_be_reached(monkeypatch) -> None:
 
     asked = []
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda self, name, **_: asked.append(name) or 1 / 0)
-    hub = plan.Hub()
+    hub = dry_run.Hub()
     found = [hub.look_up(name, "dataset") for name in ("a/b", "c/d")]
     assert asked == ["a/b"] and [d.size for d in found] == [None, None]
     assert all("size unknown" in str(d) for d in found)

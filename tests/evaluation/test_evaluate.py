@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
 import pytest
 
-from vtc import results
-from vtc.configuration.compose import compose
-from vtc.evaluation import evaluate, record
+from vtc import profiling, results
+from vtc.configuration import parse
+from vtc.evaluation import evaluate, run_folder
 from vtc.evaluation import run as running
+from vtc.job import uncompressed
+from vtc.settings import ProfileSettings
 from vtc.statistics import compare
 
 TASKS = ["pocket_existence", "pocket_captions", "pocket_retrieval", "pocket_hard_captions"]
-QUICK = {"batch_size": 2, "prompt_tokens": 24, "new_tokens": [2, 4], "repeats": 1, "first_token_repeats": 2}
+QUICK = ProfileSettings(batch_size=2, prompt_tokens=24, new_tokens=(2, 4), repeats=1, first_token_repeats=2)
 
 
 @pytest.fixture(scope="module")
 def config(weights, data, tmp_path_factory):
     """`config(*overrides)`: a run of a few samples of four tasks."""
     output = tmp_path_factory.mktemp("outputs")
-    patch = pytest.MonkeyPatch()
-    patch.setattr(running, "code_hash", lambda settings: "code")  # a file saved while the tests run renames no run
 
     def make(*overrides):
         given = [f"output_dir={output}", f"benchmark.data={data}", f"benchmark.tasks=[{','.join(TASKS)}]"]
         given += ["benchmark.limit=6", f"backbone.pretrained={weights}", "backbone.device=cpu", "batch_size=4"]
-        return {**running.as_dict(compose([*given, *overrides])), "profile": QUICK}
+        return dataclasses.replace(parse([*given, *overrides]), profile=QUICK)
 
-    yield make
-    patch.undo()
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_samples_and_summary_lie_beside_it(finished):
     assert (
         "| pocket_existence | accuracy | 6 |" in summary and "mean, understanding" in summary and "miniature" in summary
     )
-    assert not (finished.parent / running.PARTIAL).exists()
+    assert not (finished.parent / run_folder.PARTIAL).exists()
 
 
 def test_a_finished_run_is_read_not_repeated(finished, config, monkeypatch, capsys):
@@ -120,9 +120,7 @@ def test_a_finished_run_is_read_not_repeated(finished, config, monkeypatch, caps
 def test_the_baseline_is_made_once(finished, config, monkeypatch, capsys):
     made = []
     original = running.make
-    monkeypatch.setattr(
-        running, "make", lambda run, *rest: made.append(run.settings["method"]["name"]) or original(run, *rest)
-    )
+    monkeypatch.setattr(running, "make", lambda run, *rest: made.append(run.job.method.name) or original(run, *rest))
     path = evaluate(config("method=random", "tokens=16"))
     assert made == ["random"] and "reused" in capsys.readouterr().out
     assert results.load(path)["baseline"] == results.load(finished)["baseline"]
@@ -134,11 +132,11 @@ def test_an_interrupted_run_goes_on_where_it_stopped(config, monkeypatch, capsys
 
     original, tasks = harness.run_task, []
 
-    def interrupted(model, task, *rest, **more):
+    def interrupted(model, spec, manager):
         if len(tasks) == 2:
             raise KeyboardInterrupt
-        tasks.append(task)
-        return original(model, task, *rest, **more)
+        tasks.append(spec.name)
+        return original(model, spec, manager)
 
     asked = config("method=avgpool", "tokens=16")
     monkeypatch.setattr(harness, "run_task", interrupted)
@@ -146,7 +144,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(config, monkeypatch, capsys
         evaluate(asked)
     assert tasks == TASKS[:2]
     monkeypatch.setattr(
-        harness, "run_task", lambda model, task, *r, **m: tasks.append(task) or original(model, task, *r, **m)
+        harness, "run_task", lambda model, spec, manager: tasks.append(spec.name) or original(model, spec, manager)
     )
     path = evaluate(asked)
     assert tasks == TASKS  # none twice
@@ -207,4 +205,24 @@ def test_importing_the_package_imports_nothing_heavy():
 
 def test_the_command_of_a_baseline_compresses_nothing():
     given = ["method=fastv", "method.layer=3", "tokens=16", "backbone=pocket", "benchmark.limit=5", "checkpoint=null"]
-    assert record.uncompressed(given) == ["backbone=pocket", "benchmark.limit=5", "method=none"]
+    assert uncompressed(tuple(given)) == ("backbone=pocket", "benchmark.limit=5", "method=none")
+
+
+def test_new_costs_are_measured_beside_the_scores_there_are(finished, config, monkeypatch, capsys):
+    """A formula for costs that is another one costs seconds, not the hours of scoring."""
+    from vtc.evaluation import harness
+
+    before, samples = results.load(finished), results.samples(finished)
+    monkeypatch.setattr(profiling, "VERSION", profiling.VERSION + 1)
+    monkeypatch.setattr(profiling, "efficiency", lambda *_: {**before["efficiency"], "flops_ratio": 0.125})
+    monkeypatch.setattr(harness, "run_task", lambda *_: pytest.fail("scored again"))
+    again = config("method=fastv", "method.layer=2", "tokens=16")
+    assert evaluate(again) == finished
+    after = results.load(finished)
+    assert after["run"]["id"] == before["run"]["id"] and after["run"]["costs_id"] != before["run"]["costs_id"]
+    assert after["efficiency"]["flops_ratio"] == after["budget"]["flops_ratio"] == 0.125
+    assert (after["scores"], after["means"]) == (before["scores"], before["means"])
+    assert results.samples(finished).equals(samples)
+    assert "measuring them again" in capsys.readouterr().out
+    monkeypatch.setattr(profiling, "efficiency", lambda *_: pytest.fail("measured again"))
+    assert evaluate(again) == finished, "and once is enough"

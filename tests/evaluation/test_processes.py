@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -18,10 +19,12 @@ from pocket_rows import write_rows
 
 from vtc import results, shipped
 from vtc.cli import command
-from vtc.configuration.compose import compose
+from vtc.configuration import parse
 from vtc.errors import UserError
-from vtc.evaluation import evaluate, processes
-from vtc.evaluation import run as running
+from vtc.evaluation import crew as crews
+from vtc.evaluation import evaluate, placement, run_folder
+from vtc.job import Job
+from vtc.settings import BackboneSettings
 
 TASKS = ["pocket_existence", "pocket_counting", "pocket_captions", "pocket_retrieval"]
 SAMPLES, BATCH = 13, 4  # batches of 4, 4, 4 and 1
@@ -62,12 +65,10 @@ def questions(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def alone():
     """`alone(command)`: the result of one process, this one."""
-    patch, threads = pytest.MonkeyPatch(), torch.get_num_threads()
-    patch.setattr(running, "code_hash", lambda settings: "code")
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield lambda given: evaluate({**running.as_dict(compose(given)), "profile": QUICK})
+    yield lambda given: evaluate(dataclasses.replace(parse(given), profile=QUICK))
     torch.set_num_threads(threads)
-    patch.undo()
 
 
 def launch(launcher: list[str], *arguments: str) -> subprocess.CompletedProcess:
@@ -75,7 +76,7 @@ def launch(launcher: list[str], *arguments: str) -> subprocess.CompletedProcess:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    place = [os.environ.get("PYTHONPATH"), str(Path(running.__file__).parents[2])]
+    place = [os.environ.get("PYTHONPATH"), str(Path(run_folder.__file__).parents[2])]
     env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, place))
     line = [sys.executable, "-m", *(str(port) if word == "PORT" else word for word in launcher), *arguments]
@@ -196,7 +197,7 @@ def test_a_killed_process_ends_all_and_what_is_finished_stays(two, pocket, alone
     ended = launch(TORCHRUN, LAUNCHED, str(tmp_path), json.dumps([{"command": given, "fault": "kill"}]))
     assert ended.returncode != 0
     assert ended.stdout.count("the same command goes on with the rest") == 1, ended.stdout
-    stored = [p.name for p in tmp_path.glob(f"baselines/*/{running.PARTIAL}/*.json")]
+    stored = [p.name for p in tmp_path.glob(f"baselines/*/{run_folder.PARTIAL}/*.json")]
     assert stored == [f"{TASKS[0]}.json"] and not list(tmp_path.glob("baselines/*/result.json"))
     path = alone(given)
     assert f"{TASKS[0]}: kept from the interrupted run" in capsys.readouterr().out
@@ -210,18 +211,18 @@ def test_a_killed_process_ends_all_and_what_is_finished_stays(two, pocket, alone
 # ---------------------------------------------------------------------- without processes
 def test_one_process_sets_nothing_up(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with processes.team() as team:
-        assert team.leads and team.lead(lambda: "done") == "done"
-        with team.doing("load"):
-            assert all(team.mine(batch) for batch in range(3))
-            assert team.collect("all of it") == ["all of it"]
-        with pytest.raises(KeyError), team.doing("score"):
+    with crews.joined() as crew:
+        assert crew.leads and crew.lead(lambda: "done") == "done"
+        with crew.doing("load"):
+            assert all(crew.mine(batch) for batch in range(3))
+            assert crew.collect("all of it") == ["all of it"]
+        with pytest.raises(KeyError), crew.doing("score"):
             raise KeyError
     assert not torch.distributed.is_initialized()
 
 
 def settings(**backbone):
-    return {"backbone": {"name": "pocket", "device": "auto", "device_map": None, **backbone}, "seed": 0}
+    return Job(backbone=BackboneSettings(**backbone))
 
 
 @pytest.fixture
@@ -235,30 +236,29 @@ def second_of_two(monkeypatch):
 
 
 def test_each_process_takes_a_gpu_of_its_own(second_of_two, monkeypatch):
-    monkeypatch.setattr(processes, "_gpus", lambda: 2)
+    monkeypatch.setattr(placement, "_gpus", lambda: 2)
     for wanted in ("auto", "cuda"):
         given = settings(device=wanted)
-        processes.check(given)
-        assert processes.placed(given)["backbone"]["device"] == "cuda:1"
-        assert given["backbone"]["device"] == wanted, "the run's own settings, and so its id, stay"
+        placement.check(given)
+        assert placement.placed(given).backbone.device == "cuda:1"
+        assert given.backbone.device == wanted, "the run's own settings, and so its id, stay"
     assert second_of_two == ["cuda:1"] * 2
-    assert processes.placed(settings(device="cpu"))["backbone"]["device"] == "cpu"
+    assert placement.placed(settings(device="cpu")).backbone.device == "cpu"
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert processes.placed(settings())["backbone"]["device"] == "cpu"
+    assert placement.placed(settings()).backbone.device == "cpu"
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert processes.placed(settings()) == settings()
+    assert placement.placed(settings()) == settings()
 
 
 def test_under_lmms_evals_own_command_too(second_of_two, monkeypatch):
-    from vtc.evaluation.model import RegisteredModel
+    from vtc.cli.lmms_eval_model import RegisteredModel
 
     loaded = []
-    monkeypatch.setattr(processes, "_gpus", lambda: 2)
-    monkeypatch.setattr("vtc.assemble.plan", lambda _: None)
-    monkeypatch.setattr("vtc.assemble.assemble", lambda cfg: loaded.append(cfg["backbone"]["device"]) or (None, None))
+    monkeypatch.setattr(placement, "_gpus", lambda: 2)
+    monkeypatch.setattr(Job, "load", lambda job: loaded.append(job.backbone.device) or (None, None))
     RegisteredModel(method="none")
     assert loaded == ["cuda:1"]
-    monkeypatch.setattr(processes, "_gpus", lambda: 1)
+    monkeypatch.setattr(placement, "_gpus", lambda: 1)
     with pytest.raises(UserError, match="2 processes for 1 GPUs"):
         RegisteredModel(method="none")
 
@@ -272,17 +272,17 @@ def test_under_lmms_evals_own_command_too(second_of_two, monkeypatch):
     ],
 )
 def test_gpus_are_not_shared(second_of_two, monkeypatch, given, gpus, words):
-    monkeypatch.setattr(processes, "_gpus", lambda: gpus)
+    monkeypatch.setattr(placement, "_gpus", lambda: gpus)
     with pytest.raises(UserError, match=words.replace(".", r"\.")):
-        processes.check(settings(**given))
+        placement.check(settings(**given))
     monkeypatch.setenv("WORLD_SIZE", "1")
-    processes.check(settings(**given))
+    placement.check(settings(**given))
 
 
 def test_each_process_holds_all_of_the_model(second_of_two, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match="accelerate: FSDP splits a model that is trained"):
-        processes.check(settings())
+        placement.check(settings())
 
 
 def test_the_other_actions_are_for_one_process(second_of_two, monkeypatch, capsys):

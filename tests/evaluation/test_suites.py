@@ -3,6 +3,7 @@ schema: a model that returns the right answers scores full, one that returns wro
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from fabricate_upstream import ANSWERS, FULL, NONSENSE, mirror
 from judge import local_judge
 
 from vtc import results
-from vtc.evaluation import catalogue, suite
-from vtc.evaluation import run as running
+from vtc.evaluation import catalogue, evaluate, suite
+from vtc.settings import ProfileSettings
 
 SUITES = suite.suites()
-QUICK = {"batch_size": 1, "prompt_tokens": 8, "new_tokens": [2, 4], "repeats": 1, "first_token_repeats": 1}
+PATHS: dict[str, Path] = {}  # run id → its result
+QUICK = ProfileSettings(batch_size=1, prompt_tokens=8, new_tokens=(2, 4), repeats=1, first_token_repeats=1)
 TASKS = list(dict.fromkeys(task for content in SUITES.values() for task in content["about"]))
 
 pytestmark = pytest.mark.usefixtures("manager")
@@ -34,7 +36,7 @@ def score(data, weights, tmp_path_factory):
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     from vtc.backbones.llava import Llava
-    from vtc.cli import compose
+    from vtc.configuration import parse
     from vtc.evaluation.model import GenerationResult, Kept, TokenCounts, VtcModel
 
     output = tmp_path_factory.mktemp("outputs")
@@ -42,7 +44,6 @@ def score(data, weights, tmp_path_factory):
     cache = tmp_path_factory.mktemp("datasets")
     patch.setenv("HF_DATASETS_CACHE", str(cache))
     patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
-    patch.setattr(running, "code_hash", lambda settings: "code")  # a file saved while the tests run renames no run
     patch.setattr(Llava, "video_text", "<video>")
     answers_right = True
     ask = VtcModel.generate_until
@@ -71,8 +72,9 @@ def score(data, weights, tmp_path_factory):
         answers_right = right
         given = [f"benchmark={name}", f"benchmark.tasks=[{','.join(tasks)}]", f"benchmark.data={data}", *overrides]
         given += [f"backbone.pretrained={weights}", "backbone.device=cpu", f"output_dir={output}/{right}"]
-        config = {**running.as_dict(compose(given)), "profile": QUICK}
-        return results.load(running.evaluate(config))
+        path = evaluate(dataclasses.replace(parse(given), profile=QUICK))
+        PATHS[results.load(path)["run"]["id"]] = path
+        return results.load(path)
 
     with local_judge() as (environment, asked):
         for key, value in environment.items():
@@ -124,7 +126,7 @@ NAMES = [pytest.param(name, marks=[needs_java] if name == "captions" else []) fo
 @pytest.mark.parametrize("name", NAMES)
 def test_right_answers_score_full_and_wrong_ones_nothing(name, score):
     for row in rows_of(score, name, True):
-        about = suite.about(SUITES[name], row["task"])
+        about = suite.about(SUITES[name]["about"], row["task"])
         assert row["metric"] == about.metric and not row["bad"] and not row["unjudged"], row["task"]
         assert row["share"] == pytest.approx(FULL.get(row["task"], 1.0)), row["task"]
         assert row["value"] == pytest.approx(about.scale * row["share"])
@@ -143,14 +145,8 @@ def test_averages_are_of_shares(score):
     from vtc.report.runs import Run
 
     assert "in the mean: mme / 2000, mmbench_en_dev_static / 100" in display.remarks(result)
-    path = next(
-        Path(p) for p in results.find([_outputs(result)]) if results.load(p)["run"]["id"] == result["run"]["id"]
-    )
+    path = PATHS[result["run"]["id"]]
     assert Run.read(path).score().value == pytest.approx(1.0) and Run.read(path).scores["mme"].value == 2000.0
-
-
-def _outputs(result: dict) -> str:
-    return result["config"]["output_dir"]
 
 
 def test_a_second_run_in_one_process_scores_what_the_first_did(score):

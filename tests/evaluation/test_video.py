@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import spec_of
 from fabricate_upstream import WORDS, write_video
 
 from vtc.data import video
@@ -90,7 +91,7 @@ def test_frames_reach_the_backbone_and_broken_videos_are_set_aside(backbone, vid
 
     manager = harness.task_manager(["msvd_qa"])
     model = VtcModel(backbone, build("random", 16, backbone.shape).eval(), batch_size=4, frames=3)
-    run = harness.run_task(model, "msvd_qa", manager, data=msvd, mirror=msvd)
+    run = harness.run_task(model, spec_of("msvd_qa", data=str(msvd)), manager)
     assert [b["id"] for b in run.bad] == ["1", "2"] and run.n == 2
     assert "v1.avi can't be decoded" in run.bad[0]["error"] and "no such video" in run.bad[1]["error"]
     ((questions, videos),) = videos_only
@@ -107,7 +108,7 @@ def test_a_backbone_without_videos_is_refused_in_one_line(backbone, msvd):
 
     model = VtcModel(backbone, build("none", None, backbone.shape))
     with pytest.raises(UserError, match="benchmark.tasks=msvd_qa: has video; backbone=pocket reads images"):
-        harness.run_task(model, "msvd_qa", harness.task_manager(["msvd_qa"]), data=msvd, mirror=msvd)
+        harness.run_task(model, spec_of("msvd_qa", data=str(msvd)), harness.task_manager(["msvd_qa"]))
 
 
 @pytest.mark.parametrize(

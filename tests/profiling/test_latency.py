@@ -12,9 +12,9 @@ from vtc.errors import UserError
 from vtc.methods import build
 from vtc.profiling import efficiency, latency, parts
 from vtc.profiling.display import rows as rows_of
-from vtc.profiling.run import protocol_of
+from vtc.settings import ProfileSettings, from_mapping
 
-QUICK = latency.Protocol(batch_size=2, prompt_tokens=32, new_tokens=(2, 6), repeats=2, first_token_repeats=3)
+QUICK = ProfileSettings(batch_size=2, prompt_tokens=32, new_tokens=(2, 6), repeats=2, first_token_repeats=3)
 
 
 def test_prompts_have_the_length_of_the_protocol(backbone):
@@ -130,6 +130,7 @@ def test_no_compression_is_the_measure_of_itself(backbone):
 
 
 def test_a_protocol_of_ones_own():
-    assert protocol_of({"profile": {"batch_size": 4}}, repeats=2) == latency.Protocol(batch_size=4, repeats=2)
+    given = {"batch_size": 4, "repeats": 2}
+    assert from_mapping(ProfileSettings, given, "profile") == ProfileSettings(batch_size=4, repeats=2)
     with pytest.raises(UserError, match="profile=batchsize: unknown; .*'batch_size'"):
-        protocol_of({"profile": {"batchsize": 4}})
+        from_mapping(ProfileSettings, {"batchsize": 4}, "profile")

@@ -13,7 +13,7 @@ ACTIONS = {
     "evaluate": ("vtc.evaluation:evaluate", True),
     "train": ("vtc.training:train", False),
     "ablate": ("vtc.ablations.run:ablate", False),
-    "profile": ("vtc.profiling:profile", True),
+    "profile": ("vtc.evaluation:profile", True),
     "report": ("vtc.report:report", False),
 }
 TOGETHER = ("evaluate", "train")  # what several processes, started by `accelerate launch` or `torchrun`, do together

@@ -93,9 +93,9 @@ def _check_data(job: Job, values: Mapping[str, Any]) -> None:
     benchmark = job.benchmark
     if benchmark.name in OWN_DATA:
         if job.action == "evaluate":
-            from vtc.evaluation import own
+            from vtc.evaluation.sources import user_data
 
-            own.check(benchmark)
+            user_data.check(benchmark)
         return
     if values.get("data") is not None:
         raise UserError(f"data={values['data']}: for benchmark=jsonl or hf; others have benchmark.data")

@@ -1,9 +1,10 @@
-"""Scoring: the lmms-eval adapter, the metrics and floors of the pocket tasks, statistics, and one run from a
-configuration to its result file.
+"""Scoring: one run from a job to its result file, the sources of tasks, lmms-eval kept quiet, metrics and floors.
 
-Importing this package imports neither torch nor lmms-eval (8 s); running an evaluation does.
+The line is run → scorer → harness → model; each imports only what is to its right. Importing this package imports
+neither torch nor lmms-eval (8 s); running an evaluation does.
 """
 
+from vtc.evaluation.costs import profile
 from vtc.evaluation.run import evaluate
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "profile"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,10 +34,10 @@ def upstream() -> Path:
 
 def files(include: Sequence[str | Path] = ()) -> dict[str, Path]:
     """Task or group → its YAML file: the shipped ones and those of `include` before lmms-eval's of the same name."""
-    found = dict(_names(upstream()))
+    known = dict(_names(upstream()))
     for folder in (shipped.path("benchmarks/tasks"), *(Path(p).expanduser() for p in include)):
-        found.update(_scan(folder))
-    return found
+        known.update(_scan(folder))
+    return known
 
 
 @lru_cache(maxsize=4)
@@ -46,13 +47,13 @@ def _names(folder: Path) -> Mapping[str, Path]:
 
 def _scan(folder: Path) -> dict[str, Path]:
     """The names that a folder's YAML files begin a line with: 0.4 s for all of lmms-eval's."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for file in sorted(folder.rglob("*.yaml")):
-        named = {m["key"]: m["name"] for m in NAME.finditer(file.read_text(encoding="utf-8", errors="replace"))}
-        name = named.get("task") or named.get("group")  # a group's `task` is a list, and matches nothing
+        keys = {m["key"]: m["name"] for m in NAME.finditer(file.read_text(encoding="utf-8", errors="replace"))}
+        name = keys.get("task") or keys.get("group")  # a group's `task` is a list, and matches nothing
         if name:
-            found[name] = file
-    return found
+            files[name] = file
+    return files
 
 
 @lru_cache(maxsize=64)
@@ -78,3 +79,16 @@ def members(name: str, known: Mapping[str, Path]) -> list[str]:
         return [name]
     named = [m if isinstance(m, str) else str(m.get("task") or m.get("group")) for m in inside]
     return list(dict.fromkeys(task for member in named for task in members(member, known)))
+
+
+def metadata(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The `metadata` of a task's content, where vtc's own files state its group and its version."""
+    value = content.get("metadata")
+    return value if isinstance(value, dict) else {}
+
+
+def near(task: str, allowed: Iterable[str]) -> list[str]:
+    """The names worth listing in an error: two thousand are not."""
+    allowed = sorted(set(allowed))
+    close = difflib.get_close_matches(task, allowed, n=5, cutoff=0.4)
+    return close or members("pocket", files())

@@ -1,4 +1,7 @@
-"""One task through lmms-eval, quietly, and what came of it sample by sample."""
+"""Everything that tames lmms-eval: its imports, warnings, logs and bars, its index of tasks, its processes, its judge.
+
+Beside this file only `vtc.evaluation.model` knows it, the adapter that answers its requests.
+"""
 
 from __future__ import annotations
 
@@ -7,86 +10,23 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
-from vtc import statistics
+from vtc import shipped
 from vtc.errors import UserError, unknown
-from vtc.evaluation import catalogue, requires, scoring
-from vtc.evaluation.suite import About
+from vtc.evaluation import catalogue
+from vtc.evaluation.reading import scores_of
+from vtc.evaluation.spec import TaskScores, TaskSpec
 
 if TYPE_CHECKING:
     from lmms_eval.tasks import TaskManager
 
+    from vtc.evaluation.crew import Crew
     from vtc.evaluation.model import VtcModel
-
-log = logging.getLogger(__name__)
-
-
-@dataclass
-class Sample:
-    """One scored sample; `score` is None where the sample is bad, or where its task has no score a sample."""
-
-    id: str
-    prediction: str
-    target: str
-    score: float | None
-    stratum: str = ""
-    tokens_in: float | None = None
-    tokens_kept: float | None = None
-    error: str | None = None
-
-
-@dataclass
-class TaskRun:
-    """What a model did on one task.
-
-    Attributes:
-        group: `understanding` (generated answers) or `discriminative` (embeddings compared).
-        metric: the headline metric; `value` is it, None where no sample could be scored.
-        metrics: every metric as lmms-eval aggregated it, without bad samples.
-        floors: `blind` (no image seen) and `bag` (which attributes are there, not which belong together), where known.
-        bad: `{id, error}` of the samples that could not be answered.
-        layers: visual tokens in each decoder layer, mean over samples; empty where not reported.
-        scale: `value` is divided by it in averages.
-        unjudged: samples on which a judge gave no verdict; upstream's tasks count them as wrong.
-    """
-
-    task: str
-    group: str
-    metric: str
-    value: float | None
-    metrics: dict[str, float]
-    floors: dict[str, float | None]
-    samples: list[Sample]
-    bad: list[dict[str, str]]
-    layers: list[float] = field(default_factory=list)
-    version: str = ""
-    scale: float = 1.0
-    unjudged: int = 0
-
-    @property
-    def scored(self) -> list[Sample]:
-        return [s for s in self.samples if s.score is not None]
-
-    @property
-    def n(self) -> int:
-        """Samples that count in the score."""
-        return len(self.samples) - len(self.bad)
-
-    def stderr(self) -> float | None:
-        scored = self.scored
-        return statistics.stderr([s.score for s in scored], [s.stratum for s in scored]) if scored else None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, stored: dict[str, Any]) -> TaskRun:
-        return cls(**{**stored, "samples": [Sample(**s) for s in stored["samples"]]})
 
 
 # Quiet ---------------------------------------------------------------------------------------------------------------
@@ -162,9 +102,30 @@ def _inside(folder: str | Path | None) -> Iterator[None]:
 # Tasks ---------------------------------------------------------------------------------------------------------------
 
 
-def shipped_tasks() -> Path:
-    from vtc import shipped
+@contextlib.contextmanager
+def alone(crew: Crew) -> Iterator[None]:
+    """lmms-eval sees no process but this one: else it would split, pad and gather requests in a way of its own, and
+    wait at places where a process that failed never comes. What it downloads, the leader downloads first."""
+    if crew.world == 1:
+        yield
+        return
+    import lmms_eval.evaluator
+    import torch.distributed
 
+    load = lmms_eval.evaluator.get_task_dict
+    with (
+        mock.patch.dict(os.environ),
+        mock.patch.object(torch.distributed, "is_initialized", lambda: False),
+        mock.patch.object(
+            lmms_eval.evaluator, "get_task_dict", lambda *a, **k: crew.after_leader(lambda: load(*a, **k))
+        ),
+    ):
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+            os.environ.pop(name, None)
+        yield
+
+
+def shipped_tasks() -> Path:
     return shipped.path("benchmarks/tasks")
 
 
@@ -186,7 +147,7 @@ def task_manager(tasks: Sequence[str], include: Sequence[str | Path] = ()) -> Ta
         manager = TaskManager(include_path=paths, include_defaults=True, model_name="vtc")
     for task in tasks:
         if task not in manager.all_tasks:
-            raise unknown("benchmark.tasks", task, requires.near(task, manager.all_tasks))
+            raise unknown("benchmark.tasks", task, catalogue.near(task, manager.all_tasks))
     return manager
 
 
@@ -198,67 +159,48 @@ def every_task(include: Sequence[str | Path] = ()) -> list[str]:
     return list(TaskManager(include_path=[str(shipped_tasks()), *map(str, include)], model_name="vtc").all_tasks)
 
 
-def run_task(
-    model: VtcModel,
-    task: str,
-    manager: TaskManager,
-    limit: int | None = None,
-    data: str | Path | None = None,
-    mirror: str | Path | None = None,
-    seed: int = 0,
-    own: Mapping[str, Any] | None = None,
-    about: About | None = None,
-) -> TaskRun:
+def run_task(model: VtcModel, spec: TaskSpec, manager: TaskManager) -> TaskScores:
     """Score `model` on one task.
-
-    Args:
-        limit: samples; None: all.
-        data: for a pocket task, the folder of its parquet file.
-        mirror: for a task of lmms-eval, a folder that mirrors the hub.
-        own: for a task over the user's own data, the `benchmark` section of the configuration.
-        about: what its suite says of it.
 
     Raises:
         UserError: its data can't be loaded.
     """
     from lmms_eval.evaluator import simple_evaluate
 
-    spec: Any = task
-    if task.startswith("pocket_") and task != "pocket":
-        from vtc.evaluation.data import path
-
-        spec = {"task": task, "dataset_kwargs": {"data_files": {"test": str(path(task, data))}}}
-    elif own is not None:
-        spec = {"task": task, "dataset_kwargs": dict(own)}
-    about = about or About()
+    task: Any = spec.scored_as
+    if spec.dataset_kwargs is not None:
+        task = {"task": spec.scored_as, "dataset_kwargs": dict(spec.dataset_kwargs)}
+    about = spec.about
     model.bad, model.kept, model.together = [], {}, about.together
     # The task's own number of new tokens stands; this is for those that set none.
     longest = f"max_new_tokens={about.max_new_tokens}" if about.max_new_tokens else None
-    with quiet(), model.team.unseen(), tempfile.TemporaryDirectory(prefix="vtc-") as scratch, _inside(mirror):
+    with quiet(), alone(model.crew), tempfile.TemporaryDirectory(prefix="vtc-") as scratch, _inside(spec.mirror):
         try:
             results = simple_evaluate(
                 model=model,
-                tasks=[spec],
+                tasks=[task],
                 task_manager=manager,
                 batch_size=model.batch_size,
-                limit=limit,
+                limit=spec.limit,
                 gen_kwargs=longest,  # type: ignore[arg-type]  # None is its default
                 bootstrap_iters=0,
                 log_samples=True,
                 # Submission files of some tasks would land in the user's folder; images aren't needed for scoring.
                 cli_args=SimpleNamespace(process_with_media=False, output_path=scratch),
                 process_docs_parallel=1,
-                random_seed=seed,
-                numpy_random_seed=seed,
-                torch_random_seed=seed,
-                fewshot_random_seed=seed,
+                random_seed=spec.seed,
+                numpy_random_seed=spec.seed,
+                torch_random_seed=spec.seed,
+                fewshot_random_seed=spec.seed,
             )
         except Exception as error:
             cause = _cause(error)
             if cause is error or isinstance(cause, UserError):
                 raise cause from None if cause is not error else error
-            raise UserError(f"benchmark.tasks={task}: lmms-eval stopped ({type(cause).__name__}: {cause})") from error
-    return _read(task, results, model, about)
+            raise UserError(
+                f"benchmark.tasks={spec.name}: lmms-eval stopped ({type(cause).__name__}: {cause})"
+            ) from error
+    return scores_of(spec, results, model)
 
 
 def _cause(error: Any) -> BaseException:
@@ -268,130 +210,26 @@ def _cause(error: Any) -> BaseException:
     return error
 
 
-def _read(task: str, results: dict[str, Any], model: VtcModel, about: About) -> TaskRun:
-    """lmms-eval's results on one task as a TaskRun."""
-    names = [n for n in results["results"] if n in results.get("samples", {}) or n == task]
-    config = results["configs"].get(task, {})
-    metadata = config.get("metadata") if isinstance(config.get("metadata"), dict) else {}
-    metrics = {
-        key.split(",")[0]: float(value)
-        for name in names
-        for key, value in results["results"][name].items()
-        if "_stderr" not in key
-        and isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and "," in key
-        and value == value  # no verdict at all is no score
-    }
-    order = [m["metric"] for m in config.get("metric_list") or [] if isinstance(m.get("metric"), str)]
-    headline = (
-        about.metric
-        or metadata.get("headline")
-        or next((m for m in order if m in metrics), next(iter(metrics), "score"))
-    )
-    logged = results.get("samples", {}).get(task) or [s for n in names for s in results["samples"].get(n, [])]
-    docs = [s["doc"] for s in logged]
-    records = [s.get(headline) for s in logged]
-    kind = metadata.get("samples")
-    scores: list[float | None]
-    if kind:
-        scores = [float(x) for x in scoring.OVER_ALL[kind](records)]
-    else:
-        scores = [_number(r) for r in records]
-    strata = [str(d.get(metadata["strata"], "")) if "strata" in metadata else "" for d in docs]
-    value = metrics.get(headline)
-    known = [x for x in scores if x is not None]
-    if about.samples_mean and known:
-        value = statistics.mean(known, strata)
-    if len(known) < len(scores) or not known or abs((statistics.mean(known, strata) or 0.0) - (value or 0.0)) > 1e-6:
-        if metadata.get("headline") and known:
-            raise RuntimeError(f"{task}: the samples' scores don't make {headline}={value}")
-        scores = [None] * len(scores)  # a metric that isn't a mean over samples (MME): no error bar, no paired test
-    samples = []
-    for i, (sample, doc, score, stratum) in enumerate(zip(logged, docs, scores, strata, strict=True)):
-        kept = model.kept.get((task, int(sample["doc_id"])))
-        samples.append(
-            Sample(
-                id=str(doc.get("id", sample["doc_id"])),
-                prediction=_prediction(kind, metadata, sample, doc, records, i),
-                target=_text(sample["target"]),
-                score=score,
-                stratum=stratum,
-                tokens_in=kept.tokens_in if kept else None,
-                tokens_kept=kept.tokens_out if kept else None,
-            )
-        )
-    bad = [{"id": b.id, "error": b.error} for b in model.bad]
-    samples += [Sample(b["id"], "", "", None, error=b["error"]) for b in bad]
-    layers = [k.layers for k in model.kept.values() if k.layers]
-    return TaskRun(
-        task=task,
-        group=metadata.get("group", "understanding"),
-        metric=headline,
-        value=value if logged else None,
-        metrics=metrics,
-        floors={floor: _floor(floor, docs, strata, metadata) for floor in ("blind", "bag")},
-        samples=samples,
-        bad=bad,
-        layers=[sum(c) / len(layers) for c in zip(*layers, strict=True)] if layers else [],
-        scale=about.scale,
-        unjudged=sum(map(_unjudged, records)) if "judge" in about.requires else 0,
-        version=str(metadata.get("version", results.get("versions", {}).get(task, ""))),
-    )
+# The judge ---------------------------------------------------------------------------------------------------------
 
 
-def _number(record: Any) -> float | None:
-    """A sample's score in lmms-eval's two customs: a number, or a dict or a pair that ends with it."""
-    if isinstance(record, dict):
-        record = record.get("score")
-    elif isinstance(record, (tuple, list)) and len(record) == 2:
-        record = record[1]
-    return float(record) if isinstance(record, (int, float)) else None
+def ask_the_judge(tasks: Sequence[str]) -> None:
+    """One small question to the judge, so that a key that doesn't work is known before the run and not by its scores.
 
-
-def _unjudged(record: Any) -> bool:
-    """Whether a sample's record says that the judge was silent: no record, no model (MM-Vet), no marks (LLaVA-W)."""
-    if not isinstance(record, dict):
-        return record is None
-    return record.get("eval_model") == "" or list(record.get("scores") or ()) == [-1, -1]
-
-
-def _text(value: Any) -> str:
-    return " | ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def _prediction(
-    kind: str | None, metadata: dict[str, Any], sample: dict[str, Any], doc: Any, records: list, i: int
-) -> str:
-    """The answer in words; for embeddings the caption that is closest to the image."""
-    answer = sample["filtered_resps"][0]
-    answer = answer[0] if isinstance(answer, list) and answer else answer
-    if metadata.get("group") != "discriminative":
-        return str(answer)
-    if kind == "retrieval":
-        if i == 0:
-            closest = scoring.similarities(records).argmax(axis=1)
-            for record, best in zip(records, closest, strict=True):
-                record["found"] = records[int(best)]["caption"]
-        return records[i]["found"]
-    return doc["answer"] if _number(sample[metadata["headline"]]) else doc["options"][0]
-
-
-def _floor(name: str, docs: Sequence[dict[str, Any]], strata: Sequence[str], metadata: dict[str, Any]) -> float | None:
-    """The score of a floor on these samples: the mean of what the test set expects of it row by row; for captions,
-    those that the floor would give, scored as the model's are. None where the test set doesn't say.
-
-    A retrieval gallery of n can be guessed with 1/n, however many the whole set has.
+    Raises:
+        UserError: no answer.
     """
-    if not docs:
-        return None
-    expected = [float(e) for d in docs if (e := d.get(name)) is not None and e == e]
-    if len(expected) == len(docs):
-        value = statistics.mean(expected, strata)
-        return max(value or 0.0, 1 / len(docs)) if metadata.get("samples") == "retrieval" else value
-    guesses = [d.get(f"{name}_prediction") for d in docs]
-    if metadata.get("samples") == "captions" and all(guesses):
-        return scoring.cider(
-            [{"prediction": g, "references": d["references"]} for g, d in zip(guesses, docs, strict=True)]
-        )
-    return None
+    from lmms_eval.llm_judge import Request, ServerConfig, get_server
+
+    kind = os.environ.get("API_TYPE", "openai").lower()
+    model = os.environ.get("MODEL_VERSION", "gpt-4o-2024-11-20")  # as upstream's tasks read it
+    try:
+        server = get_server(server_name=kind, config=ServerConfig(model_name=model, max_tokens=16, num_retries=1))
+        answer = server.evaluate(Request(messages=[{"role": "user", "content": "Answer with the word yes."}]))
+        if not (answer.content or "").strip():
+            raise ValueError("an empty answer")
+    except Exception as error:  # whatever the provider's client raises
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"benchmark.tasks={','.join(tasks)}: the judge ({kind}, MODEL_VERSION={model}) does not answer: {reason}"
+        ) from None

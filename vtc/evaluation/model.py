@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
+from lmms_eval.api.task import ConfigurableMessagesTask
 from lmms_eval.protocol import ChatMessages
 from PIL import Image, ImageFile
 
 from vtc.data import video
 from vtc.errors import UserError
-from vtc.evaluation.processes import Team
+from vtc.evaluation.crew import Crew
 
 log = logging.getLogger(__name__)
 MAX_NEW_TOKENS = 1024  # for tasks that set none, as lmms-eval's own LLaVA does
@@ -35,8 +36,8 @@ class BadSample:
 
 
 @dataclass
-class _Question:
-    """One request, decoded."""
+class _Prompt:
+    """One request, decoded: a question and what it is about."""
 
     index: int
     text: str
@@ -67,13 +68,13 @@ class VtcModel(lmms):
     each line of its text, as JSON `{"image": [D numbers], "texts": [[D numbers], …]}`.
 
     Args:
-        backbone, method: as `vtc.assemble.assemble` gives them.
+        backbone, method: as `Job.load` gives them.
         batch_size: requests at a time; a batch that fails is split until the one that fails is found.
         description: what decides the answers (checkpoint, dtype, …), for `__repr__`, lmms-eval's response-cache key.
         frames: how many of a video the backbone is shown.
         on_start: called with the number of requests when a task begins.
         on_sample: called with the number of requests done after each batch; of several processes each counts for all.
-        team: the processes that share the batches.
+        crew: the processes that share the batches.
     """
 
     is_simple = False
@@ -87,13 +88,13 @@ class VtcModel(lmms):
         frames: int = FRAMES,
         on_start: Callable[[int], None] | None = None,
         on_sample: Callable[[int], None] | None = None,
-        team: Team | None = None,
+        crew: Crew | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.method = backbone, method
         self.batch_size, self.description, self.frames = max(1, int(batch_size)), description, int(frames)
         self.on_start, self.on_sample = on_start, on_sample
-        self.team = team or Team()
+        self.crew = crew or Crew()
         self.bad: list[BadSample] = []
         self.kept: dict[tuple[str, int], Kept] = {}
         self.together = 1  # questions in a row that their task scores as one
@@ -145,7 +146,7 @@ class VtcModel(lmms):
             members = sorted(members, key=lambda i: len(str(requests[i].args[0])))
             batches += [members[start : start + self.batch_size] for start in range(0, len(members), self.batch_size)]
         for number, batch in enumerate(batches):
-            if self.team.mine(number):
+            if self.crew.mine(number):
                 questions = []
                 for i in batch:
                     try:
@@ -158,11 +159,11 @@ class VtcModel(lmms):
                 self._answer(questions, requests, answers, failed)
             if self.on_sample:
                 self.on_sample(sum(not _padding(requests[i]) for i in batch))
-        given = {i: answer for i, answer in enumerate(answers) if answer is not None}
-        for theirs, not_answered, kept in self.team.collect((given, failed, self.kept)):
-            failed |= not_answered
+        share = {i: answer for i, answer in enumerate(answers) if answer is not None}
+        for other_answers, other_failures, kept in self.crew.collect((share, failed, self.kept)):
+            failed |= other_failures
             self.kept |= kept
-            for i, answer in theirs.items():
+            for i, answer in other_answers.items():
                 answers[i] = answer
         order = [(str(requests[i].task_name), int(requests[i].doc_id)) for batch in batches for i in batch]
         self.kept = {
@@ -179,7 +180,7 @@ class VtcModel(lmms):
                 self._set_aside(requests[i], reason)
         return answers  # type: ignore[return-value]
 
-    def _read(self, index: int, request: Instance) -> _Question:
+    def _read(self, index: int, request: Instance) -> _Prompt:
         """Decode one request: its text, images and frames of videos.
 
         Raises:
@@ -187,18 +188,18 @@ class VtcModel(lmms):
         """
         _, doc_to_messages, options, doc_id, task, split = request.args
         messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
-        found, videos, audios = messages.extract_media()
+        pictures, videos, audios = messages.extract_media()
         if audios:
             raise UserError(f"benchmark.tasks={task}: has audio; backbone={self.backbone.name} hears none")
         if videos and getattr(self.backbone, "video_text", None) is None:
             raise UserError(f"benchmark.tasks={task}: has video; backbone={self.backbone.name} reads images")
-        images = [_opened(image) for image in found]
+        images = [_opened(image) for image in pictures]
         text = "".join(c.text for m in messages.messages for c in m.content if c.type == "text")
-        return _Question(index, text, images, options, [video.frames(path, self.frames) for path in videos])
+        return _Prompt(index, text, images, options, [video.frames(path, self.frames) for path in videos])
 
     def _answer(
         self,
-        questions: Sequence[_Question],
+        questions: Sequence[_Prompt],
         requests: Sequence[Instance],
         answers: list[GenerationResult | None],
         failed: dict[int, str],
@@ -226,7 +227,7 @@ class VtcModel(lmms):
             self._answer(questions[:middle], requests, answers, failed)
             self._answer(questions[middle:], requests, answers, failed)
 
-    def _generate(self, questions: Sequence[_Question]) -> list[tuple[GenerationResult, Kept | None]]:
+    def _generate(self, questions: Sequence[_Prompt]) -> list[tuple[GenerationResult, Kept | None]]:
         from vtc.engine import compressing
 
         options = questions[0].options
@@ -251,23 +252,21 @@ class VtcModel(lmms):
             report = engine.report
         visual = self.backbone.visual(inputs["input_ids"]).sum(1).tolist()
         kept = kept_of(report, visual, [q.pictures for q in questions], self.backbone.shape.depth)
-        given = inputs["input_ids"].shape[1]
-        new = ids[:, given:]
+        new = ids[:, inputs["input_ids"].shape[1] :]
         lengths = inputs["attention_mask"].sum(1).tolist()
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
         out = []
         for row, (text, k) in enumerate(zip(texts, kept, strict=True)):
-            made = int((new[row] != pad).sum())
             # What the decoder reads in the end: the prompt with its visual tokens replaced by those that are left.
-            lost = (k.tokens_in - k.tokens_out) * questions[row].pictures if k else 0
-            read = int(lengths[row]) - round(lost)
-            answer = GenerationResult(
-                _until(text, options.get("until")), TokenCounts(input_tokens=read, output_tokens=made)
+            dropped = (k.tokens_in - k.tokens_out) * questions[row].pictures if k else 0
+            counts = TokenCounts(
+                input_tokens=int(lengths[row]) - round(dropped), output_tokens=int((new[row] != pad).sum())
             )
+            answer = GenerationResult(_until(text, options.get("until")), counts)
             out.append((answer, k))
         return out
 
-    def _embed(self, questions: Sequence[_Question]) -> list[tuple[GenerationResult, Kept | None]]:
+    def _embed(self, questions: Sequence[_Prompt]) -> list[tuple[GenerationResult, Kept | None]]:
         """Embeddings of each question's one image and of every line of its text."""
         from vtc.engine import embed_images, embed_texts
 
@@ -312,42 +311,19 @@ class VtcModel(lmms):
         log.info("%s: sample %s set aside: %s", task, name, error)
 
 
-class RegisteredModel(VtcModel):
-    """`lmms-eval --model vtc --model_args method=fwd2bot,tokens=16,…`: every argument is an override of vtc's
-    configuration (`backbone=llava15_7b`, `method.layer=3`, `backbone.dtype=bfloat16`). Of several processes each loads
-    it onto a GPU of its own; lmms-eval splits the samples among them."""
+class LocalTask(ConfigurableMessagesTask):
+    """A task with a `download` of its own, which a YAML names with `class:`; that key is none of lmms-eval's."""
 
     def __init__(
         self,
-        batch_size: int | str | None = None,
-        device: str | None = None,
-        max_batch_size: int | None = None,
-        **overrides: Any,
+        data_dir: str | None = None,
+        cache_dir: str | None = None,
+        download_mode: Any = None,
+        config: dict[str, Any] | None = None,
+        model_name: str | None = None,
     ) -> None:
-        from vtc.assemble import assemble, plan
-        from vtc.configuration.compose import compose
-        from vtc.evaluation import processes
-        from vtc.evaluation.harness import quiet_logging
-
-        if device is not None:
-            overrides.setdefault("backbone.device", device)
-        config = compose([f"{key}={_word(value)}" for key, value in overrides.items()])
-        processes.check(config)
-        plan(config)
-        backbone, method = assemble(processes.placed(config))
-        asked = batch_size if batch_size is not None and str(batch_size).isdigit() else config.batch_size
-        given = ", ".join(f"{k}={v}" for k, v in sorted(overrides.items()))
-        frames = int(config.backbone.get("frames") or FRAMES)
-        super().__init__(backbone, method, int(asked), f"{given}, checkpoint={config.checkpoint}", frames)
-        quiet_logging()
-
-    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        """As the base class's; bad samples are named in the log, as there is no result file of vtc's to name them."""
-        before = len(self.bad)
-        answers = super().generate_until(requests)
-        for bad in self.bad[before:]:
-            log.warning("%s: sample %s set aside and not scored: %s", bad.task, bad.id, bad.error)
-        return answers
+        config = {k: v for k, v in (config or {}).items() if k != "class"}
+        super().__init__(data_dir, cache_dir, download_mode, config, model_name)
 
 
 def kept_of(report: Any, visual: Sequence[int], images: Sequence[int], depth: int) -> list[Kept | None]:
@@ -413,8 +389,3 @@ def _describe(error: BaseException) -> str:
 def _padding(request: Instance) -> bool:
     """A copy that lmms-eval adds so that all processes have as many requests."""
     return bool((request.metadata or {}).get("__padding_only__"))
-
-
-def _word(value: Any) -> str:
-    """A value of `--model_args` as Hydra writes it."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vtc.evaluation.run import Run
+    from vtc.evaluation.run_folder import RunFolder
 
 
 class Bar:
     """One progress bar over all samples of all tasks, those of the baseline among them."""
 
-    def __init__(self, console: Console, runs: list[Run]) -> None:
+    def __init__(self, console: Console, runs: list[RunFolder]) -> None:
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -36,9 +36,9 @@ class Bar:
         self.progress.start()
         self.task = self.progress.add_task("test sets", total=None)
         try:
-            if any(task.startswith("pocket_") for run in self.runs for task in run.tasks):
-                self.say("test sets (drawn once, a minute at most)")
-            self.sizes.update({id(r): {t: _size(r, t) for t in r.tasks} for r in self.runs})
+            if preparation := next((run.source.preparation for run in self.runs if run.source.preparation), None):
+                self.say(preparation)
+            self.sizes |= {id(r): {spec.name: r.source.samples(spec.name) for spec in r.specs} for r in self.runs}
         except BaseException:
             self.progress.stop()
             raise
@@ -63,7 +63,7 @@ class Bar:
             counted = f"{int(state.completed)}/{int(state.total)} " if state.total else ""
             self.note(f"{counted}{what}")
 
-    def begin(self, run: Run, task: str, samples: int) -> None:
+    def begin(self, run: RunFolder, task: str, samples: int) -> None:
         """Counts the samples of a task whose number wasn't known before."""
         if self.sizes.setdefault(id(run), {}).get(task) is None:
             self.progress.update(self.task, total=(self.progress.tasks[0].total or 0) + samples)
@@ -71,23 +71,9 @@ class Bar:
     def advance(self, samples: int) -> None:
         self.progress.advance(self.task, samples)
 
-    def skip(self, run: Run, task: str) -> None:
+    def skip(self, run: RunFolder, task: str) -> None:
         self.progress.advance(self.task, self.sizes.get(id(run), {}).get(task) or 0)
 
-    def drop(self, run: Run) -> None:
+    def drop(self, run: RunFolder) -> None:
         gone = sum(n or 0 for n in self.sizes.pop(id(run), {}).values())
         self.progress.update(self.task, total=(self.progress.tasks[0].total or 0) - gone)
-
-
-def _size(run: Run, task: str) -> int | None:
-    """Samples of a task, where that can be told without lmms-eval."""
-    from vtc.pocket.splits import TASKS
-
-    if task not in TASKS:
-        return None
-    import pyarrow.parquet as pq
-
-    from vtc.evaluation.data import path
-
-    rows = pq.read_metadata(path(task, run.data)).num_rows
-    return min(rows, int(run.limit)) if run.limit else rows

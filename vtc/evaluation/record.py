@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from vtc import results
 from vtc.backbones.loading import count
-from vtc.evaluation.processes import launched
-from vtc.evaluation.run import BUDGETS, Run
+from vtc.evaluation.run_folder import RunFolder
+from vtc.evaluation.spec import TaskScores
+from vtc.job import Job
 from vtc.methods.chain import Chain
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
-    from vtc.evaluation.harness import TaskRun
     from vtc.interface import Compressor
 
 SHOWN = 100  # bad samples that a result file names; all are in samples.parquet
@@ -40,61 +39,38 @@ class Paired:
     strata: list[str]
 
 
-def assemble_result(
-    run: Run,
-    baseline: Run | None,
-    done: list[TaskRun],
+def result_of(
+    run: RunFolder,
+    baseline: RunFolder | None,
+    tasks: list[TaskScores],
     backbone: Backbone,
     method: Compressor,
     costs: dict[str, Any],
     seconds: float,
 ) -> dict[str, Any]:
     """The result file's content (DESIGN.md, "One result file a run")."""
-    settings = run.settings
+    job = run.job
     plain, plain_scores = baseline.read() if baseline is not None else (None, {})
     before = {row["task"]: row["value"] for row in plain["scores"]} if plain else {}
-    rows, pairs = [], {}
-    for task in done:
-        known = plain_scores.get(task.task, {})
-        pairs[task.task] = pair = _paired(task, known, before.get(task.task))
-        base = task.value if run.is_baseline else pair.value
-        rows.append(
-            {
-                "task": task.task,
-                "group": task.group,
-                "metric": task.metric,
-                "value": task.value,
-                "stderr": task.stderr(),
-                "n": task.n,
-                "baseline": base,
-                "retained": task.value / base if task.value is not None and base else None,
-                "p_value": pair.p_value,
-                "blind": task.floors.get("blind"),
-                "bag": task.floors.get("bag"),
-                "bad": len(task.bad),
-                "unjudged": task.unjudged,
-                "metrics": task.metrics,
-                "scale": task.scale,
-                "share": task.value / task.scale if task.value is not None else None,
-                "version": task.version,
-            }
-        )
+    pairs = {task.task: _paired(task, plain_scores.get(task.task, {}), before.get(task.task)) for task in tasks}
+    rows = [_row(task, pairs[task.task], run.is_baseline) for task in tasks]
     return {
         "run": {
             "id": run.id,
+            "costs_id": run.costs_id,
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "command": command(run.is_baseline),
+            "command": job.command,
             "versions": versions(),
             "git_commit": git_commit(),
-            "code": results.hash_code()[:12],
-            "seed": settings.get("seed"),
+            "code": run.code(),
+            "seed": job.seed,
             "device": costs["protocol"]["device"],
-            "attention": settings["backbone"].get("attention"),
+            "attention": job.backbone.attention,
             "dtype": str(backbone.dtype).removeprefix("torch."),
-            "batch_size": settings["batch_size"],
+            "batch_size": job.batch_size,
             "seconds": round(seconds, 1),
         },
-        "config": shared(settings),
+        "config": shared(job.config()),
         "backbone": {
             "name": backbone.name,
             "pretrained": shared(run.backbone_source),
@@ -105,25 +81,49 @@ def assemble_result(
         "method": {
             "name": method.name,
             "tokens": method.tokens,
-            "options": {k: v for k, v in settings["method"].items() if k != "name"},
+            "options": dict(job.method.options),
             "layers": sorted(method.layers()),
             "class": f"{type(method).__module__}.{type(method).__qualname__}",
             **({"parts": method.described()} if isinstance(method, Chain) else {}),
         },
-        "checkpoint": checkpoint_section(run.checkpoint),
-        "budget": budget_section(settings, done, costs, backbone.shape.depth),
+        "checkpoint": checkpoint_section(job.weights),
+        "budget": budget_section(job, tasks, costs, backbone.shape.depth),
         "scores": rows,
-        "means": {g: m for g in results.GROUPS if (m := _mean(g, done, pairs, rows)) is not None},
+        "means": {g: m for g in results.GROUPS if (m := _mean(g, pairs, rows)) is not None},
         "baseline": None if plain is None else {"id": plain["run"]["id"], "path": f"baselines/{plain['run']['id']}"},
         "efficiency": costs,
         "bad_samples": {
-            "count": sum(len(t.bad) for t in done),
-            "samples": [{"task": t.task, **b} for t in done for b in t.bad][:SHOWN],
+            "count": sum(len(t.bad) for t in tasks),
+            "samples": [{"task": t.task, **b} for t in tasks for b in t.bad][:SHOWN],
         },
     }
 
 
-def _paired(task: TaskRun, known: Mapping[str, float], value: float | None) -> Paired:
+def _row(task: TaskScores, pair: Paired, is_baseline: bool) -> dict[str, Any]:
+    """A task's row of `scores`."""
+    base = task.value if is_baseline else pair.value
+    return {
+        "task": task.task,
+        "group": task.group,
+        "metric": task.metric,
+        "value": task.value,
+        "stderr": task.stderr(),
+        "n": task.n,
+        "baseline": base,
+        "retained": task.value / base if task.value is not None and base else None,
+        "p_value": pair.p_value,
+        "blind": task.floors.get("blind"),
+        "bag": task.floors.get("bag"),
+        "bad": len(task.bad),
+        "unjudged": task.unjudged,
+        "metrics": task.metrics,
+        "scale": task.scale,
+        "share": task.value / task.scale if task.value is not None else None,
+        "version": task.version,
+    }
+
+
+def _paired(task: TaskScores, known: Mapping[str, float], value: float | None) -> Paired:
     from vtc import statistics
 
     both = [s for s in task.scored if s.id in known]
@@ -132,9 +132,7 @@ def _paired(task: TaskRun, known: Mapping[str, float], value: float | None) -> P
     return Paired(value, statistics.paired(mine, theirs, strata) if both else None, mine, theirs, strata)
 
 
-def _mean(
-    group: str, done: list[TaskRun], pairs: Mapping[str, Paired], rows: list[dict[str, Any]]
-) -> dict[str, Any] | None:
+def _mean(group: str, pairs: Mapping[str, Paired], rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The mean score of a group's tasks as shares of their full scores, each counting alike, with its error and the
     paired test over all samples."""
     import numpy as np
@@ -170,13 +168,11 @@ def _average(values: list[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def budget_section(
-    settings: Mapping[str, Any], done: list[TaskRun], costs: Mapping[str, Any], depth: int
-) -> dict[str, Any]:
+def budget_section(job: Job, tasks: list[TaskScores], costs: Mapping[str, Any], depth: int) -> dict[str, Any]:
     """What was asked for, and what was truly kept on the scored samples (per image); where no task generates, on the
     image that the costs were measured with."""
-    kept = [s for t in done for s in t.samples if s.tokens_in is not None]
-    weighted = [(t.layers, sum(s.tokens_in is not None for s in t.samples)) for t in done if t.layers]
+    kept = [s for t in tasks for s in t.samples if s.tokens_in is not None]
+    weighted = [(t.layers, sum(s.tokens_in is not None for s in t.samples)) for t in tasks if t.layers]
     if kept and weighted:
         total = sum(n for _, n in weighted)
         layers = [sum(values[i] * n for values, n in weighted) / total for i in range(depth)]
@@ -187,7 +183,7 @@ def budget_section(
         tokens_in, tokens_out = costs["visual_tokens"], costs["visual_tokens_out"]
     average = sum(layers) / len(layers)
     return {
-        "requested": {k: settings[k] for k in BUDGETS if settings.get(k) is not None},
+        "requested": job.budget.given(),
         "visual_tokens_in": tokens_in,
         "visual_tokens_out": tokens_out,
         "layer_tokens": layers,
@@ -221,29 +217,6 @@ def shared(value: Any) -> Any:
         except ValueError:
             return str(value)
     return value
-
-
-def command(baseline: bool = False) -> str:
-    """What to type to do it again.
-
-    Args:
-        baseline: of the uncompressed run that the command made on its way.
-    """
-    from hydra.core.hydra_config import HydraConfig
-
-    from vtc.configuration.compose import typed
-
-    if HydraConfig.initialized():
-        overrides = [typed(override) for override in HydraConfig.get().overrides.task]
-        start = ["python"] if (n := launched()) == 1 else ["accelerate", "launch", "--num_processes", str(n)]
-        return shlex.join([*start, "-m", "vtc", *(uncompressed(overrides) if baseline else overrides)])
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def uncompressed(overrides: list[str]) -> list[str]:
-    """The same overrides without those that say how to compress."""
-    dropped = ("method", "layer_scale", "checkpoint", "resume", *BUDGETS)
-    return [o for o in overrides if o.lstrip("+~").split("=")[0].split(".")[0] not in dropped] + ["method=none"]
 
 
 def versions() -> dict[str, str]:

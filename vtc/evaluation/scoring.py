@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+VERSION = 1  # raise it with any change that gives an answer another score, here or in how a task is read
 _WORD = re.compile(r"[a-z0-9]+")
 TIE = 1e-9  # cosines this close are equal
 

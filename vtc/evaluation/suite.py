@@ -10,7 +10,7 @@ suite has is taken from there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,67 +19,29 @@ import yaml
 
 from vtc import shipped
 from vtc.errors import UserError, nearest
+from vtc.evaluation.spec import About
 
 NEEDS = ("java", "judge", "folder", "video", "spacy", "web")
-OWN = ("pocket", "jsonl", "hf")  # benchmarks that bring their data themselves
-
-
-@dataclass(frozen=True)
-class About:
-    """What is known of one task.
-
-    Attributes:
-        paper: what the papers call it.
-        metric: the headline metric, as lmms-eval names it; None: the task's own, its first.
-        scale: the headline value is divided by it in averages, so that all tasks speak of a share: 100 for percentages,
-            2000 for MME's perception score; 1 for what is a share already.
-        data: the data set on the hub, or the folder inside `benchmark.data`.
-        files: what that folder holds, where it is no data set.
-        licence: of the data.
-        requires: of `NEEDS`, what must be there before a run.
-        instead: a task that asks the same and requires less.
-        max_new_tokens: for a task that sets none; without, a rambling answer would go on for 1,024 tokens.
-        samples_mean: the headline is the mean of the samples' scores, where upstream divides by the size of the whole
-            set however many were scored.
-        together: questions in a row that are scored as one: `benchmark.limit` must be a multiple of it, and where one
-            of them can't be answered, none of them counts.
-        note: what a reader of the score should know.
-    """
-
-    paper: str = ""
-    metric: str | None = None
-    scale: float = 1.0
-    data: str | None = None
-    files: tuple[str, ...] = ()
-    licence: str = ""
-    requires: tuple[str, ...] = ()
-    instead: str | None = None
-    max_new_tokens: int | None = None
-    samples_mean: bool = False
-    together: int = 1
-    note: str = ""
-
-
 KEYS = tuple(f.name for f in fields(About))
 
 
-def about(benchmark: Mapping[str, Any], task: str) -> About:
-    """What the `benchmark` section of a configuration says of a task; else what a shipped suite or `TRAPS` does.
+def about(entries: Mapping[str, Mapping[str, Any]], task: str) -> About:
+    """What is said of a task in `benchmark.about`; what is left out there, as a shipped suite or `TRAPS` has it.
 
     Raises:
         UserError: a key or a value that it can't have.
     """
     known = _shipped().get(task) or TRAPS.get(task) or {}
-    own = (benchmark.get("about") or {}).get(task) or {}
+    own = entries.get(task) or {}
     return _entry(task, {**known, **own})
 
 
-def _entry(task: str, given: Mapping[str, Any]) -> About:
+def _entry(task: str, entry: Mapping[str, Any]) -> About:
     where = f"benchmark.about.{task}"
-    for key in given:
+    for key in entry:
         if key not in KEYS:
             raise UserError(f"{where}.{key}: unknown; allowed: {', '.join(KEYS)}{nearest(str(key), KEYS)}")
-    values = dict(given)
+    values = dict(entry)
     for key in ("requires", "files"):
         values[key] = tuple(values.get(key) or ())
     for need in values["requires"]:
@@ -93,20 +55,17 @@ def _entry(task: str, given: Mapping[str, Any]) -> About:
 
 @lru_cache(maxsize=1)
 def _shipped() -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+    known: dict[str, dict[str, Any]] = {}
     for suite in suites().values():
         for task, entry in suite["about"].items():
-            found.setdefault(task, entry)
-    return found
+            known.setdefault(task, entry)
+    return known
 
 
 def suites() -> dict[str, dict[str, Any]]:
     """The shipped suites by name, as their files say, those without `about` left out."""
-    found = {}
-    for file in sorted((shipped.path("conf") / "benchmark").glob("*.yaml")):
-        if content := read(file):
-            found[file.stem] = content
-    return found
+    contents = {file.stem: read(file) for file in sorted((shipped.path("conf") / "benchmark").glob("*.yaml"))}
+    return {name: content for name, content in contents.items() if content}
 
 
 def read(file: Path) -> dict[str, Any] | None:

@@ -14,29 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vtc.profiling import parts
+from vtc.settings import ProfileSettings
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
     from vtc.interface import Compressor
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What is measured.
-
-    Attributes:
-        batch_size: rows of a throughput measurement.
-        prompt_tokens: text tokens of each prompt.
-        new_tokens: what is generated, never fewer: `</s>` doesn't end it.
-        repeats: turns of each model; the medians are reported.
-        first_token_repeats: turns of a prefill of one row.
-    """
-
-    batch_size: int = 16
-    prompt_tokens: int = 64
-    new_tokens: tuple[int, int] = (2, 128)
-    repeats: int = 5
-    first_token_repeats: int = 20
 
 
 @dataclass
@@ -130,7 +112,7 @@ def generator(backbone: Backbone, method: Compressor, inputs: Any, new_tokens: i
     return run
 
 
-def measure(backbone: Backbone, methods: Sequence[Compressor], protocol: Protocol) -> list[Timing]:
+def measure(backbone: Backbone, methods: Sequence[Compressor], protocol: ProfileSettings) -> list[Timing]:
     """Time each method, in turns.
 
     Args:

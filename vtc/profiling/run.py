@@ -1,22 +1,23 @@
-"""The efficiency section of a result, and `action=profile`."""
+"""The efficiency section of a result."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vtc.settings import ProfileSettings
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
     from vtc.engine import Report
     from vtc.interface import Compressor
     from vtc.profiling.flops import Call
-    from vtc.profiling.latency import Protocol
 
 
-def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None = None) -> dict[str, Any]:
+def efficiency(backbone: Backbone, method: Compressor, protocol: ProfileSettings | None = None) -> dict[str, Any]:
     """What `method` costs on `backbone`, beside the uncompressed model measured in turns with it.
 
     Returns:
@@ -49,7 +50,7 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: Protocol | None
     from vtc.profiling import flops, latency
     from vtc.profiling.flops import Call
 
-    protocol = protocol or latency.Protocol()
+    protocol = protocol or ProfileSettings()
     shape = backbone.shape
     one = latency.example(backbone, 1, protocol.prompt_tokens)
     text = int((~backbone.visual(one["input_ids"][0])).sum())
@@ -202,48 +203,3 @@ def device_name(device: Any) -> str:
         except (OSError, StopIteration):
             return f"cpu {platform.processor() or platform.machine()}"
     return str(device.type)
-
-
-def protocol_of(config: Mapping[str, Any], **defaults: Any) -> Protocol:
-    """The protocol with what the configuration's optional `profile` section changes.
-
-    Raises:
-        UserError: a key that isn't part of it.
-    """
-    from dataclasses import fields
-
-    from vtc.errors import unknown
-    from vtc.profiling.latency import Protocol
-
-    given = dict(config.get("profile") or {})
-    allowed = [f.name for f in fields(Protocol)]
-    for key in given:
-        if key not in allowed:
-            raise unknown("profile", key, allowed)
-    if "new_tokens" in given:
-        given["new_tokens"] = tuple(given["new_tokens"])
-    return Protocol(**{**defaults, **given})
-
-
-def profile(config: Mapping[str, Any]) -> Path:
-    """`action=profile`: measure a method without scoring it; writes `profile.json` and returns its path.
-
-    Args:
-        config: the resolved configuration.
-    """
-    from rich.console import Console
-
-    from vtc import results
-    from vtc.assemble import assemble
-    from vtc.profiling.display import table
-
-    console = Console()
-    backbone, method = assemble(config)
-    with console.status("measuring, in turns with the uncompressed model"):
-        costs = efficiency(backbone, method, protocol_of(config))
-    console.print(table(costs, backbone.name, method.name, method.tokens))
-    name = f"{backbone.name}-{method.name}" + (f"-{method.tokens}" if method.tokens is not None else "")
-    path = Path(str(config["output_dir"])) / "profiles" / name / "profile.json"
-    results.write_json(path, {"config": config, "efficiency": costs})
-    console.print(f"[dim]{path}[/dim]")
-    return path

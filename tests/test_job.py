@@ -1,13 +1,15 @@
-"""From a configuration to a model; mistakes are found before any weights are loaded."""
+"""From a job to a model; mistakes are found before any weights are loaded."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from vtc.assemble import assemble, checkpoint_folder, plan
+from vtc.budget import Budget
 from vtc.engine import compressing
 from vtc.errors import UserError
+from vtc.job import Job, weights_folder
+from vtc.settings import BackboneSettings, MethodSettings, from_mapping
 from vtc.testing import batch, tiny_backbone
 
 
@@ -20,15 +22,26 @@ def backbone(tmp_path_factory) -> dict:
     return {"name": "llava15_7b", "pretrained": str(path), "dtype": "float32", "device": "cpu"}
 
 
-def test_a_plan_says_tokens_and_layers(backbone: dict) -> None:
-    made = plan({"backbone": backbone, "method": {"name": "fastv", "layer": 16}, "ratio": 0.25})
-    assert made.tokens == 4 and made.method.layers() == {4} and made.checkpoint is None
-    made = plan({"backbone": backbone, "method": {"name": "fastv", "layer": 6, "layer_scale": "none"}, "tokens": 3})
-    assert made.method.layers() == {6}
+def job(cfg: dict) -> Job:
+    method = dict(cfg["method"])
+    budget = {key: value for key, value in cfg.items() if key not in ("backbone", "method", "checkpoint")}
+    return Job(
+        backbone=from_mapping(BackboneSettings, cfg["backbone"]),
+        method=MethodSettings(method.pop("name"), method),
+        budget=Budget(**budget),
+        checkpoint=cfg.get("checkpoint", "auto"),
+    )
+
+
+def test_a_job_says_tokens_and_layers(backbone: dict) -> None:
+    made = job({"backbone": backbone, "method": {"name": "fastv", "layer": 16}, "ratio": 0.25})
+    assert made.compressor.tokens == 4 and made.compressor.layers() == {4} and made.weights is None
+    made = job({"backbone": backbone, "method": {"name": "fastv", "layer": 6, "layer_scale": "none"}, "tokens": 3})
+    assert made.compressor.layers() == {6}
 
 
 def test_assembled_it_runs(backbone: dict) -> None:
-    model, method = assemble({"backbone": backbone, "method": {"name": "avgpool"}, "tokens": 4})
+    model, method = job({"backbone": backbone, "method": {"name": "avgpool"}, "tokens": 4}).load()
     with torch.no_grad(), compressing(model, method) as engine:
         model.model(**batch(model))
     assert engine.report.tokens_out == [4, 4, 4] and not method.training
@@ -54,7 +67,7 @@ def test_assembled_it_runs(backbone: dict) -> None:
 def test_mistakes_are_answered_in_one_line(backbone: dict, change: dict, text: str) -> None:
     cfg = {"backbone": backbone, "method": {"name": "fastv"}} | change
     with pytest.raises(UserError, match=text) as error:
-        plan(cfg)
+        job(cfg).check()
     assert "\n" not in str(error.value)
 
 
@@ -62,14 +75,14 @@ def test_checkpoints_go_with_their_backbone_method_budget_and_options(backbone: 
     from vtc import checkpoint
 
     cfg = {"backbone": backbone, "method": {"name": "victor"}, "tokens": 4}
-    model, method = assemble(cfg, trained=False)
+    model, method = job(cfg).load(trained=False)
     with torch.no_grad():
         method.registers.fill_(0.25)
     manifest = {"backbone": model.name, "method": "victor", "tokens": 4, "options": {"name": "victor"}}
     folder = checkpoint.save(tmp_path / "v4", model, method, manifest, [])
     given = cfg | {"checkpoint": str(folder)}
-    assert checkpoint_folder(given) == folder and plan(given).checkpoint == folder
-    assert (assemble(given)[1].registers == 0.25).all()
+    assert weights_folder(job(given)) == folder and job(given).weights == folder
+    assert (job(given).load()[1].registers == 0.25).all()
     for change, text in (
         ({"tokens": 5}, "trained for tokens=4"),
         ({"method": {"name": "fwd2bot"}}, "trained for method=victor"),
@@ -78,5 +91,5 @@ def test_checkpoints_go_with_their_backbone_method_budget_and_options(backbone: 
         ({"checkpoint": str(tmp_path)}, "no manifest.json"),
     ):
         with pytest.raises(UserError, match=text):
-            plan(given | change)
-    assert checkpoint_folder(cfg | {"checkpoint": None}) is None
+            job(given | change).check()
+    assert weights_folder(job(cfg | {"checkpoint": None})) is None

@@ -11,7 +11,7 @@ import pytest
 from fabricate_upstream import write
 
 from vtc.cli.command import main
-from vtc.evaluation import catalogue, requires, suite
+from vtc.evaluation import catalogue, harness, preflight, suite
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,6 @@ def nothing_is_there(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
     from vtc.backbones.base import Backbone
-    from vtc.evaluation import harness
 
     def forbidden(*_, **__):
         raise AssertionError("too late: this is to be refused before")
@@ -62,8 +61,6 @@ def lists(folder: Path, *names: str) -> str:
 
 
 def test_a_wrong_name(refused, monkeypatch):
-    from vtc.evaluation import harness
-
     monkeypatch.setattr(harness, "every_task", lambda include=(): ["pope", "mme"])  # what lmms-eval itself finds, 14 s
     line = refused("benchmark=llava", "benchmark.tasks=[pop]")
     assert line.startswith("vtc: benchmark.tasks=pop: unknown; allowed:") and "did you mean 'pope'?" in line
@@ -127,7 +124,7 @@ def test_offline_and_nothing_cached(refused, monkeypatch, tmp_path):
     line = refused("benchmark=llava", "benchmark.tasks=[vizwiz_vqa_val]")
     assert "lmms-lab-encoder/VizWiz-VQA is not in the cache, and HF_HUB_OFFLINE is set" in line
     (tmp_path / "datasets" / "lmms-lab-encoder___viz_wiz-vqa").mkdir(parents=True)  # as `datasets` writes it
-    assert requires.cached("lmms-lab-encoder/VizWiz-VQA") and not requires.cached("lmms-lab-encoder/POPE")
+    assert preflight.cached("lmms-lab-encoder/VizWiz-VQA") and not preflight.cached("lmms-lab-encoder/POPE")
 
 
 def test_no_token(refused, monkeypatch):
@@ -179,7 +176,7 @@ def test_a_judge_that_does_not_answer():
         patch.setenv(key, value)
     try:
         with pytest.raises(UserError, match=r"benchmark.tasks=mmvet: the judge \(openai, .*does not answer"):
-            requires.ask_the_judge(["mmvet"])
+            harness.ask_the_judge(["mmvet"])
     finally:
         patch.undo()
 
@@ -216,11 +213,11 @@ def test_a_suite_of_ones_own_says_the_same_things(tmp_path, refused):
     line = refused(f"benchmark={file}", f"benchmark.data={tmp_path / 'data'}")
     assert "benchmark.tasks=mme" in line and "has no lmms-lab-encoder/MME" in line, "mine is found, in its folder"
 
-    from vtc.cli import compose
+    from vtc.configuration import parse
 
-    benchmark = compose([f"benchmark={file}"]).benchmark
-    assert list(benchmark.tasks) == ["mine", "mme"] and suite.about(benchmark, "mine").scale == 40
-    assert suite.about(benchmark, "mme").scale == 2000, "what it leaves out is as shipped"
+    benchmark = parse([f"benchmark={file}"]).benchmark
+    assert list(benchmark.tasks) == ["mine", "mme"] and suite.about(benchmark.about, "mine").scale == 40
+    assert suite.about(benchmark.about, "mme").scale == 2000, "what it leaves out is as shipped"
     assert catalogue.members("mine", catalogue.files(benchmark.include)) == ["mine"]
 
 

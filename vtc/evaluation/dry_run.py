@@ -6,17 +6,17 @@ its configuration alone. Sizes of downloads are the hub's to say: where it can't
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc.errors import UserError
+from vtc.evaluation.run_folder import RunFolder
+from vtc.job import Job
 
 if TYPE_CHECKING:
-    from vtc.assemble import Plan
     from vtc.interface import BackboneShape
-from vtc.evaluation import catalogue, requires, suite
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}  # a parameter; checkpoints of LVLMs come in 16 bit
 PROMPT, ANSWER = 64, 128  # text tokens of a row: the profile's prompt and its longer answer
@@ -70,46 +70,31 @@ class Hub:
         return Download(name, kind, size, False)
 
 
-def describe(settings: Mapping[str, Any]) -> list[str]:
-    """The plan of `action=evaluate`, in lines for the console.
-
-    Args:
-        settings: the resolved configuration as plain dicts.
+def describe(run: RunFolder) -> list[str]:
+    """What `action=evaluate` would do, in lines for the console.
 
     Raises:
-        UserError: whatever the run would refuse before it loads weights, and a task that nobody has.
+        UserError: whatever the run would refuse before it loads weights.
     """
-    from dataclasses import replace
-
-    from omegaconf import OmegaConf
-
-    from vtc.assemble import backbone_of, plan
     from vtc.backbones.loading import weight_bytes
-    from vtc.evaluation.run import sources
-    from vtc.registry import families
 
-    cfg, hub = OmegaConf.create(dict(settings)), Hub()
-    made = plan(cfg)
-    shape, method = made.shape, made.method
-    source, checkpoint = sources(settings)
-    loading = backbone_of(settings)
-    family, item = families.get(loading.family), BYTES[loading.dtype]
-    weights = weight_bytes(family.skeleton(loading), item, loading.quantization)
-    lines = [f"backbone    {hub.look_up(source, 'model')}"]
-    lines.append(f"checkpoint  {checkpoint or 'none needed' if not method.needs_training else checkpoint}")
+    job, hub = run.job, Hub()
+    job.check()
+    shape, method = job.shape, job.compressor
+    item = BYTES[job.backbone.dtype]
+    weights = weight_bytes(job.family.skeleton(job.backbone), item, job.backbone.quantization)
+    lines = [f"backbone    {hub.look_up(run.backbone_source, 'model')}"]
+    lines.append(f"checkpoint  {job.weights or 'none needed' if not method.needs_training else job.weights}")
     if shape.visual_tokens is not None:
-        lines += _costs(settings, made, shape, weights, item, "; the same for every task")
+        lines += _costs(job, shape, weights, item, "; the same for every task")
     else:
         side = shape.vision.image_size
-        example = family.shape_of(replace(loading, image_size=side))
-        lines += _costs(settings, made, example, weights, item, f", of {side}×{side} pixels; others have their own")
-    lines += _tasks(settings, hub)
-    return lines
+        example = job.family.shape_of(dataclasses.replace(job.backbone, image_size=side))
+        lines += _costs(job, example, weights, item, f", of {side}×{side} pixels; others have their own")
+    return lines + _tasks(run, hub)
 
 
-def _costs(
-    settings: Mapping[str, Any], made: Plan, shape: BackboneShape, weights: int, item: int, about: str
-) -> list[str]:
+def _costs(job: Job, shape: BackboneShape, weights: int, item: int, about: str) -> list[str]:
     """Tokens, FLOPs and memory for images of one size.
 
     Args:
@@ -119,11 +104,11 @@ def _costs(
     from vtc.profiling import flops
     from vtc.profiling.display import number
 
-    full = shape.visual_tokens or 0
-    layers = made.method.layer_tokens(made.tokens, shape, **made.options)
+    method, full, rows = job.compressor, shape.visual_tokens or 0, job.batch_size
+    layers = method.layer_tokens(method.tokens, shape, **job.method.options)
     prefill = relative_flops(layers, shape) * flops.uncompressed(shape, PROMPT)
-    rows, left = int(settings["batch_size"]), full if made.tokens is None else made.tokens
-    kept = [min(count, left) if made.method.bottleneck else count for count in layers]
+    left = full if method.tokens is None else method.tokens
+    kept = [min(count, left) if method.bottleneck else count for count in layers]
     cache = rows * flops.cache_bytes(shape, [count + PROMPT + ANSWER for count in kept], item)
     widest = rows * item * (max(layers) + PROMPT) * (2 * shape.width + 2 * shape.intermediate)
     return [
@@ -144,30 +129,16 @@ def _runs(counts: list[int]) -> str:
     return ", ".join(f"{len(list(same))} × {count}" for count, same in groupby(counts))
 
 
-def _tasks(settings: Mapping[str, Any], hub: Hub) -> list[str]:
+def _tasks(run: RunFolder, hub: Hub) -> list[str]:
     """The tasks with the data that each needs, and the first thing that is missing."""
-    benchmark = settings["benchmark"]
-    tasks, limit = list(benchmark["tasks"]), benchmark.get("limit")
-    lines = [f"benchmark   {benchmark['name']}, {len(tasks)} tasks" + (f", {limit} samples each" if limit else "")]
-    inside = {} if benchmark["name"] in suite.OWN else requires.names(tasks, benchmark.get("include") or ())
+    benchmark, tasks = run.job.benchmark, [spec.name for spec in run.specs]
+    limit = f", {benchmark.limit} samples each" if benchmark.limit else ""
+    lines = [f"benchmark   {benchmark.name}, {len(tasks)} tasks{limit}"]
     for task in tasks:
-        if task.startswith("pocket_"):
-            data = "drawn here where it isn't yet"
-        elif task.startswith("own_"):
-            data = str(benchmark["data"])
-        else:
-            folder = f"{benchmark['data']}/" if benchmark.get("data") else ""
-            names = dict.fromkeys(name for member in inside[task] for name in _data_of(benchmark, member))
-            data = ", ".join(str(hub.look_up(folder + name, "dataset")) for name in names)
-        lines.append(f"            {task}: {data}")
-    if missing := requires.missing(settings):
-        lines.append(f"missing     {missing}")
+        location = run.source.location(task, lambda name: str(hub.look_up(name, "dataset")))
+        lines.append(f"            {task}: {location}")
+    try:
+        run.source.check(run.job, tasks, network=False)
+    except UserError as error:
+        lines.append(f"missing     {error}")
     return lines
-
-
-def _data_of(benchmark: Mapping[str, Any], task: str) -> list[str]:
-    """The data sets that a task reads: folders or ids."""
-    file = catalogue.files(benchmark.get("include") or ()).get(task)
-    if file is None:
-        raise UserError(f"benchmark.tasks={task}: its data can't be told")
-    return [str(catalogue.settings(file)["dataset_path"])]

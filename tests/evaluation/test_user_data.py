@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import spec_of
 from PIL import Image
 
 from vtc.cli.command import main
 from vtc.errors import UserError
-from vtc.evaluation import harness, own
+from vtc.evaluation import harness
+from vtc.evaluation.sources import questions, reopened, source_of, user_data
+from vtc.settings import BenchmarkSettings
 
 ROWS = {
     "exact_match": [
@@ -49,15 +52,19 @@ def section(file: Path, metric: str = "exact_match", **other) -> dict:
     return {"name": "jsonl", "metric": metric, "data": str(file), "prompt": None, **other}
 
 
+def table(benchmark: dict):
+    return source_of(BenchmarkSettings(**benchmark)).table("own")
+
+
 # ---------------------------------------------------------------------- the harness
-@pytest.mark.parametrize("metric", own.METRICS)
+@pytest.mark.parametrize("metric", questions.METRICS)
 def test_right_answers_score_one_and_wrong_ones_nothing(metric, write, oracle) -> None:
     file, task = write(ROWS[metric]), f"own_{metric}"
     manager = harness.task_manager([task])
-    right = harness.run_task(oracle(True), task, manager, own=section(file, metric))
+    right = harness.run_task(oracle(True), spec_of(task, **section(file, metric)), manager)
     assert right.value == pytest.approx(1.0) and right.n == len(ROWS[metric]) and right.metric == metric
     assert right.floors == {"blind": None, "bag": None}
-    wrong = harness.run_task(oracle(False), task, manager, own=section(file, metric))
+    wrong = harness.run_task(oracle(False), spec_of(task, **section(file, metric)), manager)
     assert wrong.value == 0.0 and [s.score for s in wrong.samples] == [0.0] * len(ROWS[metric])
 
 
@@ -71,7 +78,8 @@ def test_several_images_ids_and_prompts_arrive(write, oracle) -> None:
 
     manager = harness.task_manager(["own_exact_match"])
     prompt = "Look. {question} In one word."
-    run = harness.run_task(Spy(), "own_exact_match", manager, own=section(write(ROWS["exact_match"]), prompt=prompt))
+    spec = spec_of("own_exact_match", **section(write(ROWS["exact_match"]), prompt=prompt))
+    run = harness.run_task(Spy(), spec, manager)
     assert [s.id for s in run.samples] == ["1", "mine", "3"] and run.samples[1].target == "the first"
     by_index = {q.index: q for q in seen}
     assert [len(by_index[i].images) for i in range(3)] == [1, 2, 1]
@@ -82,7 +90,8 @@ def test_several_images_ids_and_prompts_arrive(write, oracle) -> None:
 def test_a_broken_image_is_one_bad_sample(write, oracle) -> None:
     file = write([*ROWS["exact_match"], {"image": "gone.png", "question": "?", "answer": "no"}])
     (file.parent / "0.png").write_bytes(b"not an image")
-    run = harness.run_task(oracle(), "own_exact_match", harness.task_manager(["own_exact_match"]), own=section(file))
+    spec = spec_of("own_exact_match", **section(file))
+    run = harness.run_task(oracle(), spec, harness.task_manager(["own_exact_match"]))
     assert {b["id"] for b in run.bad} == {"1", "4"} and run.n == 2 and run.value == 1.0
 
 
@@ -96,27 +105,28 @@ def test_a_folder_of_parquet_files_is_a_data_set(tmp_path: Path, oracle) -> None
     set_.to_parquet(tmp_path / "set" / "data" / "test-00000.parquet")
     columns = {"image": "picture_of", "question": "q", "answer": "said", "options": None, "id": None}
     benchmark = section(tmp_path / "set", "vqa_accuracy", name="hf", split="test", columns=columns)
-    run = harness.run_task(oracle(), "own_vqa_accuracy", harness.task_manager(["own_vqa_accuracy"]), own=benchmark)
+    spec = spec_of("own_vqa_accuracy", **benchmark)
+    run = harness.run_task(oracle(), spec, harness.task_manager(["own_vqa_accuracy"]))
     # of the second: without one who said so the three others make it right; without "you" all four do
     assert [s.score for s in run.samples] == [pytest.approx(1.0), pytest.approx(1.0)]
     with pytest.raises(UserError, match="benchmark.columns.question=asked.*picture_of"):
-        own.table(benchmark | {"columns": columns | {"question": "asked"}})
+        table(benchmark | {"columns": columns | {"question": "asked"}})
     with pytest.raises(UserError, match="benchmark.data=.*can't be loaded"):
-        own.table(benchmark | {"split": "nowhere"})
+        table(benchmark | {"split": "nowhere"})
 
 
 # ---------------------------------------------------------------------- scores
 def test_vqa_accuracy_is_the_mean_over_leaving_each_person_out() -> None:
     people = ["yes"] * 2 + ["no"] * 8
     # for each of the two who said yes 1 other did, for each of the eight 2 did
-    assert own.vqa_accuracy("Yes.", people) == pytest.approx((2 * 1 / 3 + 8 * 2 / 3) / 10)
-    assert own.vqa_accuracy("no", people) == 1.0 and own.vqa_accuracy("maybe", people) == 0.0
+    assert questions.vqa_accuracy("Yes.", people) == pytest.approx((2 * 1 / 3 + 8 * 2 / 3) / 10)
+    assert questions.vqa_accuracy("no", people) == 1.0 and questions.vqa_accuracy("maybe", people) == 0.0
 
 
 def test_anls_is_one_less_the_normalised_distance() -> None:
-    assert own.anls("1988", ["1987"]) == pytest.approx(3 / 4)
-    assert own.anls("18", ["1987"]) == pytest.approx(0.5) and own.anls("1", ["1987"]) == 0.0
-    assert own.anls("in 1987", ["1987", "IN 1987"]) == 1.0
+    assert questions.anls("1988", ["1987"]) == pytest.approx(3 / 4)
+    assert questions.anls("18", ["1987"]) == pytest.approx(0.5) and questions.anls("1", ["1987"]) == 0.0
+    assert questions.anls("in 1987", ["1987", "IN 1987"]) == 1.0
 
 
 # ---------------------------------------------------------------------- mistakes
@@ -140,7 +150,7 @@ BAD = [
 @pytest.mark.parametrize(("metric", "rows", "words"), BAD, ids=[w for _, _, w in BAD])
 def test_a_line_that_is_no_question_is_named(metric, rows, words, write) -> None:
     with pytest.raises(UserError, match=words):
-        own.check(section(write(rows), metric))
+        user_data.check(BenchmarkSettings(**section(write(rows), metric)))
 
 
 @pytest.mark.parametrize(
@@ -161,15 +171,44 @@ def test_a_wrong_command_is_told_before_anything_is_loaded(command, words, write
 
 
 def test_other_questions_are_another_run(write, weights) -> None:
-    from rich.console import Console
-
-    from vtc.cli import compose
-    from vtc.evaluation.run import Run, as_dict
+    from vtc.configuration import parse
+    from vtc.evaluation.run_folder import RunFolder
 
     def run_of(file: Path) -> str:
-        overrides = ["benchmark=jsonl", f"data={file}", f"backbone.pretrained={weights}"]
-        return Run(as_dict(compose(overrides)), Console()).id
+        return RunFolder(parse(["benchmark=jsonl", f"data={file}", f"backbone.pretrained={weights}"])).id
 
-    before = run_of(write(ROWS["exact_match"]))
+    file = write(ROWS["exact_match"])
+    before = run_of(file)
     assert run_of(write(ROWS["exact_match"])) == before
+    moved = file.parent.with_name("moved")
+    file.parent.rename(moved)
+    assert run_of(moved / file.name) == before, "where they lie decides nothing"
+    moved.rename(file.parent)
+    picture = (file.parent / "2.png").read_bytes()
+    Image.new("RGB", (20, 20), (1, 2, 3)).save(file.parent / "2.png")
+    assert run_of(file) != before, "another picture is another question"
+    (file.parent / "2.png").write_bytes(picture)
+    assert run_of(file) == before
     assert run_of(write(ROWS["exact_match"][:2])) != before
+
+
+def test_thousands_of_pictures_are_hashed_once(tmp_path, monkeypatch) -> None:
+    from vtc import results
+
+    files = [tmp_path / f"{n}.png" for n in range(3000)]
+    for n, file in enumerate(files):
+        file.write_bytes(n.to_bytes(2, "big") * 500)
+    first = results.hash_files(files)
+    assert len(set(first.values())) == 3000 and results.hash_files([tmp_path / "gone.png"]) == {
+        str(tmp_path / "gone.png"): None
+    }
+    monkeypatch.setattr(results, "hash_file", lambda path: pytest.fail("read again"))
+    assert results.hash_files(files) == first
+
+
+def test_a_source_can_be_made_again_from_what_the_harness_is_given(write) -> None:
+    """Every process, and lmms-eval itself, opens the data from plain values."""
+    file = write(ROWS["exact_match"])
+    spec = spec_of("own_exact_match", **section(file))
+    rows = reopened(json.loads(json.dumps(spec.dataset_kwargs))).table("own_exact_match")
+    assert [row["id"] for row in rows] == ["1", "mine", "3"] and rows[2]["answers"] == ["3"]

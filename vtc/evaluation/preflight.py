@@ -1,0 +1,224 @@
+"""What must be there before a benchmark is run: said in one line, before lmms-eval is imported or a model loaded.
+
+Without Java a caption task fails after all its inference, without a key a judged one scores at random or zero, and data
+that can't be had shows as a RetryError after ten seconds a task. None of that may happen to a user in silence.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vtc.errors import UserError, unknown
+from vtc.evaluation import catalogue
+from vtc.evaluation.spec import About
+from vtc.job import Job
+
+KEYS = {"openai": "OPENAI_API_KEY", "async_openai": "OPENAI_API_KEY",
+        "azure": "AZURE_API_KEY", "async_azure": "AZURE_API_KEY"}  # fmt: skip
+DOCS = "docs/evaluate.md"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What is looked at before a run.
+
+    Attributes:
+        job: the run.
+        entries: what is known of each task that is to be scored, those of groups among them.
+        files: every task there is, with the file that defines it.
+    """
+
+    job: Job
+    entries: Mapping[str, About]
+    files: Mapping[str, Path]
+
+    def requiring(self, need: str) -> list[str]:
+        """The tasks that require one of `vtc.evaluation.suite.NEEDS`."""
+        return [task for task, entry in self.entries.items() if need in entry.requires]
+
+    def content(self, task: str) -> dict[str, Any]:
+        """What a task's file says; empty where it has none."""
+        return catalogue.settings(self.files[task]) if task in self.files else {}
+
+
+def check(needs: Needs, network: bool = True) -> None:
+    """Everything that tasks of lmms-eval need, the quick looks first, the network last.
+
+    Args:
+        network: whether to ask the hub for what is not here.
+
+    Raises:
+        UserError: the first thing that is missing, with what to do about it.
+    """
+    for look in (_metrics, _whole, _java, _judge, _web, _spacy, _video, _folder):
+        look(needs)
+    _data(needs, network)
+
+
+# One look each -------------------------------------------------------------------------------------------------------
+
+
+def _refusal(tasks: Sequence[str], entries: Mapping[str, About], why: str, remedy: str) -> UserError:
+    """`benchmark.tasks=a,b: why; remedy, or take … instead | leave them out`."""
+    instead = [entries[task].instead for task in tasks]
+    rest = [task for task in entries if task not in tasks]
+    if all(instead):
+        other = f", or take benchmark.tasks=[{','.join(str(i) for i in instead)}]"
+    elif rest:
+        other = f", or leave {'it' if len(tasks) == 1 else 'them'} out: benchmark.tasks=[{','.join(rest)}]"
+    else:
+        other = ""
+    return UserError(f"benchmark.tasks={','.join(tasks)}: {why}; {remedy}{other}")
+
+
+def _metrics(needs: Needs) -> None:
+    """The headline metric is one that the task gives: after hours of inference is too late to see."""
+    for task, entry in needs.entries.items():
+        if entry.metric is None:
+            continue
+        listed = needs.content(task).get("metric_list") or []
+        metrics = [str(m["metric"]) for m in listed if isinstance(m, Mapping) and "metric" in m]
+        if metrics and entry.metric not in metrics:
+            raise unknown(f"benchmark.about.{task}.metric", entry.metric, metrics)
+
+
+def _whole(needs: Needs) -> None:
+    limit = needs.job.benchmark.limit
+    for task, entry in needs.entries.items():
+        if limit is not None and limit % entry.together:
+            raise UserError(
+                f"benchmark.limit={limit}: {task} scores {entry.together} questions as one; "
+                f"allowed: a multiple of {entry.together}"
+            )
+
+
+def _java(needs: Needs) -> None:
+    tasks = needs.requiring("java")
+    if tasks and shutil.which("java") is None:
+        why = "scoring needs Java (PTBTokenizer, METEOR), and there is no java on the PATH"
+        raise _refusal(tasks, needs.entries, why, "install a Java runtime")
+
+
+def _judge(needs: Needs) -> None:
+    tasks = needs.requiring("judge")
+    key = KEYS.get(os.environ.get("API_TYPE", "openai").lower())
+    if tasks and key and not os.environ.get(key):
+        raise _refusal(tasks, needs.entries, f"scored by a judge, and {key} is not set", f"set {key}")
+
+
+def _web(needs: Needs) -> None:
+    tasks = needs.requiring("web")
+    if tasks and _offline():
+        raise _refusal(tasks, needs.entries, "fetches every image from the web, and HF_HUB_OFFLINE is set", "unset it")
+
+
+def _spacy(needs: Needs) -> None:
+    from importlib.util import find_spec
+
+    tasks = needs.requiring("spacy")
+    if tasks and (find_spec("spacy") is None or find_spec("nltk") is None):
+        raise _refusal(tasks, needs.entries, "scoring needs spaCy and NLTK with their models", "install them")
+
+
+def _video(needs: Needs) -> None:
+    tasks = needs.requiring("video")
+    if tasks and getattr(needs.job.family, "video_text", None) is None:
+        why = f"asks about videos, and backbone={needs.job.backbone.name} reads none"
+        raise UserError(f"benchmark.tasks={','.join(tasks)}: {why}; take a backbone that does (docs/backbones.md)")
+
+
+def _folder(needs: Needs) -> None:
+    """Data that is on no hub: folders inside `benchmark.data`."""
+    data = needs.job.benchmark.data
+    for task in needs.requiring("folder"):
+        entry = needs.entries[task]
+        content = f"{entry.data}/{{{','.join(entry.files)}}}"
+        if not data:
+            raise UserError(f"benchmark.tasks={task}: give benchmark.data=<a folder with {content}>; see {DOCS}")
+        for file in entry.files:
+            if not (Path(data).expanduser() / str(entry.data) / file).exists():
+                raise UserError(
+                    f"benchmark.tasks={task}: benchmark.data={data} has no {entry.data}/{file}; needed: {content}; "
+                    f"see {DOCS}"
+                )
+
+
+def _data(needs: Needs, network: bool) -> None:
+    """The data sets: in the folder that was given, in the cache, or on the hub."""
+    folder = needs.job.benchmark.data
+    for task, entry in needs.entries.items():
+        content = needs.content(task)
+        name = str(content.get("dataset_path") or entry.data or "")
+        if "folder" in entry.requires or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+            continue  # a folder of its own, a builder such as parquet or json, or the tasks of a group
+        if folder:
+            if not (Path(folder).expanduser() / name).is_dir():
+                fetch = f"hf download {name} --repo-type dataset --local-dir {folder}/{name}"
+                raise UserError(f"benchmark.tasks={task}: benchmark.data={folder} has no {name}; get it with: {fetch}")
+        elif network:
+            _on_the_hub(task, name, bool((content.get("dataset_kwargs") or {}).get("token")))
+
+
+def _on_the_hub(task: str, name: str, token: bool) -> None:
+    """Whether a data set can be loaded by its id.
+
+    Args:
+        token: its task asks for it with the user's token, which there must be even where the data set is public.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    where = f"benchmark.tasks={task}: its data {name}"
+    if _offline():
+        if not cached(name):
+            raise UserError(
+                f"{where} is not in the cache, and HF_HUB_OFFLINE is set; give benchmark.data=<a folder with {name}>"
+            )
+        return
+    if token and huggingface_hub.get_token() is None:
+        raise UserError(
+            f"{where} is asked for with a Hugging Face token, and there is none; run `hf auth login` or set HF_TOKEN "
+            "(HF_HUB_OFFLINE=1 takes what is in the cache without one)"
+        )
+    if cached(name):
+        return
+    try:
+        huggingface_hub.HfApi().dataset_info(name, timeout=10)
+    except GatedRepoError:
+        raise UserError(f"{where} is gated; accept its terms at https://huggingface.co/datasets/{name}") from None
+    except RepositoryNotFoundError:
+        raise UserError(f"{where} is not on the hub, or not for your token to see") from None
+    except Exception as error:  # each way in which a network can fail has its own exception
+        raise UserError(
+            f"{where} is not in the cache, and the hub can't be reached ({type(error).__name__}); "
+            f"give benchmark.data=<a folder with {name}>, see {DOCS}"
+        ) from None
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def cached(name: str) -> bool:
+    """Whether something of a data set is in the cache of the hub or of `datasets`."""
+    from huggingface_hub import constants
+
+    home = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets").expanduser()
+    if (Path(constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}" / "snapshots").is_dir():
+        return True
+    owner, _, rest = name.partition("/")
+    letters = (_letters(owner), _letters(rest))
+    return home.is_dir() and any(tuple(map(_letters, f.name.split("___", 1))) == letters for f in home.iterdir())
+
+
+def _letters(text: str) -> str:
+    """`datasets` writes VizWiz-VQA as viz_wiz-vqa."""
+    return re.sub(r"[^a-z0-9]", "", text.lower())

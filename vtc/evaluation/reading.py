@@ -1,0 +1,152 @@
+"""From lmms-eval's log of one task to its scores, sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vtc import statistics
+from vtc.evaluation import catalogue, scoring
+from vtc.evaluation.spec import ScoredSample, TaskScores, TaskSpec
+
+if TYPE_CHECKING:
+    from vtc.evaluation.model import VtcModel
+
+
+def scores_of(spec: TaskSpec, results: Mapping[str, Any], model: VtcModel) -> TaskScores:
+    """What lmms-eval returned of a task, together with what the model noted of each sample.
+
+    Args:
+        results: as `simple_evaluate` returns them, samples among them.
+    """
+    task, about = spec.scored_as, spec.about
+    names = [n for n in results["results"] if n in results.get("samples", {}) or n == task]
+    config = results["configs"].get(task, {})
+    metadata = catalogue.metadata(config)
+    metrics = _metrics(results, names)
+    order = [m["metric"] for m in config.get("metric_list") or [] if isinstance(m.get("metric"), str)]
+    headline = (
+        about.metric
+        or metadata.get("headline")
+        or next((m for m in order if m in metrics), next(iter(metrics), "score"))
+    )
+    logged = results.get("samples", {}).get(task) or [s for n in names for s in results["samples"].get(n, [])]
+    docs = [s["doc"] for s in logged]
+    records = [s.get(headline) for s in logged]
+    kind = metadata.get("samples")
+    scores: list[float | None]
+    if kind:
+        scores = [float(x) for x in scoring.OVER_ALL[kind](records)]
+    else:
+        scores = [_number(r) for r in records]
+    strata = [str(d.get(metadata["strata"], "")) if "strata" in metadata else "" for d in docs]
+    value = metrics.get(headline)
+    known = [x for x in scores if x is not None]
+    if about.samples_mean and known:
+        value = statistics.mean(known, strata)
+    if len(known) < len(scores) or not known or abs((statistics.mean(known, strata) or 0.0) - (value or 0.0)) > 1e-6:
+        if metadata.get("headline") and known:
+            raise RuntimeError(f"{spec.name}: the samples' scores don't make {headline}={value}")
+        scores = [None] * len(scores)  # a metric that isn't a mean over samples (MME): no error bar, no paired test
+    samples = []
+    for i, (sample, doc, score, stratum) in enumerate(zip(logged, docs, scores, strata, strict=True)):
+        kept = model.kept.get((task, int(sample["doc_id"])))
+        samples.append(
+            ScoredSample(
+                id=str(doc.get("id", sample["doc_id"])),
+                prediction=_prediction(kind, metadata, sample, doc, records, i),
+                target=_text(sample["target"]),
+                score=score,
+                stratum=stratum,
+                tokens_in=kept.tokens_in if kept else None,
+                tokens_kept=kept.tokens_out if kept else None,
+            )
+        )
+    bad = [{"id": b.id, "error": b.error} for b in model.bad]
+    samples += [ScoredSample(b["id"], "", "", None, error=b["error"]) for b in bad]
+    layers = [k.layers for k in model.kept.values() if k.layers]
+    return TaskScores(
+        task=spec.name,
+        group=spec.group,
+        metric=headline,
+        value=value if logged else None,
+        metrics=metrics,
+        floors={floor: _floor(floor, docs, strata, metadata) for floor in ("blind", "bag")},
+        samples=samples,
+        bad=bad,
+        layers=[sum(c) / len(layers) for c in zip(*layers, strict=True)] if layers else [],
+        scale=about.scale,
+        unjudged=sum(map(_unjudged, records)) if "judge" in about.requires else 0,
+        version=str(metadata.get("version", results.get("versions", {}).get(task, ""))),
+    )
+
+
+def _metrics(results: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
+    """The metrics of a task, or of the tasks of a group."""
+    return {
+        key.split(",")[0]: float(value)
+        for name in names
+        for key, value in results["results"][name].items()
+        if "_stderr" not in key
+        and isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and "," in key
+        and value == value  # no verdict at all is no score
+    }
+
+
+def _number(record: Any) -> float | None:
+    """A sample's score in lmms-eval's two customs: a number, or a dict or a pair that ends with it."""
+    if isinstance(record, dict):
+        record = record.get("score")
+    elif isinstance(record, (tuple, list)) and len(record) == 2:
+        record = record[1]
+    return float(record) if isinstance(record, (int, float)) else None
+
+
+def _unjudged(record: Any) -> bool:
+    """Whether a sample's record says that the judge was silent: no record, no model (MM-Vet), no marks (LLaVA-W)."""
+    if not isinstance(record, dict):
+        return record is None
+    return record.get("eval_model") == "" or list(record.get("scores") or ()) == [-1, -1]
+
+
+def _text(value: Any) -> str:
+    return " | ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _prediction(
+    kind: str | None, metadata: dict[str, Any], sample: dict[str, Any], doc: Any, records: list, i: int
+) -> str:
+    """The answer in words; for embeddings the caption that is closest to the image."""
+    answer = sample["filtered_resps"][0]
+    answer = answer[0] if isinstance(answer, list) and answer else answer
+    if metadata.get("group") != "discriminative":
+        return str(answer)
+    if kind == "retrieval":
+        if i == 0:
+            closest = scoring.similarities(records).argmax(axis=1)
+            for record, best in zip(records, closest, strict=True):
+                record["nearest"] = records[int(best)]["caption"]
+        return records[i]["nearest"]
+    return doc["answer"] if _number(sample[metadata["headline"]]) else doc["options"][0]
+
+
+def _floor(name: str, docs: Sequence[dict[str, Any]], strata: Sequence[str], metadata: dict[str, Any]) -> float | None:
+    """The score of a floor on these samples: the mean of what the test set expects of it row by row; for captions,
+    those that the floor would give, scored as the model's are. None where the test set doesn't say.
+
+    A retrieval gallery of n can be guessed with 1/n, however many the whole set has.
+    """
+    if not docs:
+        return None
+    expected = [float(e) for d in docs if (e := d.get(name)) is not None and e == e]
+    if len(expected) == len(docs):
+        value = statistics.mean(expected, strata)
+        return max(value or 0.0, 1 / len(docs)) if metadata.get("samples") == "retrieval" else value
+    guesses = [d.get(f"{name}_prediction") for d in docs]
+    if metadata.get("samples") == "captions" and all(guesses):
+        return scoring.cider(
+            [{"prediction": g, "references": d["references"]} for g, d in zip(guesses, docs, strict=True)]
+        )
+    return None

@@ -1,0 +1,95 @@
+"""A loaded model and what it can be scored on, in every process of a run.
+
+To lmms-eval each process looks alone: all build the same requests and the same batches, a batch is answered by one of
+them as it would be by a single process, and the leader has all answers before the first is scored. So scores, samples
+and their order are those of one process, for any metric. The leader alone looks at results, holds locks, draws test
+sets, scores, measures, prints and writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vtc.evaluation import harness
+from vtc.evaluation.placement import placed
+from vtc.evaluation.spec import TaskScores, TaskSpec
+from vtc.job import Job
+
+if TYPE_CHECKING:
+    from vtc.backbones.base import Backbone
+    from vtc.evaluation.crew import Crew
+    from vtc.interface import Compressor
+
+LOAD, SCORE = "load", "score"  # what the leader orders
+
+
+class Scorer:
+    """A loaded model, and the tasks that it can be scored on.
+
+    Args:
+        tasks: of lmms-eval, by name.
+        description: of the model, see `VtcModel`.
+        say: called with what is being loaded.
+        on_sample: see `VtcModel`.
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        job: Job,
+        tasks: Sequence[str],
+        description: str,
+        say: Callable[[str], None] | None = None,
+        on_sample: Callable[[int], None] | None = None,
+    ) -> None:
+        say = say or (lambda what: None)
+        say("loading lmms-eval")
+        self.manager = harness.task_manager(tasks, job.benchmark.include)
+        from vtc.evaluation.model import FRAMES, VtcModel
+
+        say("loading the model")
+        self.backbone, self.method = loaded(placed(job))
+        frames = job.backbone.frames or FRAMES
+        self.model = VtcModel(
+            self.backbone, self.method, job.batch_size, description, frames, on_sample=on_sample, crew=crew
+        )
+
+    def score(self, spec: TaskSpec) -> TaskScores:
+        """See `vtc.evaluation.harness.run_task`."""
+        return harness.run_task(self.model, spec, self.manager)
+
+
+class Helper:
+    """What the other processes do on the leader's orders."""
+
+    def __init__(self, crew: Crew) -> None:
+        self.crew = crew
+        self.scorer: Scorer | None = None
+
+    @property
+    def orders(self) -> Mapping[str, Callable[..., Any]]:
+        """The orders by name, for `Crew.serve`."""
+        return {LOAD: self.load, SCORE: self.score}
+
+    def load(self, job: Job, tasks: Sequence[str], description: str) -> None:
+        self.scorer = None  # the memory is needed
+        self.scorer = Scorer(self.crew, job, tasks, description)
+
+    def score(self, spec: TaskSpec) -> None:
+        if self.scorer is not None:  # where loading failed the leader knows
+            self.scorer.score(spec)
+
+
+def loaded(job: Job) -> tuple[Backbone, Compressor]:
+    """The backbone and a method of its own, without the bar that transformers draws over ours."""
+    from transformers.utils import logging as transformers_logging
+
+    visible = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        return dataclasses.replace(job).load()  # a job keeps the method that it has built, which is attached once
+    finally:
+        if visible:
+            transformers_logging.enable_progress_bar()

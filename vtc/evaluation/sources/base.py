@@ -1,0 +1,103 @@
+"""What a run asks of the source of its tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from vtc.evaluation import catalogue, suite
+from vtc.evaluation.spec import UNDERSTANDING, TaskSpec
+from vtc.job import Job
+from vtc.registry import sources
+from vtc.settings import BenchmarkSettings
+
+UPSTREAM = "upstream"  # the source of benchmarks that name no source of their own
+
+
+class TaskSource:
+    """The tasks of a benchmark: what each is, what it needs, where its data are.
+
+    A class states `spec`, and whatever else it knows better than this one.
+
+    Args:
+        benchmark: the settings of the benchmark.
+
+    Attributes:
+        preparation: what is done before the first task is scored and takes a while; None: nothing.
+    """
+
+    preparation: ClassVar[str | None] = None
+
+    def __init__(self, benchmark: BenchmarkSettings) -> None:
+        self.benchmark = benchmark
+
+    def spec(self, task: str, seed: int) -> TaskSpec:
+        """What a task is. Data need not be there yet, but what of them decides a score must be known.
+
+        Raises:
+            UserError: there is no such task, or its data can't be what they have to be.
+        """
+        raise NotImplementedError
+
+    def specs(self, seed: int) -> list[TaskSpec]:
+        """All tasks of the benchmark."""
+        return [self.spec(task, seed) for task in self.benchmark.tasks]
+
+    def check(self, job: Job, tasks: Sequence[str], network: bool = True) -> None:
+        """Refuses what these tasks lack, before lmms-eval is imported or a model is loaded.
+
+        Args:
+            network: whether to ask the hub for what is not here.
+
+        Raises:
+            UserError: the first thing that is missing.
+        """
+
+    def samples(self, task: str) -> int | None:
+        """How many samples of a task are scored; None where lmms-eval must be asked. It may draw or read data."""
+        return None
+
+    def location(self, task: str, look_up: Callable[[str], str]) -> str:
+        """Where a task's data come from, in words.
+
+        Args:
+            look_up: what the hub says of a data set, or that a folder is here.
+        """
+        raise NotImplementedError
+
+    # -- for those who write a source
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """What lmms-eval hands to a task's `download`, with which `reopened` makes this source again."""
+        return {"source": self.benchmark.name, "benchmark": dataclasses.asdict(self.benchmark)}
+
+    def defined(self, task: str, definition: str, seed: int, data: Mapping[str, Any], **rest: Any) -> TaskSpec:
+        """A spec of a task that a shipped file defines.
+
+        Args:
+            definition: the name that the file gives.
+            data: what of the task's data decides a score; the file's content is added to it.
+        """
+        content = catalogue.settings(catalogue.files(self.benchmark.include)[definition])
+        return TaskSpec(
+            name=task,
+            definition=definition,
+            group=catalogue.metadata(content).get("group", UNDERSTANDING),
+            limit=self.benchmark.limit,
+            seed=seed,
+            about=suite.about(self.benchmark.about, task),
+            data={"definition": content, **data},
+            **rest,
+        )
+
+
+def source_of(benchmark: BenchmarkSettings) -> TaskSource:
+    """The source of a benchmark: the one that bears its name, else lmms-eval's tasks."""
+    name = benchmark.name if benchmark.name in sources.names() else UPSTREAM
+    return sources.get(name)(benchmark)
+
+
+def reopened(kwargs: Mapping[str, Any]) -> TaskSource:
+    """The source that gave a task these `dataset_kwargs`."""
+    return sources.get(kwargs["source"])(BenchmarkSettings(**kwargs["benchmark"]))

@@ -1,0 +1,80 @@
+"""The tasks of lmms-eval, those of the shipped suites, and files like theirs in folders of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vtc.errors import UserError, unknown
+from vtc.evaluation import catalogue, harness, preflight, suite
+from vtc.evaluation.sources.base import TaskSource
+from vtc.evaluation.spec import UNDERSTANDING, TaskSpec
+from vtc.job import Job
+
+
+class UpstreamTasks(TaskSource):
+    """Tasks that a YAML file defines; their data are on the hub, in its cache, or in a folder that mirrors it."""
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """Task or group → the file that defines it."""
+        return catalogue.files(self.benchmark.include)
+
+    def names(self, tasks: Iterable[str]) -> dict[str, list[str]]:
+        """Task or group → the tasks that it is.
+
+        Raises:
+            UserError: a name that nobody has. lmms-eval is asked where its files don't say.
+        """
+        inside = {name: catalogue.members(name, self.files) for name in tasks}
+        for name in [n for n, members in inside.items() if not members]:
+            everything = harness.every_task(self.benchmark.include)
+            if name not in everything:
+                raise unknown("benchmark.tasks", name, catalogue.near(name, [*everything, *self.files]))
+            inside[name] = [name]
+        return inside
+
+    def spec(self, task: str, seed: int) -> TaskSpec:
+        members = self.names([task])[task]
+        contents = {member: self._content(member) for member in members}
+        groups = {catalogue.metadata(content).get("group", UNDERSTANDING) for content in contents.values()}
+        return TaskSpec(
+            name=task,
+            group=groups.pop() if len(groups) == 1 else UNDERSTANDING,
+            limit=self.benchmark.limit,
+            seed=seed,
+            mirror=self.benchmark.data,
+            about=suite.about(self.benchmark.about, task),
+            data={
+                name: {"definition": content, "files": self._mirrored(content)} for name, content in contents.items()
+            },
+        )
+
+    def check(self, job: Job, tasks: Sequence[str], network: bool = True) -> None:
+        members = [member for inside in self.names(tasks).values() for member in inside]
+        entries = {member: suite.about(self.benchmark.about, member) for member in members}
+        preflight.check(preflight.Needs(job, entries, self.files), network)
+
+    def location(self, task: str, look_up: Callable[[str], str]) -> str:
+        folder = f"{self.benchmark.data}/" if self.benchmark.data else ""
+        names: dict[str, None] = {}
+        for member in self.names([task])[task]:
+            if member not in self.files:
+                raise UserError(f"benchmark.tasks={member}: its data can't be told")
+            names[str(self._content(member)["dataset_path"])] = None
+        return ", ".join(look_up(folder + name) for name in names)
+
+    def _content(self, task: str) -> dict[str, Any]:
+        return catalogue.settings(self.files[task]) if task in self.files else {}
+
+    def _mirrored(self, content: dict[str, Any]) -> list[tuple[str, int]] | None:
+        """Names and sizes of the files that a mirror has of a task's data set: those of another revision are others.
+        None for a data set of the hub, which counts by its name and configuration."""
+        name = content.get("dataset_path")
+        if not self.benchmark.data or not name:
+            return None
+        folder = Path(self.benchmark.data).expanduser() / str(name)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]

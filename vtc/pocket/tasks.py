@@ -1,0 +1,72 @@
+"""pocket as a benchmark: its test sets, drawn once into the user's cache, the same bytes for everyone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vtc import results
+from vtc.errors import unknown
+from vtc.evaluation.sources import TaskSource
+from vtc.evaluation.spec import TaskSpec
+from vtc.pocket import splits
+from vtc.shipped import cache_folder
+
+ENVIRONMENT = "VTC_POCKET_DATA"  # a folder to use instead of the user's cache, for the lmms-eval command
+
+
+class PocketTasks(TaskSource):
+    """The nine tasks of pocket, or files of the user's own in their layout."""
+
+    preparation = "test sets (drawn once, a minute at most)"
+
+    def spec(self, task: str, seed: int) -> TaskSpec:
+        if task not in splits.TASKS:
+            raise unknown("benchmark.tasks", task, splits.TASKS)
+        kwargs = {"folder": self.benchmark.data}
+        return self.defined(task, task, seed, self._content(task), dataset_kwargs=kwargs)
+
+    def samples(self, task: str) -> int | None:
+        import pyarrow.parquet as pq
+
+        rows = pq.read_metadata(path(task, self.benchmark.data)).num_rows
+        return min(rows, self.benchmark.limit) if self.benchmark.limit else rows
+
+    def location(self, task: str, look_up: Callable[[str], str]) -> str:
+        return "drawn here where it isn't yet"
+
+    def _content(self, task: str) -> Mapping[str, Any]:
+        """The version of the drawn sets; of a file of the user's own its content."""
+        file = user_file(task, folder_of(self.benchmark.data))
+        return {"drawn": splits.VERSION} if file is None else {"file": results.hash_files([file])[str(file)]}
+
+
+def folder_of(data: str | Path | None) -> Path:
+    """The folder of the test sets; None: `$VTC_POCKET_DATA`, else the user's cache."""
+    return Path(data or os.environ.get(ENVIRONMENT) or cache_folder() / "pocket").expanduser()
+
+
+def user_file(task: str, folder: Path) -> Path | None:
+    """A `<task>.parquet` of the user's own, which goes before the drawn set."""
+    file = folder / f"{task}.parquet"
+    return file if file.is_file() else None
+
+
+def path(task: str, data: str | Path | None = None) -> Path:
+    """The parquet file of one pocket task; all of them are drawn where they aren't there yet.
+
+    Args:
+        task: e.g. `pocket_existence`.
+        data: the folder to keep them in; see `folder_of`.
+
+    Raises:
+        UserError: no such task.
+    """
+    folder = folder_of(data)
+    if file := user_file(task, folder):
+        return file
+    if task not in splits.TASKS:
+        raise unknown("benchmark.tasks", task, splits.TASKS)
+    return Path(splits.materialise(folder)[task])
