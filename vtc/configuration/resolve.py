@@ -49,11 +49,11 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
     """
     try:
         values: dict[str, Any] = OmegaConf.to_container(  # type: ignore[assignment]
-            OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), resolve=True
+            OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), resolve=True
         )
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
-    missing: list[str] = sorted(str(key) for key in OmegaConf.missing_keys(config))
+    missing = sorted(OmegaConf.missing_keys(config))
     if values["action"] == "train" and (absent := [key for key in missing if key.startswith("training")]):
         key = re.sub(r"\[(\d+)\]", r".\1", absent[0])
         raise UserError(f"{absent[0]}: the recipe needs it; give {key}=…")

@@ -101,11 +101,12 @@ def _costs(job: Job, shape: BackboneShape, weights: int, item: int, about: str) 
         shape: of the backbone for these images; about: says which they are.
     """
     from vtc.budget import compression_ratio, relative_flops
+    from vtc.methods import make
     from vtc.profiling import flops
     from vtc.profiling.display import number
 
     method, full, rows = job.compressor, shape.visual_tokens or 0, job.batch_size
-    layers = method.layer_tokens(method.tokens, shape, **job.method.options)
+    layers = make(job.method.name, method.tokens, shape, **job.method.options).layer_tokens()
     prefill = relative_flops(layers, shape) * flops.uncompressed(shape, PROMPT)
     left = full if method.tokens is None else method.tokens
     kept = [min(count, left) if method.bottleneck else count for count in layers]

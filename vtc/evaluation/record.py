@@ -183,7 +183,7 @@ def budget_section(job: Job, tasks: list[TaskScores], costs: Mapping[str, Any], 
         tokens_in, tokens_out = costs["visual_tokens"], costs["visual_tokens_out"]
     average = sum(layers) / len(layers)
     return {
-        "requested": job.budget.given(),
+        "requested": job.budget.requested,
         "visual_tokens_in": tokens_in,
         "visual_tokens_out": tokens_out,
         "layer_tokens": layers,

@@ -9,12 +9,16 @@ from typing import Any
 
 from vtc import results
 from vtc.errors import UserError
+from vtc.identity import digest
 from vtc.statistics import Estimate
 
 BASELINE = "none"
 BUDGETS = ("tokens", "ratio", "compression", "flops")
 ALL = "all"
 SAME = 0.98  # a time to the first token that isn't told from that without compression
+
+# Sections of a configuration that say which run it is; of several with the same the newest is shown.
+CONFIGURATION = ("backbone", "method", "benchmark", *BUDGETS, "checkpoint", "layer_scale", "seed", "batch_size")
 
 
 @dataclass
@@ -182,7 +186,7 @@ def newest(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """Of runs with the same configuration the newest; and a note where they were not the same run."""
     same: dict[str, list[Run]] = {}
     for run in runs:
-        same.setdefault(results.hash_config(run.config), []).append(run)
+        same.setdefault(digest({key: run.config.get(key) for key in CONFIGURATION}), []).append(run)
     kept, notes = [], []
     for group in same.values():
         group.sort(key=lambda r: r.created)
