@@ -247,13 +247,13 @@ def test_contracts_hold_on_a_dispatched_model(contract, case: Case) -> None:
 
 
 def test_the_decoder_alone_is_quantised(folder: str) -> None:
-    backbone = Llava.skeleton({"name": "x", "pretrained": folder})
+    backbone = Llava.skeleton(settings_of(settings(folder)))
     assert set(loading.outside_decoder(backbone)) == {"model.vision_tower", "model.multi_modal_projector", "lm_head"}
 
 
 def test_bytes_of_weights(folder: str) -> None:
     """By hand: 4 layers of q, k, v, o (128 × 128, 64 × 128 twice, 128 × 128) and gate, up, down (128 × 256)."""
-    backbone = Llava.skeleton({"name": "x", "pretrained": folder})
+    backbone = Llava.skeleton(settings_of(settings(folder)))
     linear, rows = 4 * (2 * 128 * 128 + 2 * 64 * 128 + 3 * 128 * 256), 4 * (2 * 128 + 2 * 64 + 2 * 256 + 128)
     other = sum(p.numel() for p in backbone.model.parameters()) - linear
     assert loading.weight_bytes(backbone, 2) == 2 * (linear + other)
@@ -307,7 +307,7 @@ def test_sizes_of_a_quantised_model(folder: str, bits: str) -> None:
                 held += tensor.numel() * tensor.element_size()
         elif getattr(parameter, "SCB", None) is not None:
             held += parameter.SCB.numel() * parameter.SCB.element_size()
-    skeleton = Llava.skeleton({"name": "x", "pretrained": folder})
+    skeleton = Llava.skeleton(settings_of(settings(folder)))
     assert held == loading.weight_bytes(skeleton, 2, bits)
 
 
