@@ -125,7 +125,7 @@ class QwenVL(Chat):
         return self.vision_tower.merger
 
     @property
-    def vision_vision_widths(self) -> Any:
+    def vision_tower(self) -> Any:
         return self.model.model.visual
 
     @property
