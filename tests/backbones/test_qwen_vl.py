@@ -15,7 +15,7 @@ from vtc.backbones.qwen_vl import QwenVL
 from vtc.engine import compressing
 from vtc.interface import REGISTER, Compressor, Context, TokenSequence
 from vtc.methods import build
-from vtc.testing.contracts import generated
+from vtc.testing.runs import generation
 from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl
 
 TINY = {"qwen2vl_2b": tiny_qwen2_vl, "qwen25vl_3b": tiny_qwen2_5_vl, "qwen3vl_2b": tiny_qwen3_vl}
@@ -111,7 +111,7 @@ def test_what_generate_passes_on_says_the_same(tiny) -> None:
     inputs = mixed(backbone)
     passed: list[dict] = []
     hook = backbone.core.register_forward_pre_hook(lambda m, a, k: passed.append(dict(k)), with_kwargs=True)
-    generated(backbone, inputs, count=1, num_beams=2)
+    generation(backbone, inputs, count=1, num_beams=2)
     hook.remove()
     kwargs = passed[0]
     assert kwargs.get("image_grid_thw") is None and kwargs.get("video_grid_thw") is None
@@ -126,10 +126,10 @@ def test_positions_are_those_of_generate(tiny) -> None:
     backbone = tiny(image_size=None)
     inputs = mixed(backbone)
     real = inputs["attention_mask"].bool()
-    given = seen_positions(backbone, lambda: generated(backbone, inputs, count=1))[0]
+    given = seen_positions(backbone, lambda: generation(backbone, inputs, count=1))[0]
     assert torch.equal(backbone.positions(inputs)[:, real], given[:, real])
     text = dict(backbone.inputs(QUESTIONS[:2], [[], []]))
-    given = seen_positions(backbone, lambda: generated(backbone, text, count=1))[0]
+    given = seen_positions(backbone, lambda: generation(backbone, text, count=1))[0]
     real = text["attention_mask"].bool()
     assert torch.equal(backbone.positions(text)[:, real], given[:, real])
 
@@ -146,9 +146,9 @@ def test_keeping_everything_is_the_unmodified_model(tiny, method: str) -> None:
         with torch.no_grad():
             return {
                 "prefill": [backbone.model(**inputs).logits],
-                "greedy": list(generated(backbone, inputs).logits),
-                "uncached": list(generated(backbone, inputs, use_cache=False).logits),
-                "beams": [generated(backbone, inputs, num_beams=3).sequences],
+                "greedy": list(generation(backbone, inputs).logits),
+                "uncached": list(generation(backbone, inputs, use_cache=False).logits),
+                "beams": [generation(backbone, inputs, num_beams=3).sequences],
             }
 
     plain = runs()
@@ -208,7 +208,7 @@ def test_kept_tokens_have_the_positions_of_get_rope_index(tiny, layer: int) -> N
     names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "attention_mask", "mm_token_type_ids")
     whole, delta = backbone.core.get_rope_index(inputs["input_ids"], **{n: inputs[n] for n in names if n in inputs})
     with compressing(backbone, pruner(backbone, layer)) as engine:
-        given = seen_positions(backbone, lambda: generated(backbone, inputs, count=3))
+        given = seen_positions(backbone, lambda: generation(backbone, inputs, count=3))
         kept = engine.report.kept
     steps = [p for p in given if p.shape[-1] == 1]
     prefill = [p for p in given if p.shape[-1] > 1][-1]
@@ -316,7 +316,7 @@ def test_registers_stand_behind_their_image_and_what_follows_moves_on(tiny) -> N
         expected = backbone.model.lm_head(decoder(backbone, x, position[:, 0], deep=deep))
         with compressing(backbone, Adds(made, 0)):
             got = backbone.model(**inputs).logits[0]
-            given = seen_positions(backbone, lambda: generated(backbone, inputs, count=2))
+            given = seen_positions(backbone, lambda: generation(backbone, inputs, count=2))
     assert (got[-8:] - expected[-8:]).abs().max() < 1e-9
     assert given[-1][:, 0, 0].tolist() == [len(longer) + int(delta)] * 3
 
@@ -339,7 +339,7 @@ def test_an_image_that_is_replaced_leaves_no_span(tiny) -> None:
         expected = backbone.model.lm_head(decoder(backbone, x, torch.arange(len(x)).expand(3, -1)))
         with compressing(backbone, Adds(made, 0, replaces=True)):
             got = backbone.model(**inputs).logits[0]
-            given = seen_positions(backbone, lambda: generated(backbone, inputs, count=2))
+            given = seen_positions(backbone, lambda: generation(backbone, inputs, count=2))
     assert (got[-8:] - expected[-8:]).abs().max() < 1e-9
     assert given[-1][:, 0, 0].tolist() == [len(x)] * 3
 
@@ -355,14 +355,14 @@ def test_rows_of_images_and_videos_are_alone_what_they_are_together(tiny, name: 
     method.attach(backbone)
     inputs = mixed(backbone)
     with torch.no_grad(), compressing(backbone, method) as engine:
-        together = generated(backbone, inputs)
+        together = generation(backbone, inputs)
         assert engine.report.images == [5, 2, 1, 0]
         end = inputs["input_ids"].shape[1]
         with engine.prompt_ends(torch.full((4,), end - 1)):
-            uncached = generated(backbone, inputs, use_cache=False)
-            beams = [generated(backbone, inputs, num_beams=2, use_cache=c).sequences for c in (True, False)]
+            uncached = generation(backbone, inputs, use_cache=False)
+            beams = [generation(backbone, inputs, num_beams=2, use_cache=c).sequences for c in (True, False)]
         for row in range(4):
-            alone = generated(backbone, mixed(backbone, slice(row, row + 1)))
+            alone = generation(backbone, mixed(backbone, slice(row, row + 1)))
             for a, b, c in zip(together.logits, alone.logits, uncached.logits, strict=True):
                 assert (a[row] - b[0]).abs().max() < 3e-4
                 assert (a[row] - c[row]).abs().max() < 3e-4

@@ -53,7 +53,7 @@ def test_a_frame_has_cls_and_its_patches_and_a_picture_its_patches(backbone: Vid
 def test_llavolta_pools_each_of_eight_frames(backbone: VideoLlava) -> None:
     """LLaVolta, table 6: 1-D pooling inside the LLM, frame by frame: no run of tokens reaches into the next frame."""
     shape = backbone.shape
-    tokens = Budget(compression=1.8).resolve(methods.get("llavolta"), shape, {"layer": 2, "layer_scale": "none"})
+    tokens = methods.get("llavolta")(Budget(compression=1.8).resolve, shape, layer=2, layer_scale="none").tokens
     assert tokens == 2  # 4 layers of 17, or 2 of 17 and 2 of 2: 68 / 38 is the nearest to 1.8 there is
     inputs = backbone.inputs(["what is this"], [[]], [[clip()]])
     with torch.no_grad(), compressing(backbone, build("avgpool", 4, shape, dims=1)) as engine:

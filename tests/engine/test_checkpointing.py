@@ -15,10 +15,10 @@ from torch import Tensor
 from vtc.backbones import adapters
 from vtc.backbones.base import Backbone
 from vtc.engine import compressing
-from vtc.interface import Compressor, SelfCompressor
+from vtc.interface import Captions, Compressor, SelfCompressor
 from vtc.methods import build
 from vtc.testing import tiny_backbone
-from vtc.testing.contracts import packed
+from vtc.testing.models import packed
 
 CASES: dict[str, tuple[str, int | None, dict[str, Any]]] = {
     "fwd2bot": ("fwd2bot", 4, {"rank": 4}),
@@ -69,8 +69,7 @@ def gradients(backbone: Backbone, method: Compressor, learns: dict[str, torch.nn
     with compressing(backbone, method) as engine, engine.blocks(blocks):
         loss = backbone.model(**inputs, use_cache=False).loss
     if isinstance(method, SelfCompressor):
-        engine.context.captions = captions, torch.ones_like(captions)
-        loss = loss + sum(method.losses(engine.context).values())
+        loss = loss + sum(method.losses(engine.context, Captions(captions, torch.ones_like(captions))).values())
     loss.backward()
     assert all(p.grad is not None for p in learns.values()), [n for n, p in learns.items() if p.grad is None]
     return {n: p.grad.clone() for n, p in learns.items() if p.grad is not None}

@@ -11,7 +11,8 @@ from vtc.errors import UserError
 from vtc.interface import Compressor
 from vtc.methods import build
 from vtc.testing import batch, tiny_backbone
-from vtc.testing.contracts import generated, logits, packed
+from vtc.testing.models import packed
+from vtc.testing.runs import generation, logits
 
 
 def test_static_cache_is_refused_in_one_line() -> None:
@@ -22,7 +23,7 @@ def test_static_cache_is_refused_in_one_line() -> None:
             cache = StaticCache(config=backbone.decoder.config, max_cache_len=64)
             backbone.model(**inputs, past_key_values=cache, use_cache=True)
         with pytest.raises(UserError, match="StaticCache"):
-            generated(backbone, inputs, cache_implementation="static")
+            generation(backbone, inputs, cache_implementation="static")
     assert "\n" not in str(error.value)
 
 
@@ -170,10 +171,10 @@ def test_checkpointing_recomputes_under_the_adapter_of_its_pass() -> None:
     from torch.utils.checkpoint import CheckpointError
 
     from vtc.backbones import adapters
-    from vtc.testing.contracts import made
+    from vtc.testing.runs import instance
 
     backbone = tiny_backbone()
-    method = made(backbone, lambda b, t: build("fwd2bot", t, b.shape, rank=4), 4).train()
+    method = instance(backbone, lambda b, t: build("fwd2bot", t, b.shape, rank=4), 4).train()
     backbone.model.train()
     backbone.model.gradient_checkpointing_enable()
     inputs, blocks = packed(backbone)
@@ -245,7 +246,7 @@ def test_half_precision(name: str) -> None:
     inputs = batch(backbone)
     inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
     with torch.no_grad(), compressing(backbone, method) as engine:
-        out = generated(backbone, inputs)
+        out = generation(backbone, inputs)
         assert engine.report.tokens_out == [4, 4, 4]
     assert all(step.isfinite().all() for step in out.logits)
 
@@ -347,7 +348,7 @@ def test_every_beam_knows_where_the_prompt_of_its_row_ends() -> None:
     with torch.no_grad(), compressing(backbone, build("fastv", 4, backbone.shape)) as engine, engine.prompt_ends(end):
         backbone.model(**inputs)
         kept = engine.report.kept
-        generated(backbone, inputs, count=1, num_beams=2)
+        generation(backbone, inputs, count=1, num_beams=2)
         assert engine.report.kept == [row for row in kept for _ in range(2)]
     with torch.no_grad(), compressing(backbone, build("fastv", 4, backbone.shape)) as engine:
         backbone.model(**inputs)

@@ -14,7 +14,7 @@ from reference import attention_weights, embedded
 from vtc.engine import compressing
 from vtc.interface import Compressor, Context, TokenSequence
 from vtc.testing import batch, tiny_backbone
-from vtc.testing.contracts import packed
+from vtc.testing.models import packed
 
 
 class Observer(Compressor):

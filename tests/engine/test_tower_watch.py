@@ -15,7 +15,7 @@ from vtc.errors import UserError
 from vtc.interface import Compressor, TowerResampler, TowerUse, projected_layer, resolve_tower_layer
 from vtc.methods import build
 from vtc.testing import batch, tiny_backbone
-from vtc.testing.contracts import generated
+from vtc.testing.runs import generation
 
 
 class Looks(Compressor):
@@ -83,7 +83,7 @@ def test_generate_computes_features_once_and_every_beam_finds_its_images(beams: 
     method, inputs, calls = Looks(None, backbone.shape), inputs_of(backbone, (1, 2, 1)), []
     hook = backbone.vision_tower.register_forward_hook(lambda *_: calls.append(1))
     with compressing(backbone, method):
-        generated(backbone, inputs, count=2, num_beams=beams, use_cache=True)
+        generation(backbone, inputs, count=2, num_beams=beams, use_cache=True)
     hook.remove()
     assert len(calls) == 1
     want = eager(backbone, inputs["pixel_values"]).attentions[0][:, :, 0, 1:]
@@ -257,10 +257,10 @@ def test_a_method_in_the_projectors_place_gives_what_the_projector_would(beams: 
     backbone = double()
     method, inputs, calls = InItsPlace(backbone), inputs_of(backbone, (1, 2, 1)), []
     hook = backbone.projector.linear_2.register_forward_hook(lambda module, args, output: calls.append(args[0].shape))
-    plain = generated(backbone, inputs, num_beams=beams)
+    plain = generation(backbone, inputs, num_beams=beams)
     ran = len(calls)
     with compressing(backbone, method):
-        got = generated(backbone, inputs, num_beams=beams)
+        got = generation(backbone, inputs, num_beams=beams)
     hook.remove()
     assert ran == 1 and [c[0] for c in calls[ran:]] == [4 * beams]  # ours alone: the model's own call never came
     assert torch.equal(got.sequences, plain.sequences)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from vtc.budget import Budget, compression_ratio, in_words, relative_flops
+from vtc.budget import Budget, compression_ratio, relative_flops
 from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.interface import Context, TowerUse
+from vtc.job import Job
 from vtc.methods import build, options_of
-from vtc.methods.chain import together
+from vtc.methods.chain_order import together
 from vtc.registry import methods, parts
+from vtc.settings import MethodSettings
 from vtc.testing import tiny_backbone
 from vtc.testing.models import batch
 
@@ -101,7 +104,7 @@ def test_fastv_behind_another_method(name: str, first: int, options: dict, steps
     counts = [first] * backbone.shape.depth
     for layer, tokens in steps.items():
         counts[layer:] = [tokens] * (backbone.shape.depth - layer)
-    assert [layer[0] for layer in report.layers] == counts == method.layer_tokens(method.tokens, backbone.shape, **own)
+    assert [layer[0] for layer in report.layers] == counts == method.layer_tokens()
     assert len(left) == 8 + method.tokens
 
 
@@ -168,11 +171,12 @@ def test_compression_and_flops_search_the_last_part() -> None:
     cls = methods.get("divprune+fastv")
     for options in ({"divprune": {"tokens": 72}}, {}):
         for tokens in (2, 16, 60):
-            counts = cls.layer_tokens(tokens, shape, **options)
+            make = partial(cls, shape=shape, **options)
+            counts = make(tokens).layer_tokens()
             wanted = 72 if options else round((144 * tokens) ** 0.5)
             assert counts == [wanted] * 2 + [tokens] * 2
-            assert Budget(compression=compression_ratio(counts, shape)).resolve(cls, shape, options) == tokens
-            assert Budget(flops=relative_flops(counts, shape)).resolve(cls, shape, options) == tokens
+            assert make(Budget(compression=compression_ratio(counts, shape)).resolve).tokens == tokens
+            assert make(Budget(flops=relative_flops(counts, shape)).resolve).tokens == tokens
 
 
 def test_without_a_fixed_number_each_part_needs_a_budget() -> None:
@@ -211,9 +215,13 @@ def test_names() -> None:
         "random": {"tokens": None, "ratio": None, "layer": 0, "seed": 0, "layer_scale": "auto"},
         "fastv": {"layer": 2, "layer_scale": "auto"},
     }
-    method = {"name": "visionzip+fastv", "visionzip": {"tokens": 36, "ratio": None}, "fastv": {}}
-    assert in_words({"method": method, "tokens": 16}) == "tokens=36-16"
-    assert in_words({"method": method, "flops": 0.3}) == "tokens=36-flops=0.3"
-    assert in_words({"method": method}) == "tokens=36-auto"
-    assert in_words({"method": {"name": "fastv"}, "tokens": 16}) == "tokens=16"
-    assert not in_words({"method": method | {"visionzip": {}}})
+    both = MethodSettings("visionzip+fastv", {"visionzip": {"tokens": 36, "ratio": None}, "fastv": {}})
+
+    def in_words(method: MethodSettings, **budget: float) -> str:
+        return Job(method=method, budget=Budget(**budget)).budget_in_words
+
+    assert in_words(both, tokens=16) == "tokens=36-16"
+    assert in_words(both, flops=0.3) == "tokens=36-flops=0.3"
+    assert in_words(both) == "tokens=36-auto"
+    assert in_words(MethodSettings("fastv"), tokens=16) == "tokens=16"
+    assert not in_words(MethodSettings("visionzip+fastv", {"visionzip": {}, "fastv": {}}))

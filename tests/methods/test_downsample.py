@@ -16,7 +16,7 @@ from vtc.errors import UserError
 from vtc.methods import build
 from vtc.methods.downsample import Downsample
 from vtc.testing import tiny_backbone
-from vtc.testing.contracts import generated, logits
+from vtc.testing.runs import generation, logits
 
 
 def small(backbone, pixels: torch.Tensor, side: int) -> torch.Tensor:
@@ -55,7 +55,7 @@ def test_the_tower_sees_fewer_patches_once() -> None:
     inputs["pixel_values"] = inputs["pixel_values"].float()
     hook = backbone.tower_layers[0].register_forward_hook(lambda m, args, out: seen.append(out.shape[1]))
     with compressing(backbone, build("downsample", 4, backbone.shape)):
-        generated(backbone, inputs)
+        generation(backbone, inputs)
         logits(backbone, inputs)
     hook.remove()
     assert seen == [5, 5]
@@ -80,10 +80,10 @@ def test_embedding_inside_an_engine_shrinks_once() -> None:
 
 def test_budgets_are_squares() -> None:
     shape = tiny_backbone().shape
-    assert list(Downsample.offers(shape)) == [1, 4, 9, 16]
+    assert list(Downsample(None, shape).offers()) == [1, 4, 9, 16]
     assert build("downsample", None, shape).tokens == 4
-    assert Budget(ratio=0.5).resolve(Downsample, shape, {}) == 9
-    assert Budget(compression=4).resolve(Downsample, shape, {}) == 4
+    assert Downsample(Budget(ratio=0.5).resolve, shape).tokens == 9
+    assert Downsample(Budget(compression=4).resolve, shape).tokens == 4
     with pytest.raises(UserError, match="tokens=5: downsample on .* offers 1, 4, 9, 16"):
         build("downsample", 5, shape)
     with pytest.raises(UserError, match="square grid"):

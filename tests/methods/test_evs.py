@@ -85,7 +85,7 @@ def test_places_are_needed() -> None:
     shape = tiny_backbone().shape
     with pytest.raises(UserError, match="after divprune has no grid of places; put evs first"):
         build("divprune+evs", 4, shape)
-    assert build("avgpool+evs", 3, shape).steps[1].shape.grid == (2, 4)
+    assert build("avgpool+evs", 3, shape).steps[1].part.shape.grid == (2, 4)
     with pytest.raises(UserError, match="put evs last"):
         build("evs+fastv", 4, shape)
     assert build("evs", None, tiny_backbone(grid=12).shape).tokens == 36

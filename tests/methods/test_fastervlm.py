@@ -29,9 +29,9 @@ def test_keeps_what_cls_attends_to_most(seed: int, grid: int, images: tuple, tok
 def test_budgets_in_every_form() -> None:
     shape = tiny_backbone().shape
     assert build("fastervlm", None, shape).tokens == 4
-    assert Budget(ratio=0.5).resolve(FasterVLM, shape, {}) == 8
-    assert Budget(compression=4).resolve(FasterVLM, shape, {}) == 4
-    assert FasterVLM.layer_tokens(5, shape) == [5] * 4
+    assert FasterVLM(Budget(ratio=0.5).resolve, shape).tokens == 8
+    assert FasterVLM(Budget(compression=4).resolve, shape).tokens == 4
+    assert FasterVLM(5, shape).layer_tokens() == [5] * 4
     with pytest.raises(UserError, match="fastervlm on .* offers 1 to 16"):
         build("fastervlm", 17, shape)
     with pytest.raises(UserError, match="method.tower_layer=2: this tower has 2 layers; allowed: -2 to 1"):

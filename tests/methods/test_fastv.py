@@ -9,7 +9,7 @@ from reference import attention_weights, decoder, embedded
 from vtc.engine import compressing
 from vtc.methods import build
 from vtc.testing import batch, tiny_backbone
-from vtc.testing.contracts import packed
+from vtc.testing.models import packed
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])

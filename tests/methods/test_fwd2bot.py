@@ -13,10 +13,11 @@ from reference import decoder, embedded
 from vtc.backbones import adapters
 from vtc.engine import compressing, embed_images, embed_texts, encode_images, encode_texts
 from vtc.errors import UserError
+from vtc.interface import Captions
 from vtc.methods import build
 from vtc.methods.fwd2bot import COMPRESS, GENERATE, SHARED, info_nce
 from vtc.testing import batch, tiny_backbone
-from vtc.testing.contracts import made
+from vtc.testing.runs import instance
 
 
 def merged(backbone, name: str):
@@ -40,9 +41,9 @@ def merged(backbone, name: str):
 def test_equals_two_passes_with_merged_weights(options: dict) -> None:
     """Hidden summary tokens (figure 6) leave the positions of all others as they were."""
     backbone, bidirectional = tiny_backbone(), options.get("bidirectional", False)
-    method = made(backbone, lambda b, t: build("fwd2bot", t, b.shape, rank=4, **options), 3)
+    method = instance(backbone, lambda b, t: build("fwd2bot", t, b.shape, rank=4, **options), 3)
     seen = [i for i in range(3) if i not in options.get("hide", ())]
-    assert method.layer_tokens(3, backbone.shape, **options) == [len(seen)] * backbone.shape.depth
+    assert method.layer_tokens() == [len(seen)] * backbone.shape.depth
     inputs = batch(backbone)
     with torch.no_grad(), compressing(backbone, method) as engine:
         got = backbone.model(**inputs, position_ids=(inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)).logits
@@ -83,7 +84,7 @@ def test_info_nce_is_equation_3() -> None:
 
 def test_texts_are_padded_on_either_side_without_a_difference() -> None:
     backbone = tiny_backbone()
-    method = made(backbone, lambda b, t: build("fwd2bot", t, b.shape, rank=4), 3)
+    method = instance(backbone, lambda b, t: build("fwd2bot", t, b.shape, rank=4), 3)
     words = torch.tensor([[20, 21, 22]])
     left, right = torch.tensor([[0, 0, 20, 21, 22]]), torch.tensor([[20, 21, 22, 0, 0]])
     for other in (method, build("none", None, backbone.shape)):
@@ -95,7 +96,7 @@ def test_texts_are_padded_on_either_side_without_a_difference() -> None:
 
 def test_both_sides_of_the_contrastive_loss_reach_the_first_pass_only() -> None:
     backbone = tiny_backbone()
-    method = made(backbone, lambda b, t: build("fwd2bot", t, b.shape, rank=4), 3).train()
+    method = instance(backbone, lambda b, t: build("fwd2bot", t, b.shape, rank=4), 3).train()
     pixels, ids = torch.randn(3, 3, 16, 16), torch.randint(10, 60, (3, 4))
     for side in ("image", "text"):
         backbone.model.zero_grad()
@@ -110,13 +111,12 @@ def test_both_sides_of_the_contrastive_loss_reach_the_first_pass_only() -> None:
 
 def test_losses_use_the_summaries_of_the_same_pass() -> None:
     backbone = tiny_backbone()
-    method = made(backbone, lambda b, t: build("fwd2bot", t, b.shape, rank=4), 3).train()
+    method = instance(backbone, lambda b, t: build("fwd2bot", t, b.shape, rank=4), 3).train()
     inputs, ids = batch(backbone), torch.randint(10, 60, (3, 4))
     with compressing(backbone, method) as engine:
         backbone.model(**inputs)
     assert method.losses(engine.context) == {}
-    engine.context.captions = (ids, torch.ones_like(ids))
-    found = method.losses(engine.context)["contrastive"]
+    found = method.losses(engine.context, Captions(ids, torch.ones_like(ids)))["contrastive"]
     e_v = encode_images(backbone, method, inputs["pixel_values"])
     e_t = encode_texts(backbone, method, ids, torch.ones_like(ids))
     assert abs(found.item() - info_nce(e_v, e_t, method.temperature).item()) < 1e-4

@@ -149,7 +149,7 @@ def test_defaults_and_bad_options() -> None:
     shape = tiny_backbone(depth=32, grid=24).shape
     method = build("kmeans", None, shape)
     assert (method.tokens, method.layer) == (72, 2)
-    assert sum(method.layer_tokens(72, shape)) == 3312  # table 3
-    assert int(100 * compression_ratio(method.layer_tokens(72, shape), shape)) == 556
+    assert sum(method.layer_tokens()) == 3312  # table 3
+    assert int(100 * compression_ratio(method.layer_tokens(), shape)) == 556
     with pytest.raises(UserError, match="method.iterations=0"):
         build("kmeans", 4, shape, iterations=0)

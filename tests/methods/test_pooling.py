@@ -9,8 +9,7 @@ from reference import decoder, embedded
 from vtc.budget import compression_ratio
 from vtc.engine import compressing
 from vtc.errors import UserError
-from vtc.interface import two_level
-from vtc.methods import build
+from vtc.methods import build, make
 from vtc.methods.avgpool import pooled_grid, raster_groups
 from vtc.testing import batch, tiny_backbone
 
@@ -124,7 +123,8 @@ def test_compression_ratios_of_table_1() -> None:
 
     shape = replace(tiny_backbone().shape, depth=32, visual_tokens=576)
     for (layer, stride), percent in {(2, 8): 557, (2, 2): 188, (16, 8): 178, (16, 2): 133}.items():
-        assert int(100 * compression_ratio(two_level(576 // stride, shape, layer), shape) + 0.5) == percent
+        pooled = make("llavolta", 576 // stride, shape, layer=layer).layer_tokens()
+        assert int(100 * compression_ratio(pooled, shape) + 0.5) == percent
 
 
 # ---------------------------------------------------------------------- random

@@ -52,7 +52,7 @@ def test_equals_masks_over_what_the_last_token_attends_to_least(kv_heads: int, l
 def test_an_eighth_is_the_papers_pyramid() -> None:
     shape = tiny_backbone(depth=32, grid=24).shape
     method = build("pyramiddrop", None, shape)
-    assert method.layer_tokens(method.tokens, shape) == [576] * 8 + [288] * 8 + [144] * 8 + [72] * 8
+    assert method.layer_tokens() == [576] * 8 + [288] * 8 + [144] * 8 + [72] * 8
 
 
 @pytest.mark.parametrize("length", [9, 100, 576, 2880])
@@ -74,10 +74,10 @@ def test_stages_that_fall_on_one_layer_act_at_once() -> None:
 
 def test_budgets_in_every_form() -> None:
     cls, shape = methods.get("pyramiddrop"), tiny_backbone(depth=32, grid=24).shape
-    assert Budget(ratio=0.125).resolve(cls, shape, {}) == 72
-    assert Budget(compression=32 / 15).resolve(cls, shape, {}) == 72  # (1 + 1/2 + 1/4 + 1/8) · 8 of 32 layers
+    assert cls(Budget(ratio=0.125).resolve, shape).tokens == 72
+    assert cls(Budget(compression=32 / 15).resolve, shape).tokens == 72  # (1 + 1/2 + 1/4 + 1/8) · 8 of 32 layers
     with pytest.raises(UserError, match="compression=9"):
-        Budget(compression=9).resolve(cls, shape, {})
+        cls(Budget(compression=9).resolve, shape)
 
 
 @pytest.mark.parametrize("layers", [[], [16, 8], [8, 8], "8,16", [8, 40], [1.5], ["a", 3]])

@@ -79,8 +79,15 @@ def test_the_llm_reads_what_it_makes_of_each_image(seed: int, grid: int, tokens:
 def test_sizes_follow_the_tower_and_parameters_are_those_of_the_paper() -> None:
     c, shape = 1024, replace(shape_of((24, 24), 1024, 24, -2, heads=16), width=4096)
     with torch.device("meta"):
-        method = QFormer(32, shape)
-        as_blip = QFormer(32, replace(shape, width=2560, vision=replace(shape.vision, width=1408)), 12, 768, 12)
+        method = build("qformer", 32, shape)
+        as_blip = build(
+            "qformer",
+            32,
+            replace(shape, width=2560, vision=replace(shape.vision, width=1408)),
+            layers=12,
+            width=768,
+            heads=12,
+        )
     own, image, wide = 4 * (c * c + c) + 2 * c, 4 * (c * c + c) + 2 * c, 8 * c * c + 5 * c + 2 * c
     blocks = 12 * (own + wide) + 6 * image + 2 * c
     assert method.extra_parameters == 32 * c + 2 * c + blocks + c * 4096 + 4096
@@ -116,7 +123,7 @@ def test_defaults_and_refusals() -> None:
     for options, what in (
         ({"layers": 0}, "method.layers=0"),
         ({"width": 1.5}, "method.width=1.5"),
-        ({"heads": True}, "method.heads=True"),
+        ({"heads": True}, "method.heads=true"),
         ({"heads": 3}, "method.heads=3: .*method.width=16"),
         ({"dropout": 1}, "method.dropout=1"),
     ):

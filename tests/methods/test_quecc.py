@@ -17,7 +17,7 @@ from vtc.errors import UserError
 from vtc.methods import build
 from vtc.methods.quecc import QueCC
 from vtc.testing import tiny_backbone
-from vtc.testing.contracts import packed
+from vtc.testing.models import packed
 
 
 def two_layers(x: Tensor, first: torch.nn.Linear, second: torch.nn.Linear) -> Tensor:
@@ -173,7 +173,7 @@ def test_every_parameter_learns() -> None:
 def test_parameters_at_the_papers_size() -> None:
     shape, c = shape_of((24, 24), 1024, 24, -2), 1024
     with torch.device("meta"):
-        method = QueCC(1, shape)
+        method = build("quecc", 1, shape)
     d, branch = shape.width, 4 * c * c + c + c * c + c + 2 * c
     text, query, convolution = d * c + 3 * c, 2 * (c * c + c) + 2 * c, c * 24 * 24 + c
     inject = 2 * branch + 4 * (c * c + c)
@@ -182,7 +182,7 @@ def test_parameters_at_the_papers_size() -> None:
 
 def test_budgets_and_refusals() -> None:
     shape = tiny_backbone().shape
-    assert QueCC.offers(shape) == [1, 4, 16] and build("quecc", None, shape).tokens == 4
+    assert QueCC(None, shape).offers() == [1, 4, 16] and build("quecc", None, shape).tokens == 4
     assert build("quecc", 4, shape).reads_prompt
     for tokens, grid, options, what in (
         (5, (4, 4), {}, "tokens=5: quecc on .* offers 1, 4, 16"),

@@ -15,11 +15,11 @@ from vtc.interface import projected_layer
 from vtc.methods import build
 from vtc.methods.fwd2bot import COMPRESS, GENERATE
 from vtc.testing import batch, tiny_backbone
-from vtc.testing.contracts import made
+from vtc.testing.runs import instance
 
 
 def single_forward(backbone, tokens=3, **options):
-    return made(backbone, lambda b, t: build("single_forward", t, b.shape, **{"rank": 4} | options), tokens)
+    return instance(backbone, lambda b, t: build("single_forward", t, b.shape, **{"rank": 4} | options), tokens)
 
 
 def merged(backbone):

@@ -114,7 +114,7 @@ def test_most_of_what_is_left_was_never_merged() -> None:
     shape = tiny_backbone(depth=32, grid=24).shape
     method = build("sparsevlm", None, shape)
     assert method.tokens == 115
-    assert method.layer_tokens(115, shape) == [576] * 2 + [337] * 4 + [197] * 9 + [115] * 17
+    assert method.layer_tokens() == [576] * 2 + [337] * 4 + [197] * 9 + [115] * 17
     assert method._plan(576, 1 / 3) == (337 - 8, 74, 8)
 
 

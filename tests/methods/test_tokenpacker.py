@@ -95,7 +95,7 @@ def test_the_llm_reads_what_it_makes_of_each_image(seed: int, grid: int, tokens:
 def test_layers_and_parameters_at_the_papers_size() -> None:
     shape = shape_of((24, 24), 1024, 24, -2)
     with torch.device("meta"):
-        method = TokenPacker(144, shape)
+        method = build("tokenpacker", 144, shape)
     c, d = 1024, shape.width
     assert method.fine == [11, 15, 21, 22]  # hidden states 12, 16, 22, 23
     branch = 4 * c * c + c + c * c + c + 2 * c
@@ -112,12 +112,17 @@ def test_every_parameter_learns() -> None:
 
 
 def test_budgets_are_those_of_a_common_stride() -> None:
-    assert sorted(TokenPacker.offers(shape_of((24, 24)))) == [1, 4, 9, 16, 36, 64, 144, 576]
-    assert sorted(TokenPacker.offers(shape_of((4, 6)))) == [6, 24]
+    assert sorted(TokenPacker(None, shape_of((24, 24))).offers()) == [1, 4, 9, 16, 36, 64, 144, 576]
+    assert sorted(TokenPacker(None, shape_of((4, 6))).offers()) == [6, 24]
     assert (
-        build("tokenpacker", None, shape_of((24, 24))).tokens == TokenPacker.default_tokens(shape_of((24, 24))) == 144
+        build("tokenpacker", None, shape_of((24, 24))).tokens
+        == TokenPacker(None, shape_of((24, 24))).default_tokens()
+        == 144
     )
-    assert TokenPacker.default_tokens(shape_of((9, 9))) == 9 and TokenPacker.default_tokens(shape_of((5, 3))) == 15
+    assert (
+        TokenPacker(None, shape_of((9, 9))).default_tokens() == 9
+        and TokenPacker(None, shape_of((5, 3))).default_tokens() == 15
+    )
     with pytest.raises(UserError, match="tokens=5: tokenpacker on .* offers 1, 4, 16"):
         build("tokenpacker", 5, tiny_backbone().shape)
     with pytest.raises(UserError, match="tokens=5: tokenpacker on .* offers 1, 4, 16"):

@@ -13,7 +13,7 @@ from vtc.errors import UserError
 from vtc.methods import build
 from vtc.methods.tome import ToMe, merged, schedule
 from vtc.testing import tiny_backbone
-from vtc.testing.contracts import generated
+from vtc.testing.runs import generation
 
 
 def attend(block, x, size):
@@ -63,7 +63,7 @@ def test_equals_the_paper_by_loops(seed: int, grid: int, images: tuple, fewer: i
     backbone.model.config.vision_feature_layer = level
     backbone.shape = type(backbone).shape_from(backbone.model.config, "tiny")
     inputs = rows(backbone, images, seed)
-    tokens = ToMe.offers(backbone.shape)[0] if fewer is None else grid * grid - fewer
+    tokens = ToMe(None, backbone.shape).offers()[0] if fewer is None else grid * grid - fewer
     layers = 1 if level == -2 else 2
     with torch.no_grad():
         features = [tower(backbone, p, schedule(grid * grid, tokens, layers)) for p in inputs["pixel_values"]]
@@ -99,7 +99,7 @@ def test_the_tower_gets_cheaper_and_is_given_back() -> None:
     inputs["pixel_values"] = inputs["pixel_values"].float()
     hook = backbone.tower_layers[1].register_forward_hook(lambda m, args, out: seen.append(out.shape[1]))
     with compressing(backbone, build("tome", 9, backbone.shape)):
-        generated(backbone, inputs)
+        generation(backbone, inputs)
     hook.remove()
     assert seen == [10] and all("forward" not in layer.__dict__ for layer in backbone.tower_layers)
 
@@ -123,7 +123,7 @@ def test_gradients_reach_the_tower_the_same_under_checkpointing() -> None:
 
 def test_budgets_and_backends_that_cannot_be() -> None:
     shape = tiny_backbone().shape
-    assert list(ToMe.offers(shape)) == list(range(8, 17)) and build("tome", None, shape).tokens == 8
+    assert list(ToMe(None, shape).offers()) == list(range(8, 17)) and build("tome", None, shape).tokens == 8
     with pytest.raises(UserError, match="tokens=7: tome on .* offers 8 to 16"):
         build("tome", 7, shape)
     with pytest.raises(UserError, match="method=tome: .*one visual token a patch"):

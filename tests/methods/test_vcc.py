@@ -13,7 +13,7 @@ from vtc.methods import build
 from vtc.methods.vcc import split
 from vtc.registry import methods
 from vtc.testing import batch, tiny_backbone
-from vtc.testing.contracts import packed
+from vtc.testing.models import packed
 
 
 def runs(members: list[int], count: int) -> list[list[int]]:
@@ -134,18 +134,18 @@ def test_table_3_of_llavolta() -> None:
     shape = tiny_backbone(depth=32, grid=24).shape
     method = build("vcc", None, shape)
     assert (method.tokens, method.layer) == (81, 2)
-    seen = method.layer_tokens(81, shape)
+    seen = method.layer_tokens()
     assert sum(seen) == 3582 and int(100 * compression_ratio(seen, shape)) == 514
 
 
 def test_what_it_offers() -> None:
     shape = tiny_backbone(grid=5).shape
-    assert list(methods.get("vcc").offers(shape)) == list(range(2, 26))
+    assert list(methods.get("vcc")(None, shape).offers()) == list(range(2, 26))
     assert build("vcc", None, shape).tokens == 25  # three fine blocks would be more than there is
     with pytest.raises(UserError, match="tokens=1: vcc on model offers 2 to 25"):
         build("vcc", 1, shape)
     assert build("vcc", 1, shape, block=25).tokens == 1
-    assert Budget(ratio=0.01).resolve(methods.get("vcc"), shape, {}) == 2
+    assert methods.get("vcc")(Budget(ratio=0.01).resolve, shape).tokens == 2
     with pytest.raises(UserError, match="method.block=0"):
         build("vcc", 5, shape, block=0)
 

@@ -10,7 +10,8 @@ from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.methods import build
 from vtc.testing import batch, tiny_backbone
-from vtc.testing.contracts import appended, generated, logits, packed
+from vtc.testing.models import packed
+from vtc.testing.runs import appended, generation, logits
 
 TEXT = -1
 
@@ -68,7 +69,7 @@ def test_prefill_and_decoding_are_those_of_the_explicit_mask(attention, tokens, 
     with torch.no_grad(), compressing(backbone, method) as engine:
         got = logits(backbone, inputs)
         report = engine.report
-        out = generated(backbone, inputs)
+        out = generation(backbone, inputs)
     assert report.tokens_out == [tokens * i for i in images] and report.kept == [[], [], []]
     assert report.layers == [[(n + tokens) * i for i in images]] * backbone.shape.depth
     assert report.cached == [[tokens * i for i in images]] * backbone.shape.depth
@@ -187,5 +188,5 @@ def test_parameters_and_budgets() -> None:
     from vtc.registry import methods
 
     with pytest.raises(UserError, match="compression=2: voco on"):
-        Budget(compression=2).resolve(methods.get("voco"), shape, {})
-    assert Budget(ratio=0.25).resolve(methods.get("voco"), shape, {}) == 4
+        methods.get("voco")(Budget(compression=2).resolve, shape)
+    assert methods.get("voco")(Budget(ratio=0.25).resolve, shape).tokens == 4

@@ -10,6 +10,7 @@ own for budgets; the newline token at the end of a video belongs to its last fra
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,19 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from vtc.interface import BackboneShape
+
 
 class LlavaOnevision(Videos, LlavaNext):
     """Any `LlavaOnevisionForConditionalGeneration`."""
 
     model_type, model_class = "llava_onevision", "LlavaOnevisionForConditionalGeneration"
     version = 1
+
+    @classmethod
+    def shape_from(cls, config: Any, name: str, image_size: int | None = None) -> BackboneShape:
+        shape = super().shape_from(config, name, image_size)
+        return dataclasses.replace(shape, vision=dataclasses.replace(shape.vision, traced=False))
 
     def frames_of(self, features: Tensor) -> list[Tensor]:
         """Of V videos [V, F·N + 1, D]; the last frame of each has the newline token."""

@@ -8,11 +8,13 @@ image side. Text goes where the image would be, in the same prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from vtc.engine.engine import compressing
 from vtc.engine.passes import attach, run_decoder
 from vtc.interface import SUMMARY_PROMPT, Compressor, Context
 
@@ -27,8 +29,6 @@ HERE = "(the text)"  # where a text goes in the family's prompt, in which nothin
 
 def context_of(backbone: Backbone, training: bool = False) -> Context:
     """A context without an engine, for methods that run the decoder themselves."""
-    from functools import partial
-
     return Context(
         shape=backbone.shape,
         run_decoder=partial(run_decoder, backbone),
@@ -70,8 +70,6 @@ class EmbeddedImages:
         return visual_tokens(self.backbone, self.inputs)
 
     def last_state(self) -> Tensor:
-        from vtc.engine import compressing
-
         with compressing(self.backbone, self.method):
             out = self.backbone.core(**self.inputs, use_cache=False)
         return out.last_hidden_state[:, -1].float()

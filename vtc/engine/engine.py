@@ -20,11 +20,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from vtc.backbones import adapters
+from vtc.backbones import adapters, wrap
 from vtc.backbones.base import Backbone
 from vtc.engine.cache import CACHE, CompressedCache, cache_among
 from vtc.engine.call import Call, Images
-from vtc.engine.passes import run_decoder
+from vtc.engine.passes import attach, run_decoder
 from vtc.engine.questions import Questions
 from vtc.engine.report import Report, Tally
 from vtc.engine.tower_watch import TowerWatch
@@ -34,7 +34,7 @@ from vtc.interface import Compressor, Context
 
 
 class Engine:
-    """A method installed in a backbone. Made by `vtc.engine.compressing`.
+    """A method installed in a backbone. Made by `compressing`.
 
     Attributes:
         report: what the last prefill with images kept; None before.
@@ -217,3 +217,27 @@ class Engine:
             tower=self._tower.recall(features),
             training=self.method.training and torch.is_grad_enabled(),
         )
+
+
+@contextmanager
+def compressing(model: nn.Module | Backbone, method: Compressor) -> Iterator[Engine]:
+    """Installs `method` in the backbone; whatever happens inside, it is removed at the end.
+
+    `model(**inputs)` and `model.generate(...)` then work as ever, on fewer visual tokens. The model's class and
+    weights stay as they are; a method with LoRA adapters (Fwd2Bot) has them injected beside the weights, inactive
+    outside.
+
+    Args:
+        model: a `Backbone`, or a transformers model of a known family (also inside DDP or a PeftModel).
+
+    Raises:
+        UserError: a model of no known family, or one that can't be compressed (sliding windows).
+    """
+    backbone = model if isinstance(model, Backbone) else wrap(model)
+    attach(backbone, method)
+    engine = Engine(backbone, method)
+    engine.install()
+    try:
+        yield engine
+    finally:
+        engine.remove()

@@ -48,6 +48,8 @@ def lacking(need: Need, shape: BackboneShape) -> str:
     if need is PATCHES and (vision.tile_tokens or shape.visual_tokens) != _patches(shape):
         tokens = vision.tile_tokens or shape.visual_tokens
         return f"it needs one visual token a patch; {name} has {tokens} of {_patches(shape)}"
+    if need is PATCHES and not vision.traced:
+        return f"it needs one visual token a patch; those of {name} can't be traced back to the patches"
     if need is FIXED_COUNT and (shape.visual_tokens is None or shape.grid is None):
         return f"it needs one visual token a patch, in a fixed number; {name} has none"
     if need is WHOLE_IMAGES and shape.visual_tokens not in (_patches(shape), _patches(shape) + vision.cls):

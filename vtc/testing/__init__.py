@@ -7,7 +7,7 @@ In a plug-in's own tests:
 
     @pytest.mark.parametrize("contract", CONTRACTS, ids=lambda c: c.__name__)
     def test_contract(contract):
-        contract(tiny_backbone(), lambda backbone, tokens: MyMethod(tokens, backbone.shape), 4)
+        contract(tiny_backbone(), lambda backbone, tokens: MyMethod(tokens, backbone.shape).build(), 4)
 """
 
 from vtc.testing.contracts import CONTRACTS

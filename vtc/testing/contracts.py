@@ -7,118 +7,35 @@ that doesn't apply to a method (keeping everything, for one that replaces the vi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vtc.backbones import adapters
 from vtc.backbones.base import Backbone
-from vtc.engine import Engine, Report, compressing
+from vtc.engine import compressing
 from vtc.engine.cache import CACHE
 from vtc.errors import UserError
 from vtc.interface import Compressor, TokenMerger, TokenPruner
 from vtc.methods.chain import Chain
-from vtc.testing.models import (
-    ALONG,
-    Row,
-    batch,
-    collate,
-    full,
-    image_row,
-    media,
-    packed,
-    packed_rows,
-    picture,
-    rows,
-    text_row,
-    words,
+from vtc.testing.models import ALONG, Row, batch, collate, full, image_row, media, picture, rows, text_row, words
+from vtc.testing.runs import Make, appended, close, cut, ends, generation, instance, logits, report_of, texts
+from vtc.testing.training_contracts import (
+    gradients_reach_everything,
+    packed_questions_equal_single_ones,
+    the_loss_is_right,
 )
-
-Make = Callable[[Backbone, int | None], Compressor]
-TOLERANCE = 3e-4  # float32 logits of magnitude 1-10
-
-
-def made(backbone: Backbone, make: Make, tokens: int | None) -> Compressor:
-    """The method in eval mode, with every parameter away from its initial value: LoRA's B starts at 0, where nothing
-    shows.
-    """
-    method = make(backbone, tokens).eval()
-    method.attach(backbone)
-    generator = torch.Generator().manual_seed(7)
-    lora = [p for n, p in backbone.model.named_parameters() if "lora_B" in n]
-    with torch.no_grad():
-        for p in method.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * 0.3)
-        for p in lora:
-            p.copy_(torch.randn(p.shape, generator=generator) * 0.3 / p.shape[1])
-    backbone.model.eval()
-    return method
-
-
-def logits(backbone: Backbone, inputs: dict[str, Tensor], **extra: Any) -> Tensor:
-    with torch.no_grad():
-        return backbone.model(**inputs, position_ids=backbone.positions(inputs), **extra).logits
-
-
-def generated(backbone: Backbone, inputs: dict[str, Tensor], count: int = 5, **options: Any) -> Any:
-    options = {"do_sample": False} | options
-    return backbone.model.generate(
-        **inputs,
-        max_new_tokens=count,
-        min_new_tokens=count,
-        suppress_tokens=list(backbone.placeholders),
-        return_dict_in_generate=True,
-        output_logits=True,
-        **options,
-    )
-
-
-def close(a: Tensor, b: Tensor, what: str) -> None:
-    worst = (a - b).abs().max().item()
-    assert worst < TOLERANCE, f"{what}: logits differ by {worst:.2e}"
-
-
-def texts(backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:
-    """[B, L]: real text tokens."""
-    return inputs["attention_mask"].bool() & ~backbone.visual(inputs["input_ids"])
-
-
-def appended(inputs: dict[str, Tensor], new: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
-    """Further tokens, ids [B, n] of text or what `collate` made, behind the rows; images as they were."""
-    ids = new["input_ids"] if isinstance(new, dict) else new
-    more = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | (new if isinstance(new, dict) else {})
-    along = {n: torch.cat([inputs[n], more.get(n, torch.zeros_like(ids))], 1) for n in ALONG if n in inputs}
-    return inputs | along
-
-
-def cut(inputs: dict[str, Tensor], start: int, stop: int | None = None, images: bool = False) -> dict[str, Tensor]:
-    """Columns `start` to `stop`, with the mask of all that is before; `images`: and the images."""
-    out = {n: v[:, start:stop] for n, v in inputs.items() if n in ALONG}
-    out["attention_mask"] = inputs["attention_mask"][:, :stop]
-    return out | ({n: v for n, v in inputs.items() if n not in ALONG} if images else {})
-
-
-def reported(engine: Engine) -> Report:
-    assert engine.report is not None, "the pass saw no images"
-    return engine.report
-
-
-def ends(inputs: dict[str, Tensor]) -> Tensor:
-    """[B]: the last column of left-padded inputs, where their prompt ends."""
-    return torch.full((len(inputs["input_ids"]),), inputs["input_ids"].shape[1] - 1)
 
 
 # ---------------------------------------------------------------------- budgets
 def budget_is_exact(backbone: Backbone, make: Make, tokens: int) -> None:
     """Exactly `tokens` per image at the end, counted in the cache too: nothing is merely masked."""
-    method = made(backbone, make, tokens)
+    method = instance(backbone, make, tokens)
     inputs = batch(backbone, images=(1, 2, 0))
     with compressing(backbone, method) as engine:
         cache = backbone.model(**inputs, use_cache=True).past_key_values
-        report = reported(engine)
+        report = report_of(engine)
     assert report.images == [1, 2, 0]
     assert report.tokens_in == [full(backbone) * i for i in (1, 2, 0)]
     assert report.tokens_out == [tokens * i for i in (1, 2, 0)]
@@ -130,20 +47,20 @@ def budget_is_exact(backbone: Backbone, make: Make, tokens: int) -> None:
 
 def layers_are_as_announced(backbone: Backbone, make: Make, tokens: int) -> None:
     """`layer_tokens`, by which budgets are resolved, says what each layer truly sees."""
-    method = made(backbone, make, tokens)
+    method = instance(backbone, make, tokens)
     with compressing(backbone, method) as engine:
         logits(backbone, batch(backbone))
-        seen = [layer[0] for layer in reported(engine).layers]
+        seen = [layer[0] for layer in report_of(engine).layers]
     assert seen == method.layer_tokens()
 
 
 def kept_are_sorted_and_unique(backbone: Backbone, make: Make, tokens: int) -> None:
     """What is kept is a subset of the row's visual tokens, in raster order, none twice."""
-    method = made(backbone, make, tokens)
+    method = instance(backbone, make, tokens)
     inputs = batch(backbone, images=(1, 2, 1))
     with compressing(backbone, method) as engine:
         logits(backbone, inputs)
-        kept = reported(engine).kept
+        kept = report_of(engine).kept
     for row, chosen in enumerate(kept):
         assert chosen == sorted(set(chosen))
         assert backbone.visual(inputs["input_ids"][row, chosen]).all()
@@ -153,7 +70,7 @@ def kept_are_sorted_and_unique(backbone: Backbone, make: Make, tokens: int) -> N
 
 def each_layer_runs_once(backbone: Backbone, make: Make, tokens: int) -> None:
     """A pass runs each decoder layer once (a probe adds none); a method that runs the LLM itself, once more."""
-    method = made(backbone, make, tokens)
+    method = instance(backbone, make, tokens)
     calls = [0] * backbone.shape.depth
 
     def counter(index: int):
@@ -175,7 +92,7 @@ def each_layer_runs_once(backbone: Backbone, make: Make, tokens: int) -> None:
 # ---------------------------------------------------------------------- the same as something simpler
 def keeping_everything_changes_nothing(backbone: Backbone, make: Make, tokens: int) -> None:
     """With all visual tokens, bit for bit the unmodified model: prefill, greedy, sampling, beams."""
-    method = made(backbone, make, full(backbone))
+    method = instance(backbone, make, full(backbone))
     members = list(method) if isinstance(method, Chain) else [method]
     if method.layers() and not all(isinstance(part, (TokenPruner, TokenMerger)) for part in members):
         return
@@ -188,7 +105,7 @@ def keeping_everything_changes_nothing(backbone: Backbone, make: Make, tokens: i
 
 def batch_equals_singles(backbone: Backbone, make: Make, tokens: int) -> None:
     """Rows of different lengths, left-padded together, give what each gives alone."""
-    method = made(backbone, make, tokens)
+    method = instance(backbone, make, tokens)
     _together_as_alone(backbone, method, rows(backbone, images=(1, 2, 1)))
 
 
@@ -200,21 +117,21 @@ def images_of_all_sizes(backbone: Backbone, make: Make, tokens: int) -> None:
         return  # one size
     free, side = type(backbone).wrap(backbone.model, backbone.processor), backbone.image_size
     try:
-        method = made(free, make, tokens)
+        method = instance(free, make, tokens)
     except UserError:
         return  # it says by name that it needs a fixed number of visual tokens
     sizes = [(side, side), (2 * side, side), (side, 3 * side), (side, side // 2)]
     several = rows(free, images=(1, 2, 1), sizes=sizes)
     with compressing(free, method) as engine:
         logits(free, collate(free, several))
-        report = reported(engine)
+        report = report_of(engine)
     for row, images in zip(several, report.images, strict=True):
         assert images == len(row.images)
     _together_as_alone(free, method, several)
     for row in several[0], several[2]:  # one image each
         with compressing(free, method) as engine:
             logits(free, collate(free, [row]))
-            report = reported(engine)
+            report = report_of(engine)
         assert report.tokens_out[0] <= max(tokens, report.tokens_in[0])
         if report.tokens_in[0] >= tokens and method.layers():  # one that acts nowhere keeps all
             assert report.tokens_out == [tokens]
@@ -223,22 +140,22 @@ def images_of_all_sizes(backbone: Backbone, make: Make, tokens: int) -> None:
 def _together_as_alone(backbone: Backbone, method: Compressor, several: list[Row]) -> None:
     inputs = collate(backbone, several)
     with compressing(backbone, method), torch.no_grad():
-        together, steps = logits(backbone, inputs), torch.stack(generated(backbone, inputs).logits, 1)
+        together, steps = logits(backbone, inputs), torch.stack(generation(backbone, inputs).logits, 1)
         for n, row in enumerate(several):
             real = inputs["attention_mask"][n].bool()
             alone = collate(backbone, [row])
             text = texts(backbone, inputs)[n]
             close(together[n, text], logits(backbone, alone)[0, text[real]], f"row {n}")
-            close(steps[n], torch.stack(generated(backbone, alone).logits, 1)[0], f"row {n}, generated")
+            close(steps[n], torch.stack(generation(backbone, alone).logits, 1)[0], f"row {n}, generated")
 
 
 def cached_equals_uncached(backbone: Backbone, make: Make, tokens: int) -> None:
     """Each cached step gives what one pass over the whole sequence gives at that place."""
-    method = made(backbone, make, tokens)
+    method = instance(backbone, make, tokens)
     inputs = batch(backbone)
     at = inputs["input_ids"].shape[1] - 1
     with compressing(backbone, method) as engine:
-        out = generated(backbone, inputs)
+        out = generation(backbone, inputs)
         with engine.prompt_ends(ends(inputs)):
             whole = logits(backbone, appended(inputs, out.sequences[:, at + 1 :]), use_cache=False)
     for step, got in enumerate(out.logits):
@@ -247,14 +164,14 @@ def cached_equals_uncached(backbone: Backbone, make: Make, tokens: int) -> None:
 
 def eager_equals_sdpa(backbone: Backbone, make: Make, tokens: int) -> None:
     """The attention implementation makes no difference."""
-    method = made(backbone, make, tokens)
+    method = instance(backbone, make, tokens)
     inputs = batch(backbone, images=(1, 2, 0))
     before, results = backbone.decoder.config._attn_implementation, []
     try:
         for implementation in ("sdpa", "eager"):
             backbone.model.set_attn_implementation(implementation)
             with compressing(backbone, method):
-                results.append((logits(backbone, inputs), torch.stack(generated(backbone, inputs).logits)))
+                results.append((logits(backbone, inputs), torch.stack(generation(backbone, inputs).logits)))
     finally:
         backbone.model.set_attn_implementation(before)
     text = texts(backbone, inputs)
@@ -264,7 +181,7 @@ def eager_equals_sdpa(backbone: Backbone, make: Make, tokens: int) -> None:
 
 def text_rows_are_unchanged(backbone: Backbone, make: Make, tokens: int) -> None:
     """A row without an image gives what it gives without the method (but under its adapter)."""
-    method = made(backbone, make, tokens)
+    method = instance(backbone, make, tokens)
     several = rows(backbone, before=(2, 5), after=(6, 9), images=(1, 0))
     inputs, alone = collate(backbone, several), collate(backbone, several[1:])
     real = inputs["attention_mask"][1].bool()
@@ -278,28 +195,28 @@ def text_rows_are_unchanged(backbone: Backbone, make: Make, tokens: int) -> None
 # ---------------------------------------------------------------------- generate()
 def beams_work(backbone: Backbone, make: Make, tokens: int) -> None:
     """Beam search with the cache finds what it finds without."""
-    method = made(backbone, make, tokens)
+    method = instance(backbone, make, tokens)
     inputs = batch(backbone)
     with compressing(backbone, method) as engine, engine.prompt_ends(ends(inputs)):
-        cached = generated(backbone, inputs, num_beams=3)
-        plain = generated(backbone, inputs, num_beams=3, use_cache=False)
+        cached = generation(backbone, inputs, num_beams=3)
+        plain = generation(backbone, inputs, num_beams=3, use_cache=False)
     assert torch.equal(cached.sequences, plain.sequences)
 
 
 def turns_go_on_from_the_cache(backbone: Backbone, make: Make, tokens: int) -> None:
     """A second question from the cache gives what one pass over both turns gives; so does a second image."""
-    method = made(backbone, make, tokens)
+    method = instance(backbone, make, tokens)
     several = rows(backbone)
     inputs = collate(backbone, several)
     generator = torch.Generator().manual_seed(3)
     asked = torch.tensor([words(backbone, 4, generator)] * 3)
     with compressing(backbone, method) as engine, torch.no_grad():
-        out = generated(backbone, inputs)
+        out = generation(backbone, inputs)
         # generate() leaves the last token it made out of the cache
         so_far = appended(inputs, out.sequences[:, inputs["input_ids"].shape[1] :])
         turn = appended(so_far, asked)
         text_only = {k: turn[k] for k in ALONG if k in turn}
-        second = generated(backbone, text_only, **{CACHE: out[CACHE]})
+        second = generation(backbone, text_only, **{CACHE: out[CACHE]})
         with engine.prompt_ends(ends(inputs)):
             whole = logits(backbone, turn, use_cache=False)
         close(whole[:, -1], second.logits[0], "second question")
@@ -325,10 +242,10 @@ def turns_go_on_from_the_cache(backbone: Backbone, make: Make, tokens: int) -> N
 
 def the_cache_can_be_cropped(backbone: Backbone, make: Make, tokens: int) -> None:
     """Text can be taken off the end and put back; the compressed image can't be cut into."""
-    method = made(backbone, make, tokens)
+    method = instance(backbone, make, tokens)
     inputs = batch(backbone)
     with compressing(backbone, method), torch.no_grad():
-        out = generated(backbone, inputs)
+        out = generation(backbone, inputs)
         cache, whole = out[CACHE], appended(inputs, out.sequences[:, inputs["input_ids"].shape[1] :])
         cache.crop(-3)
         seen = cache.get_seq_length()
@@ -343,91 +260,12 @@ def the_cache_can_be_cropped(backbone: Backbone, make: Make, tokens: int) -> Non
             raise AssertionError("cropping into the image was let through")
 
 
-# ---------------------------------------------------------------------- training
-def the_loss_is_right(backbone: Backbone, make: Make, tokens: int) -> None:
-    """The loss of one pass is that of feeding the answer token by token, from the first token after the image on."""
-    method = made(backbone, make, tokens)
-    inputs = batch(backbone, before=(2, 2), after=(6, 6), images=(1, 1))
-    labels = inputs["input_ids"].clone()
-    first = labels.shape[1] - 6
-    labels[:, :first] = -100
-    place = backbone.positions(inputs)
-    with compressing(backbone, method), torch.no_grad():
-        loss = backbone.model(**inputs, labels=labels, position_ids=place).loss
-        now, cache, total = cut(inputs, 0, first, images=True) | {"position_ids": place[..., :first]}, None, []
-        for at in range(first, labels.shape[1]):
-            out = backbone.model(**now, **{CACHE: cache}, use_cache=True)
-            total.append(F.cross_entropy(out.logits[:, -1], labels[:, at]))
-            now = cut(inputs, at, at + 1) | {"position_ids": place[..., at : at + 1]}
-            cache = out[CACHE]
-    assert abs(loss.item() - torch.stack(total).mean().item()) < TOLERANCE
-
-
-def packed_questions_equal_single_ones(backbone: Backbone, make: Make, tokens: int) -> None:
-    """Questions packed behind one image lose what each loses alone, the first token of each included."""
-    method = made(backbone, make, tokens)
-    if method.probes() or method.reads_prompt:
-        return  # packed questions choose together
-    inputs, blocks = packed(backbone)
-    total, count = 0.0, 0
-    with compressing(backbone, method) as engine, torch.no_grad():
-        with engine.blocks(blocks):
-            loss = backbone.model(**inputs, use_cache=False).loss.item()
-        for row, (packed_row, *_) in enumerate(packed_rows(backbone)):
-            for q in range(1, 4):
-                own = ((blocks[row] == 0) | (blocks[row] == q)) & inputs["attention_mask"][row].bool()
-                alone = {n: inputs[n][row, own][None] for n in ALONG if n in inputs}
-                labels, place = inputs["labels"][row, own], inputs["position_ids"][..., row : row + 1, own]
-                out = backbone.model(**alone, **media(backbone, [packed_row.images]), position_ids=place).logits[0]
-                total += F.cross_entropy(out[:-1], labels[1:], ignore_index=-100, reduction="sum").item()
-                count += int((labels[1:] != -100).sum())
-    assert abs(loss - total / count) < TOLERANCE
-
-
-def gradients_reach_everything(backbone: Backbone, make: Make, tokens: int) -> None:
-    """Every trainable parameter of the method and of all its adapters gets a gradient, the same under checkpointing."""
-    method = made(backbone, make, tokens)
-    inputs, blocks = packed(backbone)
-    if not adapters.tuner_layers(backbone.decoder):
-        backbone.model.requires_grad_(True)
-    wanted = {f"method.{n}": p for n, p in method.named_parameters()}
-    decoder = {n: p for n, p in backbone.decoder.named_parameters() if p.requires_grad and "embed_tokens" not in n}
-    wanted |= decoder
-    use = method.tower()
-    if use is None or use.projects:
-        wanted |= {f"projector.{n}": p for n, p in backbone.projector.named_parameters()}
-    method.train()
-    backbone.model.train()
-    found = []
-    try:
-        for checkpointing in (False, True):
-            if checkpointing:
-                backbone.model.gradient_checkpointing_enable()
-            for p in wanted.values():
-                p.grad = None
-            with compressing(backbone, method) as engine, engine.blocks(blocks):
-                loss = backbone.model(**inputs, use_cache=False).loss
-            loss.backward()  # outside: recomputation must not need the engine
-            found.append({n: None if p.grad is None else p.grad.clone() for n, p in wanted.items()})
-    finally:
-        backbone.model.gradient_checkpointing_disable()
-        backbone.model.eval()
-        backbone.model.zero_grad()
-    for name, gradient in found[0].items():
-        assert gradient is not None and gradient.abs().max() > 0, f"no gradient for {name}"
-        assert torch.isfinite(gradient).all(), f"gradient of {name} is not finite"
-        again = found[1][name]
-        assert again is not None, f"no gradient for {name} under checkpointing"
-        worst = (gradient - again).abs().max().item()
-        assert worst < 1e-5 * max(1.0, gradient.abs().max().item()), f"checkpointing changes {name} by {worst:.1e}"
-
-
 # ---------------------------------------------------------------------- in and out
 def everything_is_removed(backbone: Backbone, make: Make, tokens: int) -> None:
     """After `compressing`, and after an exception in it, the model is what it was, bit for bit."""
     inputs = batch(backbone)
     plain = logits(backbone, inputs)
-    method = made(backbone, make, tokens)
+    method = instance(backbone, make, tokens)
 
     def check() -> None:
         assert "forward" not in backbone.decoder.__dict__
@@ -461,9 +299,9 @@ def _runs(backbone: Backbone, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         torch.manual_seed(0)
         return {
             "prefill": logits(backbone, inputs),
-            "greedy": torch.stack(generated(backbone, inputs).logits),
-            "beams": generated(backbone, inputs, num_beams=3).sequences,
-            "sampling": generated(backbone, inputs, do_sample=True).sequences,
+            "greedy": torch.stack(generation(backbone, inputs).logits),
+            "beams": generation(backbone, inputs, num_beams=3).sequences,
+            "sampling": generation(backbone, inputs, do_sample=True).sequences,
         }
 
 
