@@ -16,7 +16,7 @@ from vtc.backbones import anyres
 from vtc.backbones.llava_next import LlavaNext
 from vtc.engine import compressing
 from vtc.errors import UserError
-from vtc.interface import evenly
+from vtc.interface.tower import evenly
 from vtc.methods import build
 from vtc.testing.tiny_llava_next import tiny_llava_next
 from vtc.testing.tiny_llava_onevision import tiny_llava_onevision

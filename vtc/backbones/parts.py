@@ -36,14 +36,8 @@ class Parts:
     image_text: ClassVar[str] = "<image>"
     video_text: ClassVar[str | None] = None
     position_axes: ClassVar[int] = 1
-    linear_layers: ClassVar[tuple[str, ...]] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
+    linear_layers: ClassVar[tuple[str, ...]] = tuple(
+        f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")
     )
 
     def __init__(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from vtc.engine.call import Call, Images
 from vtc.engine.passes import attach, run_decoder
 from vtc.engine.questions import Questions
 from vtc.engine.report import Report, Tally
+from vtc.engine.stand_in import stand_in
 from vtc.engine.tower_watch import TowerWatch
 from vtc.engine.walk import Walk
 from vtc.errors import UserError
@@ -54,14 +55,13 @@ class Engine:
         self._tally: Tally | None = None
         self._questions = Questions()  # of the calls to come
         self._call: Call | None = None  # the one that is running
-        self._hooks: list = []
+        self._installed = ExitStack()
         self._tower = TowerWatch(backbone, method)
 
     # ------------------------------------------------------------------ in and out
     def install(self) -> None:
         """Takes the place of the decoder's `forward`; `remove` gives it back."""
         engine, decoder = self, self.decoder
-        self._own_forward = decoder.__dict__.get("forward")  # accelerate puts one there too
         current = decoder.forward
         original = getattr(current, "vtc_original", current)
 
@@ -90,26 +90,20 @@ class Engine:
                 return walk(decoder, **kwargs)
 
         forward.vtc_original = original  # type: ignore[attr-defined]
-        decoder.forward = types.MethodType(forward, decoder)
+        stand_in(self._installed, decoder, "forward", types.MethodType(forward, decoder))
         model, core = self.backbone.model, self.backbone.core
-        self._hooks = [
+        for hook in (
             model.register_forward_pre_hook(self._begin_call, with_kwargs=True),
             core.register_forward_pre_hook(self._find_images, with_kwargs=True),
             core.register_forward_hook(self._end_call, always_call=True),
             model.register_forward_hook(self._end_call, always_call=True),
-        ]
-        self._tower.install()
+        ):
+            self._installed.callback(hook.remove)
+        self._tower.install(self._installed)
 
     def remove(self) -> None:
         """Leaves the model as it was before `install`."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        self._tower.remove()
-        if self._own_forward is None:
-            self.decoder.__dict__.pop("forward", None)
-        else:
-            self.decoder.forward = self._own_forward
+        self._installed.close()
         self._questions, self._call = Questions(), None
 
     # ------------------------------------------------------------------ what the caller says

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -31,15 +31,11 @@ def projections(attention: Any) -> Iterator[dict[str, Tensor]]:
 
         return hook
 
-    hooks = []
-    for name in ("q", "k"):
-        last = getattr(attention, f"{name}_norm", None) or getattr(attention, f"{name}_proj")
-        hooks.append(last.register_forward_hook(note(name)))
-    try:
+    with ExitStack() as stack:
+        for name in ("q", "k"):
+            last = getattr(attention, f"{name}_norm", None) or getattr(attention, f"{name}_proj")
+            stack.callback(last.register_forward_hook(note(name)).remove)
         yield projected
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def heads(attention: Any, name: str, hidden: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from vtc.backbones import adapters
 from vtc.engine import probe
+from vtc.engine.stand_in import stand_in
 from vtc.errors import UserError
 from vtc.interface import Tower, TowerUse, projected_layer
 
@@ -34,14 +35,13 @@ class TowerWatch:
     def __init__(self, backbone: Backbone, method: Compressor) -> None:
         self.backbone, self.method = backbone, method
         self._seen: WeakIdKeyDictionary = WeakIdKeyDictionary()  # features of an image → (Tower, its number there)
-        self._installed = False
 
-    def install(self) -> None:
-        """Takes the place of the model's `get_image_features`; `remove` gives it back."""
+    def install(self, stack: ExitStack) -> None:
+        """Takes the place of the model's `get_image_features` until the stack closes."""
         if self.method.tower() is None:
             return
         core = self.backbone.core
-        self._own_method = core.__dict__.get("get_image_features")  # of an engine around this one, which is passed over
+        # Of an engine around this one, which is passed over, too.
         original = getattr(core.get_image_features, "vtc_original", core.get_image_features)
         signature = inspect.signature(original)
 
@@ -60,19 +60,8 @@ class TowerWatch:
             return outputs
 
         get_image_features.vtc_original = original  # type: ignore[attr-defined]
-        core.get_image_features = get_image_features
-        self._installed = True
-
-    def remove(self) -> None:
-        """Leaves the model as it was before `install`."""
-        if not self._installed:
-            return
-        if self._own_method is None:
-            self.backbone.core.__dict__.pop("get_image_features", None)
-        else:
-            self.backbone.core.get_image_features = self._own_method
-        self._seen.clear()
-        self._installed = False
+        stand_in(stack, core, "get_image_features", get_image_features)
+        stack.callback(self._seen.clear)
 
     def recall(self, features: Sequence[Tensor]) -> Tower | None:
         """What was seen while these features [N, D] of I images were made; None where nothing was asked for.
@@ -107,9 +96,8 @@ class TowerWatch:
             if use.adapter is not None:
                 stack.enter_context(adapters.using_in(self.backbone.tower_layers, use.adapter))
             if use.summary is not None:
-                stack.enter_context(self._summarising(use.summary))
-            hook = self.backbone.projector.register_forward_pre_hook(note_features)
-            stack.callback(hook.remove)
+                self._summarise(stack, use.summary)
+            stack.callback(self.backbone.projector.register_forward_pre_hook(note_features).remove)
             for layer in sorted(use.watch):
                 attention = self.backbone.tower_layers[layer].self_attn
                 seen[layer] = stack.enter_context(probe.projections(attention))
@@ -117,13 +105,12 @@ class TowerWatch:
                 hook = self.backbone.tower_layers[layer].register_forward_hook(_level_hook(seen["levels"], layer))
                 stack.callback(hook.remove)
             if not use.projects:
-                stack.enter_context(self._unprojected())
+                self._leave_unprojected(stack)
             if use.merge is not None:
-                stack.enter_context(self._merging(use))
+                self._merge(stack, use)
             yield seen
 
-    @contextmanager
-    def _summarising(self, summary: Tensor) -> Iterator[None]:
+    def _summarise(self, stack: ExitStack, summary: Tensor) -> None:
         """Puts `summary` [M, C] behind what the tower embeds, and lets the projector see the last M tokens alone."""
 
         def append(module: Any, args: tuple, output: Tensor) -> Tensor:
@@ -132,36 +119,19 @@ class TowerWatch:
         def cut(module: Any, args: tuple) -> tuple:
             return args[0][:, -len(summary) :], *args[1:]
 
-        hooks = [
-            self.backbone.tower_embeddings.register_forward_hook(append),
-            self.backbone.projector.register_forward_pre_hook(cut),
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        stack.callback(self.backbone.tower_embeddings.register_forward_hook(append).remove)
+        stack.callback(self.backbone.projector.register_forward_pre_hook(cut).remove)
 
-    @contextmanager
-    def _unprojected(self) -> Iterator[None]:
+    def _leave_unprojected(self, stack: ExitStack) -> None:
         """Zeros of the LLM's width [I, N, D] in place of what the projector would compute."""
-        projector, width = self.backbone.projector, self.backbone.shape.width
-        own_forward = projector.__dict__.get("forward")  # accelerate puts one there
+        width = self.backbone.shape.width
 
         def forward(features: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             return features.new_zeros(*features.shape[:-1], width)
 
-        projector.forward = forward
-        try:
-            yield
-        finally:
-            if own_forward is None:
-                del projector.forward
-            else:
-                projector.forward = own_forward
+        stand_in(stack, self.backbone.projector, "forward", forward)
 
-    @contextmanager
-    def _merging(self, use: TowerUse) -> Iterator[None]:
+    def _merge(self, stack: ExitStack, use: TowerUse) -> None:
         """Lets the method merge tokens in every layer up to the projected one, between attention and MLP."""
         implementation = self.backbone.vision_tower.config._attn_implementation
         if implementation not in ("sdpa", "eager"):
@@ -170,7 +140,6 @@ class TowerWatch:
                 f"not {implementation}"
             )
         sizes: list[Tensor] = []
-        own_forwards: list[tuple[Any, Any]] = []
 
         def merging_forward(layer: int, block: Any) -> Any:
             attend, mlp = self.backbone.tower_halves(layer)
@@ -190,19 +159,10 @@ class TowerWatch:
 
             return forward
 
-        try:
-            for layer in range(projected_layer(self.backbone.shape) + 1):
-                block = self.backbone.tower_layers[layer]
-                own_forwards.append((block, block.__dict__.get("forward")))
-                # This passes by gradient checkpointing, which wraps the class's own forward.
-                block.forward = merging_forward(layer, block)
-            yield
-        finally:
-            for block, own_forward in reversed(own_forwards):
-                if own_forward is None:
-                    block.__dict__.pop("forward", None)
-                else:
-                    block.forward = own_forward
+        for layer in range(projected_layer(self.backbone.shape) + 1):
+            block = self.backbone.tower_layers[layer]
+            # This passes by gradient checkpointing, which wraps the class's own forward.
+            stand_in(stack, block, "forward", merging_forward(layer, block))
 
     def _as_tower(self, seen: dict[Any, Any], patches: Sequence[Tensor] | None) -> Tower:
         """What `_watching` collected, in the form that methods read."""

@@ -4,6 +4,7 @@ Sizes (`BackboneShape`), tokens (`TokenSequence`), everything else that a method
 the base classes: `Compressor`, and narrower ones of which a method overrides one verb. It imports nothing above it.
 """
 
+from vtc.interface.backbone import AttachableBackbone
 from vtc.interface.compressor import (
     SUMMARY_PROMPT,
     Compressor,
@@ -19,16 +20,8 @@ from vtc.interface.needs import CLS, FIXED_COUNT, GRID, ONE_TOWER, PATCHES, PLAC
 from vtc.interface.options import layer_option, option
 from vtc.interface.self_compressor import Captions, SelfCompressor
 from vtc.interface.shape import BackboneShape, TowerShape
-from vtc.interface.tokens import REGISTER, TEXT, VISUAL, TokenSequence, keep_best, keep_best_of_rows, merge_images
-from vtc.interface.tower import (
-    Tower,
-    TowerUse,
-    View,
-    evenly,
-    projected_layer,
-    resolve_tower_layer,
-    views,
-)
+from vtc.interface.tokens import REGISTER, TEXT, VISUAL, TokenSequence, keep_best, merge_images
+from vtc.interface.tower import Tower, TowerUse, projected_layer, resolve_tower_layer
 from vtc.interface.tower_methods import (
     Condensed,
     FewerPatches,
@@ -39,6 +32,7 @@ from vtc.interface.tower_methods import (
 )
 
 __all__ = [
+    "AttachableBackbone",
     "BackboneShape",
     "CLS",
     "Captions",
@@ -69,12 +63,9 @@ __all__ = [
     "TowerUse",
     "VISUAL",
     "VideoPruner",
-    "View",
     "WHOLE_IMAGES",
     "best",
-    "evenly",
     "keep_best",
-    "keep_best_of_rows",
     "layer_option",
     "merge_images",
     "option",
@@ -83,5 +74,4 @@ __all__ = [
     "resolve_layer",
     "resolve_tower_layer",
     "scaled_layer",
-    "views",
 ]

@@ -65,6 +65,7 @@ class Compressor(nn.Module):
             `training_budgets` says which ones a step of training is about.
         trained_options: options that trained weights hold for; a checkpoint of another value is refused.
         learns_from_captions: `losses` has a term of its own over images and their captions.
+        default_share: of the visual tokens, what is left where the user gives no budget; None: see `default_tokens`.
         bottleneck: what follows an image sees of it only the tokens that the method put behind it: the mask hides each
             image's visual tokens from all but the image itself and those, in every layer, and they leave the cache
             when the prefill is over. Later tokens keep their positions. Not together with `probes` or `reads_prompt`.
@@ -94,6 +95,7 @@ class Compressor(nn.Module):
     elastic: ClassVar[bool] = False
     trained_options: ClassVar[tuple[str, ...]] = ()
     learns_from_captions: ClassVar[bool] = False
+    default_share: ClassVar[float | None] = None
     bottleneck: ClassVar[bool] = False
     adapter: str | None = None
     reads_prompt: bool = False
@@ -196,7 +198,8 @@ class Compressor(nn.Module):
     # -- budgets; `tokens` need not be known for the first two
     def default_tokens(self) -> int | None:
         """Tokens per image where the user gives no budget; None keeps whatever there is."""
-        return None
+        full = self.shape.visual_tokens
+        return full and max(1, round(full * self.default_share)) if self.default_share else None
 
     def offers(self) -> Sequence[int]:
         """The numbers of tokens per image that it can leave."""

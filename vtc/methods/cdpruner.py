@@ -32,6 +32,7 @@ class CDPruner(TokenPruner):
 
     name = "cdpruner"
     about = "CDPruner: the most diverse visual tokens, weighed by the instruction, before the LLM (arXiv 2506.10967)."
+    default_share = 1 / 9
     condition: bool = option(True, "false: diversity alone, whatever the question")
 
     def prepare(self) -> None:
@@ -51,9 +52,6 @@ class CDPruner(TokenPruner):
             r = scaled((unit @ mean[of_row][..., None])[..., 0], real)
             kernel = r[:, :, None] * kernel * r[:, None]
         return tokens.per_token(most_diverse(kernel, real, self.tokens or real.shape[1]))
-
-    def default_tokens(self) -> int | None:
-        return self.shape.visual_tokens and max(1, round(self.shape.visual_tokens / 9))
 
 
 def scaled(relevance: Tensor, real: Tensor) -> Tensor:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from vtc.interface import REGISTER, VISUAL, Captions, Compressor, Context, TokenSequence, TowerUse
+from vtc.interface import REGISTER, VISUAL, AttachableBackbone, Captions, Compressor, Context, TokenSequence, TowerUse
 from vtc.methods.chain_budgets import Budgeted, Step
 from vtc.methods.chain_order import check_order, together
 from vtc.registry import methods, parts
-
-if TYPE_CHECKING:
-    from vtc.interface.backbone import AttachableBackbone
 
 
 class Chain(Budgeted):

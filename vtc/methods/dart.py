@@ -30,6 +30,7 @@ class DART(TokenPruner):
 
     name = "dart"
     about = "DART: keeps the visual tokens that a few pivots duplicate least (arXiv 2502.11494)."
+    default_share = 2 / 9
     layer: int = layer_option(2, "before this decoder layer; pivots by the keys of the one before", lowest=1)
     visual: int = option(4, "visual pivots of an image", allowed=whole(1))
     text: int = option(4, "pivots among the prompt's words; 0: the image alone", allowed=whole(0))
@@ -64,6 +65,3 @@ class DART(TokenPruner):
             place = duplication.masked_fill(kept | ~real, float("inf")).argsort(dim=1, stable=True).argsort(dim=1)
             kept = kept | ((place < (until - since)[:, None]) & real)
         return tokens.per_token(kept.float())
-
-    def default_tokens(self) -> int | None:
-        return self.shape.visual_tokens and max(1, round(self.shape.visual_tokens * 2 / 9))

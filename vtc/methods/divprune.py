@@ -26,15 +26,13 @@ class DivPrune(TokenPruner):
 
     name = "divprune"
     about = "DivPrune: keeps visual tokens that are far from each other, before the LLM (arXiv 2503.02175)."
+    default_share = 0.098
     # Before a later layer it compares hidden states.
     layer: int = layer_option(0, "before this decoder layer; 0: before the LLM, as in the paper")
 
     def score(self, tokens: TokenSequence, context: Context) -> Tensor:
         _, real = tokens.images
         return tokens.per_token(farthest_first(tokens.visual_hidden(), real, self.tokens or real.shape[1]))
-
-    def default_tokens(self) -> int | None:
-        return self.shape.visual_tokens and max(1, round(0.098 * self.shape.visual_tokens))
 
 
 @torch.no_grad()

@@ -36,6 +36,7 @@ class DyCoke(VideoPruner):
         "DyCoke: a row's images are frames of a video, in groups of four; merges what repeats over time "
         "(arXiv 2411.15024)."
     )
+    default_share = 1 / 2
     needs = (PLACES,)
 
     @torch.no_grad()
@@ -48,6 +49,3 @@ class DyCoke(VideoPruner):
         opens = number == 0
         kept = whole(tokens, opens, self.tokens or real.shape[1])
         return tokens.per_token(torch.where(opens[:, None], kept, -place.float()))
-
-    def default_tokens(self) -> int | None:
-        return self.shape.visual_tokens and max(1, round(self.shape.visual_tokens / 2))

@@ -34,6 +34,7 @@ class EVS(VideoPruner):
         "EVS: a row's images are frames of a video; drops what hardly changed since the previous one "
         "(arXiv 2510.14624)."
     )
+    default_share = 1 / 4
     needs = (PLACES,)
 
     @torch.no_grad()
@@ -43,9 +44,6 @@ class EVS(VideoPruner):
         changed = 1 - similarity(tokens, torch.ones_like(frame))
         first = (frame == 0)[:, None]
         return tokens.per_token(torch.where(first, whole(tokens, frame == 0, self.tokens or real.shape[1]), changed))
-
-    def default_tokens(self) -> int | None:
-        return self.shape.visual_tokens and max(1, round(self.shape.visual_tokens / 4))
 
 
 def similarity(tokens: TokenSequence, back: Tensor) -> Tensor:

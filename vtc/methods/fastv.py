@@ -20,6 +20,7 @@ class FastV(TokenPruner):
 
     name = "fastv"
     about = "FastV: keeps the visual tokens that the last prompt token attends to (arXiv 2403.06764)."
+    default_share = 1 / 2
     # The paper's K; 3 in Victor's comparison.
     layer: int = layer_option(2, "before this decoder layer, scored in the one before", lowest=1)
 
@@ -28,6 +29,3 @@ class FastV(TokenPruner):
 
     def score(self, tokens: TokenSequence, context: Context) -> Tensor:
         return context.attention(self.layer - 1)
-
-    def default_tokens(self) -> int | None:
-        return self.shape.visual_tokens and round(self.shape.visual_tokens / 2)

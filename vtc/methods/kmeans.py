@@ -31,6 +31,7 @@ class KMeans(TokenMerger):
 
     name = "kmeans"
     about = "K-Means: clusters of visual tokens become their means (compared in LLaVolta, arXiv 2406.20092)."
+    default_share = 1 / 8
     layer: int = layer_option(2, "before this decoder layer; 0: before the LLM")
     # It ends before, where nothing moves any more.
     iterations: int = option(10, "of Lloyd's algorithm, at most", allowed=whole(1))
@@ -41,9 +42,6 @@ class KMeans(TokenMerger):
         if self.tokens is None or self.tokens >= real.shape[1]:
             return groups, None
         return lloyd(tokens.visual_hidden().detach().float(), real, groups, self.iterations), None
-
-    def default_tokens(self) -> int | None:
-        return self.shape.visual_tokens and max(1, round(self.shape.visual_tokens / 8))
 
 
 @torch.no_grad()

@@ -64,7 +64,8 @@ class M3(AveragePooling):
     needs_training = True
     elastic = True
     trained_options = ("scales",)
-    layer, dims = 0, 2  # no options here
+    layer = 0  # This and `dims` are no options here.
+    dims = 2
     scales: list[int] = option(
         None,
         "trained and offered; null: every grid of square cells (the paper, on 24x24: [1,9,36,144,576])",

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from vtc.errors import UserError
-from vtc.interface import BackboneShape, Compressor, Context, TokenSequence, layer_option, resolve_layer
-from vtc.interface.tokens import keep_best
+from vtc.interface import BackboneShape, Compressor, Context, TokenSequence, keep_best, layer_option, resolve_layer
 
 
 class PyramidDrop(Compressor):
@@ -33,6 +32,7 @@ class PyramidDrop(Compressor):
         "PyramidDrop: drops the same share of the visual tokens at several layers, by the last word's attention "
         "(arXiv 2410.17247)."
     )
+    default_share = 1 / 8
     reads_prompt = True
     # Four stages of equal depth. Where a shallow decoder has one layer for several, they act there at once.
     stage_layers: Sequence[int] = layer_option(
@@ -51,9 +51,6 @@ class PyramidDrop(Compressor):
             return tokens
         left = [remaining(n, self.tokens, self.stages[layer]) for n in real.sum(1).tolist()]
         return keep_best(tokens, context.next_layer_attention(tokens), torch.tensor(left, device=real.device))
-
-    def default_tokens(self) -> int | None:
-        return self.shape.visual_tokens and max(1, round(self.shape.visual_tokens / 8))
 
     def layer_tokens(self) -> list[int]:
         return pyramid(self.tokens, self.shape, self.stages)

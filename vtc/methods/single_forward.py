@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
 from vtc.identity import WEIGHTS
-from vtc.interface import ONE_TOWER, WHOLE_IMAGES, FewerPatches, TowerUse, option, projected_layer
+from vtc.interface import ONE_TOWER, WHOLE_IMAGES, AttachableBackbone, FewerPatches, TowerUse, option, projected_layer
 from vtc.interface.options import SOME
 from vtc.methods.fwd2bot import COMPRESS, GENERATE, lora_parameters
-
-if TYPE_CHECKING:
-    from vtc.interface.backbone import AttachableBackbone
 
 
 class SingleForward(FewerPatches):

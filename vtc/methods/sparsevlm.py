@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from vtc.allowed import number
-from vtc.interface import VISUAL, Compressor, Context, TokenSequence, layer_option, option
-from vtc.interface.tokens import merge_images
+from vtc.interface import VISUAL, Compressor, Context, TokenSequence, layer_option, merge_images, option
 from vtc.methods.pyramiddrop import pyramid, remaining, stages_of
 
 
@@ -41,6 +40,7 @@ class SparseVLM(Compressor):
         "SparseVLM: words about the image rate its tokens; some of the dropped are merged and return "
         "(arXiv 2410.04417)."
     )
+    default_share = 1 / 5
     reads_prompt = True
     stage_layers: Sequence[int] = layer_option(
         (2, 6, 15), "before these decoder layers; the last one leaves `tokens`", name="layers"
@@ -84,9 +84,6 @@ class SparseVLM(Compressor):
         clusters = min(ceil(self.recycle * (length - left) / 10), left // 2)
         recycled = max(clusters, round(self.recycle * (length - left + clusters))) if clusters else 0
         return left - clusters, recycled, clusters
-
-    def default_tokens(self) -> int | None:
-        return self.shape.visual_tokens and max(1, round(self.shape.visual_tokens / 5))
 
     def layer_tokens(self) -> list[int]:
         return pyramid(self.tokens, self.shape, self.stages)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtc.allowed import one_of
 from vtc.errors import UserError
-from vtc.interface import VISUAL, Compressor, Context, TokenSequence, layer_option, option
+from vtc.interface import VISUAL, AttachableBackbone, Compressor, Context, TokenSequence, layer_option, option
 from vtc.methods.avgpool import raster_groups
-
-if TYPE_CHECKING:
-    from vtc.interface.backbone import AttachableBackbone
 
 
 class Victor(Compressor):

@@ -34,6 +34,7 @@ class VidCom2(VideoPruner):
         "VidCom2: a row's images are frames of a video; unique frames get more tokens, unique tokens stay "
         "(arXiv 2505.14454)."
     )
+    default_share = 1 / 4
     # τ of the authors' code.
     temperature: float = option(
         0.01,
@@ -66,9 +67,6 @@ class VidCom2(VideoPruner):
         order = (typical + gaussian(x, of_frame)).masked_fill(~real, float("inf")).argsort(dim=1, stable=True)
         place = order.argsort(dim=1)
         return torch.where(place == 0, float("inf"), share[:, None] - place)
-
-    def default_tokens(self) -> int | None:
-        return self.shape.visual_tokens and max(1, round(self.shape.visual_tokens / 4))
 
 
 def stable_channels(frames: Tensor, real: Tensor) -> Tensor:

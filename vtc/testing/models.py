@@ -5,9 +5,9 @@ backbone.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,30 +20,17 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PAD, BOS, EOS, IMAGE, FIRST_WORD = 0, 1, 2, 3, 4
-WORDS = [
-    "summarize",
-    "the",
-    "image",
-    "in",
-    "a",
-    "few",
-    "words",
-    ".",
-    "USER:",
-    "ASSISTANT:",
-    "what",
-    "is",
-    "this",
-    "one",
-    "two",
-    "three",
-    "red",
-    "blue",
-    "circle",
-    "square",
-    "left",
-    "right",
-]
+VOCABULARY = (
+    "summarize the image in a few words . USER: ASSISTANT: what is this one two three red blue circle square left right"
+)
+WORDS = VOCABULARY.split()
+TOWER: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "initializer_range": 0.2,
+}
 
 
 def tokenizer(special: Sequence[str] = (), named: Mapping[str, str] | None = None):
@@ -65,6 +52,37 @@ def tokenizer(special: Sequence[str] = (), named: Mapping[str, str] | None = Non
     usual = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
     extra = {"image_token": "<image>"} if named is None else dict(named)
     return PreTrainedTokenizerFast(tokenizer_object=core, extra_special_tokens=extra, **usual)
+
+
+def decoder_sizes(
+    width: int, depth: int, heads: int = 4, kv_heads: int = 2, positions: int = 4096, **others: Any
+) -> dict[str, Any]:
+    """Of a language model, for its config class."""
+    return {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": 64,
+        "max_position_embeddings": positions,
+        "pad_token_id": PAD,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "initializer_range": 0.2,
+    } | others
+
+
+def drawn(make: Callable[[], Any], seed: int, attention: str | None = None) -> Any:
+    """The model that `make` draws from this seed, in eval mode, generating up to the length asked for."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make()
+    if attention is not None:
+        model.set_attn_implementation(attention)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = PAD
+    return model.eval()
 
 
 def tiny_backbone(
@@ -91,41 +109,14 @@ def tiny_backbone(
 
     patch = 4
     side = grid * patch
-    vision = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=side,
-        patch_size=patch,
-        initializer_range=0.2,
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(image_size=side, patch_size=patch, **TOWER),
+        text_config=LlamaConfig(**decoder_sizes(width, depth, heads, kv_heads, 2048, bos_token_id=BOS)),
+        image_token_id=IMAGE,  # type: ignore[call-arg]
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
     )
-    text = LlamaConfig(
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=depth,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        vocab_size=64,
-        max_position_embeddings=2048,
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=None,
-        initializer_range=0.2,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = LlavaConfig(
-            vision_config=vision,
-            text_config=text,
-            image_token_id=IMAGE,  # type: ignore[call-arg]
-            vision_feature_layer=-2,
-            vision_feature_select_strategy="default",
-        )
-        model = LlavaForConditionalGeneration(config).eval()
-    model.set_attn_implementation(attention)
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = PAD
+    model = drawn(lambda: LlavaForConditionalGeneration(config), seed, attention)
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessor(
             size={"height": side, "width": side}, crop_size={"height": side, "width": side}, do_center_crop=False

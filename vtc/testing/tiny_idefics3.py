@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from vtc.backbones.idefics3 import GLOBAL, MESSAGES, Idefics3, SmolVLM
-from vtc.testing.models import tokenizer
-from vtc.testing.tiny_tiles import PATCH, SHUFFLE, SIDE, TOKENS, TOWER, decoder_sizes, drawn
+from vtc.testing.models import TOWER, decoder_sizes, drawn, tokenizer
+from vtc.testing.tiny_tiles import PATCH, SHUFFLE, SIDE, TOKENS
 
 FAKE, END = "<fake_token_around_image>", "<end_of_utterance>"
 

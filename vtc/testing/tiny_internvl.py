@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from vtc.backbones.internvl import InternVL
-from vtc.testing.models import tokenizer
-from vtc.testing.tiny_tiles import PATCH, SHUFFLE, SIDE, TOKENS, TOWER, decoder_sizes, drawn
+from vtc.testing.models import TOWER, decoder_sizes, drawn, tokenizer
+from vtc.testing.tiny_tiles import PATCH, SHUFFLE, SIDE, TOKENS
 
 
 def tiny_internvl(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from vtc.backbones.llava_next import LlavaNext
-from vtc.testing.models import BOS, IMAGE, PAD, tokenizer
+from vtc.testing.models import BOS, IMAGE, TOWER, decoder_sizes, drawn, tokenizer
 
 TILE, PATCH = 8, 4
 RESOLUTIONS = [[8, 16], [16, 8], [16, 16], [24, 8], [8, 24]]
@@ -42,26 +40,13 @@ def tiny_llava_next(
         LlavaNextProcessor,
     )
 
-    vision = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=TILE,
-        patch_size=patch,
-        initializer_range=0.2,
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(image_size=TILE, patch_size=patch, **TOWER),
+        text_config=tiny_decoder(kind, width, depth),
+        image_token_id=IMAGE,  # type: ignore[call-arg]
+        image_grid_pinpoints=RESOLUTIONS,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = LlavaNextConfig(
-            vision_config=vision,
-            text_config=tiny_decoder(kind, width, depth),
-            image_token_id=IMAGE,  # type: ignore[call-arg]
-            image_grid_pinpoints=RESOLUTIONS,
-        )
-        model = LlavaNextForConditionalGeneration(config).eval()
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = PAD
+    model = drawn(lambda: LlavaNextForConditionalGeneration(config), seed)
     processor = LlavaNextProcessor(
         image_processor=LlavaNextImageProcessor(
             size={"shortest_edge": TILE},
@@ -81,19 +66,5 @@ def tiny_decoder(kind: str, width: int, depth: int) -> Any:
     """The config of a decoder with grouped queries."""
     from transformers import AutoConfig
 
-    return AutoConfig.for_model(
-        kind,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=depth,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=width // 4,
-        vocab_size=64,
-        max_position_embeddings=2048,
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=None,
-        initializer_range=0.2,
-        tie_word_embeddings=False,
-    )
+    sizes = decoder_sizes(width, depth, positions=2048, bos_token_id=BOS)
+    return AutoConfig.for_model(kind, **sizes, head_dim=width // 4, tie_word_embeddings=False)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from vtc.backbones.llava_onevision import LlavaOnevision
-from vtc.testing.models import IMAGE, PAD, tokenizer
+from vtc.testing.models import IMAGE, TOWER, drawn, tokenizer
 from vtc.testing.tiny_llava_next import tiny_decoder
 
 TILE, PATCH = 12, 4
@@ -36,27 +34,16 @@ def tiny_llava_onevision(
         SiglipVisionConfig,
     )
 
-    vision = SiglipVisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=TILE,
-        patch_size=PATCH,
-        vision_use_head=False,  # type: ignore[call-arg]
+    sizes = {name: size for name, size in TOWER.items() if name != "initializer_range"}
+    vision = SiglipVisionConfig(image_size=TILE, patch_size=PATCH, vision_use_head=False, **sizes)  # type: ignore[call-arg]
+    config = LlavaOnevisionConfig(
+        vision_config=vision,
+        text_config=tiny_decoder("qwen2", width, depth),
+        image_token_id=IMAGE,  # type: ignore[call-arg]
+        video_token_id=VIDEO,  # type: ignore[call-arg]
+        image_grid_pinpoints=RESOLUTIONS,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = LlavaOnevisionConfig(
-            vision_config=vision,
-            text_config=tiny_decoder("qwen2", width, depth),
-            image_token_id=IMAGE,  # type: ignore[call-arg]
-            video_token_id=VIDEO,  # type: ignore[call-arg]
-            image_grid_pinpoints=RESOLUTIONS,
-        )
-        model = LlavaOnevisionForConditionalGeneration(config).eval()
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = PAD
+    model = drawn(lambda: LlavaOnevisionForConditionalGeneration(config), seed)
     words = tokenizer(["<video>", "<|im_start|>", "<|im_end|>"], {"image_token": "<image>", "video_token": "<video>"})
     words.eos_token = "<|im_end|>"
     processor = LlavaOnevisionProcessor(

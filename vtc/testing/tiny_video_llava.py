@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from vtc.backbones.video_llava import VideoLlava
-from vtc.testing.models import IMAGE, PAD, tokenizer
+from vtc.testing.models import IMAGE, TOWER, drawn, tokenizer
 from vtc.testing.tiny_llava_next import tiny_decoder
 from vtc.testing.tiny_llava_onevision import VIDEO
 
@@ -45,26 +43,13 @@ def tiny_video_llava(frames: bool = False, width: int = 32, depth: int = 4, seed
         VideoLlavaVideoProcessor,
     )
 
-    vision = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=SIDE,
-        patch_size=PATCH,
-        initializer_range=0.2,
+    config = VideoLlavaConfig(
+        vision_config=CLIPVisionConfig(image_size=SIDE, patch_size=PATCH, **TOWER),
+        text_config=tiny_decoder("llama", width, depth),
+        image_token_id=IMAGE,  # type: ignore[call-arg]
+        video_token_id=VIDEO,  # type: ignore[call-arg]
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = VideoLlavaConfig(
-            vision_config=vision,
-            text_config=tiny_decoder("llama", width, depth),
-            image_token_id=IMAGE,  # type: ignore[call-arg]
-            video_token_id=VIDEO,  # type: ignore[call-arg]
-        )
-        model = VideoLlavaForConditionalGeneration(config).eval()
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = PAD
+    model = drawn(lambda: VideoLlavaForConditionalGeneration(config), seed)
     words = tokenizer(["<video>"], {"image_token": "<image>", "video_token": "<video>"})
     size: dict[str, Any] = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
     processor = VideoLlavaProcessor(
