@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import BatchFeature
 
+    from vtc.backbones.parts import Clips
+
 
 class Videos(Backbone):
     """A backbone whose `core` has `get_image_features` and `get_video_features`. Every frame of a video is an image.
@@ -48,9 +50,7 @@ class Videos(Backbone):
         """What `get_video_features` gives, frame by frame, a list of [N_i, D]."""
         raise NotImplementedError
 
-    def _processed(
-        self, text: list[str], images: list[list[Image]], videos: Sequence[Sequence[Sequence[Image]]] | None
-    ) -> BatchFeature:
+    def _processed(self, text: list[str], images: list[list[Image]], videos: Clips) -> BatchFeature:
         lengths = sorted({len(video) for row in videos or [] for video in row})
         if len(lengths) > 1:
             raise UserError(

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import BatchFeature
 
+    Clips = Sequence[Sequence[Sequence[Image]]] | None  # of each question its videos, each a list of frames
+
 
 class Parts:
     """The transformers model as it is, and the places where its parts are.
@@ -214,7 +216,7 @@ class Parts:
         self,
         questions: Sequence[str],
         images: Sequence[Sequence[Image]],
-        videos: Sequence[Sequence[Sequence[Image]]] | None = None,
+        videos: Clips = None,
     ) -> BatchFeature:
         """Questions with their images as model inputs: left-padded, on the model's device, in its dtype.
 
@@ -233,7 +235,7 @@ class Parts:
         self,
         text: Sequence[str],
         images: Sequence[Sequence[Image]],
-        videos: Sequence[Sequence[Sequence[Image]]] | None = None,
+        videos: Clips = None,
     ) -> BatchFeature:
         """Prompts, written with `image_text` and `video_text`, as model inputs; see `inputs`."""
         if videos is not None and any(videos) and self.video_text is None:
@@ -241,9 +243,7 @@ class Parts:
         batch = self._processed(list(text), [[self.sized(i) for i in row] for row in images], videos)
         return batch.to(device=self.device, dtype=self.dtype)  # of what is floating point alone
 
-    def _processed(
-        self, text: list[str], images: list[list[Image]], videos: Sequence[Sequence[Sequence[Image]]] | None
-    ) -> BatchFeature:
+    def _processed(self, text: list[str], images: list[list[Image]], videos: Clips) -> BatchFeature:
         """What the family's processor makes of prompts and pictures; most take the pictures of all rows as one list."""
         pictures: dict[str, Any] = {"images": [image for row in images for image in row] or None}
         if videos is not None and any(videos):

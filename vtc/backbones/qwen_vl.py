@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import BatchFeature
     from transformers.video_utils import VideoMetadata
 
+    from vtc.backbones.parts import Clips
     from vtc.settings import BackboneSettings
 
 Grid = tuple[int, int]
@@ -218,9 +219,7 @@ class QwenVL(Chat):
         return sum(int(inputs[key][:, 0].sum()) for key in ("image_grid_thw", "video_grid_thw") if key in inputs)
 
     # -- inputs
-    def _processed(
-        self, text: list[str], images: list[list[Image]], videos: Sequence[Sequence[Sequence[Image]]] | None
-    ) -> BatchFeature:
+    def _processed(self, text: list[str], images: list[list[Image]], videos: Clips) -> BatchFeature:
         import torch
 
         media: dict[str, Any] = {"images": [image for row in images for image in row] or None}

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import BatchFeature
 
+    from vtc.backbones.parts import Clips
+
 Frames = Sequence["Image"]
 
 
@@ -117,9 +119,7 @@ class Tiled(Chat):
         """What `tiles` and `image_size` are to the family's processor."""
         raise NotImplementedError
 
-    def _processed(
-        self, text: list[str], images: list[list[Image]], videos: Sequence[Sequence[Frames]] | None
-    ) -> BatchFeature:
+    def _processed(self, text: list[str], images: list[list[Image]], videos: Clips) -> BatchFeature:
         """Row by row: rows may have different numbers of tiles, which are then put one behind the other."""
         import torch
         from torch.nn.utils.rnn import pad_sequence

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import BatchFeature
 
+    from vtc.backbones.parts import Clips
+
 
 class VideoLlava(Videos, Chat, Llava):
     """Any `VideoLlavaForConditionalGeneration`."""
@@ -51,9 +53,7 @@ class VideoLlava(Videos, Chat, Llava):
     def plain_prompt(self, question: str, images: int, videos: int) -> str:
         return "USER: " + "<image>\n" * images + "<video>\n" * videos + f"{question} ASSISTANT:"
 
-    def _processed(
-        self, text: list[str], images: list[list[Image]], videos: Sequence[Sequence[Sequence[Image]]] | None
-    ) -> BatchFeature:
+    def _processed(self, text: list[str], images: list[list[Image]], videos: Clips) -> BatchFeature:
         batch = super()._processed(text, images, videos)
         if "pixel_values_images" in batch:  # an older name, which the model is about to forget
             batch["pixel_values"] = batch.pop("pixel_values_images")

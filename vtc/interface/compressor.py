@@ -222,10 +222,8 @@ class Compressor(nn.Module):
         return dataclasses.replace(self.shape, visual_tokens=self.tokens, grid=None, places=False)
 
 
-class TokenPruner(Compressor):
-    """Keeps the best visual tokens of each image, before one layer: `layer`, 0 unless the class has it as an option.
-    Override `score`.
-    """
+class OneLayer(Compressor):
+    """Acts before one layer: `layer`, 0 unless the class has it as an option."""
 
     layer: int = 0
 
@@ -234,6 +232,10 @@ class TokenPruner(Compressor):
 
     def layer_tokens(self) -> list[int]:
         return self.two_level(self.layer)
+
+
+class TokenPruner(OneLayer):
+    """Keeps the best visual tokens of each image, before one layer. Override `score`."""
 
     def score(self, tokens: TokenSequence, context: Context) -> Tensor:
         """[B, L], higher is better; only the visual tokens' scores are read. Ties go to the earlier token."""
@@ -264,18 +266,8 @@ class VideoPruner(TokenPruner):
         return keep_best_of_rows(tokens, self.score(tokens, context), count)
 
 
-class TokenMerger(Compressor):
-    """Merges the visual tokens of each image into groups, before one layer: `layer`, 0 unless the class has it as an
-    option. Override `assign`.
-    """
-
-    layer: int = 0
-
-    def layers(self) -> set[int]:
-        return {self.layer}
-
-    def layer_tokens(self) -> list[int]:
-        return self.two_level(self.layer)
+class TokenMerger(OneLayer):
+    """Merges the visual tokens of each image into groups, before one layer. Override `assign`."""
 
     def assign(self, tokens: TokenSequence, context: Context) -> tuple[Tensor, Tensor | None]:
         """Groups [I, N], 0… in each image (-1 leaves a token alone), and weights [I, N] or None.

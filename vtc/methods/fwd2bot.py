@@ -16,8 +16,7 @@ from vtc.interface import SUMMARY_PROMPT, Captions, Context, SelfCompressor, Tok
 from vtc.interface.options import SOME
 
 if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
-    from vtc.interface.backbone import AttachableBackbone
+    from vtc.interface import AttachableBackbone, BackboneShape
 
 COMPRESS, GENERATE, SHARED = "compress", "generate", "shared"
 ADAPTERS = {"stage": (COMPRESS, GENERATE), "single": (SHARED, SHARED), "none": (None, None)}  # of either pass

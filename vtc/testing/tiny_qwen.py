@@ -51,8 +51,8 @@ def tiny_qwen2_vl(seed: int = 0, image_size: int | None = SIDE, attention: str =
     """Qwen2-VL: M-RoPE, a tower of full attention."""
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
-    vision: dict[str, Any] = {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}
-    config = Qwen2VLConfig(text_config=_text(), vision_config=_vision() | vision, **_ids())
+    vision = _vision(embed_dim=16, hidden_size=32, mlp_ratio=2)
+    config = Qwen2VLConfig(text_config=_text(), vision_config=vision, **_ids())
     classes = Qwen2VL, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
     return _backbone(*classes, config, seed, image_size, attention)
 
@@ -61,14 +61,9 @@ def tiny_qwen2_5_vl(seed: int = 0, image_size: int | None = SIDE, attention: str
     """Qwen2.5-VL: the same with windows of 2×2 visual tokens in all layers of the tower but the last."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-    vision: dict[str, Any] = {
-        "hidden_size": 16,
-        "out_hidden_size": 32,
-        "intermediate_size": 32,
-        "window_size": 2 * MERGE * PATCH,
-    }
-    vision |= {"fullatt_block_indexes": [1], "tokens_per_second": 2}
-    config = Qwen2_5_VLConfig(text_config=_text(), vision_config=_vision() | vision, **_ids())
+    widths = {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 32}
+    vision = _vision(**widths, window_size=2 * MERGE * PATCH, fullatt_block_indexes=[1], tokens_per_second=2)
+    config = Qwen2_5_VLConfig(text_config=_text(), vision_config=vision, **_ids())
     return _backbone(
         Qwen2_5VL, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, config, seed, image_size, attention
     )
@@ -79,15 +74,10 @@ def tiny_qwen3_vl(seed: int = 0, image_size: int | None = SIDE, attention: str =
     another width than hidden size / heads."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
-    vision: dict[str, Any] = {
-        "hidden_size": 16,
-        "out_hidden_size": 32,
-        "intermediate_size": 32,
-        "num_position_embeddings": 64,
-    }
-    vision |= {"depth": 3, "deepstack_visual_indexes": [0, 1, 2]}
+    widths = {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 32}
+    vision = _vision(**widths, num_position_embeddings=64, depth=3, deepstack_visual_indexes=[0, 1, 2])
     text = _text(head_dim=16, sections=(4, 2, 2), mrope_interleaved=True)
-    config = Qwen3VLConfig(text_config=text, vision_config=_vision() | vision, **_ids())
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, **_ids())
     classes = Qwen3VL, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
     return _backbone(*classes, config, seed, image_size, attention)
 
@@ -114,15 +104,9 @@ def _text(head_dim: int = 8, sections: tuple[int, ...] = (2, 1, 1), **rope: Any)
     return text | ({"head_dim": head_dim} if rope else {"bos_token_id": None, "eos_token_id": None})
 
 
-def _vision() -> dict[str, Any]:
-    vision: dict[str, Any] = {
-        "depth": 2,
-        "num_heads": 2,
-        "patch_size": PATCH,
-        "spatial_merge_size": MERGE,
-        "temporal_patch_size": 2,
-    }
-    return vision | {"initializer_range": 0.2}
+def _vision(**own: Any) -> dict[str, Any]:
+    sizes = {"depth": 2, "num_heads": 2, "patch_size": PATCH, "spatial_merge_size": MERGE, "temporal_patch_size": 2}
+    return sizes | {"initializer_range": 0.2} | own
 
 
 def _backbone(

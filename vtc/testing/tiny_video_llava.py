@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vtc.backbones.video_llava import VideoLlava
@@ -14,6 +13,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import BatchFeature
 
+    from vtc.backbones.parts import Clips
+
 SIDE, PATCH = 16, 4
 
 
@@ -22,9 +23,7 @@ class OneFrameVideos(VideoLlava):
 
     image_text = "<video>"
 
-    def _processed(
-        self, text: list[str], images: list[list[Image]], videos: Sequence[Sequence[Sequence[Image]]] | None
-    ) -> BatchFeature:
+    def _processed(self, text: list[str], images: list[list[Image]], videos: Clips) -> BatchFeature:
         return super()._processed(text, [], [[[image] for image in row] for row in images])
 
 
