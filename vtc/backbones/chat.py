@@ -65,12 +65,12 @@ class Chat(Backbone):
         return [t for t in (getattr(self.processor, "chat_template", None), self.template) if t is not None]
 
     def _rendered(self, messages: Sequence[dict[str, Any]], asks: bool) -> str:
-        shown = [part["type"] for message in messages for part in message["content"]].count("image")
+        images = [part["type"] for message in messages for part in message["content"]].count("image")
         for template in self._templates:
             text = self.processor.apply_chat_template(
                 list(messages), chat_template=template, tokenize=False, add_generation_prompt=asks
             )
-            if text.count(self.image_text) >= shown:
+            if text.count(self.image_text) >= images:
                 break
         start = self.tokenizer.bos_token
         if start and text.startswith(start) and self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]:

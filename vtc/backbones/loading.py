@@ -320,11 +320,6 @@ def _count(parameter: Any) -> int:
     return parameter.numel() if state is None else math.prod(state.shape)
 
 
-def is_quantized(parameter: Any) -> bool:
-    """Whether bitsandbytes holds this parameter in 4 or 8 bit."""
-    return type(parameter).__name__ in ("Params4bit", "Int8Params")
-
-
 def weight_bytes(backbone: Backbone, item: int, quantization: str = "none") -> int:
     """Memory of the weights of a model without weights (`Backbone.skeleton`).
 

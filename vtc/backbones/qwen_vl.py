@@ -150,12 +150,12 @@ class QwenVL(Chat):
                 return None
             kwargs["mm_encoder_outputs"] = outputs
         whole = {media: torch.cat(list(out.pooler_output)) for media, out in outputs.items()}
-        taken = dict.fromkeys(whole, 0)
+        offset = dict.fromkeys(whole, 0)
         features = []
         for media, count, _ in self._pictures(kwargs):
             if media in whole:
-                features.append(whole[media][taken[media] : taken[media] + count])
-                taken[media] += count
+                features.append(whole[media][offset[media] : offset[media] + count])
+                offset[media] += count
         return features
 
     def grids(self, kwargs: dict[str, Any], features: Sequence[Tensor]) -> list[Grid | None]:

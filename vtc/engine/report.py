@@ -34,11 +34,6 @@ class Report:
     cached: list[list[int]]
     kept: list[list[int]]
 
-    @property
-    def layer_average(self) -> list[float]:
-        """Mean over the layers of the visual tokens seen, per row."""
-        return [sum(layer[r] for layer in self.layers) / len(self.layers) for r in range(len(self.tokens_in))]
-
 
 @dataclass
 class Tally:

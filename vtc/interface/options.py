@@ -50,25 +50,15 @@ class Option(Declared):
     decides: Decides = EVERYTHING
 
 
-def option(
-    default: Any,
-    about: str,
-    *,
-    name: str | None = None,
-    follows: str | None = None,
-    allowed: Allowed | None = None,
-    resolve: Callable[[Any, BackboneShape], Any] | None = None,
-    decides: Decides = EVERYTHING,
-) -> Any:
+def option(default: Any, about: str, **fields: Any) -> Any:
     """Declares an option of a method.
 
     Args:
         default: a literal, immutable; `...`: the user must give a value.
         about: one line for `--help` and the docs.
-        name, follows, allowed, resolve, decides: see `Option` and `vtc.declarations.Declared`; the first two are
-            literals too.
+        fields: the others of `Option`; `name` and `follows` are literals too.
     """
-    return Option(default, about, follows, name, allowed, resolve, None, decides)
+    return Option(default, about, **fields)
 
 
 def layer_option(default: Any, about: str, *, lowest: int = 0, name: str | None = None) -> Any:
@@ -80,10 +70,10 @@ def layer_option(default: Any, about: str, *, lowest: int = 0, name: str | None 
     Args:
         lowest: 1 for a method that reads the attention of the layer before.
     """
-    return Option(default, about, None, name, anything(), None, lowest)
+    return Option(default, about, name=name, allowed=anything(), lowest=lowest)
 
 
-_LAYER_SCALE = Option(LAYER_SCALE.default, LAYER_SCALE.about, LAYER_SCALE.follows, allowed=one_of("auto", "none"))
+_LAYER_SCALE = Option(**vars(LAYER_SCALE), allowed=one_of("auto", "none"))
 
 
 def options_of(cls: type) -> dict[str, tuple[str, Option]]:

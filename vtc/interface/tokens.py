@@ -276,8 +276,8 @@ class TokenSequence:
         if not flat:
             view = view._closed()
         out = view.insert(marked, role=role)
-        made = out.hidden[..., 0] >= rows * length
-        out = out.keep(made | (out.role != VISUAL))
+        new = out.hidden[..., 0] >= rows * length
+        out = out.keep(new | (out.role != VISUAL))
         return dataclasses.replace(out, compact=self.compact, deep=self.deep)._from_pool(self._with(embeddings))
 
     # ------------------------------------------------------------------ mechanics
@@ -338,8 +338,8 @@ class TokenSequence:
     def _with(self, embeddings: Tensor) -> Tensor:
         """`_whole`, and in the same form what a method made, [..., D], to which nothing will be added."""
         whole = self._whole()
-        made = embeddings.reshape(-1, embeddings.shape[-1]).to(whole.dtype)
-        return torch.cat([whole, torch.nn.functional.pad(made, (0, whole.shape[1] - made.shape[1]))])
+        new = embeddings.reshape(-1, embeddings.shape[-1]).to(whole.dtype)
+        return torch.cat([whole, torch.nn.functional.pad(new, (0, whole.shape[1] - new.shape[1]))])
 
     def _from_pool(self, pool: Tensor) -> TokenSequence:
         """`self`, whose `hidden` holds row numbers [B, L, 1], with the rows of `pool` (see `_whole`) instead."""

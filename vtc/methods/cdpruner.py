@@ -40,7 +40,7 @@ class CDPruner(TokenPruner):
 
     @torch.no_grad()
     def score(self, tokens: TokenSequence, context: Context) -> Tensor:
-        index, real = tokens.images
+        _, real = tokens.images
         unit = F.normalize(tokens.visual_hidden().float(), dim=-1)
         kernel = unit @ unit.transpose(1, 2)
         kernel.diagonal(dim1=1, dim2=2).fill_(1)  # else rounding would make the first pick
@@ -48,7 +48,7 @@ class CDPruner(TokenPruner):
             text = context.prompt(tokens)
             words = F.normalize(tokens.hidden.float(), dim=-1) * text[..., None]
             mean = words.sum(1) / text.sum(1, keepdim=True).clamp(min=1)
-            of_row = torch.div(index[:, 0], tokens.mask.shape[1], rounding_mode="floor")
+            of_row, _ = tokens.frames
             r = scaled((unit @ mean[of_row][..., None])[..., 0], real)
             kernel = r[:, :, None] * kernel * r[:, None]
         return tokens.per_token(most_diverse(kernel, real, self.tokens or real.shape[1]))

@@ -44,7 +44,7 @@ class DART(TokenPruner):
         norm = context.keys[self.layer - 1].float().norm(dim=-1)
         unit = F.normalize(tokens.hidden.float(), dim=-1).flatten(0, 1)
         points = unit[index]
-        of_row = torch.div(index[:, 0], tokens.mask.shape[1], rounding_mode="floor")
+        of_row, _ = tokens.frames
         start = of_row[:, None] * tokens.mask.shape[1]
 
         visual = min(self.visual, self.tokens or real.shape[1], real.shape[1])
@@ -52,9 +52,9 @@ class DART(TokenPruner):
         own = among.argsort(dim=1, descending=True, stable=True)[:, :visual]
         kept = torch.zeros_like(real).scatter(1, own, True) & real
         words = norm.masked_fill(~context.prompt(tokens), -1)[of_row]
-        said = words.argsort(dim=1, descending=True, stable=True)[:, : self.text]
-        pivots = torch.cat([index.gather(1, own), start + said], 1)  # [I, P] places in the batch
-        there = torch.cat([real.gather(1, own), words.gather(1, said) >= 0], 1)
+        verbal = words.argsort(dim=1, descending=True, stable=True)[:, : self.text]
+        pivots = torch.cat([index.gather(1, own), start + verbal], 1)  # [I, P] places in the batch
+        there = torch.cat([real.gather(1, own), words.gather(1, verbal) >= 0], 1)
 
         rest = ((self.tokens or 0) - kept.sum(1)).clamp(min=0)
         turn, total = there.cumsum(1), there.sum(1)  # shares add up: the n-th pivot ends at floor(rest · n / total)

@@ -45,10 +45,9 @@ class QueCC(WindowResampler):
         self.mlp = mlp(width, self.shape.width)
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        index, _ = tokens.images
-        if not index.numel():
+        rows, _ = tokens.frames
+        if not rows.numel():
             return tokens
-        rows = torch.div(index[:, 0], tokens.mask.shape[1], rounding_mode="floor")
         return tokens.replace(self.pack(context.seen(), self.question(tokens, context)[rows]))
 
     def pack(self, tower: Tower, question: Tensor) -> Tensor:
@@ -67,9 +66,9 @@ class QueCC(WindowResampler):
             text = torch.where(text.any(1, keepdim=True), text, other)
         number = torch.arange(1 + int((tokens.block * text).max()), device=text.device)[:, None]
         own = text[:, None] & (tokens.block[:, None] == number)  # [B, Q, L]; number 0 is what all questions share
-        asked = own.any(2)
-        asked[:, 0] &= ~asked[:, 1:].any(1)
-        row, which = asked.nonzero().T
+        present = own.any(2)
+        present[:, 0] &= ~present[:, 1:].any(1)
+        row, which = present.nonzero().T
         words = own[row, which] | own[row, 0]  # [P, L], one question each
         length = words.sum(1)
         order = words.int().argsort(dim=1, descending=True, stable=True)[:, : int(length.max())]
@@ -78,4 +77,4 @@ class QueCC(WindowResampler):
         torch.clear_autocast_cache()  # older torch would learn with weights that were cast without gradients
         last = hidden[torch.arange(len(row), device=row.device), length - 1]
         total = last.new_zeros(rows, last.shape[-1]).index_add(0, row, last)
-        return total / asked.sum(1, keepdim=True)
+        return total / present.sum(1, keepdim=True)

@@ -209,12 +209,12 @@ def turns_go_on_from_the_cache(backbone: Backbone, make: Make, tokens: int) -> N
     several = rows(backbone)
     inputs = collate(backbone, several)
     generator = torch.Generator().manual_seed(3)
-    asked = torch.tensor([words(backbone, 4, generator)] * 3)
+    question = torch.tensor([words(backbone, 4, generator)] * 3)
     with compressing(backbone, method) as engine, torch.no_grad():
         out = generation(backbone, inputs)
         # generate() leaves the last token it made out of the cache
         so_far = appended(inputs, out.sequences[:, inputs["input_ids"].shape[1] :])
-        turn = appended(so_far, asked)
+        turn = appended(so_far, question)
         text_only = {k: turn[k] for k in ALONG if k in turn}
         second = generation(backbone, text_only, **{CACHE: out[CACHE]})
         with engine.prompt_ends(ends(inputs)):
@@ -224,19 +224,19 @@ def turns_go_on_from_the_cache(backbone: Backbone, make: Make, tokens: int) -> N
             return  # the second image would be chosen by another question than in one pass
         if method.across_images:
             return  # … or without the first
-        shown = [image_row(backbone, picture(backbone, generator)) for _ in several]
-        said = appended(turn, second.sequences[:, turn["input_ids"].shape[1] :])
-        grown = appended(said, collate(backbone, [row + text_row(asked[0].tolist()) for row in shown]))
+        pictures = [image_row(backbone, picture(backbone, generator)) for _ in several]
+        history = appended(turn, second.sequences[:, turn["input_ids"].shape[1] :])
+        longer = appended(history, collate(backbone, [row + text_row(question[0].tolist()) for row in pictures]))
         seen = second[CACHE].get_seq_length()
-        every = media(backbone, [a.images + b.images for a, b in zip(several, shown, strict=True)])
-        position = backbone.positions(grown | every)
+        every = media(backbone, [a.images + b.images for a, b in zip(several, pictures, strict=True)])
+        position = backbone.positions(longer | every)
         third = backbone.model(
-            **cut(grown, seen),
-            **media(backbone, [row.images for row in shown]),
+            **cut(longer, seen),
+            **media(backbone, [row.images for row in pictures]),
             position_ids=position[..., seen:],
             **{CACHE: second[CACHE]},
         )
-        whole = logits(backbone, grown | every, use_cache=False)
+        whole = logits(backbone, longer | every, use_cache=False)
         close(whole[:, -1], third.logits[:, -1], "second image")
 
 

@@ -98,27 +98,20 @@ def tiny_backbone(
 
     Weights are drawn wide enough (0.2) for attention to differ from token to token.
     """
-    from transformers import (
-        CLIPImageProcessor,
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-    )
+    import transformers
 
     patch = 4
     side = grid * patch
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(image_size=side, patch_size=patch, **TOWER),
-        text_config=LlamaConfig(**decoder_sizes(width, depth, heads, kv_heads, 2048, bos_token_id=BOS)),
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(image_size=side, patch_size=patch, **TOWER),
+        text_config=transformers.LlamaConfig(**decoder_sizes(width, depth, heads, kv_heads, 2048, bos_token_id=BOS)),
         image_token_id=IMAGE,  # type: ignore[call-arg]
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
     )
-    model = drawn(lambda: LlavaForConditionalGeneration(config), seed, attention)
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessor(
+    model = drawn(lambda: transformers.LlavaForConditionalGeneration(config), seed, attention)
+    processor = transformers.LlavaProcessor(
+        image_processor=transformers.CLIPImageProcessor(
             size={"height": side, "width": side}, crop_size={"height": side, "width": side}, do_center_crop=False
         ),
         tokenizer=tokenizer(),
@@ -181,9 +174,9 @@ def text_row(ids: Sequence[int]) -> Row:
 
 def image_row(backbone: Backbone, *images: Image) -> Row:
     """The tokens that stand for images which follow each other, with whatever the family puts around them."""
-    made = backbone.encode([backbone.image_text * len(images)], [images])
-    start = int(made["input_ids"][0, 0] == backbone.tokenizer.bos_token_id)
-    return Row({n: made[n][0, start:].tolist() for n in ALONG if n in made}, [*images])
+    inputs = backbone.encode([backbone.image_text * len(images)], [images])
+    start = int(inputs["input_ids"][0, 0] == backbone.tokenizer.bos_token_id)
+    return Row({n: inputs[n][0, start:].tolist() for n in ALONG if n in inputs}, [*images])
 
 
 def collate(backbone: Backbone, rows: Sequence[Row], padding: str = "left") -> dict[str, Tensor]:
@@ -205,8 +198,8 @@ def media(backbone: Backbone, images: Sequence[Sequence[Image]]) -> dict[str, Te
     """The part of the inputs that is made of images, those of each row."""
     if not any(images):
         return {}
-    made = backbone.encode([backbone.image_text * len(row) for row in images], images)
-    return {name: value for name, value in made.items() if name not in ALONG}
+    inputs = backbone.encode([backbone.image_text * len(row) for row in images], images)
+    return {name: value for name, value in inputs.items() if name not in ALONG}
 
 
 def rows(
@@ -219,27 +212,20 @@ def rows(
 ) -> list[Row]:
     """Random rows: `before` words, `images` images, `after` words; images in turn of these sizes."""
     generator = torch.Generator().manual_seed(seed)
-    made, size = [], itertools.cycle(sizes)
+    several, size = [], itertools.cycle(sizes)
     for b, a, i in zip(before, after, images, strict=True):
         row = text_row(words(backbone, b, generator))
         if i:
             row += image_row(backbone, *(picture(backbone, generator, next(size)) for _ in range(i)))
-        made.append(row + text_row(words(backbone, a, generator)))
-    return made
+        several.append(row + text_row(words(backbone, a, generator)))
+    return several
 
 
-def batch(
-    backbone: Backbone,
-    before: Sequence[int] = (2, 5, 3),
-    after: Sequence[int] = (6, 3, 9),
-    images: Sequence[int] = (1, 1, 1),
-    padding: str = "left",
-    seed: int = 1,
-) -> dict[str, Tensor]:
-    """Random rows (see `rows`) as inputs: input_ids, attention_mask [B, L], and pixel_values and what else the family
-    has where there is an image.
+def batch(backbone: Backbone, *counts: Sequence[int], padding: str = "left", **options: Any) -> dict[str, Tensor]:
+    """Random rows (see `rows`, whose arguments it takes) as inputs: input_ids, attention_mask [B, L], and pixel_values
+    and what else the family has where there is an image.
     """
-    return collate(backbone, rows(backbone, before, after, images, seed), padding)
+    return collate(backbone, rows(backbone, *counts, **options), padding)
 
 
 def packed(backbone: Backbone, questions: int = 3, padding: int = 2) -> tuple[dict[str, Tensor], Tensor]:
@@ -268,9 +254,9 @@ def packed_rows(backbone: Backbone, questions: int = 3) -> Iterator[tuple[Row, l
         behind = backbone.positions(collate(backbone, [row + text_row([10])]))[..., 0, -1:]
         block, label = [0] * place.shape[-1], [-100] * place.shape[-1]
         for q in range(1, questions + 1):
-            asked = words(backbone, 3 + q + n, generator)
-            row += text_row(asked)
-            block += [q] * len(asked)
-            label += asked  # the first token is learnt too
-            place = torch.cat([place, behind + torch.arange(len(asked))], -1)
+            question = words(backbone, 3 + q + n, generator)
+            row += text_row(question)
+            block += [q] * len(question)
+            label += question  # the first token is learnt too
+            place = torch.cat([place, behind + torch.arange(len(question))], -1)
         yield row, block, label, place

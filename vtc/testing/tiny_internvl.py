@@ -26,26 +26,18 @@ def tiny_internvl(
     Args:
         image_size: 16: one tile; 32: four of them, and the whole picture; None: as many as its aspect asks for.
     """
-    from transformers import (
-        GotOcr2ImageProcessor,
-        InternVLConfig,
-        InternVLForConditionalGeneration,
-        InternVLProcessor,
-        InternVLVideoProcessor,
-        InternVLVisionConfig,
-        Qwen2Config,
-    )
+    import transformers
 
     special = ["<img>", "</img>", "<IMG_CONTEXT>", "<video>", "<|im_start|>", "<|im_end|>"]
     named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
     words = tokenizer(special, named | {"video_token": "<video>"})
     words.eos_token = "<|im_end|>"
-    vision = InternVLVisionConfig(
+    vision = transformers.InternVLVisionConfig(
         image_size=(SIDE, SIDE), patch_size=(PATCH, PATCH), layer_scale_init_value=1.0, **TOWER
     )
-    config = InternVLConfig(
+    config = transformers.InternVLConfig(
         vision_config=vision,
-        text_config=Qwen2Config(**decoder_sizes(width, depth, heads, kv_heads)),
+        text_config=transformers.Qwen2Config(**decoder_sizes(width, depth, heads, kv_heads)),
         image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=TOKENS,
         downsample_ratio=1 / SHUFFLE,
@@ -53,15 +45,15 @@ def tiny_internvl(
     )
 
     def make() -> Any:
-        model = InternVLForConditionalGeneration(config)
+        model = transformers.InternVLForConditionalGeneration(config)
         torch.nn.init.normal_(model.model.vision_tower.embeddings.position_embeddings, std=0.2)  # zeros, as drawn
         return model
 
     square = {"height": SIDE, "width": SIDE}
-    processor = InternVLProcessor(
-        image_processor=GotOcr2ImageProcessor(size=square),
+    processor = transformers.InternVLProcessor(
+        image_processor=transformers.GotOcr2ImageProcessor(size=square),
         tokenizer=words,
-        video_processor=InternVLVideoProcessor(size=square),
+        video_processor=transformers.InternVLVideoProcessor(size=square),
         image_seq_length=TOKENS,
         chat_template=InternVL.template,
     )

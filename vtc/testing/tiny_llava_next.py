@@ -32,23 +32,17 @@ def tiny_llava_next(
         image_size: as the backbone's.
         patch: side of a patch in pixels; a tile has (8 / patch)² of them.
     """
-    from transformers import (
-        CLIPVisionConfig,
-        LlavaNextConfig,
-        LlavaNextForConditionalGeneration,
-        LlavaNextImageProcessor,
-        LlavaNextProcessor,
-    )
+    import transformers
 
-    config = LlavaNextConfig(
-        vision_config=CLIPVisionConfig(image_size=TILE, patch_size=patch, **TOWER),
+    config = transformers.LlavaNextConfig(
+        vision_config=transformers.CLIPVisionConfig(image_size=TILE, patch_size=patch, **TOWER),
         text_config=tiny_decoder(kind, width, depth),
         image_token_id=IMAGE,  # type: ignore[call-arg]
         image_grid_pinpoints=RESOLUTIONS,
     )
-    model = drawn(lambda: LlavaNextForConditionalGeneration(config), seed)
-    processor = LlavaNextProcessor(
-        image_processor=LlavaNextImageProcessor(
+    model = drawn(lambda: transformers.LlavaNextForConditionalGeneration(config), seed)
+    processor = transformers.LlavaNextProcessor(
+        image_processor=transformers.LlavaNextImageProcessor(
             size={"shortest_edge": TILE},
             crop_size={"height": TILE, "width": TILE},
             image_grid_pinpoints=RESOLUTIONS,

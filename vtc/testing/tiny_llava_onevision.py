@@ -25,32 +25,25 @@ def tiny_llava_onevision(
 
     A picture of 12 pixels is two tiles, 21 visual tokens; a frame has 4, and the last one of a video 5.
     """
-    from transformers import (
-        LlavaOnevisionConfig,
-        LlavaOnevisionForConditionalGeneration,
-        LlavaOnevisionImageProcessor,
-        LlavaOnevisionProcessor,
-        LlavaOnevisionVideoProcessor,
-        SiglipVisionConfig,
-    )
+    import transformers
 
     sizes = {name: size for name, size in TOWER.items() if name != "initializer_range"}
-    vision = SiglipVisionConfig(image_size=TILE, patch_size=PATCH, vision_use_head=False, **sizes)  # type: ignore[call-arg]
-    config = LlavaOnevisionConfig(
+    vision = transformers.SiglipVisionConfig(image_size=TILE, patch_size=PATCH, vision_use_head=False, **sizes)  # type: ignore[call-arg]
+    config = transformers.LlavaOnevisionConfig(
         vision_config=vision,
         text_config=tiny_decoder("qwen2", width, depth),
         image_token_id=IMAGE,  # type: ignore[call-arg]
         video_token_id=VIDEO,  # type: ignore[call-arg]
         image_grid_pinpoints=RESOLUTIONS,
     )
-    model = drawn(lambda: LlavaOnevisionForConditionalGeneration(config), seed)
+    model = drawn(lambda: transformers.LlavaOnevisionForConditionalGeneration(config), seed)
     words = tokenizer(["<video>", "<|im_start|>", "<|im_end|>"], {"image_token": "<image>", "video_token": "<video>"})
     words.eos_token = "<|im_end|>"
-    processor = LlavaOnevisionProcessor(
-        image_processor=LlavaOnevisionImageProcessor(
+    processor = transformers.LlavaOnevisionProcessor(
+        image_processor=transformers.LlavaOnevisionImageProcessor(
             size={"height": TILE, "width": TILE}, image_grid_pinpoints=RESOLUTIONS
         ),
-        video_processor=LlavaOnevisionVideoProcessor(size={"height": TILE, "width": TILE}),
+        video_processor=transformers.LlavaOnevisionVideoProcessor(size={"height": TILE, "width": TILE}),
         tokenizer=words,
         num_image_tokens=(TILE // PATCH) ** 2,
         vision_feature_select_strategy="full",

@@ -33,27 +33,20 @@ def tiny_video_llava(frames: bool = False, width: int = 32, depth: int = 4, seed
     Args:
         frames: as `OneFrameVideos`.
     """
-    from transformers import (
-        CLIPVisionConfig,
-        VideoLlavaConfig,
-        VideoLlavaForConditionalGeneration,
-        VideoLlavaImageProcessor,
-        VideoLlavaProcessor,
-        VideoLlavaVideoProcessor,
-    )
+    import transformers
 
-    config = VideoLlavaConfig(
-        vision_config=CLIPVisionConfig(image_size=SIDE, patch_size=PATCH, **TOWER),
+    config = transformers.VideoLlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(image_size=SIDE, patch_size=PATCH, **TOWER),
         text_config=tiny_decoder("llama", width, depth),
         image_token_id=IMAGE,  # type: ignore[call-arg]
         video_token_id=VIDEO,  # type: ignore[call-arg]
     )
-    model = drawn(lambda: VideoLlavaForConditionalGeneration(config), seed)
+    model = drawn(lambda: transformers.VideoLlavaForConditionalGeneration(config), seed)
     words = tokenizer(["<video>"], {"image_token": "<image>", "video_token": "<video>"})
     size: dict[str, Any] = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
-    processor = VideoLlavaProcessor(
-        image_processor=VideoLlavaImageProcessor(**size),
-        video_processor=VideoLlavaVideoProcessor(**size),
+    processor = transformers.VideoLlavaProcessor(
+        image_processor=transformers.VideoLlavaImageProcessor(**size),
+        video_processor=transformers.VideoLlavaVideoProcessor(**size),
         tokenizer=words,
         patch_size=PATCH,
         vision_feature_select_strategy="default",

@@ -59,33 +59,33 @@ def gradients_reach_everything(backbone: Backbone, make: Make, tokens: int) -> N
     inputs, blocks = packed(backbone)
     if not adapters.tuner_layers(backbone.decoder):
         backbone.model.requires_grad_(True)
-    wanted = {f"method.{n}": p for n, p in method.named_parameters()}
+    trainable = {f"method.{n}": p for n, p in method.named_parameters()}
     decoder = {n: p for n, p in backbone.decoder.named_parameters() if p.requires_grad and "embed_tokens" not in n}
-    wanted |= decoder
+    trainable |= decoder
     use = method.tower()
     if use is None or use.projects:
-        wanted |= {f"projector.{n}": p for n, p in backbone.projector.named_parameters()}
+        trainable |= {f"projector.{n}": p for n, p in backbone.projector.named_parameters()}
     method.train()
     backbone.model.train()
-    found = []
+    gradients = []
     try:
         for checkpointing in (False, True):
             if checkpointing:
                 backbone.model.gradient_checkpointing_enable()
-            for p in wanted.values():
+            for p in trainable.values():
                 p.grad = None
             with compressing(backbone, method) as engine, engine.blocks(blocks):
                 loss = backbone.model(**inputs, use_cache=False).loss
             loss.backward()  # outside: recomputation must not need the engine
-            found.append({n: None if p.grad is None else p.grad.clone() for n, p in wanted.items()})
+            gradients.append({n: None if p.grad is None else p.grad.clone() for n, p in trainable.items()})
     finally:
         backbone.model.gradient_checkpointing_disable()
         backbone.model.eval()
         backbone.model.zero_grad()
-    for name, gradient in found[0].items():
+    for name, gradient in gradients[0].items():
         assert gradient is not None and gradient.abs().max() > 0, f"no gradient for {name}"
         assert torch.isfinite(gradient).all(), f"gradient of {name} is not finite"
-        again = found[1][name]
+        again = gradients[1][name]
         assert again is not None, f"no gradient for {name} under checkpointing"
         worst = (gradient - again).abs().max().item()
         assert worst < 1e-5 * max(1.0, gradient.abs().max().item()), f"checkpointing changes {name} by {worst:.1e}"
