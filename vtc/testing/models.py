@@ -221,7 +221,7 @@ def rows(
     return several
 
 
-def batch(backbone: Backbone, *counts: Sequence[int], padding: str = "left", **options: Any) -> dict[str, Tensor]:
+def batch(backbone: Backbone, *counts: Any, padding: str = "left", **options: Any) -> dict[str, Tensor]:
     """Random rows (see `rows`, whose arguments it takes) as inputs: input_ids, attention_mask [B, L], and pixel_values
     and what else the family has where there is an image.
     """
