@@ -198,8 +198,9 @@ class Compressor(nn.Module):
     # -- budgets; `tokens` need not be known for the first two
     def default_tokens(self) -> int | None:
         """Tokens per image where the user gives no budget; None keeps whatever there is."""
-        full = self.shape.visual_tokens
-        return full and max(1, round(full * self.default_share)) if self.default_share else None
+        if self.default_share is None or self.shape.visual_tokens is None:
+            return None
+        return max(1, round(self.shape.visual_tokens * self.default_share))
 
     def offers(self) -> Sequence[int]:
         """The numbers of tokens per image that it can leave."""
