@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-
 from vtc.assemble import assemble
+
 from vtc.cli import compose
 from vtc.pocket.source import PocketSource
 from vtc.profiling.counter import flop_counter
