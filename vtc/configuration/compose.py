@@ -368,7 +368,7 @@ def unknown_key(config: DictConfig, key: str, given: str) -> UserError | None:
             prefix = ".".join(path[:depth])
             allowed = [str(k) for k in node if k not in ("hydra", "name")]
             if not prefix:
-                allowed = sorted({*allowed, *SHORT, *_groups()})
+                allowed = sorted({*allowed, *SHORT, *(d.name for d in config_dir().iterdir() if d.is_dir())})
             close = nearest(part, allowed)
             if not close and not prefix:
                 close = "; `python -m vtc --help` lists every key"
@@ -380,10 +380,6 @@ def unknown_key(config: DictConfig, key: str, given: str) -> UserError | None:
             return None
         node = node[part]
     return None
-
-
-def _groups() -> list[str]:
-    return [d.name for d in config_dir().iterdir() if d.is_dir()]
 
 
 def _is_group(key: str) -> bool:
