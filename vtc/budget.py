@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from vtc.allowed import SHARE, number, whole
 from vtc.errors import UserError
+from vtc.identity import setting
 
 if TYPE_CHECKING:
     from vtc.interface import BackboneShape, Compressor
@@ -29,26 +31,19 @@ class Budget:
         flops: prefill FLOPs of the decoder relative to uncompressed (64 text tokens), in (0, 1].
     """
 
-    tokens: int | None = None
-    ratio: float | None = None
-    compression: float | None = None
-    flops: float | None = None
+    tokens: int | None = setting(None, allowed=whole(1).or_null())
+    ratio: float | None = setting(None, allowed=SHARE.or_null())
+    compression: float | None = setting(
+        None, allowed=number("a number from 1 on (5.57 is LLaVolta's 557 %)", least=1).or_null()
+    )
+    flops: float | None = setting(None, allowed=SHARE.or_null())
 
     def __post_init__(self) -> None:
         if len(self.requested) > 1:
             text = ", ".join(f"{k}={v}" for k, v in self.requested.items())
             raise UserError(f"{text}: give only one of tokens, ratio, compression, flops")
-        for key, value in self.requested.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise UserError(f"{key}={value}: allowed: a number")
-        if self.tokens is not None and (int(self.tokens) != self.tokens or self.tokens < 1):
-            raise UserError(f"tokens={self.tokens}: allowed: a whole number from 1 on")
-        if self.ratio is not None and not 0 < self.ratio <= 1:
-            raise UserError(f"ratio={self.ratio}: allowed: more than 0, at most 1")
-        if self.compression is not None and self.compression < 1:
-            raise UserError(f"compression={self.compression}: allowed: 1 or more (5.57 is LLaVolta's 557 %)")
-        if self.flops is not None and not 0 < self.flops <= 1:
-            raise UserError(f"flops={self.flops}: allowed: more than 0, at most 1")
+        for field in fields(self):
+            field.metadata["allowed"].check(field.name, getattr(self, field.name))
 
     @property
     def requested(self) -> dict[str, float]:

@@ -114,7 +114,9 @@ def _assigned(cls: ast.ClassDef) -> Iterator[tuple[str, ast.expr]]:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
             yield node.target.id, node.value
         elif isinstance(node, ast.Assign):
-            yield from ((target.id, node.value) for target in node.targets if isinstance(target, ast.Name))
+            for target in node.targets:  # of `layer, dims = 0, 2` both
+                names = target.elts if isinstance(target, ast.Tuple) else [target]
+                yield from ((name.id, node.value) for name in names if isinstance(name, ast.Name))
 
 
 @functools.cache

@@ -27,6 +27,7 @@ def _is_device(value: Any) -> bool:
     return name in ("auto", "cpu", "mps", "cuda") and (not index or (index.isdigit() and name == "cuda"))
 
 
+NAMES = Allowed("a list of names, such as [pocket_existence]", lambda value: isinstance(value, (list, tuple)))
 DEVICE = Allowed("auto, cpu, mps, cuda, cuda:<n>", _is_device)
 DEVICE_MAP = Allowed(
     ", ".join((*DEVICE_MAPS, "null", "{module: device}")),
@@ -130,7 +131,7 @@ class BenchmarkSettings:
     """
 
     name: str = setting("pocket", SCORES)
-    tasks: tuple[str, ...] = setting((), SCORES)
+    tasks: tuple[str, ...] = setting((), SCORES, NAMES)
     limit: int | None = setting(None, SCORES, whole(1).or_null())
     data: str | None = setting(None, NOTHING)
     include: tuple[str, ...] = setting((), NOTHING)

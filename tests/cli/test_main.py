@@ -13,22 +13,25 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 from vtc import __version__, registry, shipped
-from vtc.cli import actions, compose, main
-from vtc.configuration import choices
+from vtc.cli import actions, main
+from vtc.configuration import choices, parse
 from vtc.errors import UserError
+from vtc.identity import EVERYTHING, deciding, digest
+from vtc.interface import TokenPruner, option
+from vtc.methods import options_of
 
 
 @pytest.fixture
 def calls(monkeypatch, tmp_path: Path) -> list:
-    """Every configuration that an action was called with; method=random fails, method=avgpool breaks."""
+    """Every job that an action was called with; method=random fails, method=avgpool breaks."""
     seen = []
 
-    def action(config) -> None:
-        if config.method.name == "random":
+    def action(job) -> None:
+        if job.method.name == "random":
             raise UserError("no luck today")
-        if config.method.name == "avgpool":
+        if job.method.name == "avgpool":
             raise ZeroDivisionError("a bug")
-        seen.append(config)
+        seen.append(job)
 
     monkeypatch.setitem(sys.modules, "recorder", types.SimpleNamespace(action=action))
     monkeypatch.setattr(actions, "ACTIONS", dict.fromkeys(actions.ACTIONS, ("recorder:action", False)))
@@ -65,32 +68,32 @@ def test_configuration_files_open_with_their_line_and_their_command(file: Path) 
 
 
 def test_every_registered_name_is_configured_and_the_reverse() -> None:
-    assert set(choices.configured("method")) == set(registry.methods.names())
+    presets = choices.configured("method")
+    assert set(choices.choices("method")) - set(presets) == set(registry.methods.names())
+    assert {parse([f"method={name}"]).method.name for name in presets} <= set(registry.methods.names())
     files = choices.configured("backbone").values()
     assert {yaml.safe_load(file.read_text())["family"] for file in files} == set(registry.families.names())
 
 
 @pytest.mark.parametrize("name", registry.methods.names())
-def test_options_in_the_files_are_the_method_s_own(name: str) -> None:
-    """conf/method/<name>.yaml lists every option of the class with its default, and nothing else."""
-    from vtc.configuration.compose import method_options
-
-    config = dict(compose([f"method={name}"]).method)
-    assert config.pop("name") == name
-    assert config == method_options(name)
+def test_options_of_a_configuration_are_the_method_s_own(name: str) -> None:
+    """`method=<name>` lists every option that the class declares with its default, and nothing else."""
+    method = parse([f"method={name}"]).method
+    assert method.name == name
+    assert {k: tuple(v) if isinstance(v, list) else v for k, v in method.options.items()} == options_of(name)
 
 
-def test_compose_leaves_another_hydra_application_alone() -> None:
+def test_parsing_leaves_another_hydra_application_alone() -> None:
     before = GlobalHydra.instance().hydra
-    config = compose(["method=fastv", "tokens=16"])
-    assert (config.action, config.method.name, config.tokens) == ("evaluate", "fastv", 16)
+    job = parse(["method=fastv", "tokens=16"])
+    assert (job.action, job.method.name, job.budget.tokens) == ("evaluate", "fastv", 16)
     assert GlobalHydra.instance().hydra is before
 
 
 def test_one_run(calls: list, capsys) -> None:
     assert main(["method=fwd2bot", "tokens=16"]) == 0
-    (config,) = calls
-    assert (config.action, config.backbone.name, config.method.name, config.tokens) == (
+    (job,) = calls
+    assert (job.action, job.backbone.name, job.method.name, job.budget.tokens) == (
         "evaluate",
         "pocket",
         "fwd2bot",
@@ -105,7 +108,7 @@ def test_one_run(calls: list, capsys) -> None:
 
 def test_a_sweep_runs_every_combination(calls: list, capsys) -> None:
     assert main(["-m", "method=fwd2bot,victor,llavolta,fastv", "tokens=4,16,36"]) == 0
-    assert len({(c.method.name, c.tokens) for c in calls}) == 12
+    assert len({(c.method.name, c.budget.tokens) for c in calls}) == 12
     out = capsys.readouterr().out
     assert "[12/12] method=fastv tokens=36" in out and "12 of 12 jobs done" in out
 
@@ -129,17 +132,19 @@ def test_a_bug_shows_its_traceback(calls: list, capsys) -> None:
 
 
 def test_methods_one_after_the_other(calls: list, capsys) -> None:
-    given = ["method=[visionzip,fastv]", "tokens=[36,16]", "method.fastv.layer=3", "layer_scale=none"]
-    assert main(given) == 0
-    (config,) = calls
-    assert config == compose(["method=visionzip+fastv", *given[1:]]) and config.tokens == 16
-    assert dict(config.method.fastv) == {"layer": 3, "layer_scale": "none"}
-    assert dict(config.method.visionzip) == {"tokens": 36, "ratio": None, "merge": "add", "tower_layer": None}
+    words = ["method=[visionzip,fastv]", "tokens=[36,16]", "method.fastv.layer=3", "layer_scale=none"]
+    assert main(words) == 0
+    (job,) = calls
+    other = parse(["method=visionzip+fastv", *words[1:]])
+    assert dataclasses.replace(job, overrides=None) == dataclasses.replace(other, overrides=None)
+    assert job.budget.tokens == 16
+    assert job.method.options["fastv"] == {"layer": 3, "layer_scale": "none"}
+    assert job.method.options["visionzip"] == {"tokens": 36, "ratio": None, "merge": "add", "tower_layer": None}
     assert "method visionzip+fastv · tokens 36-16" in capsys.readouterr().out
 
-    config = compose(["method=[fastv,fastv]", "method.fastv1.layer=3", "ratio=[0.5,0.1]"])
-    assert (config.method.fastv1.layer, config.method.fastv2.layer) == (3, 2)
-    assert (config.method.fastv1.ratio, config.ratio) == (0.5, 0.1)
+    job = parse(["method=[fastv,fastv]", "method.fastv1.layer=3", "ratio=[0.5,0.1]"])
+    assert (job.method.options["fastv1"]["layer"], job.method.options["fastv2"]["layer"]) == (3, 2)
+    assert (job.method.options["fastv1"]["ratio"], job.budget.ratio) == (0.5, 0.1)
 
 
 LONG = ["backbone.dtype=bfloat16", "backbone.attention=eager", "backbone.pretrained=/a/b", "backbone.device_map=auto"]
@@ -149,28 +154,26 @@ SHORT = ["dtype=bf16", "attention=eager", "pretrained=/a/b", "device_map=auto"]
 @pytest.mark.parametrize("given", [SHORT, LONG, [*SHORT[:2], *LONG], [*LONG[:1], *SHORT], ["++dtype=bf16", *SHORT[1:]]])
 def test_options_of_the_backbone_have_short_keys(given: list[str], calls: list) -> None:
     """However it is written, it is one configuration and one run."""
-    from omegaconf import OmegaConf
-
-    from vtc.results import run_id
-
     assert main(["backbone=llava15_7b", "tokens=64", "method=fastv", *given]) == 0
-    (config,) = calls
-    expected = OmegaConf.to_container(OmegaConf.load(shipped.path("conf/backbone/llava15_7b.yaml")))
-    expected |= {"dtype": "bfloat16", "attention": "eager", "pretrained": "/a/b", "device_map": "auto"}
-    assert OmegaConf.to_container(config.backbone) == expected
-    whole = compose(["backbone=llava15_7b", "tokens=64", "method=fastv", *LONG])
-    assert config == whole == compose(["backbone=llava15_7b", "tokens=64", "method=fastv", *given])
-    assert run_id(config, code="x") == run_id(whole, code="x")
+    (job,) = calls
+    plain = vars(parse(["backbone=llava15_7b"]).backbone)
+    changed = {"dtype": "bfloat16", "attention": "eager", "pretrained": "/a/b", "device_map": "auto"}
+    assert vars(job.backbone) == plain | changed
+    whole = parse(["backbone=llava15_7b", "tokens=64", "method=fastv", *LONG])
+    again = parse(["backbone=llava15_7b", "tokens=64", "method=fastv", *given])
+    jobs = [dataclasses.replace(one, overrides=None) for one in (job, whole, again)]
+    assert jobs[0] == jobs[1] == jobs[2]
+    assert digest(deciding(job, EVERYTHING)) == digest(deciding(whole, EVERYTHING))
 
 
 def test_short_keys_are_swept_and_take_either_name_of_a_dtype(calls: list, capsys) -> None:
     assert main(["-m", "dtype=bf16,fp32,float16", "quantization=none,8bit"]) == 0
-    found = [(c.backbone.dtype, c.backbone.quantization) for c in calls]
-    assert found == [(d, q) for d in ("bfloat16", "float32", "float16") for q in ("none", "8bit")]
+    pairs = [(c.backbone.dtype, c.backbone.quantization) for c in calls]
+    assert pairs == [(d, q) for d in ("bfloat16", "float32", "float16") for q in ("none", "8bit")]
     assert "[6/6] backbone.dtype=float16 backbone.quantization=8bit" in capsys.readouterr().out
-    assert compose(["quantization=null"]).backbone == compose([]).backbone
+    assert parse(["quantization=null"]).backbone == parse([]).backbone
     with pytest.raises(UserError, match="dtype=bf16,fp32, backbone.dtype=fp32: one key"):
-        compose(["dtype=bf16,fp32", "backbone.dtype=fp32"])
+        parse(["dtype=bf16,fp32", "backbone.dtype=fp32"])
 
 
 @pytest.mark.parametrize("name", choices.configured("backbone"))
@@ -186,22 +189,22 @@ def test_every_backbone_has_the_options_that_loading_takes(name: str) -> None:
 
 def test_compositions_are_swept(calls: list, capsys) -> None:
     assert main(["-m", "method=[visionzip,fastv],[divprune,fastv],fastv", "tokens=16,4"]) == 0
-    assert len({(c.method.name, c.tokens) for c in calls}) == 6
+    assert len({(c.method.name, c.budget.tokens) for c in calls}) == 6
     calls.clear()
     assert main(["-m", "method=[visionzip,fastv]", "tokens=[36,16],[72,16]"]) == 0
-    assert [(c.method.visionzip.tokens, c.tokens) for c in calls] == [(36, 16), (72, 16)]
+    assert [(c.method.options["visionzip"]["tokens"], c.budget.tokens) for c in calls] == [(36, 16), (72, 16)]
     assert "[2/2] tokens=[72,16]" in capsys.readouterr().out
 
 
 def test_a_plug_in_is_part_of_a_composition(calls: list, monkeypatch) -> None:
-    class Mine:
+    class Mine(TokenPruner):
         """Keeps what it likes."""
 
-        def __init__(self, tokens, shape, strength: float = 0.5) -> None: ...
+        strength: float = option(0.5, "how much it likes it")
 
     monkeypatch.setitem(registry.methods._registered, "mine", Mine)
     assert main(["method=[mine,fastv]", "tokens=4", "method.mine.strength=0.7"]) == 0
-    assert calls[0].method.mine.strength == 0.7
+    assert calls[0].method.options["mine"]["strength"] == 0.7
 
 
 def test_nothing_of_hydra_is_left_behind(calls: list, tmp_path: Path) -> None:
@@ -215,18 +218,20 @@ def test_actions_are_the_configured_ones() -> None:
     assert set(actions.ACTIONS) == set(choices.configured("action"))
 
 
-def test_a_plug_in_is_composed_from_its_constructor(calls: list, monkeypatch) -> None:
-    class Mine:
+def test_a_plug_in_is_composed(calls: list, monkeypatch) -> None:
+    class Mine(TokenPruner):
         """Keeps what it likes."""
 
-        def __init__(self, tokens, shape, strength: float = 0.5, names: tuple[str, ...] = ("a",)) -> None: ...
+        strength: float = option(0.5, "how much it likes it")
+        names: tuple[str, ...] = option(("a",), "what it likes")
 
     monkeypatch.setitem(registry.methods._registered, "mine", Mine)
     assert choices.choices("method")["mine"] == "Keeps what it likes."
     assert main(["method=mine", "tokens=4", "method.strength=0.7"]) == 0
-    assert dict(calls[0].method) == {"name": "mine", "strength": 0.7, "names": ["a"]}
+    assert calls[0].method.name == "mine"
+    assert calls[0].method.options == {"strength": 0.7, "names": ["a"]}
     with pytest.raises(UserError, match="did you mean 'strength'"):
-        compose(["method=mine", "method.strenght=1"])
+        parse(["method=mine", "method.strenght=1"])
 
 
 def test_nothing_heavy_before_the_first_line() -> None:

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+import readme
 import torch
 
 from vtc import registry, shipped
-from vtc.pages import readme
 
 SCRIPT = shipped.root() / "benchmarks/speed/full_shape.py"
 

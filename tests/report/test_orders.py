@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import orders
 from omegaconf import OmegaConf
+from readme import committed
 
 from vtc import shipped
-from vtc.ablations import orders
-from vtc.pages.readme import committed
 from vtc.registry import methods
 from vtc.report.runs import Run
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 
 import pytest
+import support
 from method_cases import BACKBONES, CASES
 
 from vtc.configuration.choices import configured
-from vtc.pages import support
 from vtc.registry import methods, parts
 
 

@@ -265,7 +265,9 @@ def prepare(overrides: Sequence[str]) -> None:
             if str(value) not in allowed and (value is not None or group in NEEDED):
                 raise unknown(group, "null" if value is None else value, allowed)
             if value in unconfigured(group):
-                node = method_node(value) if group == "method" else {"name": value} | family_options(value)
+                # A plug-in's family has no checkpoint in `conf/backbone`: its name, and the defaults.
+                family = group == "backbone"
+                node = dataclasses.asdict(BackboneSettings(name=value, family=value)) if family else method_node(value)
                 ConfigStore.instance().store(group=group, name=value, node=node, provider="plug-in")
     check_additions(overrides)
 
@@ -309,11 +311,6 @@ SHORT = {
     "attention": "sdpa, flash_attention_2, eager",
     "quantization": "4bit, 8bit: the decoder's weights (pip install 'vtc[quant]'); none",
 }
-
-
-def family_options(name: str) -> dict[str, Any]:
-    """The settings of a plug-in's family, which has no checkpoint in `conf/backbone`: its name, and the defaults."""
-    return dataclasses.asdict(BackboneSettings(name=name, family=name))
 
 
 def backbone_settings(name: str, **changes: Any) -> BackboneSettings:
@@ -363,15 +360,15 @@ def explained(error: Exception, overrides: Sequence[str]) -> UserError:
 def unknown_key(config: DictConfig, key: str, given: str) -> UserError | None:
     """The error for a dotted key that the configuration doesn't have; None where it has it."""
     node: Any = config
-    parts = key.split(".")
-    for depth, part in enumerate(parts):
+    path = key.split(".")
+    for depth, part in enumerate(path):
         if not isinstance(node, DictConfig):
             return None
         if part not in node:
-            prefix = ".".join(parts[:depth])
+            prefix = ".".join(path[:depth])
             allowed = [str(k) for k in node if k not in ("hydra", "name")]
             if not prefix:
-                allowed = sorted({*allowed, *SHORT, *_groups()})
+                allowed = sorted({*allowed, *SHORT, *(d.name for d in config_dir().iterdir() if d.is_dir())})
             close = nearest(part, allowed)
             if not close and not prefix:
                 close = "; `python -m vtc --help` lists every key"
@@ -383,10 +380,6 @@ def unknown_key(config: DictConfig, key: str, given: str) -> UserError | None:
             return None
         node = node[part]
     return None
-
-
-def _groups() -> list[str]:
-    return [d.name for d in config_dir().iterdir() if d.is_dir()]
 
 
 def _is_group(key: str) -> bool:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vtc import shipped
+from vtc.allowed import one_of
 from vtc.budget import BUDGETS, Budget
 from vtc.configuration import validation
 from vtc.errors import UserError
@@ -27,14 +28,8 @@ from vtc.settings import (
     from_mapping,
 )
 
-GENERAL = (
-    "action",
-    "checkpoint",
-    "seed",
-    "batch_size",
-    "resume",
-    "dry_run",
-)  # keys of the top level, as a job has them
+GENERAL = ("action", "checkpoint", "seed", "batch_size", "resume", "dry_run")  # of the top level, as a job has them
+LAYER_SCALES = one_of("auto", "none")
 
 
 def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
@@ -74,6 +69,7 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
             "overrides": None if overrides is None else tuple(overrides),
         },
     )
+    LAYER_SCALES.check("layer_scale", values["layer_scale"])
     validation.check(job, values)
     return job
 

@@ -1,14 +1,14 @@
 """Fills the marked parts of README.md and four pages of docs/, so that no number is typed by hand.
 
-    python -m vtc.pages.readme            # the pages and docs/images/ from benchmarks/results/ and conf/benchmark/
-    python -m vtc.pages.readme --check    # exit code 1 if a page would change
+    python docs/tools/readme.py            # the pages and docs/images/ from benchmarks/results/ and conf/benchmark/
+    python docs/tools/readme.py --check    # exit code 1 if a page would change
 
 A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`: `result` is the table that `make bench` prints,
 `sweep` the comparison of all committed runs with its plots, `method` the example method's file, `orders` the papers'
 order of methods against that of the runs, `pairs` Fwd2Bot and Victor against others at equal tokens, `stages` what
 LLaVolta's stages cost and what they lead to, `shape` the memory of every method on a LLaVA-1.5 of 7B's shape, `suites`
 what the benchmark suites are made of. They are made of committed files; `support`, which method works on which family
-of backbones, of the code (`vtc.pages.support`).
+of backbones, of the code (`support.py`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import orders
+
 from vtc import results, shipped
-from vtc.ablations import orders
 from vtc.errors import UserError
 from vtc.report import plots, tables
 from vtc.report.runs import Setting, collect, number
@@ -266,7 +267,7 @@ def _text_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def support_part(root: Path) -> str:
-    from vtc.pages import support  # builds methods, and so imports torch
+    import support  # builds methods, and so imports torch
 
     return support.part()
 
@@ -303,7 +304,7 @@ def main(argv: list[str]) -> int:
     stale = {name: new for name, text in texts.items() if (new := filled(text, root)) != text}
     if "--check" in argv:
         for name in PAGES:
-            print(f"{name} is {'out of date: python -m vtc.pages.readme' if name in stale else 'up to date'}")
+            print(f"{name} is {'out of date: python docs/tools/readme.py' if name in stale else 'up to date'}")
         return int(bool(stale))
     setting = sweep_setting(root)
     if setting is not None and len(setting.runs) > 1:
