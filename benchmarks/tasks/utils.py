@@ -83,11 +83,11 @@ def visual(doc: Doc) -> list[Image.Image]:
 
 
 def existence(doc: Doc, results: list[str]) -> dict[str, Any]:
-    said = scoring.yes_no(results[0])
+    prediction = scoring.yes_no(results[0])
     return {
-        "accuracy": float(said == doc["answer"]),
-        "f1": (said, doc["answer"]),
-        "yes_rate": float(said == "yes"),
+        "accuracy": float(prediction == doc["answer"]),
+        "f1": (prediction, doc["answer"]),
+        "yes_rate": float(prediction == "yes"),
     }
 
 

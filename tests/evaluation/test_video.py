@@ -122,7 +122,7 @@ def test_a_backbone_without_videos_is_refused_in_one_line(backbone, msvd):
 def test_files_that_are_no_questions(file, content, said, oracle, msvd):
     (msvd / "MSVD_Zero_Shot_QA" / file).write_text(content)
     with pytest.raises(UserError, match=f"benchmark.tasks=msvd_qa: .*{said}"):
-        harness.run_task(oracle(), "msvd_qa", harness.task_manager(["msvd_qa"]), data=msvd, mirror=msvd)
+        harness.run_task(oracle(), spec_of("msvd_qa", data=str(msvd)), harness.task_manager(["msvd_qa"]))
 
 
 @pytest.mark.parametrize(

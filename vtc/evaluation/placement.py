@@ -47,7 +47,7 @@ def placed(job: Job) -> Job:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
     elif launched() > 1 and device == "auto" and _gpus():
-        device = "cpu"  # the launcher was told so
+        device = "cpu"  # as the launcher's own settings have it
     return dataclasses.replace(job, backbone=dataclasses.replace(job.backbone, device=device))
 
 
