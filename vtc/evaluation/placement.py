@@ -38,7 +38,7 @@ def check(job: Job) -> None:
         raise UserError(f"backbone.device={device}: {here} processes for {gpus} GPUs; start one a GPU at most")
 
 
-def placed(job: Job) -> Job:
+def on_own_device(job: Job) -> Job:
     """The same job with the device that is this process's own."""
     device = job.backbone.device
     if launched() > 1 and _on_gpus(device):

@@ -71,10 +71,10 @@ class TaskSource:
     # -- for those who write a source
     @property
     def kwargs(self) -> dict[str, Any]:
-        """What lmms-eval hands to a task's `download`, with which `reopened` makes this source again."""
+        """What lmms-eval hands to a task's `download`, with which `source_from` makes this source again."""
         return {"source": self.benchmark.name, "benchmark": dataclasses.asdict(self.benchmark)}
 
-    def defined(self, task: str, definition: str, seed: int, data: Mapping[str, Any], **rest: Any) -> TaskSpec:
+    def shipped_spec(self, task: str, definition: str, seed: int, data: Mapping[str, Any], **rest: Any) -> TaskSpec:
         """A spec of a task that a shipped file defines.
 
         Args:
@@ -100,6 +100,6 @@ def source_of(benchmark: BenchmarkSettings) -> TaskSource:
     return cls(benchmark)
 
 
-def reopened(kwargs: Mapping[str, Any]) -> TaskSource:
-    """The source that gave a task these `dataset_kwargs`."""
+def source_from(kwargs: Mapping[str, Any]) -> TaskSource:
+    """The source whose task has these `dataset_kwargs` (see `TaskSource.kwargs`)."""
     return sources.get(kwargs["source"])(BenchmarkSettings(**kwargs["benchmark"]))
