@@ -91,9 +91,8 @@ class HubTasks(UserData):
         for number, row in enumerate(rows):
             answers = row.pop("answer")
             row |= {"answers" if isinstance(answers, list) else "answer": answers}
-            doc = doc_of(
-                question_of(row, f"benchmark.data={self.benchmark.data}, row {number}", metric, number), prompt
-            )
+            where = f"benchmark.data={self.benchmark.data}, row {number}"
+            doc = doc_of(question_of(row, where, metric, number), prompt)
             del doc["images"]  # they are a column of their own
             yield doc
 
