@@ -24,11 +24,7 @@ LLAVA = BackboneShape(
 
 
 def resolved(name: str, options: dict | None = None, **budget) -> int | None:
-<<<<<<< HEAD
-    return methods.get(name)(Budget(**budget).resolve, LLAVA, **(options or {})).tokens
-=======
     return make(name, Budget(**budget).resolve, LLAVA, **(options or {})).tokens
->>>>>>> fixa
 
 
 def test_tokens_are_met_exactly_or_refused() -> None:
@@ -91,11 +87,7 @@ def test_flops_compare_methods_that_act_at_different_depths() -> None:
     early, late = resolved("random", flops=0.25), resolved("random", {"layer": 2}, flops=0.25)
     assert early > late  # dropping before the LLM costs less, so more may stay
     for layer, tokens in ((0, early), (2, late)):
-<<<<<<< HEAD
-        cost = relative_flops(methods.get("random")(tokens, LLAVA, layer=layer).layer_tokens(), LLAVA)
-=======
         cost = relative_flops(make("random", tokens, LLAVA, layer=layer).layer_tokens(), LLAVA)
->>>>>>> fixa
         assert cost == pytest.approx(0.25, abs=0.002)
     with pytest.raises(UserError, match="flops=0.1: fastv"):
         resolved("fastv", {"layer": 16}, flops=0.1)
@@ -119,10 +111,5 @@ def test_flops_are_those_that_torch_counts() -> None:
 
 
 def test_registers_count_where_they_run() -> None:
-<<<<<<< HEAD
-    assert methods.get("victor")(8, LLAVA).layer_tokens() == [584] * 3 + [8] * 29
-    assert methods.get("fwd2bot")(16, LLAVA).layer_tokens() == [16] * 32
-=======
     assert make("victor", 8, LLAVA).layer_tokens() == [584] * 3 + [8] * 29
     assert make("fwd2bot", 16, LLAVA).layer_tokens() == [16] * 32
->>>>>>> fixa

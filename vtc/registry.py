@@ -187,6 +187,5 @@ sources = Registry(
         "pocket": "vtc.pocket.tasks:PocketTasks",
         "jsonl": "vtc.evaluation.sources.user_data:JsonlTasks",
         "hf": "vtc.evaluation.sources.user_data:HubTasks",
-        "upstream": "vtc.evaluation.sources.upstream:UpstreamTasks",
     },
 )

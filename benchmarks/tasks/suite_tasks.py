@@ -52,11 +52,11 @@ def questions(folder: Path, videos: Path, prefix: str, task: str) -> list[Doc]:
     Raises:
         UserError: files that are no such lists, or not one of the videos.
     """
-    asked, answered = (_list(folder / name, task) for name in ("test_q.json", "test_a.json"))
-    answers = {str(a.get("question_id")): str(a.get("answer")) for a in answered}
+    entries, answer_entries = (_list(folder / name, task) for name in ("test_q.json", "test_a.json"))
+    answers = {str(a.get("question_id")): str(a.get("answer")) for a in answer_entries}
     there = {p.stem: p for p in sorted(videos.iterdir()) if p.suffix.lower() in VIDEOS}
     rows = []
-    for at, q in enumerate(asked):
+    for at, q in enumerate(entries):
         number, name = str(q.get("question_id")), f"{prefix}{q.get('video_name')}"
         if number not in answers or not q.get("question"):
             raise UserError(
@@ -93,9 +93,10 @@ def video_question(doc: Doc) -> str:
 
 def contains_answer(doc: Doc, results: Sequence[str]) -> dict[str, float]:
     """1 where the words of the answer stand in what was said, in their order; and where they are all that was said."""
-    said, answer = _words(results[0]), _words(doc["answer"])
-    inside = any(said[i : i + len(answer)] == answer for i in range(len(said) - len(answer) + 1))
-    return {"contains_answer": float(bool(answer) and inside), "exact_match": float(said == answer)}
+    prediction, answer = _words(results[0]), _words(doc["answer"])
+    starts = range(len(prediction) - len(answer) + 1)
+    inside = any(prediction[i : i + len(answer)] == answer for i in starts)
+    return {"contains_answer": float(bool(answer) and inside), "exact_match": float(prediction == answer)}
 
 
 def _words(text: str) -> list[str]:
@@ -107,9 +108,9 @@ def _words(text: str) -> list[str]:
 
 def judged(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
     """Whether the judge that the user configured says that the answer is right; None where it says nothing."""
-    verdict = _judge()(question=doc["question"], prediction=results[0], ground_truth=doc["answer"])
-    failed = bool(verdict.metadata.get("judge_failed"))
-    return {"judged_accuracy": None if failed else float(verdict.is_correct), **contains_answer(doc, results)}
+    opinion = _judge()(question=doc["question"], prediction=results[0], ground_truth=doc["answer"])
+    failed = bool(opinion.metadata.get("judge_failed"))
+    return {"judged_accuracy": None if failed else float(opinion.is_correct), **contains_answer(doc, results)}
 
 
 @lru_cache(maxsize=1)

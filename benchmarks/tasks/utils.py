@@ -1,5 +1,5 @@
 """What the YAMLs here name with `!function utils.…`; the metrics themselves are in `vtc.evaluation.scoring` and
-`vtc.evaluation.sources.questions`.
+`vtc.evaluation.sources.user_questions`.
 
 Nothing here may raise on a model's answer: lmms-eval would try again four times, two seconds apart, and end the run.
 """
@@ -18,7 +18,7 @@ from PIL import Image
 from vtc.errors import UserError
 from vtc.evaluation import scoring
 from vtc.evaluation.model import LocalTask
-from vtc.evaluation.sources import RowsSource, questions, reopened
+from vtc.evaluation.sources import RowsSource, source_from, user_questions
 from vtc.pocket.tasks import path
 
 Doc = dict[str, Any]
@@ -49,7 +49,7 @@ class OwnTask(LocalTask):
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
         if not dataset_kwargs or "source" not in dataset_kwargs:
             raise UserError(f"{self.config.task}: python -m vtc benchmark=jsonl (or hf) gives it its data")
-        source = reopened(dataset_kwargs)
+        source = source_from(dataset_kwargs)
         assert isinstance(source, RowsSource)
         rows = source.table(dataset_kwargs["task"])
         self.dataset = datasets.DatasetDict({"test": rows})
@@ -70,12 +70,12 @@ def _opened(stored: Any) -> Image.Image:
 
 def _own(metric: str) -> Any:
     def score(doc: Doc, results: list[str]) -> dict[str, float]:
-        return {metric: questions.SCORES[metric](results[0], doc["answers"])}
+        return {metric: user_questions.SCORES[metric](results[0], doc["answers"])}
 
     return score
 
 
-own_exact_match, own_vqa_accuracy, own_anls, own_choice = (_own(metric) for metric in questions.METRICS)
+own_exact_match, own_vqa_accuracy, own_anls, own_choice = (_own(metric) for metric in user_questions.METRICS)
 
 
 def visual(doc: Doc) -> list[Image.Image]:
@@ -83,11 +83,11 @@ def visual(doc: Doc) -> list[Image.Image]:
 
 
 def existence(doc: Doc, results: list[str]) -> dict[str, Any]:
-    said = scoring.yes_no(results[0])
+    prediction = scoring.yes_no(results[0])
     return {
-        "accuracy": float(said == doc["answer"]),
-        "f1": (said, doc["answer"]),
-        "yes_rate": float(said == "yes"),
+        "accuracy": float(prediction == doc["answer"]),
+        "f1": (prediction, doc["answer"]),
+        "yes_rate": float(prediction == "yes"),
     }
 
 

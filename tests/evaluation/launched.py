@@ -57,10 +57,10 @@ def perform(command: list[str], fault: str | None) -> dict[str, int]:
 
     with mock.patch.object(VtcModel, "_answer", counted), mock.patch.object(cli, "job_of", quick):
         if fault == "load" and RANK == 1:
-            with mock.patch.object(scorer, "loaded", broken):
+            with mock.patch.object(scorer, "load", broken):
                 code = main(command)
         elif fault == "measure":
-            with mock.patch.object(run, "measured", failing):
+            with mock.patch.object(run, "efficiency_of", failing):
                 code = main(command)
         else:
             code = main(command)

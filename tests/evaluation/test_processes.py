@@ -211,7 +211,7 @@ def test_a_killed_process_ends_all_and_what_is_finished_stays(two, pocket, alone
 # ---------------------------------------------------------------------- without processes
 def test_one_process_sets_nothing_up(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with crews.joined() as crew:
+    with crews.launched_crew() as crew:
         assert crew.leads and crew.lead(lambda: "done") == "done"
         with crew.doing("load"):
             assert all(crew.mine(batch) for batch in range(3))
@@ -240,14 +240,14 @@ def test_each_process_takes_a_gpu_of_its_own(second_of_two, monkeypatch):
     for wanted in ("auto", "cuda"):
         given = settings(device=wanted)
         placement.check(given)
-        assert placement.placed(given).backbone.device == "cuda:1"
+        assert placement.on_own_device(given).backbone.device == "cuda:1"
         assert given.backbone.device == wanted, "the run's own settings, and so its id, stay"
     assert second_of_two == ["cuda:1"] * 2
-    assert placement.placed(settings(device="cpu")).backbone.device == "cpu"
+    assert placement.on_own_device(settings(device="cpu")).backbone.device == "cpu"
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert placement.placed(settings()).backbone.device == "cpu"
+    assert placement.on_own_device(settings()).backbone.device == "cpu"
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert placement.placed(settings()) == settings()
+    assert placement.on_own_device(settings()) == settings()
 
 
 def test_under_lmms_evals_own_command_too(second_of_two, monkeypatch):

@@ -24,6 +24,7 @@ def colors(monkeypatch):
     """Three drawn pictures, as a plug-in would bring them."""
 
     class Colors(RowsSource):
+        tasks = ("which_color",)
         shade = 0
 
         def rows(self, task):
@@ -35,10 +36,9 @@ def colors(monkeypatch):
     return Colors
 
 
-def job(weights, tmp_path, **benchmark):
-    plain = parse([f"backbone.pretrained={weights}", "backbone.device=cpu", f"output_dir={tmp_path}"])
-    settings = BenchmarkSettings(name="colors", tasks=("which_color",), **benchmark)
-    return dataclasses.replace(plain, benchmark=settings, profile=QUICK)
+def job(weights, tmp_path):
+    place = [f"backbone.pretrained={weights}", "backbone.device=cpu", f"output_dir={tmp_path}"]
+    return dataclasses.replace(parse(["benchmark=colors", *place]), profile=QUICK)
 
 
 def test_three_drawn_pictures_are_scored(colors, weights, tmp_path, capsys):

@@ -12,7 +12,7 @@ from PIL import Image
 from vtc.cli.command import main
 from vtc.errors import UserError
 from vtc.evaluation import harness
-from vtc.evaluation.sources import questions, reopened, source_of, user_data
+from vtc.evaluation.sources import source_from, source_of, user_data, user_questions
 from vtc.settings import BenchmarkSettings
 
 ROWS = {
@@ -57,7 +57,7 @@ def table(benchmark: dict):
 
 
 # ---------------------------------------------------------------------- the harness
-@pytest.mark.parametrize("metric", questions.METRICS)
+@pytest.mark.parametrize("metric", user_questions.METRICS)
 def test_right_answers_score_one_and_wrong_ones_nothing(metric, write, oracle) -> None:
     file, task = write(ROWS[metric]), f"own_{metric}"
     manager = harness.task_manager([task])
@@ -119,14 +119,14 @@ def test_a_folder_of_parquet_files_is_a_data_set(tmp_path: Path, oracle) -> None
 def test_vqa_accuracy_is_the_mean_over_leaving_each_person_out() -> None:
     people = ["yes"] * 2 + ["no"] * 8
     # for each of the two who said yes 1 other did, for each of the eight 2 did
-    assert questions.vqa_accuracy("Yes.", people) == pytest.approx((2 * 1 / 3 + 8 * 2 / 3) / 10)
-    assert questions.vqa_accuracy("no", people) == 1.0 and questions.vqa_accuracy("maybe", people) == 0.0
+    assert user_questions.vqa_accuracy("Yes.", people) == pytest.approx((2 * 1 / 3 + 8 * 2 / 3) / 10)
+    assert user_questions.vqa_accuracy("no", people) == 1.0 and user_questions.vqa_accuracy("maybe", people) == 0.0
 
 
 def test_anls_is_one_less_the_normalised_distance() -> None:
-    assert questions.anls("1988", ["1987"]) == pytest.approx(3 / 4)
-    assert questions.anls("18", ["1987"]) == pytest.approx(0.5) and questions.anls("1", ["1987"]) == 0.0
-    assert questions.anls("in 1987", ["1987", "IN 1987"]) == 1.0
+    assert user_questions.anls("1988", ["1987"]) == pytest.approx(3 / 4)
+    assert user_questions.anls("18", ["1987"]) == pytest.approx(0.5) and user_questions.anls("1", ["1987"]) == 0.0
+    assert user_questions.anls("in 1987", ["1987", "IN 1987"]) == 1.0
 
 
 # ---------------------------------------------------------------------- mistakes
@@ -210,5 +210,5 @@ def test_a_source_can_be_made_again_from_what_the_harness_is_given(write) -> Non
     """Every process, and lmms-eval itself, opens the data from plain values."""
     file = write(ROWS["exact_match"])
     spec = spec_of("own_exact_match", **section(file))
-    rows = reopened(json.loads(json.dumps(spec.dataset_kwargs))).table("own_exact_match")
+    rows = source_from(json.loads(json.dumps(spec.dataset_kwargs))).table("own_exact_match")
     assert [row["id"] for row in rows] == ["1", "mine", "3"] and rows[2]["answers"] == ["3"]

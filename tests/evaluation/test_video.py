@@ -122,7 +122,7 @@ def test_a_backbone_without_videos_is_refused_in_one_line(backbone, msvd):
 def test_files_that_are_no_questions(file, content, said, oracle, msvd):
     (msvd / "MSVD_Zero_Shot_QA" / file).write_text(content)
     with pytest.raises(UserError, match=f"benchmark.tasks=msvd_qa: .*{said}"):
-        harness.run_task(oracle(), "msvd_qa", harness.task_manager(["msvd_qa"]), data=msvd, mirror=msvd)
+        harness.run_task(oracle(), spec_of("msvd_qa", data=str(msvd)), harness.task_manager(["msvd_qa"]))
 
 
 @pytest.mark.parametrize(
@@ -148,12 +148,10 @@ def test_an_answer_is_in_what_was_said(said, answer, contains, exact, manager):
 
 def test_backbones_that_read_videos_say_how_many_frames(manager):
     """`backbone.frames=16` is a key of theirs, and of no other's."""
-    import yaml
+    from vtc.configuration import parse
+    from vtc.configuration.choices import configured
 
-    from vtc import shipped
-    from vtc.registry import backbones
-
-    for file in sorted((shipped.path("conf") / "backbone").glob("*.yaml")):
-        content = yaml.safe_load(file.read_text())
-        reads = getattr(backbones.get(content["name"]), "video_text", None) is not None
-        assert content.get("frames") == (8 if reads else None), file.name
+    for name in configured("backbone"):
+        job = parse([f"backbone={name}"])
+        reads = getattr(job.family, "video_text", None) is not None
+        assert job.backbone.frames == (8 if reads else None), name

@@ -33,7 +33,7 @@ from vtc.backbones.base import Backbone  # noqa: E402
 from vtc.engine import compressing  # noqa: E402
 from vtc.evaluation import scoring  # noqa: E402
 from vtc.interface import Compressor  # noqa: E402
-from vtc.profiling.run import counted  # noqa: E402
+from vtc.profiling.run import count_passes  # noqa: E402
 from vtc.registry import methods, parts  # noqa: E402
 from vtc.testing.models import collate, image_row, text_row  # noqa: E402
 
@@ -171,7 +171,7 @@ def _costs(case: Case) -> Numbers:
     backbone = backbone_of("gqa")
     method, inputs = method_of(case, backbone), inputs_of(backbone)
     one = {name: value[:1] for name, value in inputs.items()}
-    ran = counted(backbone, method, one)
+    ran = count_passes(backbone, method, one)
     return {
         "prefill": flops.total(backbone.shape, ran.prefill) + flops.head(backbone.shape),
         "step": flops.total(backbone.shape, ran.steps),

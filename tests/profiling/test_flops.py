@@ -14,7 +14,7 @@ from vtc.engine import compressing
 from vtc.methods import build
 from vtc.profiling import flops, latency, parts
 from vtc.profiling.counter import flop_counter
-from vtc.profiling.recorder import recorded
+from vtc.profiling.recorder import record_calls
 
 METHODS = [
     ("none", None, {}),
@@ -50,9 +50,9 @@ def test_a_prefill_costs_what_torch_counts(name, tokens, options, backbone):
     method.attach(backbone)
     counter = flop_counter()
     with (
-        parts.metered(backbone, method, counter.get_total_flops) as spent,
+        parts.metering(backbone, method, counter.get_total_flops) as spent,
         compressing(backbone, method),
-        recorded(backbone) as calls,
+        record_calls(backbone) as calls,
     ):
         truth = counted(lambda: backbone.model(**inputs, logits_to_keep=1), counter)
     decoder = flops.total(backbone.shape, calls, causal=False)
@@ -69,7 +69,7 @@ def test_a_decoding_step_costs_what_torch_counts(backbone):
     token, mask = inputs["input_ids"][:, -1:], torch.ones(1, 144 + 40 + 1, dtype=torch.long)
     with torch.no_grad(), compressing(backbone, method):
         cache = backbone.model(**inputs, use_cache=True).past_key_values
-        with recorded(backbone) as calls:
+        with record_calls(backbone) as calls:
             truth = counted(lambda: backbone.model(input_ids=token, attention_mask=mask, past_key_values=cache))
     full, kept = 144 + 40 + 1, 16 + 40 + 1
     assert [(c.queries, c.keys) for c in calls] == [(1, full), (1, full), (1, kept), (1, kept), (1, kept)]
@@ -97,7 +97,7 @@ def test_it_agrees_with_the_budget_that_asks_for_flops(backbone):
 
 def test_recording_leaves_nothing_behind(backbone):
     before = [len(layer._forward_pre_hooks) for layer in backbone.decoder.layers]
-    with pytest.raises(RuntimeError), recorded(backbone):
+    with pytest.raises(RuntimeError), record_calls(backbone):
         raise RuntimeError
     assert [len(layer._forward_pre_hooks) for layer in backbone.decoder.layers] == before
 

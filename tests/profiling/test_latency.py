@@ -76,7 +76,7 @@ def test_a_methods_own_work_is_told_from_the_models(backbone):
             method = build(name, 4, model.shape).eval()
             inputs = latency.example(model, 1, 32)
             passes.clear()
-            with parts.metered(model, method, lambda: len(passes), decoder=False) as spent, compressing(model, method):
+            with parts.metering(model, method, lambda: len(passes), decoder=False) as spent, compressing(model, method):
                 model.model(**inputs)
             assert spent[parts.METHOD] == own and len(passes) == 5 + own
             assert not {"reduce", "tower"} & set(method.__dict__)

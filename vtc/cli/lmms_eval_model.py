@@ -31,7 +31,7 @@ class RegisteredModel(VtcModel):
         job = parse([f"{key}={_word(value)}" for key, value in overrides.items()])
         placement.check(job)
         job.check()
-        backbone, method = scorer.loaded(placement.placed(job))
+        backbone, method = scorer.load(placement.on_own_device(job))
         rows = batch_size if batch_size is not None and str(batch_size).isdigit() else job.batch_size
         words = ", ".join(f"{key}={value}" for key, value in sorted(overrides.items()))
         frames = job.backbone.frames or FRAMES

@@ -16,7 +16,7 @@ GROUPS = {
     "experiment": "complete presets: every setting of one experiment",
 }
 
-REGISTRIES = {"method": registry.methods, "backbone": registry.families}
+REGISTRIES = {"method": registry.methods, "backbone": registry.families, "benchmark": registry.sources}
 
 
 def first_comment(file: Path) -> str:
@@ -38,10 +38,10 @@ def configured(group: str) -> dict[str, Path]:
 
 
 def unconfigured(group: str) -> list[str]:
-    """Names of a group with a class but no file in `conf/`: all methods, and the families of plug-ins."""
+    """Names of a group with a class but no file in `conf/`: all methods, the families and benchmarks of plug-ins."""
     if group == "method":
         return registry.methods.names()
-    return sorted(set(registry.families.external()) - set(configured(group))) if group == "backbone" else []
+    return sorted(set(REGISTRIES[group].external()) - set(configured(group))) if group in REGISTRIES else []
 
 
 def choices(group: str) -> dict[str, str]:

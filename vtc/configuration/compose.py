@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from vtc.budget import BUDGETS
 from vtc.configuration.choices import choices, configured, unconfigured
 from vtc.configuration.methods import method_node, store_methods
 from vtc.configuration.resolve import resolve
+from vtc.configuration.unconfigured import NODES
 from vtc.errors import UserError, nearest, unknown
 from vtc.job import Job
 from vtc.registry import PART_BUDGETS, methods, parts
@@ -265,9 +265,7 @@ def prepare(overrides: Sequence[str]) -> None:
             if str(value) not in allowed and (value is not None or group in NEEDED):
                 raise unknown(group, "null" if value is None else value, allowed)
             if value in unconfigured(group):
-                # A plug-in's family has no checkpoint in `conf/backbone`: its name, and the defaults.
-                family = group == "backbone"
-                node = dataclasses.asdict(BackboneSettings(name=value, family=value)) if family else method_node(value)
+                node = NODES[group](value)
                 ConfigStore.instance().store(group=group, name=value, node=node, provider="plug-in")
     check_additions(overrides)
 

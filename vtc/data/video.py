@@ -28,22 +28,22 @@ def frames(path: str | Path, count: int) -> list[Image.Image]:
             if not container.streams.video:
                 raise ValueError(f"no video in {path}")
             total = _announced(container)
-            wanted = np.linspace(0, total - 1, count).astype(int).tolist()
-            found: dict[int, Image.Image] = {}
+            indices = np.linspace(0, total - 1, count).astype(int).tolist()
+            images: dict[int, Image.Image] = {}
             last, at = None, -1
             container.streams.video[0].thread_type = "AUTO"
             for at, frame in enumerate(container.decode(video=0)):
                 last = frame
-                if at in wanted:
-                    found[at] = _dated(frame)
-                if at == wanted[-1]:
+                if at in indices:
+                    images[at] = _dated(frame)
+                if at == indices[-1]:
                     break
     except av.FFmpegError as error:
         raise ValueError(f"{path} can't be decoded ({error})") from error
-    if last is None or at < wanted[-1] - LOST * total:
+    if last is None or at < indices[-1] - LOST * total:
         raise ValueError(f"{path} breaks off: {at + 1} of {total} frames can be decoded")
     end = _dated(last)  # stands for a frame that was announced after the last there is
-    return [found.get(index, end) for index in wanted]
+    return [images.get(index, end) for index in indices]
 
 
 def _dated(frame: Any) -> Image.Image:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vtc.interface import Compressor
 
 
-def measured(backbone: Backbone, method: Compressor, job: Job) -> dict[str, Any]:
+def efficiency_of(backbone: Backbone, method: Compressor, job: Job) -> dict[str, Any]:
     """The efficiency section: seconds on a CPU, for a section that `action=profile` measures at leisure."""
     quick = ProfileSettings(repeats=2, first_token_repeats=7) if backbone.device.type == "cpu" else ProfileSettings()
     return profiling.efficiency(backbone, method, job.profile or quick)

@@ -263,7 +263,7 @@ _CREWS: list[Crew] = []  # the one of this process, once it has joined: the jobs
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Crew]:
+def launched_crew() -> Iterator[Crew]:
     """The processes that were launched together; a crew of one where there was no launcher."""
     if launched() == 1:
         yield Crew()

@@ -38,7 +38,7 @@ def check(job: Job) -> None:
         raise UserError(f"backbone.device={device}: {here} processes for {gpus} GPUs; start one a GPU at most")
 
 
-def placed(job: Job) -> Job:
+def on_own_device(job: Job) -> Job:
     """The same job with the device that is this process's own."""
     device = job.backbone.device
     if launched() > 1 and _on_gpus(device):
@@ -47,7 +47,7 @@ def placed(job: Job) -> Job:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
     elif launched() > 1 and device == "auto" and _gpus():
-        device = "cpu"  # the launcher was told so
+        device = "cpu"  # as the launcher's own settings have it
     return dataclasses.replace(job, backbone=dataclasses.replace(job.backbone, device=device))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vtc import results
 from vtc.evaluation import crew as crews
 from vtc.evaluation import placement
-from vtc.evaluation.costs import measured
+from vtc.evaluation.costs import efficiency_of
 from vtc.evaluation.run_folder import RunFolder
 from vtc.job import Job
 
@@ -41,7 +41,7 @@ def evaluate(job: Job) -> Path:
         UserError: an unknown task, data that isn't there; what several processes can't do.
     """
     placement.check(job)
-    with crews.joined() as crew:
+    with crews.launched_crew() as crew:
         if crew.leads:
             return crew.lead(lambda: _evaluate(job, crew))
         from vtc.evaluation.scorer import Helper
@@ -120,7 +120,7 @@ def make(run: RunFolder, baseline: RunFolder | None, bar: Bar, crew: Crew) -> di
         model = scorer.Scorer(crew, *order, lambda what: bar.say(f"{run.label}: {what}"), bar.advance)
     tasks = [_task(run, spec, model, bar, crew) for spec in run.specs]
     bar.say(f"{run.label}: measuring costs")
-    costs = measured(model.backbone, model.method, run.job)
+    costs = efficiency_of(model.backbone, model.method, run.job)
     result = result_of(run, baseline, tasks, model.backbone, model.method, costs, time.time() - started)
     result["run"]["processes"] = crew.world
     result = run.write(result, tasks)
@@ -158,10 +158,10 @@ def _starter(bar: Bar, run: RunFolder, task: str) -> Callable[[int], None]:
 def measure_again(run: RunFolder, result: dict[str, Any], console: Console) -> dict[str, Any]:
     """Put new costs beside the scores of a finished run, and write it."""
     from vtc.evaluation import display
-    from vtc.evaluation.scorer import loaded
+    from vtc.evaluation.scorer import load
 
     console.print("its costs were measured of something else, or in another way: measuring them again")
-    costs = measured(*loaded(placement.placed(run.job)), run.job)
+    costs = efficiency_of(*load(placement.on_own_device(run.job)), run.job)
     result["efficiency"] = costs
     result["budget"]["flops_ratio"] = costs["flops_ratio"]
     result["run"] |= {"costs_id": run.costs_id, "device": costs["protocol"]["device"]}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vtc.evaluation import harness
-from vtc.evaluation.placement import placed
+from vtc.evaluation.placement import on_own_device
 from vtc.evaluation.spec import TaskScores, TaskSpec
 from vtc.job import Job
 
@@ -50,7 +50,7 @@ class Scorer:
         from vtc.evaluation.model import FRAMES, VtcModel
 
         say("loading the model")
-        self.backbone, self.method = loaded(placed(job))
+        self.backbone, self.method = load(on_own_device(job))
         frames = job.backbone.frames or FRAMES
         self.model = VtcModel(
             self.backbone, self.method, job.batch_size, description, frames, on_sample=on_sample, crew=crew
@@ -82,7 +82,7 @@ class Helper:
             self.scorer.score(spec)
 
 
-def loaded(job: Job) -> tuple[Backbone, Compressor]:
+def load(job: Job) -> tuple[Backbone, Compressor]:
     """The backbone and a method of its own, without the bar that transformers draws over ours."""
     from transformers.utils import logging as transformers_logging
 

@@ -26,7 +26,7 @@ class PocketTasks(TaskSource):
         if task not in splits.TASKS:
             raise unknown("benchmark.tasks", task, splits.TASKS)
         kwargs = {"folder": self.benchmark.data}
-        return self.defined(task, task, seed, self._content(task), dataset_kwargs=kwargs)
+        return self.shipped_spec(task, task, seed, self._content(task), dataset_kwargs=kwargs)
 
     def samples(self, task: str) -> int | None:
         import pyarrow.parquet as pq

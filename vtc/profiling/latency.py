@@ -163,7 +163,7 @@ def own_work(backbone: Backbone, method: Compressor, run: Callable[[], None]) ->
         return time.perf_counter()
 
     start = clock()
-    with parts.metered(backbone, method, clock, decoder=False) as spent:
+    with parts.metering(backbone, method, clock, decoder=False) as spent:
         run()
     return spent[parts.METHOD], clock() - start
 

@@ -62,7 +62,7 @@ class Meter:
 
 
 @contextlib.contextmanager
-def metered(
+def metering(
     backbone: Backbone, method: Compressor, read: Callable[[], float], decoder: bool = True
 ) -> Iterator[dict[str, float]]:
     """Collects, while it is open, what `read` gains in the method's own work, in vision and in the decoder's layers.

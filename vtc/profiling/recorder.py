@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def recorded(backbone: Backbone) -> Iterator[list[Call]]:
+def record_calls(backbone: Backbone) -> Iterator[list[Call]]:
     """Collects one `Call` a pass of a decoder layer while it is open.
 
     It sees whatever the method does with the decoder: Fwd2Bot's first pass is in it, and so are the tokens that a

@@ -55,7 +55,7 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: ProfileSettings
     one = latency.example(backbone, 1, protocol.prompt_tokens)
     text = int((~backbone.visual(one["input_ids"][0])).sum())
     full = int(one["input_ids"].shape[1]) - text
-    ran = counted(backbone, method, one)
+    ran = count_passes(backbone, method, one)
     report, prefill, steps = ran.report, ran.prefill, ran.steps
     layer_tokens = [layer[0] for layer in report.layers] if report is not None else [full] * shape.depth
     method_flops, vision_flops = ran.method_flops, ran.vision_flops
@@ -73,7 +73,7 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: ProfileSettings
 
     none = build("none", None, shape)
     same = method.name == "none"
-    whole = ran if same else counted(backbone, none, one)
+    whole = ran if same else count_passes(backbone, none, one)
     plain_flops, plain_vision = flops.total(shape, whole.prefill) + flops.head(shape), whole.vision_flops
     timings = latency.measure(backbone, [method] if same else [method, none], protocol)
     mine, plain = timings[0], timings[-1]
@@ -121,7 +121,7 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: ProfileSettings
 
 
 @dataclass(frozen=True)
-class Counted:
+class PassCounts:
     """What a prefill and one decoding step did.
 
     Attributes:
@@ -137,30 +137,30 @@ class Counted:
     report: Report | None
 
 
-def counted(backbone: Backbone, method: Compressor, inputs: Any) -> Counted:
+def count_passes(backbone: Backbone, method: Compressor, inputs: Any) -> PassCounts:
     """A prefill and one decoding step under `method`, counted as they run."""
     import torch
 
     from vtc.engine import compressing
     from vtc.profiling import parts
     from vtc.profiling.counter import flop_counter
-    from vtc.profiling.recorder import recorded
+    from vtc.profiling.recorder import record_calls
 
     with (
         torch.inference_mode(),
-        frozen(method),
+        without_gradients(method),
         flop_counter() as counter,
-        parts.metered(backbone, method, counter.get_total_flops) as spent,
+        parts.metering(backbone, method, counter.get_total_flops) as spent,
         compressing(backbone, method) as engine,
-        recorded(backbone) as calls,
+        record_calls(backbone) as calls,
     ):
         generate_two(backbone, inputs)
     first = len(calls) - backbone.shape.depth  # the second token's step: one query a layer
-    return Counted(calls[:first], calls[first:], spent[parts.METHOD], spent[parts.VISION], engine.report)
+    return PassCounts(calls[:first], calls[first:], spent[parts.METHOD], spent[parts.VISION], engine.report)
 
 
 @contextlib.contextmanager
-def frozen(method: Compressor) -> Iterator[None]:
+def without_gradients(method: Compressor) -> Iterator[None]:
     """Its parameters ask for no gradient: FlopCounterMode trips over those that are views where none is kept."""
     learning = [p for p in method.parameters() if p.requires_grad]
     for parameter in learning:

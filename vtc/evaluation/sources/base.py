@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from vtc.evaluation import catalogue, suite
 from vtc.evaluation.spec import UNDERSTANDING, TaskSpec
 from vtc.job import Job
-from vtc.registry import sources
+from vtc.registry import imported, sources
 from vtc.settings import BenchmarkSettings
 
-UPSTREAM = "upstream"  # the source of benchmarks that name no source of their own
+UPSTREAM = "vtc.evaluation.sources.upstream:UpstreamTasks"  # the source of benchmarks that bear no source's name
 
 
 class TaskSource:
@@ -24,9 +24,11 @@ class TaskSource:
         benchmark: the settings of the benchmark.
 
     Attributes:
+        tasks: of a plug-in's benchmark where the user names none; empty: one, called as the benchmark is.
         preparation: what is done before the first task is scored and takes a while; None: nothing.
     """
 
+    tasks: ClassVar[tuple[str, ...]] = ()
     preparation: ClassVar[str | None] = None
 
     def __init__(self, benchmark: BenchmarkSettings) -> None:
@@ -69,10 +71,10 @@ class TaskSource:
     # -- for those who write a source
     @property
     def kwargs(self) -> dict[str, Any]:
-        """What lmms-eval hands to a task's `download`, with which `reopened` makes this source again."""
+        """What lmms-eval hands to a task's `download`, with which `source_from` makes this source again."""
         return {"source": self.benchmark.name, "benchmark": dataclasses.asdict(self.benchmark)}
 
-    def defined(self, task: str, definition: str, seed: int, data: Mapping[str, Any], **rest: Any) -> TaskSpec:
+    def shipped_spec(self, task: str, definition: str, seed: int, data: Mapping[str, Any], **rest: Any) -> TaskSpec:
         """A spec of a task that a shipped file defines.
 
         Args:
@@ -94,10 +96,10 @@ class TaskSource:
 
 def source_of(benchmark: BenchmarkSettings) -> TaskSource:
     """The source of a benchmark: the one that bears its name, else lmms-eval's tasks."""
-    name = benchmark.name if benchmark.name in sources.names() else UPSTREAM
-    return sources.get(name)(benchmark)
+    cls = sources.get(benchmark.name) if benchmark.name in sources.names() else imported(UPSTREAM)
+    return cls(benchmark)
 
 
-def reopened(kwargs: Mapping[str, Any]) -> TaskSource:
-    """The source that gave a task these `dataset_kwargs`."""
+def source_from(kwargs: Mapping[str, Any]) -> TaskSource:
+    """The source whose task has these `dataset_kwargs` (see `TaskSource.kwargs`)."""
     return sources.get(kwargs["source"])(BenchmarkSettings(**kwargs["benchmark"]))

@@ -10,7 +10,7 @@ from typing import Any
 
 from vtc.errors import UserError
 from vtc.evaluation.sources.base import TaskSource
-from vtc.evaluation.sources.questions import Question, checked
+from vtc.evaluation.sources.user_questions import UserQuestion, question_of
 from vtc.evaluation.spec import TaskSpec
 from vtc.identity import hash_bytes
 
@@ -20,7 +20,7 @@ PROMPTS = {"choice": "{question}\n{options}\nAnswer with the option's letter fro
 
 
 class RowsSource(TaskSource):
-    """Questions with pictures and answers, scored by one of `vtc.evaluation.sources.questions.METRICS`.
+    """Questions with pictures and answers, scored by one of `vtc.evaluation.sources.user_questions.METRICS`.
 
     A class states `rows`; its tasks are named in `benchmark.tasks`. For example, a set that is drawn:
 
@@ -48,7 +48,7 @@ class RowsSource(TaskSource):
 
     def spec(self, task: str, seed: int) -> TaskSpec:
         kwargs = {**self.kwargs, "task": task}
-        return self.defined(task, f"own_{self.metric(task)}", seed, self.content(task), dataset_kwargs=kwargs)
+        return self.shipped_spec(task, f"own_{self.metric(task)}", seed, self.content(task), dataset_kwargs=kwargs)
 
     def location(self, task: str, look_up: Callable[[str], str]) -> str:
         return str(self.benchmark.data or "drawn here")
@@ -62,7 +62,7 @@ class RowsSource(TaskSource):
     def _docs(self, task: str) -> Iterator[dict[str, Any]]:
         metric, prompt = self.metric(task), self.prompt(task)
         for number, row in enumerate(self.rows(task)):
-            question = checked(row, f"{task}, row {number}", metric, number)
+            question = question_of(row, f"{task}, row {number}", metric, number)
             doc = doc_of(question, prompt)
             if not all(isinstance(image, (str, Path)) for image in question.images):
                 doc["pictures"] = [_stored(image) for image in question.images]
@@ -85,7 +85,7 @@ class RowsSource(TaskSource):
         return prompt
 
 
-def doc_of(question: Question, prompt: str) -> dict[str, Any]:
+def doc_of(question: UserQuestion, prompt: str) -> dict[str, Any]:
     """The row that lmms-eval gets; its `text` is the prompt filled in."""
     lettered = zip(ascii_uppercase, question.options, strict=False)
     options = "\n".join(f"{letter}. {option}" for letter, option in lettered)

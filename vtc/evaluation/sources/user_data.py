@@ -1,6 +1,6 @@
 """Questions of the user's own about pictures of their own: a JSONL file, or a data set in Hugging Face's layout.
 
-A line of the file, or a row of the data set, is as `vtc.evaluation.sources.questions` says; paths of images are
+A line of the file, or a row of the data set, is as `vtc.evaluation.sources.user_questions` says; paths of images are
 relative to the file. Everything is checked before a model is loaded, but for what is in the images: a broken one is one
 bad sample, reported and not scored.
 """
@@ -15,8 +15,8 @@ from typing import Any
 from vtc import results
 from vtc.errors import UserError, unknown
 from vtc.evaluation.sources.base import source_of
-from vtc.evaluation.sources.questions import METRICS, Question, checked
 from vtc.evaluation.sources.rows import RowsSource, doc_of
+from vtc.evaluation.sources.user_questions import METRICS, UserQuestion, question_of
 from vtc.settings import BenchmarkSettings
 
 
@@ -47,7 +47,7 @@ class JsonlTasks(UserData):
         super().check_settings()
         self._questions()
 
-    def _questions(self) -> list[Question]:
+    def _questions(self) -> list[UserQuestion]:
         return read(str(self.benchmark.data), str(self.benchmark.metric))
 
     def content(self, task: str) -> Mapping[str, Any]:
@@ -91,7 +91,8 @@ class HubTasks(UserData):
         for number, row in enumerate(rows):
             answers = row.pop("answer")
             row |= {"answers" if isinstance(answers, list) else "answer": answers}
-            doc = doc_of(checked(row, f"benchmark.data={self.benchmark.data}, row {number}", metric, number), prompt)
+            where = f"benchmark.data={self.benchmark.data}, row {number}"
+            doc = doc_of(question_of(row, where, metric, number), prompt)
             del doc["images"]  # they are a column of their own
             yield doc
 
@@ -130,7 +131,7 @@ def check(benchmark: BenchmarkSettings) -> None:
         source.check_settings()
 
 
-def read(file: str | Path, metric: str) -> list[Question]:
+def read(file: str | Path, metric: str) -> list[UserQuestion]:
     """The questions of a JSONL file, images as whole paths.
 
     Raises:
@@ -149,7 +150,7 @@ def read(file: str | Path, metric: str) -> list[Question]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{where}: no JSON ({error})") from None
-            question = checked(row, where, metric, number)
+            question = question_of(row, where, metric, number)
             if not all(isinstance(image, str) for image in question.images):
                 raise UserError(f"{where}: image: a path is needed")
             questions.append(question)

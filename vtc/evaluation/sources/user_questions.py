@@ -23,7 +23,7 @@ LEAST = 4  # answers a question for VQA accuracy: an answer is wholly right when
 
 
 @dataclass(frozen=True)
-class Question:
+class UserQuestion:
     """One question. `images` are paths (or what a data set holds); `answers` are all right, letters for `choice`."""
 
     id: str
@@ -33,7 +33,7 @@ class Question:
     options: list[str]
 
 
-def checked(row: Any, where: str, metric: str, number: int) -> Question:
+def question_of(row: Any, where: str, metric: str, number: int) -> UserQuestion:
     """A row as a question.
 
     Raises:
@@ -61,7 +61,7 @@ def checked(row: Any, where: str, metric: str, number: int) -> Question:
             f"{where}: {len(texts)} answers; benchmark.metric=vqa_accuracy compares an answer with those of many "
             f"people ({LEAST} or more, VQAv2 has ten); exact_match takes any number"
         )
-    return Question(str(row.get("id", number)), question, images, texts, options)
+    return UserQuestion(str(row.get("id", number)), question, images, texts, options)
 
 
 def _several(row: Mapping[str, Any], one: str, many: str, where: str) -> list[Any]:
