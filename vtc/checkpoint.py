@@ -61,9 +61,9 @@ def check_manifest(folder: str | os.PathLike, backbone: str, method: str, tokens
     manifest = read_manifest(folder)
     where = f"checkpoint={os.fspath(folder)!r}"
     plain = manifest.get("method") == "none" and not methods.get(method).needs_training
-    for key, wanted in (("backbone", backbone), ("method", "none" if plain else method)):
-        if manifest.get(key) != wanted:
-            raise UserError(f"{where} was trained for {key}={manifest.get(key)}, not {key}={wanted}")
+    for key, value in (("backbone", backbone), ("method", "none" if plain else method)):
+        if manifest.get(key) != value:
+            raise UserError(f"{where} was trained for {key}={manifest.get(key)}, not {key}={value}")
     trained = manifest.get("tokens")
     if trained is not None and tokens is not None and trained != tokens:
         raise UserError(f"{where} was trained for tokens={trained}, not tokens={tokens}")

@@ -13,9 +13,9 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def device(wanted: str = "auto") -> torch.device:
-    """Where this process works: `wanted`; for ``auto`` a GPU where there is one. Of several GPUs, its own."""
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+def device(name: str = "auto") -> torch.device:
+    """Where this process works: `name`; for ``auto`` a GPU where there is one. Of several GPUs, its own."""
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     if kind == "cuda" and together():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device(kind)
@@ -60,7 +60,7 @@ def barrier() -> None:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """What each process gave, by rank."""
+    """The value of each process, by rank."""
     if not together():
         return [value]
     everyone: list[Any] = [None] * world()
@@ -69,7 +69,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def from_main(value: T) -> T:
-    """What the main process gave, on every process."""
+    """The main process's value, on every process."""
     if not together():
         return value
     box = [value]
@@ -80,8 +80,8 @@ def from_main(value: T) -> T:
 def sum_over_ranks(values: Mapping[str, float]) -> dict[str, float]:
     """Sums by name; a name that a process lacks counts 0 there."""
     total: dict[str, float] = {}
-    for given in gather_objects(dict(values)):
-        for name, value in given.items():
+    for own in gather_objects(dict(values)):
+        for name, value in own.items():
             total[name] = total.get(name, 0.0) + value
     return total
 

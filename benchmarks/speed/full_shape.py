@@ -4,7 +4,7 @@ Every method on a LLaVA-1.5 of 7B's shape with random weights: that it loads, co
 memory. `--width 8` divides every width by 8 and leaves the depth (32 layers, 24 of the tower), the 576 visual tokens,
 the vocabulary and the size of a head as they are; `--width 1 --device cuda --dtype bfloat16` is the real shape.
 
-The model is written as a transformers folder and read by `vtc.backbones.load`, as anyone's weights are. Two rows of one
+The model is written as a transformers folder and read as anyone's weights are. Two rows of one
 image and different questions generate 8 tokens under each method with its default options and 64 visual tokens, or as
 near as it offers. Memory is the peak above the loaded model, the method's own weights, caches and activations included:
 on a CPU the resident set (Linux tells and resets its peak), on a GPU what torch allocated. Time on a CPU is that of the
@@ -27,15 +27,16 @@ from typing import Any
 
 import torch
 
-from vtc.backbones import load
 from vtc.backbones.adapters import tuner_layers
 from vtc.backbones.base import Backbone
-from vtc.configuration.compose import backbone_settings
+from vtc.configuration import parse
 from vtc.engine import compressing
 from vtc.errors import UserError
+from vtc.job import Job
 from vtc.methods import build
 from vtc.profiling.latency import synchronise
 from vtc.registry import methods
+from vtc.settings import BackboneSettings
 from vtc.testing.models import BOS, IMAGE, PAD, tokenizer
 
 TOKENS, NEW, SEED = 64, 8, 0
@@ -171,11 +172,11 @@ def run(
     width: int, names: Sequence[str] = (), device: str = "cpu", dtype: str = "float32", quantization: str = "none"
 ) -> dict[str, Any]:
     """Every method of `names` (default: all that are registered) on the model at 1/`width`."""
-    settings = {"name": "llava15_7b", "dtype": dtype, "device": device, "quantization": quantization}
+    released = parse(["backbone=llava15_7b", f"dtype={dtype}", f"device={device}", f"quantization={quantization}"])
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), width, device, getattr(torch, dtype))
-        with loaded(settings | {"pretrained": folder}) as fresh:
+        with loaded(dataclasses.replace(released.backbone, pretrained=folder)) as fresh:
             model = fresh()
             weights = sum(p.numel() * p.element_size() for p in model.model.parameters())
             parameters = sum(p.numel() for p in model.model.parameters())
@@ -208,7 +209,7 @@ def run(
 
 
 @contextlib.contextmanager
-def loaded(settings: dict[str, Any]) -> Iterator[Any]:
+def loaded(settings: BackboneSettings) -> Iterator[Any]:
     """Gives a function that gives the model: loaded again where a method has left adapters in it."""
     held: list[Backbone] = []
 
@@ -217,7 +218,7 @@ def loaded(settings: dict[str, Any]) -> Iterator[Any]:
             held.clear()
             gc.collect()
         if not held:
-            held.append(load(backbone_settings(**settings)))
+            held.append(Job(backbone=settings).load()[0])
             for parameter in held[0].model.parameters():  # a mapped file is read when it is used
                 parameter.sum()
         return held[0]

@@ -21,10 +21,8 @@ import time
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
-from vtc.assemble import assemble
 
-from vtc.cli import compose
+from vtc.configuration import parse
 from vtc.pocket.source import PocketSource
 from vtc.profiling.counter import flop_counter
 from vtc.profiling.flops import layer as flops_of
@@ -38,12 +36,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    config = compose(["action=train", "method=llavolta", "method.scheme=four_wider_then_deeper"])
-    backbone, method = assemble(config, trained=False)
-    data = OmegaConf.to_container(config.training.data)
+    job = parse(["action=train", "method=llavolta", "method.scheme=four_wider_then_deeper"])
+    backbone, method = job.load(trained=False)
+    data = job.training.data
     source = PocketSource("instruct", data, seed=0, embed=True)
-    contrastive = data["contrastive"]
-    stage = MethodStage("instruct", backbone, method, ["projector", "decoder"], source, contrastive=contrastive)
+    stage = MethodStage("instruct", backbone, method, ["projector", "decoder"], source, contrastive=data.contrastive)
     optimizer = torch.optim.AdamW([p for _, p in stage.named_parameters()], lr=1e-4)
 
     def step(index: int, batch) -> None:

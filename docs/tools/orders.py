@@ -41,7 +41,7 @@ def pairs(order: Mapping[str, Any]) -> list[tuple[int, str, str, str]]:
     return pairs
 
 
-def chosen(runs: Sequence[Run], method: str, tokens: int) -> Run | None:
+def run_of(runs: Sequence[Run], method: str, tokens: int) -> Run | None:
     """The run of a method with its own settings at a budget."""
     mine = [r for r in runs if r.method == method and r.tokens == tokens]
     return min(mine, key=lambda r: (r.label != method, r.label), default=None)
@@ -55,7 +55,7 @@ def part(root: Path, runs: Sequence[Run]) -> str:
     for order in orders:
         for tokens, better, worse, paper in pairs(order):
             for method in (better, worse):
-                run = chosen(runs, method, tokens)
+                run = run_of(runs, method, tokens)
                 if run is not None and (method, tokens) not in outcomes:
                     outcomes[method, tokens] = {0: claims.Outcome.read(run.path.parent)}
             about = f"{better} over {worse}"

@@ -134,8 +134,8 @@ def _absent(setting: Setting, tokens: int) -> str:
             }
         )
     reasons: dict[str, list[str]] = {"Not offered": [], "No weights": [], "No run": []}
-    there = {r.method for r in setting.runs if r.tokens == tokens}
-    for name in sorted({r.method for r in setting.runs if not r.is_baseline} - there):
+    present = {r.method for r in setting.runs if r.tokens == tokens}
+    for name in sorted({r.method for r in setting.runs if not r.is_baseline} - present):
         if shape is not None and tokens not in make(name, None, shape).offers():
             reasons["Not offered"].append(name)
         else:

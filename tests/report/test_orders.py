@@ -34,9 +34,9 @@ def test_a_methods_own_settings_are_taken() -> None:
     runs = [Run.read(path) for path in committed(shipped.root())]
     for run in runs:
         run.label = "random (layer=2)" if run.path.parent.name.startswith("pocket-random-layer2") else run.method
-    found = orders.chosen(runs, "random", 4)
+    found = orders.run_of(runs, "random", 4)
     assert found is not None and found.path.parent.name == "pocket-random-4"
-    assert orders.chosen(runs, "random", 5) is None
+    assert orders.run_of(runs, "random", 5) is None
 
 
 def test_verdicts_are_those_of_the_runs(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from method_cases import pocket
 
-from vtc import checkpoint, results
+from vtc import checkpoint, results, shipped
 from vtc.ablations import experiments
 from vtc.ablations import run as ablate
 from vtc.ablations.experiments import SHIPPED
@@ -111,6 +111,17 @@ def test_a_manifest_says_which_training_it_was() -> None:
         {"training": training | {"stages": [training["stages"][0] | {"steps": 7}]}},
     ):  # fmt: skip
         assert identity_of_manifest(told | {"seed": 0} | change, job) != wanted
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_committed_trainings_are_those_of_the_variants(name: str) -> None:
+    """Manifests of before settings were typed are read back, so that finished trainings are found."""
+    folder = shipped.path("benchmarks/results/ablations") / name
+    for variant in EXPERIMENTS[name].variants.values():
+        manifest = folder / f"{variant.name}-s0/training.json"
+        if variant.trains and manifest.is_file():
+            job = job_of(name, variant.name, "train")
+            assert identity_of_manifest(json.loads(manifest.read_text()), job) == identity(job), variant.name
 
 
 def test_uncompressed_weights_fit_every_method_that_needs_no_training(tmp_path: Path) -> None:

@@ -4,8 +4,12 @@ import pytest
 import torch
 
 from vtc.configuration import parse
+from vtc.errors import UserError
+from vtc.pocket.source import PocketSource
+from vtc.registry import training_sources
 from vtc.settings import StageSettings
 from vtc.training import loop, recipes, train
+from vtc.training.identity import training_id
 
 
 class Began(Exception):
@@ -20,7 +24,9 @@ def begins(monkeypatch, tmp_path):
         found = {}
 
         def train_stage(stage, plan, folder, **given):
-            found.update(given, parameters={n: p.detach().clone() for n, p in stage.named_parameters()}, plan=plan)
+            found.update(
+                given, stage=stage, parameters={n: p.detach().clone() for n, p in stage.named_parameters()}, plan=plan
+            )
             raise Began
 
         monkeypatch.setattr(loop, "train_stage", train_stage)
@@ -50,6 +56,33 @@ def test_the_loop_is_told_what_identifies_the_training(begins):
     identity = given["config"]
     assert (identity["method"]["name"], identity["budget"]["tokens"], identity["seed"]) == ("fwd2bot", 4, 3)
     assert "keep" not in identity["training"] and identity["training"]["data"] and identity["training"]["stages"]
+
+
+def test_a_drawn_set_of_ones_own_is_one_class(begins, monkeypatch):
+    class Mine(PocketSource):
+        pass
+
+    monkeypatch.setitem(training_sources._registered, "mine", Mine)
+    source = begins("training.data.source=mine", "training.data.questions=3")["stage"].source
+    assert type(source) is Mine and source.questions == 3
+    assert type(begins()["stage"].source) is PocketSource
+    with pytest.raises(UserError, match="training.data.source=pockets: unknown.*did you mean 'pocket'"):
+        train(parse(["action=train", "method=fwd2bot", "tokens=4", "training.data.source=pockets"]))
+
+
+def test_what_is_only_said_otherwise_is_the_same_training():
+    """A default that is spelled out, a ratio in place of tokens, and what changes no weight."""
+    command = ["action=train", "method=victor"]
+    same = [
+        ["tokens=16", "method.drop=true"],
+        [f"ratio={16 / 144}"],
+        ["tokens=16", "training.keep=5", "training.workers=2", "+training.stages.0.log_every=3", "dtype=bf16"],
+    ]
+    names = {training_id(parse([*command, *overrides])) for overrides in (["tokens=16"], *same)}
+    assert len(names) == 1
+    others = [["tokens=36"], ["tokens=16", "seed=1"], ["tokens=16", "training.accumulate=2"]]
+    others += [["tokens=16", "training.stages.0.lr=1e-3"], ["tokens=16", "training.data.questions=3"]]
+    assert len(names | {training_id(parse([*command, *overrides])) for overrides in others}) == 1 + len(others)
 
 
 @pytest.mark.parametrize(

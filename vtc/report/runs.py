@@ -237,7 +237,8 @@ def label(runs: Sequence[Run]) -> None:
         mine = [r for r in runs if r.method == method]
         flat = [_flat(r.config) for r in mine]
         keys = sorted({k for f in flat for k in f})
-        varying = [k for k in keys if len({str(f.get(k)) for f in flat}) > 1]
+        # An option that is missing in the file of an earlier version tells nothing apart.
+        varying = [k for k in keys if len({str(f[k]) for f in flat if k in f}) > 1]
         for run, values in zip(mine, flat, strict=True):
             extras = [f"{k.removeprefix('method.')}={_short(values[k])}" for k in varying if values.get(k) is not None]
             run.label = method + (f" ({', '.join(extras)})" if extras else "")

@@ -73,14 +73,14 @@ def identity_of_manifest(manifest: Mapping[str, Any], job: Job) -> dict[str, Any
         return None
     training = TrainingSettings.of(manifest["training"])
     options = {key: value for key, value in manifest["options"].items() if key != "name"}
-    then = dataclasses.replace(
+    earlier = dataclasses.replace(
         job,
         method=MethodSettings(manifest["method"], options),
         budget=Budget(tokens=manifest["tokens"]),
         training=training,
         seed=manifest["seed"],
     )
-    decided = identity(then)
+    decided = identity(earlier)
     return decided | {"versions": manifest.get("components") or _first(decided["versions"])}
 
 

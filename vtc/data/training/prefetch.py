@@ -17,8 +17,8 @@ class Prefetched:
     """`source.batch` of the steps first … last-1, each in these parts, loaded ahead.
 
     Args:
-        parts: those of this process, in the order in which they are asked for: one for each micro-batch.
-        workers: processes; 0 loads each batch when it is asked for.
+        parts: those of this process, in the order in which they are read: one for each micro-batch.
+        workers: processes; 0 loads each batch when it is read.
         context: how processes start: fork, spawn or forkserver; None: Python's default.
     """
 
@@ -48,7 +48,7 @@ class Prefetched:
         return self._from(0)
 
     def batch(self, step: int, part: Part) -> Batch:
-        """What `source.batch(step, part)` is; loaded ahead as long as steps and parts are asked for in their order."""
+        """What `source.batch(step, part)` is; loaded ahead as long as steps and parts are read in their order."""
         if part not in self.parts or not self.first <= step < self.last:
             return self.source.batch(step, part)
         number = (step - self.first) * len(self.parts) + self.parts.index(part)
