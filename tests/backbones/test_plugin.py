@@ -42,7 +42,8 @@ def test_models_of_a_registered_family_are_compressed(monkeypatch) -> None:
 
 
 def test_a_plug_in_s_family_is_a_choice_with_the_defaults(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(families, "_found", {"mine": EntryPoint("mine", f"{__name__}:Mine", "vtc.families")})
+    entry = EntryPoint("mine", f"{__name__}:Mine", "vtc.families")
+    monkeypatch.setattr(families, "_plugins", lambda: {"mine": entry})
     assert "mine" in choices("backbone") and "llava" not in choices("backbone")
     settings = backbone_settings("mine")
     assert (settings.name, settings.family, settings.dtype, settings.source) == ("mine", "mine", "float32", "None")
