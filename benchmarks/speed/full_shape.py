@@ -33,7 +33,7 @@ from vtc.configuration import parse
 from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.job import Job
-from vtc.methods import build
+from vtc.methods import build, make
 from vtc.profiling.latency import synchronise
 from vtc.registry import methods
 from vtc.settings import BackboneSettings
@@ -131,7 +131,7 @@ def _resident(key: str) -> int:
 
 def offered(name: str, backbone: Backbone) -> int | None:
     """The number of visual tokens nearest to 64 that a method offers; None where all are kept."""
-    offers = methods.get(name).offers(backbone.shape)
+    offers = make(name, None, backbone.shape).offers()
     return None if name == "none" else min(offers, key=lambda n: abs(n - TOKENS))
 
 

@@ -17,8 +17,9 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from vtc.data.pictures import open_picture
 from vtc.errors import UserError
-from vtc.evaluation import scoring
+from vtc.evaluation import answers, scoring
 from vtc.evaluation.model import LocalTask
 
 Doc = dict[str, Any]
@@ -103,7 +104,7 @@ def _words(text: str) -> list[str]:
     """Words as VQAv2 compares them: no articles, `two` is 2."""
     from lmms_eval.tasks._task_utils.vqa_eval_metric import EvalAIAnswerProcessor
 
-    return scoring.words(EvalAIAnswerProcessor()(text))
+    return answers.normalise(EvalAIAnswerProcessor()(text)).split()
 
 
 def judged(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def mean_of_judged(verdicts: Sequence[float | None]) -> float:
 
 
 def image(doc: Doc) -> list[Image.Image]:
-    return [doc["image"].convert("RGB")]
+    return [open_picture(doc["image"])]
 
 
 def _captions(column: str) -> Any:

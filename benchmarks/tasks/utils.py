@@ -1,12 +1,11 @@
-"""What the YAMLs here name with `!function utils.…`; the metrics themselves are in `vtc.evaluation.scoring` and
-`vtc.evaluation.sources.user_questions`.
+"""What the YAMLs here name with `!function utils.…`; the metrics themselves are in `vtc.evaluation`. Pictures are
+handed on with their header read; the model decodes them.
 
 Nothing here may raise on a model's answer: lmms-eval would try again four times, two seconds apart, and end the run.
 """
 
 from __future__ import annotations
 
-import io
 import json
 from functools import partial
 from pathlib import Path
@@ -15,10 +14,12 @@ from typing import Any
 import datasets
 from PIL import Image
 
+from vtc.data.pictures import opened
 from vtc.errors import UserError
-from vtc.evaluation import scoring
+from vtc.evaluation import answers, scoring
 from vtc.evaluation.model import LocalTask
 from vtc.evaluation.sources import RowsSource, source_from, user_questions
+from vtc.pocket.questions import LETTERS
 from vtc.pocket.tasks import path
 
 Doc = dict[str, Any]
@@ -59,31 +60,29 @@ class OwnTask(LocalTask):
 
 def own_visual(doc: Doc) -> list[Image.Image]:
     stored = [doc["picture"]] if doc.get("picture") else doc.get("pictures") or doc.get("images") or []
-    return [_opened(image) for image in stored]
-
-
-def _opened(stored: Any) -> Image.Image:
-    if isinstance(stored, str):
-        return Image.open(stored).convert("RGB")
-    return Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else stored["path"]).convert("RGB")
+    return [opened(source) for source in stored]
 
 
 def _own(metric: str) -> Any:
     def score(doc: Doc, results: list[str]) -> dict[str, float]:
-        return {metric: user_questions.SCORES[metric](results[0], doc["answers"])}
+        return {metric: user_questions.OPEN[metric](results[0], doc["answers"])}
 
     return score
 
 
-own_exact_match, own_vqa_accuracy, own_anls, own_choice = (_own(metric) for metric in user_questions.METRICS)
+own_exact_match, own_vqa_accuracy, own_anls = map(_own, user_questions.OPEN)
+
+
+def own_choice(doc: Doc, results: list[str]) -> dict[str, float]:
+    return {"choice": user_questions.choice(results[0], doc["answers"], doc["options"])}
 
 
 def visual(doc: Doc) -> list[Image.Image]:
-    return [_opened(doc["image"])]
+    return [opened(doc["image"])]
 
 
 def existence(doc: Doc, results: list[str]) -> dict[str, Any]:
-    prediction = scoring.yes_no(results[0])
+    prediction = answers.yes_no(results[0])
     return {
         "accuracy": float(prediction == doc["answer"]),
         "f1": (prediction, doc["answer"]),
@@ -92,11 +91,12 @@ def existence(doc: Doc, results: list[str]) -> dict[str, Any]:
 
 
 def exact_match(doc: Doc, results: list[str]) -> dict[str, float]:
-    return {"exact_match": scoring.exact_match(results[0], doc["answer"])}
+    return {"exact_match": answers.exact_match(results[0], doc["answer"])}
 
 
 def choice(doc: Doc, results: list[str]) -> dict[str, float]:
-    return {"accuracy": float(scoring.letter(results[0]) == doc["answer"])}
+    letter = answers.letter(results[0], LETTERS[: len(doc["options"]) or None], doc["options"])
+    return {"accuracy": float(letter == doc["answer"])}
 
 
 def caption(doc: Doc, results: list[str]) -> dict[str, Any]:

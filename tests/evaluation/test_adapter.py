@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import warnings
@@ -86,7 +87,7 @@ def test_embeddings_are_the_engines_and_batches_equal_singles(name, tokens, back
         asked = requests_of(model, "pocket_hard_captions", manager, data, 4)
         vectors[size] = [json.loads(a.text) for a in model.generate_until(asked)]
         assert not model.bad
-    question = model._read(0, asked[0])
+    question = model._read(0, asked[0], lambda pixels: None)
     image = embed_images(backbone, method, question.images)[0].tolist()
     right, wrong = embed_texts(backbone, method, question.text.split("\n")).tolist()
     np.testing.assert_allclose(vectors[1][0]["image"], image, atol=1e-4)
@@ -220,3 +221,74 @@ def test_a_mistake_in_model_args_is_named():
 
     with pytest.raises(UserError, match="fastv"):
         RegisteredModel(method="fastvv", tokens=16)
+
+
+def photographs(sizes: list[tuple[int, int]]):
+    """A task of lmms-eval's about pictures that `datasets` would decode, and its requests."""
+    import datasets
+    from PIL import Image
+
+    def stored(size: tuple[int, int], colour) -> dict:
+        file = io.BytesIO()
+        Image.new("RGBA", size, colour).save(file, "PNG")
+        return {"bytes": file.getvalue(), "path": None}
+
+    rows = {
+        "id": [f"photo-{n}" for n in range(len(sizes))],
+        "image": [stored(size, (0, 0, 0, 0)) for size in sizes],
+        "more": [[stored((2, 3), (255, 0, 0, 255))] * (n % 2) for n in range(len(sizes))],
+    }
+    features = {"id": datasets.Value("string"), "image": datasets.Image(), "more": datasets.List(datasets.Image())}
+    data = datasets.Dataset.from_dict(rows, datasets.Features(features))
+
+    def messages(doc):
+        pictures = [doc["image"].convert("RGB"), *doc["more"]]
+        content = [{"type": "image", "url": picture} for picture in pictures]
+        return [{"role": "user", "content": [*content, {"type": "text", "text": "what is it?"}]}]
+
+    def request(number: int):
+        arguments = ("what is it?", messages, {}, number, "photographs", "test")
+        return SimpleNamespace(args=arguments, task_name="photographs", doc_id=number, metadata={})
+
+    return {"test": data}, [request(number) for number in range(len(sizes))]
+
+
+def test_pictures_that_datasets_would_decode_are_laid_on_white(backbone):
+    model = adapter(backbone, build("none", None, backbone))
+    model.task_dict["photographs"], requests = photographs([(4, 4)] * 2)
+    announced: list[int] = []
+    first, second = (model._read(n, request, announced.append) for n, request in enumerate(requests))
+    assert [image.getpixel((0, 0)) for image in second.images] == [(255, 255, 255), (255, 0, 0)]
+    assert [image.size for image in second.images] == [(4, 4), (2, 3)] and len(first.images) == 1
+    assert {image.mode for image in first.images + second.images} == {"RGB"}
+    assert announced == [16, 16, 22, 22], "from the header, then from what the task makes of it"
+
+
+def test_a_batch_decodes_no_more_pixels_than_fit(oracle, monkeypatch):
+    from vtc.evaluation import model as module
+    from vtc.evaluation.model import GenerationResult, TokenCounts
+
+    monkeypatch.setattr(module, "IN_FLIGHT", 1000)
+    decoded, largest = [], []
+
+    class Watched(oracle):
+        def _read(self, index, request, room):
+            prompt = super()._read(index, request, room)
+            decoded.append(prompt.pixels)
+            largest.append(sum(decoded))
+            return prompt
+
+        def _generate(self, questions):
+            self.batches.append([q.index for q in questions])
+            assert sum(q.pixels for q in questions) == sum(decoded)
+            decoded.clear()
+            return [(GenerationResult("a", TokenCounts(input_tokens=1, output_tokens=1)), None) for _ in questions]
+
+    model = Watched(batch_size=5)
+    sizes = [(20, 20), (20, 29), (10, 10), (40, 40), (10, 10), (31, 31)]
+    model.task_dict["photographs"], requests = photographs(sizes)
+    answers = model.generate_until(requests)
+    assert model.batches == [[0, 1], [2, 4], [5]] and max(largest) <= 1000
+    assert [answer.text for answer in answers] == ["a", "a", "a", "", "a", "a"]
+    ((bad,),) = [model.bad]
+    assert bad.id == "photo-3" and "pixels; allowed" in bad.error

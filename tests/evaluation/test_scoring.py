@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vtc.evaluation import scoring
+from vtc.evaluation import answers, scoring
 
 
 @pytest.mark.parametrize(
@@ -14,19 +14,19 @@ from vtc.evaluation import scoring
      ("Answer: B", "B"), ("I'm sure it is C", "C")],
 )  # fmt: skip
 def test_letter(said, meant):
-    assert scoring.letter(said) == meant
+    assert answers.letter(said) == meant
 
 
 @pytest.mark.parametrize(
     "said, meant", [("Yes, there is", "yes"), ("no.", "no"), ("maybe", ""), ("", ""), ("nobody", "")]
 )
 def test_yes_no(said, meant):
-    assert scoring.yes_no(said) == meant
+    assert answers.yes_no(said) == meant
 
 
 def test_exact_match_is_of_words():
-    assert scoring.exact_match(" Top  left. ", "top left") == 1.0
-    assert scoring.exact_match("top", "top left") == 0.0
+    assert answers.exact_match(" Top  left. ", "top left") == 1.0
+    assert answers.exact_match("top", "top left") == 0.0
 
 
 def test_f1_is_that_of_the_confusion_matrix():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,47 @@ def test_a_header_that_does_not_count_its_frames(tmp_path):
     frames = video.frames(tmp_path / "clip.mkv", 4)
     assert brightness(frames) == [0, 3, 7, 11]
     assert [round(f.info["seconds"], 1) for f in frames] == [0.0, 0.6, 1.4, 2.2]  # five a second
+
+
+@pytest.mark.parametrize("turn", [0, 90, 180, 270])
+def test_frames_are_upright(turn, tmp_path):
+    """A phone's clip: the frames lie as they were filmed, and the track's matrix says by how much they are turned."""
+    import av
+
+    filmed = np.zeros((32, 64, 3), dtype=np.uint8)
+    filmed[:, :32] = 250  # wide, bright on the left
+    file = tmp_path / "clip.mp4"
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(filmed, format="rgb24")))
+        container.mux(stream.encode())
+    cosine, sine = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[turn]  # clockwise, as players turn it
+    matrix = [cosine << 16, sine << 16, 0, -sine << 16, cosine << 16, 0, 0, 0, 1 << 30]
+    content = bytearray(file.read_bytes())
+    start = content.index(b"tkhd") + 44  # behind times, numbers and layers of the track's header, ISO 14496-12
+    assert content[start : start + 36] == struct.pack(">9i", *(v << 16 for v in (1, 0, 0, 0, 1, 0, 0, 0, 1 << 14)))
+    content[start : start + 36] = struct.pack(">9i", *matrix)
+    file.write_bytes(content)
+    frames = video.frames(file, 2)
+    right = np.rot90(filmed, -turn // 90)
+    for frame in frames:
+        assert frame.size == right.shape[1::-1] and "seconds" in frame.info
+        assert np.abs(np.asarray(frame).astype(int) - right).mean() < 12
+    assert video.pixels(file, 2) == 2 * 64 * 32
+
+
+def test_a_turn_by_parts_of_a_degree_is_the_nearest_quarter():
+    from types import SimpleNamespace
+
+    from PIL import Image
+
+    picture = Image.new("RGB", (4, 2))
+    picture.putpixel((3, 0), (255, 0, 0))  # top right
+    for rotation, corner in ((-90, (1, 3)), (-89.6, (1, 3)), (90, (0, 0)), (180, (0, 1)), (0, (3, 0))):
+        frame = video.upright(SimpleNamespace(to_image=picture.copy, rotation=rotation, time=None))
+        assert frame.getpixel(corner) == (255, 0, 0), rotation
 
 
 def test_what_is_no_video_is_named(tmp_path):

@@ -31,7 +31,7 @@ from method_cases import BACKBONES, FIRST, Case  # noqa: E402
 from vtc import engine, profiling  # noqa: E402
 from vtc.backbones.base import Backbone  # noqa: E402
 from vtc.engine import compressing  # noqa: E402
-from vtc.evaluation import scoring  # noqa: E402
+from vtc.evaluation import answers, scoring  # noqa: E402
 from vtc.interface import Compressor  # noqa: E402
 from vtc.profiling.run import count_passes  # noqa: E402
 from vtc.registry import methods, parts  # noqa: E402
@@ -194,10 +194,10 @@ def _metrics() -> Numbers:
     pairs = [{"image": vectors[i], "text": vectors[i + 3], "caption": f"caption {i}"} for i in range(3)]
     return {
         "exact_match": [
-            scoring.exact_match(a, b) for a, b in (("Red.", "red"), ("5", "-5"), ("C++", "C"), ("狗", "猫"))
+            answers.exact_match(a, b) for a, b in (("Red.", "red"), ("5", "-5"), ("C++", "C"), ("狗", "猫"))
         ],
-        "letter": [scoring.letter(a) for a in ("B", "the answer is c", "A cat, so B", "(D) red")],
-        "yes_no": [scoring.yes_no(a) for a in ("Yes.", "no, it isn't", "maybe")],
+        "letter": [answers.letter(a) for a in ("B", "the answer is c", "A cat, so B", "(D) red")],
+        "yes_no": [answers.yes_no(a) for a in ("Yes.", "no, it isn't", "maybe")],
         "cider": scoring.cider_samples(captions).tolist(),
         "bleu4": scoring.bleu4(captions),
         "rouge_l": scoring.rouge_l(captions),

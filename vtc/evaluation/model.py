@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +14,11 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableMessagesTask
 from lmms_eval.protocol import ChatMessages
-from PIL import Image, ImageFile
 
-from vtc.data import video
+from vtc.data.pictures import IN_FLIGHT
 from vtc.errors import UserError
 from vtc.evaluation.crew import Crew
+from vtc.evaluation.prompts import Documents, Prompt, Room, decoded, whole_pictures
 
 log = logging.getLogger(__name__)
 MAX_NEW_TOKENS = 1024  # for tasks that set none, as lmms-eval's own LLaVA does
@@ -33,22 +32,6 @@ class BadSample:
     task: str
     id: str
     error: str
-
-
-@dataclass
-class _Prompt:
-    """One request, decoded: a question and what it is about."""
-
-    index: int
-    text: str
-    images: list[Image.Image]
-    options: dict[str, Any]
-    videos: list[list[Image.Image]] = field(default_factory=list)
-
-    @property
-    def pictures(self) -> int:
-        """Images and frames: what visual tokens are counted for."""
-        return len(self.images) + sum(map(len, self.videos))
 
 
 @dataclass
@@ -99,6 +82,7 @@ class VtcModel(lmms):
         self.kept: dict[tuple[str, int], Kept] = {}
         self.together = 1  # questions in a row that their task scores as one
         self._warned: set[str] = set()
+        self._documents: tuple[Any, Documents] | None = None  # of the task that is being answered
 
     @property
     def device(self) -> torch.device:
@@ -147,16 +131,7 @@ class VtcModel(lmms):
             batches += [members[start : start + self.batch_size] for start in range(0, len(members), self.batch_size)]
         for number, batch in enumerate(batches):
             if self.crew.mine(number):
-                questions = []
-                for i in batch:
-                    try:
-                        with whole_images():
-                            questions.append(self._read(i, requests[i]))
-                    except UserError:
-                        raise
-                    except (Exception, SystemExit) as error:  # some of lmms-eval's tasks exit where a video is missing
-                        failed[i] = _describe(error)
-                self._answer(questions, requests, answers, failed)
+                self._answer_batch(batch, requests, answers, failed)
             if self.on_sample:
                 self.on_sample(sum(not _padding(requests[i]) for i in batch))
         share = {i: answer for i, answer in enumerate(answers) if answer is not None}
@@ -180,26 +155,59 @@ class VtcModel(lmms):
                 self._set_aside(requests[i], reason)
         return answers  # type: ignore[return-value]
 
-    def _read(self, index: int, request: Instance) -> _Prompt:
+    def _answer_batch(
+        self,
+        batch: Sequence[int],
+        requests: Sequence[Instance],
+        answers: list[GenerationResult | None],
+        failed: dict[int, str],
+    ) -> None:
+        """Decode a batch and answer it: in parts where its pictures have more than `IN_FLIGHT` pixels."""
+        part: list[Prompt] = []
+
+        def room(pixels: int) -> None:
+            if pixels > IN_FLIGHT:
+                raise ValueError(f"its pictures have {pixels / 1e6:.0f} million pixels; allowed: {IN_FLIGHT // 10**6}")
+            if sum(prompt.pixels for prompt in part) + pixels > IN_FLIGHT:
+                self._answer(part, requests, answers, failed)
+                part.clear()
+
+        for i in batch:
+            try:
+                with whole_pictures():
+                    part.append(self._read(i, requests[i], room))
+            except UserError:
+                raise
+            except (Exception, SystemExit) as error:  # some of lmms-eval's tasks exit where a video is missing
+                failed[i] = _describe(error)
+        self._answer(part, requests, answers, failed)
+
+    def _read(self, index: int, request: Instance, room: Room) -> Prompt:
         """Decode one request: its text, images and frames of videos.
+
+        Args:
+            room: called with the number of pixels before they are decoded.
 
         Raises:
             UserError: it has what the backbone can't read.
         """
         _, doc_to_messages, options, doc_id, task, split = request.args
-        messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
+        rows = self.task_dict[task][split]
+        if self._documents is None or self._documents[0] is not rows:
+            self._documents = rows, Documents(rows)
+        messages = ChatMessages(messages=doc_to_messages(self._documents[1].read(doc_id, room)))
         pictures, videos, audios = messages.extract_media()
         if audios:
             raise UserError(f"benchmark.tasks={task}: has audio; backbone={self.backbone.name} hears none")
         if videos and getattr(self.backbone, "video_text", None) is None:
             raise UserError(f"benchmark.tasks={task}: has video; backbone={self.backbone.name} reads images")
-        images = [_opened(image) for image in pictures]
         text = "".join(c.text for m in messages.messages for c in m.content if c.type == "text")
-        return _Prompt(index, text, images, options, [video.frames(path, self.frames) for path in videos])
+        images, clips = decoded(pictures, videos, self.frames, room)
+        return Prompt(index, text, images, options, clips)
 
     def _answer(
         self,
-        questions: Sequence[_Prompt],
+        questions: Sequence[Prompt],
         requests: Sequence[Instance],
         answers: list[GenerationResult | None],
         failed: dict[int, str],
@@ -227,7 +235,7 @@ class VtcModel(lmms):
             self._answer(questions[:middle], requests, answers, failed)
             self._answer(questions[middle:], requests, answers, failed)
 
-    def _generate(self, questions: Sequence[_Prompt]) -> list[tuple[GenerationResult, Kept | None]]:
+    def _generate(self, questions: Sequence[Prompt]) -> list[tuple[GenerationResult, Kept | None]]:
         from vtc.engine import compressing
 
         options = questions[0].options
@@ -251,14 +259,14 @@ class VtcModel(lmms):
             )
             report = engine.report
         visual = self.backbone.visual(inputs["input_ids"]).sum(1).tolist()
-        kept = kept_of(report, visual, [q.pictures for q in questions], self.backbone.shape.depth)
+        kept = kept_of(report, visual, [len(q.shown) for q in questions], self.backbone.shape.depth)
         new = ids[:, inputs["input_ids"].shape[1] :]
         lengths = inputs["attention_mask"].sum(1).tolist()
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
         out = []
         for row, (text, k) in enumerate(zip(texts, kept, strict=True)):
             # What the decoder reads in the end: the prompt with its visual tokens replaced by those that are left.
-            dropped = (k.tokens_in - k.tokens_out) * questions[row].pictures if k else 0
+            dropped = (k.tokens_in - k.tokens_out) * len(questions[row].shown) if k else 0
             counts = TokenCounts(
                 input_tokens=int(lengths[row]) - round(dropped), output_tokens=int((new[row] != pad).sum())
             )
@@ -266,7 +274,7 @@ class VtcModel(lmms):
             out.append((answer, k))
         return out
 
-    def _embed(self, questions: Sequence[_Prompt]) -> list[tuple[GenerationResult, Kept | None]]:
+    def _embed(self, questions: Sequence[Prompt]) -> list[tuple[GenerationResult, Kept | None]]:
         """Embeddings of each question's one image and of every line of its text."""
         from vtc.engine import embed_images, embed_texts
 
@@ -346,25 +354,6 @@ def kept_of(report: Any, visual: Sequence[int], images: Sequence[int], depth: in
             layers = [layer[row] / count for layer in report.layers]
             out.append(Kept(report.tokens_in[row] / count, report.tokens_out[row] / count, layers))
     return out
-
-
-@contextlib.contextmanager
-def whole_images() -> Iterator[None]:
-    """A truncated file is an error: lmms-eval's tasks tell Pillow to fill what is missing with grey."""
-    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
-
-
-def _opened(image: Any) -> Image.Image:
-    """A PIL image, fully decoded: what is wrong with it shows here, where it is one sample's failure."""
-    if isinstance(image, str):
-        image = Image.open(image)
-    if not isinstance(image, Image.Image):
-        raise ValueError(f"an image was expected, this is {type(image).__name__}")
-    return image.convert("RGB")
 
 
 def _until(text: str, stops: str | Sequence[str] | None) -> str:

@@ -1,4 +1,4 @@
-"""The metrics of the pocket tasks: pure functions of predictions and references.
+"""The metrics of the pocket tasks: pure functions of predictions and references. What an answer says, `answers` knows.
 
 `benchmarks/tasks/utils.py` gives them to lmms-eval, so that a score is the same whether vtc or the `lmms-eval` command
 computes it. BLEU, ROUGE and CIDEr are pycocoevalcap's, after a tokenizer of our own: its PTB tokenizer needs Java.
@@ -6,48 +6,15 @@ computes it. BLEU, ROUGE and CIDEr are pycocoevalcap's, after a tokenizer of our
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-VERSION = 1  # raise it with any change that gives an answer another score, here or in how a task is read
-_WORD = re.compile(r"[a-z0-9]+")
+from vtc.evaluation.answers import normalise, words
+
+VERSION = 2  # raise it with any change that gives an answer another score, here or in how a task is read
 TIE = 1e-9  # cosines this close are equal
-
-
-def words(text: str) -> list[str]:
-    """Lower-case words and numbers, punctuation dropped."""
-    return _WORD.findall(text.lower())
-
-
-def normalise(text: str) -> str:
-    return " ".join(words(text))
-
-
-def exact_match(prediction: str, answer: str) -> float:
-    """1 where the words are the same, whatever case, punctuation and spaces."""
-    return float(normalise(prediction) == normalise(answer))
-
-
-def yes_no(prediction: str) -> str:
-    """`yes`, `no`, or an empty string for an answer that begins with neither."""
-    first = (words(prediction) or [""])[0]
-    return first if first in ("yes", "no") else ""
-
-
-def letter(prediction: str) -> str:
-    """The option that an answer names: `B`, `b`, `(B)`, `B. red`, `the answer is B`; else an empty string."""
-    text = prediction.strip()
-    alone = re.fullmatch(r"\W*([A-Za-z])\W*", text)
-    if alone:
-        return alone.group(1).upper()
-    first = re.match(r"\W*([A-Z])(?![A-Za-z0-9'])", text)
-    if first:
-        return first.group(1)
-    named = re.findall(r"(?<![A-Za-z0-9])([A-Z])(?![A-Za-z0-9'])", text)
-    return named[-1] if named else ""
 
 
 def f1(pairs: Sequence[tuple[str, str]], positive: str = "yes") -> float:
@@ -61,8 +28,8 @@ def f1(pairs: Sequence[tuple[str, str]], positive: str = "yes") -> float:
 
 
 def _coco(records: Sequence[dict[str, Any]]) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    references = {i: [normalise(r) for r in record["references"]] for i, record in enumerate(records)}
-    return references, {i: [normalise(record["prediction"])] for i, record in enumerate(records)}
+    references = {i: [" ".join(words(r)) for r in record["references"]] for i, record in enumerate(records)}
+    return references, {i: [" ".join(words(record["prediction"]))] for i, record in enumerate(records)}
 
 
 def cider_samples(records: Sequence[dict[str, Any]]) -> np.ndarray:

@@ -94,6 +94,7 @@ def doc_of(question: UserQuestion, prompt: str) -> dict[str, Any]:
         "text": prompt.format(question=question.text, options=options),
         "images": question.images,
         "answers": question.answers,
+        "options": question.options,
         "target": question.answers[0],
     }
 

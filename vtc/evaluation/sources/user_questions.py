@@ -15,7 +15,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from vtc.errors import UserError, nearest
-from vtc.evaluation import scoring
+from vtc.evaluation import answers
 
 METRICS = ("exact_match", "vqa_accuracy", "anls", "choice")
 KEYS = ("id", "image", "images", "question", "answer", "answers", "options")
@@ -93,7 +93,7 @@ def _letter(answer: str, options: Sequence[str], where: str) -> str:
 
 def exact_match(answer: str, right: Sequence[str]) -> float:
     """1 where the answer has the words of one of the right ones."""
-    return max(scoring.exact_match(answer, r) for r in right)
+    return max(answers.exact_match(answer, r) for r in right)
 
 
 def vqa_accuracy(answer: str, right: Sequence[str]) -> float:
@@ -113,9 +113,9 @@ def anls(answer: str, right: Sequence[str]) -> float:
     return float(of_harness(list(right), [answer])["anls"])
 
 
-def choice(answer: str, right: Sequence[str]) -> float:
-    """1 where the answer names the letter of the right option."""
-    return float(scoring.letter(answer) in right)
+def choice(answer: str, right: Sequence[str], options: Sequence[str]) -> float:
+    """1 where the answer names the right one of a question's own options, by its letter."""
+    return float(answers.letter(answer, ascii_uppercase[: len(options)], options) in right)
 
 
-SCORES = {"exact_match": exact_match, "vqa_accuracy": vqa_accuracy, "anls": anls, "choice": choice}
+OPEN = {"exact_match": exact_match, "vqa_accuracy": vqa_accuracy, "anls": anls}  # scores of answers in words
