@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vtc.budget import Budget
+from vtc.configuration import parse
 from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.job import Job, weights_folder
@@ -59,7 +60,6 @@ def test_assembled_it_runs(backbone: dict) -> None:
         ({"method": {"name": "fastv", "layer": 40}}, "method.layer=40: this decoder has 8 layers"),
         ({"tokens": 17}, "tokens=17: fastv on llava15_7b offers 1 to 16"),
         ({"tokens": 4, "ratio": 0.5}, "give only one"),
-        ({"backbone": {"name": "poket"}}, "backbone=poket: .*did you mean 'pocket'"),
         ({"method": {"name": "victor"}, "tokens": 4}, "needs training, .*action=train"),
         ({"method": {"name": "llavolta", "scheme": "for"}}, "schedule=for: unknown"),
     ],
@@ -69,6 +69,11 @@ def test_mistakes_are_answered_in_one_line(backbone: dict, change: dict, text: s
     with pytest.raises(UserError, match=text) as error:
         job(cfg).check()
     assert "\n" not in str(error.value)
+
+
+def test_an_unknown_backbone_is_answered_with_the_nearest_one() -> None:
+    with pytest.raises(UserError, match="backbone=poket: .*did you mean 'pocket'"):
+        parse(["backbone=poket"])
 
 
 def test_checkpoints_go_with_their_backbone_method_budget_and_options(backbone: dict, tmp_path) -> None:

@@ -88,9 +88,10 @@ def compatibility(method: str, name: str) -> Compatibility:
 
 def _near_budget(method: Compressor) -> int:
     """Of the budgets that a method offers, the one nearest to `BUDGET`."""
+    offers = method.offers()  # a method that can't do without a fixed number of visual tokens says so
     if method.shape.visual_tokens is None:
         return BUDGET
-    return min(method.offers(), key=lambda tokens: abs(tokens - BUDGET), default=BUDGET)
+    return min(offers, key=lambda tokens: abs(tokens - BUDGET), default=BUDGET)
 
 
 def table() -> dict[str, dict[str, Compatibility]]:

@@ -314,8 +314,8 @@ def test_sizes_of_a_quantised_model(folder: str, bits: str) -> None:
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
 @pytest.mark.parametrize(("name", "options"), [("fastv", {}), ("avgpool", {}), ("fwd2bot", {"rank": 4})])
 def test_methods_answer_on_a_quantised_model(folder: str, bits: str, name: str, options: dict[str, Any]) -> None:
-    from vtc.profiling.latency import Protocol
     from vtc.profiling.run import efficiency
+    from vtc.settings import ProfileSettings
 
     found = []
     for quantization in (bits, "none"):
@@ -325,7 +325,7 @@ def test_methods_answer_on_a_quantised_model(folder: str, bits: str, name: str, 
         with torch.inference_mode(), compressing(backbone, method) as engine:
             out = backbone.model.generate(**backbone.inputs(*QUESTION), max_new_tokens=3, do_sample=False)
         assert engine.report.tokens_out == [4, 4] and out.shape[0] == 2
-        found.append(efficiency(backbone, method, Protocol(2, 16, (2, 3), 1, 1)))
+        found.append(efficiency(backbone, method, ProfileSettings(2, 16, (2, 3), 1, 1)))
         if name == "fwd2bot" and quantization == bits:
             kinds = {type(m).__module__ for m in backbone.decoder.modules() if hasattr(m, "lora_A")}
             assert kinds == {"peft.tuners.lora.bnb"}, "peft's own layers for quantised weights"

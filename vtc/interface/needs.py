@@ -12,16 +12,16 @@ from vtc.interface.shape import BackboneShape
 class Need(Enum):
     """A property of backbones. What is lacking is said in the order in which they stand here."""
 
+    FIXED_COUNT = auto()  # every image has as many visual tokens, in a grid
     ONE_TOWER = auto()  # a single vision tower
     CLS = auto()  # a CLS token in the tower
     PATCHES = auto()  # one visual token for each patch of an image, or of a tile of one
-    FIXED_COUNT = auto()  # every image has as many visual tokens, in a grid
     WHOLE_IMAGES = auto()  # one visual token for each patch of an image that the tower sees as a whole
     GRID = auto()  # an image's visual tokens form a rectangle
     PLACES = auto()  # the i-th visual tokens of two frames stand for the same place
 
 
-ONE_TOWER, CLS, PATCHES, FIXED_COUNT, WHOLE_IMAGES, GRID, PLACES = Need
+FIXED_COUNT, ONE_TOWER, CLS, PATCHES, WHOLE_IMAGES, GRID, PLACES = Need
 
 
 def refuse_lacking(method: str, needs: Iterable[Need], shape: BackboneShape, instead: str = "") -> None:
