@@ -27,7 +27,7 @@ from vtc.errors import UserError
 from vtc.report import plots, tables
 from vtc.report.runs import Setting, collect, number
 
-PAGES = ("README.md", "docs/findings.md", "docs/profile.md", "docs/evaluate.md", "docs/backbones.md")
+PAGES = ("README.md", "docs/findings.md", "docs/profile.md", "docs/evaluate.md", "docs/backbones.md", "docs/methods.md")
 RESULTS = "benchmarks/results"
 STAGES = f"{RESULTS}/llavolta-stages.json"
 SHAPE = f"{RESULTS}/full-shape.json"
@@ -266,6 +266,20 @@ def _text_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in lines)
 
 
+def options_part(root: Path) -> str:
+    """Every method with its line, and its options with their defaults."""
+    from vtc.configuration.choices import choices
+    from vtc.configuration.methods import options_in_words
+    from vtc.registry import methods
+
+    rows = []
+    for name, line in choices("method").items():
+        options = options_in_words(name) if name in methods.names() else {}
+        cells = "<br>".join(f"`{key}` {about}" for key, about in options.items())
+        rows.append([f"`{name}`", line.replace("|", "\\|"), cells])
+    return _text_table(["`method=`", "", "options, `method.<option>=`, with their defaults"], rows) + "\n"
+
+
 def support_part(root: Path) -> str:
     import support  # builds methods, and so imports torch
 
@@ -282,6 +296,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "shape": shape_part,
     "suites": suites_part,
     "support": support_part,
+    "options": options_part,
 }
 
 

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if any(a in ("-h", "--help") for a in argv):
-        say(help.text())
+        say(help.text(argv))
         return 0
     if "--version" in argv:
         say(f"vtc {__version__}")

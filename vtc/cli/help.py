@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
+from collections.abc import Iterator, Sequence
 
 from vtc import __version__
 from vtc.configuration.choices import GROUPS, choices
 from vtc.configuration.compose import SHORT, config_dir
+from vtc.configuration.methods import options_in_words
+from vtc.registry import methods
 
 USAGE = """\
 vtc {version}: visual-token compression for large vision-language models
@@ -25,12 +29,12 @@ FLAGS = """\
 Flags
   -m, --multirun      a sweep: every combination of the comma-separated values
   --cfg job           print the composed configuration and stop
-  --version, -h, --help
+  --version, -h, --help          with method=…: its options too
 """
 
 
-def text() -> str:
-    """The whole help page."""
+def text(words: Sequence[str] = ()) -> str:
+    """The whole help page, with the options of the methods that the words of a command line name."""
     width = min(shutil.get_terminal_size((110, 24)).columns, 130)
     parts = [USAGE.format(version=__version__)]
     for group, about in GROUPS.items():
@@ -50,8 +54,20 @@ def text() -> str:
         "Options of a choice are key.option=value: method.layer=2, benchmark.limit=50, training.workers=2.\n"
         "Of methods one after the other: method.fastv.layer=3; of the same one twice: method.fastv2.layer=4.\n"
     )
+    for name in dict.fromkeys(_methods(words)):
+        rows = [f"  {key:<22} {about}" for key, about in options_in_words(name).items()] or ["  none"]
+        lines = [textwrap.fill(row, width, subsequent_indent=" " * 25, break_on_hyphens=False) for row in rows]
+        parts.append(f"Options of method={name}, method.<option>=…\n" + "\n".join(lines) + "\n")
     parts.append(FLAGS)
     return "\n".join(parts)
+
+
+def _methods(words: Sequence[str]) -> Iterator[str]:
+    """The methods that `method=…` names, those of a composition and of a sweep one by one."""
+    for word in words:
+        if word.startswith("method="):
+            named = re.split(r"[\[\],+]", word.removeprefix("method="))
+            yield from (name for name in named if name in methods.names())
 
 
 def _settings() -> str:

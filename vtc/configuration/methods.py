@@ -38,6 +38,19 @@ def _value(option: Declared) -> Any:
     return list(option.default) if isinstance(option.default, tuple) else option.default
 
 
+def options_in_words(name: str) -> dict[str, str]:
+    """`{"layer=2": "before this decoder layer", …}`: every option of a method with its default, as a user writes it."""
+    return {f"{key}={_in_words(o.default)}": o.about for key, o in declaration(name).options.items()}
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(_in_words, value))}]"
+    if value is ...:
+        return "???"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def store_methods() -> None:
     """Makes every built-in method a choice of the group `method`, beside the presets in `conf/method`."""
     for name in methods.names():
