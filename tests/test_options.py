@@ -104,4 +104,5 @@ def test_a_preset_is_a_choice() -> None:
 def test_what_an_option_follows() -> None:
     assert parse(["method=random", "seed=3"]).method.options["seed"] == 3
     assert parse(["method=fastv", "layer_scale=none"]).method.options["layer_scale"] == "none"
-    assert parse(["method=llavolta", "schedule=two"]).method.options["scheme"] == "two"
+    assert parse(["method=llavolta"]).method.options["scheme"] == "four_wider_then_deeper"
+    assert len(parse(["method=llavolta", "schedule=two"]).method.options["scheme"]) == 2

@@ -56,8 +56,8 @@ def text(words: Sequence[str] = ()) -> str:
     )
     for name in dict.fromkeys(_methods(words)):
         rows = [f"  {key:<22} {about}" for key, about in options_in_words(name).items()] or ["  none"]
-        lines = [textwrap.fill(row, width, subsequent_indent=" " * 25, break_on_hyphens=False) for row in rows]
-        parts.append(f"Options of method={name}, method.<option>=…\n" + "\n".join(lines) + "\n")
+        filled = [textwrap.fill(row, width, subsequent_indent=" " * 25, break_on_hyphens=False) for row in rows]
+        parts.append(f"Options of method={name}, method.<option>=…\n" + "\n".join(filled) + "\n")
     parts.append(FLAGS)
     return "\n".join(parts)
 

@@ -10,7 +10,6 @@ import bisect
 import contextlib
 import functools
 import hashlib
-import io
 import json
 import os
 import tarfile
@@ -24,6 +23,7 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
+from vtc.data.pictures import open_picture
 from vtc.data.training import formats
 from vtc.data.training.formats import KINDS, BadSample, Entry
 from vtc.errors import UserError
@@ -63,18 +63,17 @@ class TrainingSample:
 
 
 def open_image(source: Path | bytes) -> Image.Image:
-    """The image in RGB.
+    """The image as a model is shown it (`vtc.data.pictures.open_picture`).
 
     Raises:
         BadSample: it is missing or damaged.
     """
     where = f"image {source}" if isinstance(source, Path) else "its image"
     try:
-        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
-            return image.convert("RGB")
+        return open_picture(source)
     except FileNotFoundError:
         raise BadSample(f"{where} is missing") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError) as error:
         raise BadSample(f"{where} can't be read ({error})") from None
 
 
