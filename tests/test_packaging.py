@@ -66,8 +66,9 @@ def test_an_installed_plug_in_is_a_method_like_any_other(tmp_path: Path) -> None
     listed = python("-m", "vtc", "--help", cwd=tmp_path, path=path).stdout
     assert "loudest" in listed and "vtc-plugin-example" in listed
     code = (
-        "from vtc.cli import compose, main; from vtc.registry import methods\n"
-        "print(dict(compose(['method=loudest', 'method.quiet=true']).method), methods.get('loudest').__module__)\n"
+        "from vtc.cli import main, parse; from vtc.registry import methods\n"
+        "method = parse(['method=loudest', 'method.quiet=true']).method\n"
+        "print({'name': method.name, **method.options}, methods.get('loudest').__module__)\n"
         "print(main(['method=loudest', 'method.loud=true']))"
     )
     done = python("-c", code, cwd=tmp_path, path=path)

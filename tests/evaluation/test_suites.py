@@ -59,7 +59,7 @@ def score(data, weights, tmp_path_factory):
             request = self.requests[question.index]
             doc = self.task_dict[request.task_name][request.args[5]][request.doc_id]
             text = ANSWERS[request.task_name](doc)[0 if answers_right else 1]
-            assert question.pictures and question.text.strip()
+            assert question.shown and question.text.strip()
             out.append((GenerationResult(text, TokenCounts(input_tokens=20, output_tokens=1)), kept))
         return out
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 LARGEST = 120_000_000  # pixels of a picture; a file of 21 kB can hold more, and would take gigabytes once decoded
 IN_FLIGHT = 240_000_000  # pixels of all pictures that are decoded at a time: 0.7 GB of RGB
@@ -41,11 +41,17 @@ def open_picture(source: Source) -> Image.Image:
             scale (negative, not finite, larger than the scales above).
     """
     picture = opened(source)
+    truncated, ImageFile.LOAD_TRUNCATED_IMAGES = (
+        ImageFile.LOAD_TRUNCATED_IMAGES,
+        False,
+    )  # other packages allow it for all
     try:
         picture.load()
         return to_rgb(ImageOps.exif_transpose(picture))
     except (OSError, SyntaxError, EOFError) as error:  # what Pillow's decoders raise
         raise ValueError(f"can't be decoded ({error})") from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = truncated
 
 
 def opened(source: Source) -> Image.Image:
