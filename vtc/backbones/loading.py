@@ -217,8 +217,8 @@ def load(family: type[B], settings: BackboneSettings) -> B:
     if quantized:
         # bitsandbytes says at each product of 8-bit weights that it rounds to float16
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-        # Where a processor has bfloat16 instructions, its kernel for 4 bit computes in bfloat16, whatever the dtype, and
-        # gives other numbers at each call. Without it weights are expanded and multiplied as on any other processor.
+        # On processors with bfloat16 instructions its kernel for 4 bit computes in bfloat16, whatever the dtype, and
+        # gives other numbers at each call. Without it weights are expanded and multiplied as on any other.
         for module in backbone.decoder.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False

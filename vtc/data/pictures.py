@@ -41,10 +41,8 @@ def open_picture(source: Source) -> Image.Image:
             scale (negative, not finite, larger than the scales above).
     """
     picture = opened(source)
-    truncated, ImageFile.LOAD_TRUNCATED_IMAGES = (
-        ImageFile.LOAD_TRUNCATED_IMAGES,
-        False,
-    )  # other packages allow it for all
+    # Other packages allow half a picture, for the whole process.
+    truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         picture.load()
         return to_rgb(ImageOps.exif_transpose(picture))
