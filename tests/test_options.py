@@ -6,17 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vtc import registry, shipped
 from vtc.configuration import parse
-from vtc.errors import UserError
-from vtc.interface import Compressor, TokenPruner, layer_option, option
+from vtc.interface import Compressor
 from vtc.interface.options import declaration
-from vtc.testing import tiny_backbone
 
 READERS = """
 import contextlib, io
@@ -58,42 +55,6 @@ def test_every_option_has_its_line(name: str) -> None:
     own = declaration(registry.methods.get(name))
     assert len(own.about) > 20 and all(o.about for o in own.options.values())
     assert issubclass(registry.methods.get(name), Compressor) and registry.methods.get(name).version >= 1
-
-
-class Mine(TokenPruner):
-    """Keeps some."""
-
-    name = "mine"
-    layer: int = layer_option(2, "before this decoder layer", lowest=1)
-    strength: float = option(0.5, "how much")
-    count: int | None = option(None, "how many; null: all")
-    hard: bool = option(False, "whether")
-    needed: str = option(..., "a word")
-
-
-def test_options_are_bound_inherited_and_refused() -> None:
-    class Narrower(Mine):
-        layer = 0
-        needed: str = option("now it has one", "a word")
-
-    shape = replace(tiny_backbone().shape, depth=16)
-    method = Mine(4, shape, needed="x", strength=2)
-    assert (method.layer, method.strength, method.count, method.needed) == (2, 2, None, "x")
-    assert method.options == {"needed": "x", "strength": 2} and method.layer_tokens() == [16] * 2 + [4] * 14
-    assert Mine(4, shape, needed="x", layer=8).layer == 4 and Mine(4, shape, needed="x", layer_scale="none", layer=8)
-    assert {*Narrower.declared_options()} == {"strength", "count", "hard", "needed"} and Narrower(4, shape).layer == 0
-    for options, words in (
-        ({}, "method.needed: mine needs it"),
-        ({"needed": 3}, "method.needed=3: allowed: a text"),
-        ({"needed": "x", "strenght": 1}, "mine has no such option; allowed: .*did you mean 'strength'"),
-        ({"needed": "x", "strength": "much"}, "method.strength=much: allowed: a number"),
-        ({"needed": "x", "count": 1.5}, "method.count=1.5: allowed: a whole number"),
-        ({"needed": "x", "hard": 1}, "method.hard=1: allowed: true, false"),
-        ({"needed": "x", "layer": 0}, "method.layer=0: this decoder has 16 layers; allowed: 1 to"),
-        ({"needed": "x", "layer_scale": "no"}, "method.layer_scale=no: .*auto, none"),
-    ):
-        with pytest.raises(UserError, match=words):
-            Mine(4, shape, **options)
 
 
 def test_a_preset_is_a_choice() -> None:
