@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fabricate import captions, conversations, pictures, said, shard, written
+from PIL import Image
 
 from vtc.data.training import formats
 from vtc.data.training.formats import BadSample
@@ -147,6 +148,20 @@ def test_a_shard_that_is_cut_short(tmp_path: Path) -> None:
         path.write_bytes(whole[:size])
         with pytest.raises(UserError, match=r"cc3m-00000.tar: entry \d+: not a readable tar"):
             opened(path)
+
+
+def test_pictures_are_opened_as_they_are_everywhere(tmp_path: Path) -> None:
+    strokes, deep = Image.new("RGBA", (8, 8)), Image.new("I;16", (8, 8), 65_535 // 2)
+    strokes.putpixel((0, 0), (0, 0, 0, 255))
+    strokes.save(tmp_path / "strokes.png")
+    deep.save(tmp_path / "deep.png")
+    image = open_image(tmp_path / "strokes.png")
+    assert (image.mode, image.getpixel((0, 0)), image.getpixel((4, 4))) == ("RGB", (0, 0, 0), (255, 255, 255))
+    assert open_image((tmp_path / "deep.png").read_bytes()).getpixel((4, 4)) == (127, 127, 127)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "strokes.png").read_bytes()[:50])
+    for name, says in (("cut.png", "can't be read"), ("none.png", "is missing")):
+        with pytest.raises(BadSample, match=f"{name} {says}"):
+            open_image(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def open_image(source: Path | bytes) -> Image.Image:
     """The image as a model is shown it (`vtc.data.pictures.open_picture`).
 
     Raises:
-        BadSample: it is missing or damaged.
+        BadSample: it is missing, damaged, or too large.
     """
     where = f"image {source}" if isinstance(source, Path) else "its image"
     try:
