@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,20 @@ def text(words: str = "a text") -> Allowed:
     return Allowed(words, lambda v: isinstance(v, str) and bool(v))
 
 
+def several(words: str, each: Allowed, count: int | None = None) -> Allowed:
+    """Lists of values of one kind, `count` of them where it is said."""
+
+    def accepts(value: Any) -> bool:
+        return isinstance(value, (list, tuple)) and count in (None, len(value)) and all(map(each.accepts, value))
+
+    return Allowed(words, accepts)
+
+
+def mapping(words: str, each: Allowed | None = None) -> Allowed:
+    """Names with a value each, of one kind where it is said."""
+    return Allowed(words, lambda v: isinstance(v, Mapping) and (each is None or all(map(each.accepts, v.values()))))
+
+
 def anything() -> Allowed:
     """Whatever is checked elsewhere, by who knows more."""
     return Allowed("anything", lambda v: True, optional=True)
@@ -81,3 +95,4 @@ def anything() -> Allowed:
 
 SHARE = number("more than 0, at most 1", above=0, most=1)
 BOOLEAN = one_of(True, False)
+SEED = whole(0, 2**32 - 1)  # numpy's seeds have 32 bits

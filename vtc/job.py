@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc import shipped
-from vtc.allowed import BOOLEAN, one_of, whole
+from vtc.allowed import BOOLEAN, SEED, one_of, whole
 from vtc.budget import BUDGETS, Budget
 from vtc.errors import UserError
 from vtc.identity import COSTS, NOTHING, SCORES, WEIGHTS, Decides, deciding, setting
@@ -65,7 +65,7 @@ class Job:
     report: ReportSettings = setting(ReportSettings(), NOTHING)
     ablation: AblationSettings | None = setting(None, NOTHING)
     checkpoint: str | None = setting("auto", NOTHING)  # what is in it counts
-    seed: int = setting(0, WEIGHTS | SCORES, whole(0))
+    seed: int = setting(0, WEIGHTS | SCORES, SEED)
     batch_size: int = setting(32, SCORES, whole(1))
     output_dir: Path = setting(Path("outputs"), NOTHING)
     resume: str | bool = setting("auto", NOTHING, one_of("auto", True, False))

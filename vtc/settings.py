@@ -5,12 +5,13 @@ decides. `vtc.configuration.resolve` fills them from the command line; nothing b
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtc.allowed import BOOLEAN, Allowed, number, one_of, text, whole
+from vtc.allowed import BOOLEAN, SEED, Allowed, is_number, mapping, number, one_of, several, text, whole
 from vtc.errors import UserError, unknown
 from vtc.identity import COSTS, NOTHING, NUMBERS, SCORES, WEIGHTS, setting
 
@@ -27,12 +28,12 @@ def _is_device(value: Any) -> bool:
     return name in ("auto", "cpu", "mps", "cuda") and (not index or (index.isdigit() and name == "cuda"))
 
 
-NAMES = Allowed("a list of names, such as [pocket_existence]", lambda value: isinstance(value, (list, tuple)))
+TEXT = text().or_null()
+SECTION = mapping("keys with values, such as {one: 1, two: 2}")
+NAMES = several("a list of names, such as [one,two]", text())
 DEVICE = Allowed("auto, cpu, mps, cuda, cuda:<n>", _is_device)
 DEVICE_MAP = Allowed(
-    ", ".join((*DEVICE_MAPS, "null", "{module: device}")),
-    lambda value: value in DEVICE_MAPS or isinstance(value, Mapping),
-    optional=True,
+    ", ".join((*DEVICE_MAPS, "null", "{module: device}")), lambda v: isinstance(v, Mapping) or v in DEVICE_MAPS, True
 )
 
 
@@ -43,10 +44,12 @@ def from_mapping(cls: type[Any], values: Mapping[str, Any], where: str = "") -> 
         where: the section's name in errors; empty for keys of the top level.
 
     Raises:
-        UserError: an unknown key, or a value that its field may not hold.
+        UserError: no mapping, an unknown key, or a value that its field may not hold.
     """
+    SECTION.check(where, values)
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    for key, value in values.items():
+    required = [key for key, field in fields.items() if field.default is field.default_factory is dataclasses.MISSING]
+    for key, value in (dict.fromkeys(required) | {**values}).items():
         if key not in fields:
             raise unknown(where, key, fields)
         if (allowed := fields[key].metadata.get("allowed")) is not None:
@@ -62,13 +65,10 @@ class BackboneSettings:
         name: of the choice, as the user types it.
         family: the `model_type` under which its class is registered.
         released: where its weights are: a hub id, or a folder that comes with vtc.
-        pretrained: other weights of the same family; None: the released ones.
-        sizes: what the released checkpoint's config.json says, as far as sizes go, so that nobody must be asked; None:
-            the file is read.
-        dtype: of the weights in memory.
-        device, device_map: where they go.
+        pretrained: other weights of the same family.
+        sizes: what the released checkpoint's config.json says of sizes; None: the file is read.
+        dtype, device, device_map: of the weights in memory; quantization: of the decoder's.
         attention: the implementation.
-        quantization: of the decoder's weights.
         trust_remote_code: whether code from the hub may run.
         frames: of a video.
         image_size: side in pixels of the square that every picture is resized to first; None: as the processor has it.
@@ -109,8 +109,7 @@ class BackboneSettings:
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """A method and its options, the defaults among them; of methods put together with +, those of each part by its
-    key."""
+    """A method and its options, defaults among them; of methods put together with +, those of each part by its key."""
 
     name: str = setting("none")
     options: Mapping[str, Any] = setting({})
@@ -121,8 +120,7 @@ class BenchmarkSettings:
     """What is scored. What a task's data hold counts in the identity of the task (`vtc.evaluation.sources`).
 
     Attributes:
-        name: of the suite.
-        tasks: of the harness, by name.
+        name: of the suite; tasks: of the harness, by name.
         limit: samples a task; None: all.
         data: where its data are: a folder, a file or an id, as the kind of benchmark has it.
         include: folders with task files of the user's own.
@@ -143,9 +141,7 @@ class BenchmarkSettings:
     columns: Mapping[str, Any] | None = setting(None, SCORES)
 
     def __post_init__(self) -> None:
-        """Lists, as configurations have them, become tuples."""
-        object.__setattr__(self, "tasks", tuple(self.tasks))
-        object.__setattr__(self, "include", tuple(self.include))
+        _set(self, tasks=tuple(self.tasks), include=tuple(self.include))  # configurations have lists
 
 
 @dataclass(frozen=True)
@@ -167,7 +163,7 @@ class ProfileSettings:
     first_token_repeats: int = setting(20, COSTS, whole(1))
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "new_tokens", tuple(self.new_tokens))
+        _set(self, new_tokens=tuple(self.new_tokens))
 
 
 @dataclass(frozen=True)
@@ -179,7 +175,7 @@ class ReportSettings:
     title: str = setting("Visual-token compression", NOTHING)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", _several(self.inputs))
+        _set(self, inputs=_several(self.inputs))
 
 
 @dataclass(frozen=True)
@@ -187,8 +183,8 @@ class AblationSettings:
     """Which part of a paper's ablation is run.
 
     Attributes:
-        name: of the experiment; variants: names of some; None: all.
-        seeds: of the trainings; trained: folders in which to look for finished trainings too.
+        name: of the experiment; variants: names of some; None: all; seeds: of the trainings.
+        trained: folders in which to look for finished trainings too.
         overrides: settings that every variant gets too, as typed.
     """
 
@@ -201,11 +197,16 @@ class AblationSettings:
     def __post_init__(self) -> None:
         """One name or number may stand for a list of one."""
         variants, seeds = _several(self.variants), _several(self.seeds)
-        if variants == () or not seeds or not all(map(whole(0).accepts, seeds)):
+        if variants == () or not seeds or not all(map(SEED.accepts, seeds)):
             shown = ["null" if v is None else f"[{','.join(map(str, v))}]" for v in (variants, seeds)]
             raise UserError(f"variants={shown[0]}, seeds={shown[1]}: allowed: names in a list, whole numbers in a list")
-        for key, value in (("variants", variants), ("seeds", seeds), ("trained", _several(self.trained) or ())):
-            object.__setattr__(self, key, value)
+        _set(self, variants=variants, seeds=seeds, trained=_several(self.trained) or ())
+
+
+def _set(settings: Any, **values: Any) -> None:
+    """Fields of frozen settings, while they are made."""
+    for key, value in values.items():
+        object.__setattr__(settings, key, value)
 
 
 def _several(value: Any) -> tuple[Any, ...] | None:
@@ -213,12 +214,20 @@ def _several(value: Any) -> tuple[Any, ...] | None:
     return value if value is None else tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
-OPTIMIZER = one_of("adamw", "muon")
-DECAY = one_of("cosine", "linear", "constant")
-LOSSES = one_of("both", "ar", "disc")
 POSITIVE = number("a number above 0", above=0)
 NOT_NEGATIVE = number("a number from 0 on", least=0)
 ZERO_TO_ONE = number("0 to 1", least=0, most=1)
+BETAS = several("two numbers from 0 on, below 1", Allowed("", lambda value: is_number(value) and 0 <= value < 1), 2)
+STAGE_NAME = Allowed("a name of letters, digits, - and _", lambda v: bool(re.fullmatch(r"[\w-]+", str(v))))
+OPTIMIZER = one_of("adamw", "muon")
+DECAY = one_of("cosine", "linear", "constant")
+LOSSES = one_of("both", "ar", "disc")
+SOURCES = several("a list of {path, images, format, kind, captions}", SECTION).or_null()
+FILES = Allowed("a file, or a list of files", lambda value: TEXT.accepts(value) or NAMES.accepts(value), optional=True)
+STAGES = several("a list of stages, each with a name, lr and steps or epochs", SECTION)
+SKIPPED = Allowed(
+    "a share of the samples below 1, or a count", lambda v: is_number(v) and (0 <= v <= 1 or v == int(v) > 0)
+)
 
 
 @dataclass(frozen=True)
@@ -246,29 +255,29 @@ class DataSettings:
 
     batch_size: int = setting(24, WEIGHTS)
     contrastive: float = setting(0.0, WEIGHTS, NOT_NEGATIVE)
-    source: str | None = setting(None, WEIGHTS)
-    path: Any = setting(None, WEIGHTS)
-    images: str | None = setting(None, WEIGHTS)
-    format: str | None = setting(None, WEIGHTS)
-    kind: str | None = setting(None, WEIGHTS)
-    captions: str | None = setting(None, WEIGHTS)
-    sources: Any = setting(None, WEIGHTS)
-    mix: Mapping[str, Any] | None = setting(None, WEIGHTS)
+    source: str | None = setting(None, WEIGHTS, TEXT)
+    path: Any = setting(None, WEIGHTS, FILES)
+    images: str | None = setting(None, WEIGHTS, TEXT)
+    format: str | None = setting(None, WEIGHTS, TEXT)
+    kind: str | None = setting(None, WEIGHTS, TEXT)
+    captions: str | None = setting(None, WEIGHTS, TEXT)
+    sources: Any = setting(None, WEIGHTS, SOURCES)
+    mix: Mapping[str, Any] | None = setting(None, WEIGHTS, mapping("weights by kind").or_null())
     plain: bool = setting(False, WEIGHTS, BOOLEAN)
     group_by_length: bool = setting(False, WEIGHTS, BOOLEAN)
     max_length: int | None = setting(None, WEIGHTS)
-    max_skipped: float = setting(0.01, NOTHING)
-    cache: str | None = setting(None, NOTHING)
+    max_skipped: float = setting(0.01, NOTHING, SKIPPED)
+    cache: str | None = setting(None, NOTHING, TEXT)
     questions: int = setting(12, WEIGHTS, whole(1))
-    weights: Mapping[str, float] = setting({}, WEIGHTS)
+    weights: Mapping[str, float] = setting({}, WEIGHTS, mapping("weights from 0 on, by kind", NOT_NEGATIVE))
     twins: bool = setting(False, WEIGHTS, BOOLEAN)
     tower_batch_size: int = setting(32, WEIGHTS, whole(1))
     instruct_questions: int = setting(12, WEIGHTS, whole(1))
-    first_kinds: tuple[str, ...] = setting((), WEIGHTS)
+    first_kinds: tuple[str, ...] = setting((), WEIGHTS, NAMES)
     first_share: float = setting(0.0, WEIGHTS, ZERO_TO_ONE)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "first_kinds", tuple(self.first_kinds))
+        _set(self, first_kinds=tuple(self.first_kinds))
         for key, value in (("batch_size", self.batch_size), ("max_length", self.max_length)):
             if not whole(1).accepts(value) and (value is not None or key == "batch_size"):
                 raise UserError(f"training.data.{key}={value}: a whole number of 1 or more")
@@ -279,27 +288,25 @@ class StageSettings:
     """One stage of a training.
 
     Attributes:
-        train: the parts that learn.
-        data: what differs from the training's data.
+        train: the parts that learn; data: what differs from the training's.
         steps, epochs: one of the two.
         lr, adam_lr: peak rates; `adam_lr` is AdamW's beside Muon.
         warmup, cooldown: shares of the steps.
-        clip: largest norm of the gradient.
-        bf16: whether it computes in bfloat16.
+        clip: largest norm of the gradient; bf16: whether it computes in bfloat16.
         compress: False trains without compression.
         accumulate, keep: None: the training's.
     """
 
-    name: str = setting(decides=WEIGHTS, allowed=text("a name"))
+    name: str = setting(decides=WEIGHTS, allowed=STAGE_NAME)
     lr: float = setting(decides=WEIGHTS, allowed=POSITIVE)
-    train: tuple[str, ...] = setting((), WEIGHTS)
-    data: Mapping[str, Any] = setting({}, WEIGHTS)
+    train: tuple[str, ...] = setting((), WEIGHTS, NAMES)
+    data: Mapping[str, Any] = setting({}, WEIGHTS, SECTION.or_null())
     steps: int | None = setting(None, WEIGHTS, whole(1).or_null())
     epochs: float | None = setting(None, WEIGHTS, POSITIVE.or_null())
     optimizer: str = setting("adamw", WEIGHTS, OPTIMIZER)
     adam_lr: float | None = setting(None, WEIGHTS, POSITIVE.or_null())
     weight_decay: float = setting(0.0, WEIGHTS, NOT_NEGATIVE)
-    betas: tuple[float, float] = setting((0.9, 0.98), WEIGHTS)
+    betas: tuple[float, float] = setting((0.9, 0.98), WEIGHTS, BETAS)
     warmup: float = setting(0.03, WEIGHTS, ZERO_TO_ONE)
     decay: str = setting("cosine", WEIGHTS, DECAY)
     cooldown: float = setting(0.25, WEIGHTS, ZERO_TO_ONE)
@@ -313,9 +320,7 @@ class StageSettings:
     log_every: int = setting(20, NOTHING, whole(1))
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "train", tuple(self.train))
-        object.__setattr__(self, "data", dict(self.data or {}))
-        object.__setattr__(self, "betas", tuple(map(float, self.betas)))
+        _set(self, train=tuple(self.train), data=dict(self.data or {}), betas=tuple(map(float, self.betas)))
         if (self.steps is None) == (self.epochs is None):
             raise UserError(f"training.stages: stage {self.name!r}: give steps= or epochs=, one of them")
 
@@ -324,7 +329,7 @@ class StageSettings:
 class LoraSettings:
     """LoRA on the decoder, of a method that brings no adapters of its own; `alpha` of None: 2·rank."""
 
-    rank: int = setting(None, WEIGHTS, whole(1))
+    rank: int = setting(decides=WEIGHTS, allowed=whole(1))
     alpha: int | None = setting(None, WEIGHTS, whole(1).or_null())
     dropout: float | None = setting(None, WEIGHTS, ZERO_TO_ONE.or_null())
 
@@ -334,8 +339,7 @@ class TrainingSettings:
     """A recipe.
 
     Attributes:
-        recipe: `method`: a method on a backbone; `base`: the pocket model from nothing; or another one that is
-            registered (`vtc.registry.recipes`).
+        recipe: `method`: a method on a backbone; `base`: the pocket model from nothing; or one of `registry.recipes`.
         folder: where logs, states and weights go; None: one of its own by its id.
         pretrained: the backbone's weights to start from; `aligned`: pocket before it was instructed; None: its own.
         start: a checkpoint of the same method to start from, of any budget.
@@ -350,8 +354,8 @@ class TrainingSettings:
 
     recipe: str = setting("method", WEIGHTS)
     folder: str | None = setting(None, NOTHING)
-    pretrained: str | None = setting(None, WEIGHTS)
-    start: str | None = setting(None, WEIGHTS)
+    pretrained: str | None = setting(None, WEIGHTS, TEXT)
+    start: str | None = setting(None, WEIGHTS, TEXT)
     store: str = setting("bfloat16", WEIGHTS, one_of("bfloat16", "float32"))
     losses: str = setting("both", WEIGHTS, LOSSES)
     lora: LoraSettings | None = setting(None, WEIGHTS)
@@ -360,7 +364,7 @@ class TrainingSettings:
     workers: int = setting(0, NOTHING, whole(0))
     keep: int = setting(2, NOTHING, whole(1))
     dry_run: bool = setting(False, NOTHING, BOOLEAN)
-    log: tuple[str, ...] = setting((), NOTHING)
+    log: tuple[str, ...] = setting((), NOTHING, NAMES)
     data: DataSettings = setting(DataSettings(), WEIGHTS)
     stages: tuple[StageSettings, ...] = setting((), WEIGHTS)
 
@@ -369,20 +373,19 @@ class TrainingSettings:
         """A recipe from plain values, as a configuration or a manifest has them.
 
         Raises:
-            UserError: an unknown key, or a value that isn't allowed.
+            UserError: as `from_mapping`.
         """
-        typed = dict(values)
-        if isinstance(log := typed.get("log"), str):
-            raise UserError(f"training.log={log}: a list, e.g. training.log=[{log}]")
-        typed["log"] = tuple(typed.get("log") or ())
+        typed = {**values, "log": values.get("log") or ()}
         typed["data"] = from_mapping(DataSettings, typed.get("data") or {}, "training.data")
         if typed.get("lora"):
-            typed["lora"] = from_mapping(LoraSettings, {"rank": None} | dict(typed["lora"]), "training.lora")
+            typed["lora"] = from_mapping(LoraSettings, typed["lora"], "training.lora")
+        STAGES.check("training.stages", stages := typed.get("stages") or ())
         typed["stages"] = tuple(
-            from_mapping(StageSettings, {"name": None, "lr": None} | dict(stage), f"training.stages.{n}")
-            for n, stage in enumerate(typed.get("stages") or ())
+            from_mapping(StageSettings, stage, f"training.stages.{n}") for n, stage in enumerate(stages)
         )
         training = from_mapping(cls, typed, "training")
+        if len({stage.name for stage in training.stages}) < len(training.stages):
+            raise UserError("training.stages: two stages have one name; each needs a folder of its own")
         for stage in training.stages:
             training.data_of(stage)
         return training
@@ -391,7 +394,7 @@ class TrainingSettings:
         """The data of a stage.
 
         Raises:
-            UserError: an unknown key, or a value that isn't allowed, in what it says of its own.
+            UserError: as `from_mapping`, in what it says of its own.
         """
         from_mapping(DataSettings, stage.data, f"training.stages: {stage.name}.data")
         return dataclasses.replace(self.data, **stage.data)

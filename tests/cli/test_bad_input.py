@@ -86,12 +86,46 @@ VALUES = [
     ("resume=maybe", ["resume=maybe"]),
     ("output_dir=${nowhere}", ["nowhere"]),
 ]
+LLAVA = "training=llava training.stages.0.data.path=x"
+TRAINING = [
+    ("training.store=nope", ["training.store=nope", "bfloat16, float32"]),
+    ("training.workers=-1", ["training.workers=-1", "from 0 on"]),
+    ("training.log=tensorboard", ["training.log=tensorboard", "a list of names"]),
+    ("training.data=files", ["training.data=files", "keys with values"]),
+    ("training.stages=2", ["training.stages=2", "a list of stages"]),
+    ("training.stages=[{name:a,lr:1,steps:1},{name:a,lr:1,steps:1}]", ["training.stages", "one name"]),
+    ("training.stages=[{name:a,steps:1}]", ["training.stages.0.lr=null", "above 0"]),
+    ("training.lora={alpha:2}", ["training.lora.rank=null", "from 1 on"]),
+    ("training.data.questions=-1", ["training.data.questions=-1", "from 1 on"]),
+    ("training.data.batch_size=0", ["training.data.batch_size=0", "1 or more"]),
+    ("training.data.contrastive=nan", ["training.data.contrastive=nan", "from 0 on"]),
+    ("training.data.weights.existence=nan", ["training.data.weights", "weights from 0 on"]),
+    (
+        f"{LLAVA} training.data.path=x training.data.max_skipped=-1",
+        ["training.data.max_skipped=-1", "a share of the samples below 1"],
+    ),
+    (f"{LLAVA} training.data.path=3", ["training.data.path=3", "a file, or a list of files"]),
+    ("training.stages.0.bf16=abc", ["training.stages.0.bf16=abc", "true, false"]),
+    ("training.stages.0.lr=nan", ["training.stages.0.lr=nan", "a number above 0"]),
+    ("training.stages.0.lr=abc", ["training.stages.0.lr=abc", "a number above 0"]),
+    ("+training.stages.0.betas=[1]", ["training.stages.0.betas=[1]", "two numbers"]),
+    ("+training.stages.0.betas=[0.9,1]", ["training.stages.0.betas=[0.9, 1]", "below 1"]),
+    ("training.stages.0.train=method", ["training.stages.0.train=method", "a list of names"]),
+    ("training.stages.0.name=../../x", ["training.stages.0.name=../../x", "letters, digits"]),
+    ("training.stages.0.name=a/b", ["training.stages.0.name=a/b", "letters, digits"]),
+    ("training.stages.0.name=..", ["training.stages.0.name=..", "letters, digits"]),
+    ("seed=18446744073709551616", ["seed=18446744073709551616", "0 to 4294967295"]),
+    ("seed=-1", ["seed=-1", "0 to 4294967295"]),
+]
 FILES = [
     ("checkpoint=does/not/exist", ["checkpoint=does/not/exist", "no such folder"]),
     ("benchmark=llava benchmark.data=does/not/exist", ["benchmark.data=does/not/exist", "no such"]),
     ("action=report report.inputs=[does/not/exist]", ["does/not/exist"]),
     ("action=report", ["no results"]),
 ]
+
+
+TRAINING_COMMANDS = [(f"action=train method=victor tokens=16 {command}", words) for command, words in TRAINING]
 
 
 def complaint(command: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -105,7 +139,9 @@ def complaint(command: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("command", "words"), KEYS + NAMES + VALUES + FILES, ids=lambda v: v if isinstance(v, str) else ""
+    ("command", "words"),
+    KEYS + NAMES + VALUES + FILES + TRAINING_COMMANDS,
+    ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_one_line(command: str, words: list[str], capsys, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
