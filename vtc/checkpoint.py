@@ -9,44 +9,111 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vtc import allowed
 from vtc.distributed import barrier, is_main, whole
-from vtc.errors import UserError
+from vtc.errors import UserError, unknown
 from vtc.folders import replacing
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from vtc.backbones.base import Backbone
     from vtc.interface import Compressor
 
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
+PARTS = ("method", "adapters", "projector", "decoder")  # what a stage may train, by places in an LVLM
+
+_OBJECT, _NAMES = allowed.mapping("an object"), allowed.several("", allowed.text())
+_STAGE = allowed.Allowed("", lambda v: _OBJECT.accepts(v) and _NAMES.accepts(v.get("train", ())))
+_FIELDS = {
+    "backbone": allowed.text(),
+    "method": allowed.text(),
+    "tokens": allowed.whole(1).or_null(),
+    "options": _OBJECT.or_null(),
+    "training": _OBJECT,
+    "training.lora": _OBJECT.or_null(),
+    "training.stages": allowed.several("a list of objects, of which train is a list", _STAGE),
+}
+
+
+def parameters_of(part: str, backbone: Backbone, method: Compressor) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of one of PARTS, named as in a checkpoint.
+
+    ``method``: its own (registers, summary tokens); ``adapters``: LoRA; ``projector`` and ``decoder``: the backbone's.
+    """
+    if part == "method":
+        yield from ((f"method.{n}", p) for n, p in method.named_parameters())
+        return
+    if part not in PARTS:
+        raise unknown("training.stages[].train", part, PARTS)
+    projector = {id(p) for p in backbone.projector.parameters()}
+    tower = {id(p) for p in backbone.vision_tower.parameters()}
+    for name, parameter in backbone.model.named_parameters():
+        if "lora_" in name:
+            place = "adapters"
+        elif id(parameter) in projector:
+            place = "projector"
+        else:
+            place = "tower" if id(parameter) in tower else "decoder"
+        if place == part:
+            yield f"backbone.{name}", parameter
+
+
+def _wrong(folder: str | os.PathLike, what: str) -> UserError:
+    return UserError(f"checkpoint={os.fspath(folder)!r}: {what}")
 
 
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
-    """The manifest of a checkpoint; UserError where there is none."""
+    """The manifest of a checkpoint.
+
+    Raises:
+        UserError: there is none, or it isn't what training writes.
+    """
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        where = os.fspath(folder)
-        raise UserError(f"checkpoint={where!r}: no {MANIFEST} there; a checkpoint is a folder that training wrote")
+        raise _wrong(folder, f"no {MANIFEST} there; a checkpoint is a folder that training wrote")
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"checkpoint={os.fspath(folder)!r}: {MANIFEST} is not readable ({error})") from None
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _wrong(folder, f"{MANIFEST} is not readable ({error})") from None
+    if not isinstance(manifest, dict):
+        raise _wrong(folder, f"{MANIFEST} is not readable (an object is needed)")
+    for key, kind in _FIELDS.items():
+        section, _, name = key.rpartition(".")
+        fields = manifest.get(section, {}) if section else manifest
+        if name in fields:
+            kind.check(f"checkpoint={os.fspath(folder)!r}: {MANIFEST}: {key}", fields[name])
+    return manifest
 
 
-def names_in(folder: str | os.PathLike) -> list[str]:
-    """Names of the stored parameters, from the file's header; none where there are no weights."""
-    from safetensors import safe_open
+@contextmanager
+def _opened(folder: str | os.PathLike) -> Iterator[Any]:
+    """The weights' file, whose header says that it is whole."""
+    from safetensors import SafetensorError, safe_open
 
     path = Path(folder) / WEIGHTS
     if not path.is_file():
-        return []
-    with safe_open(path, framework="pt") as file:
+        raise _wrong(folder, f"{WEIGHTS} is missing")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise _wrong(folder, f"{WEIGHTS} is not readable ({error})") from None
+
+
+def names_in(folder: str | os.PathLike) -> list[str]:
+    """Names of the stored parameters, from the file's header.
+
+    Raises:
+        UserError: no such file, or one that isn't whole or isn't of safetensors.
+    """
+    with _opened(folder) as file:
         return list(file.keys())
 
 
@@ -112,35 +179,40 @@ def load(folder: str | os.PathLike, backbone: Backbone, method: Compressor, *, f
             then method parameters of another shape (fewer summary tokens, say) keep their first rows or are extended.
 
     Raises:
-        UserError: another backbone, method or budget; or weights that do not fit the model.
+        UserError: another backbone, method or budget; weights that do not fit the model, that are not finite, or that
+            lack some of what the manifest says was trained.
     """
     import torch
-    from safetensors.torch import load_file
 
     folder = Path(folder)
     if fit:
         manifest = check_manifest(folder, backbone.name, method.name, method.trained_for)
     else:
         manifest = read_manifest(folder)
-    if not (folder / WEIGHTS).is_file():
-        raise UserError(f"checkpoint={os.fspath(folder)!r}: {WEIGHTS} is missing")
-    tensors = load_file(folder / WEIGHTS)
+    stages = manifest.get("training", {}).get("stages", ())
+    trained = {part for part in PARTS if any(part in stage.get("train", ()) for stage in stages)} | {"method"}
+    parts = trained if fit else trained - {"method", "adapters"}  # which another method or budget has others of
+    required = {name for part in parts for name, _ in parameters_of(part, backbone, method)}
     targets = {f"method.{n}": p for n, p in method.named_parameters()}
     targets |= {f"backbone.{n}": p for n, p in backbone.model.named_parameters()}
-    missing = [n for n in targets if n.startswith("method.") and n not in tensors]
-    unknown = [n for n in tensors if n not in targets]
-    if unknown or (missing and fit):
-        odd, how = (unknown[0], "unknown") if unknown else (missing[0], "missing")
-        raise UserError(f"checkpoint={os.fspath(folder)!r} does not fit the model: {odd!r} is {how}")
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            target = targets[name]
+    with _opened(folder) as file, torch.no_grad():
+        names = set(file.keys())
+        for odd, how in ((names - targets.keys(), "unknown"), (required - names, "missing")):
+            if odd:
+                raise _wrong(folder, f"{WEIGHTS} does not fit the model: {min(odd)!r} is {how}")
+        for name in sorted(names):
+            target, stored = targets[name], file.get_tensor(name)
+            if target.is_floating_point() != stored.is_floating_point():
+                raise _wrong(folder, f"{WEIGHTS}: {name} is {stored.dtype}, the model's {target.dtype}")
+            tensor = stored.to(target)
+            if not torch.isfinite(tensor).all():
+                raise _wrong(folder, f"{WEIGHTS}: {name} has values that aren't finite in {target.dtype}")
+            rows = slice(None)
             if target.shape != tensor.shape:
                 if fit or target.ndim != tensor.ndim or target.shape[1:] != tensor.shape[1:]:
-                    sizes = f"{name} is {tuple(tensor.shape)}, the model's {tuple(target.shape)}"
-                    raise UserError(f"checkpoint={os.fspath(folder)!r}: {sizes}")
-                rows = min(len(target), len(tensor))
-                target[:rows] = tensor[:rows].to(target)
-            else:
-                target.copy_(tensor)
+                    raise _wrong(
+                        folder, f"{WEIGHTS}: {name} is {tuple(tensor.shape)}, the model's {tuple(target.shape)}"
+                    )
+                rows = slice(min(len(target), len(tensor)))
+            target[rows].copy_(tensor[rows])
     return manifest

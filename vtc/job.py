@@ -31,6 +31,7 @@ from vtc.settings import (
     ProfileSettings,
     ReportSettings,
     TrainingSettings,
+    from_mapping,
 )
 
 if TYPE_CHECKING:
@@ -149,7 +150,8 @@ class Job:
             from vtc import checkpoint
 
             lora = checkpoint.read_manifest(self.weights).get("training", {}).get("lora")
-            add_lora(backbone, method, None if lora is None else LoraSettings(**lora))
+            where = f"checkpoint={self.weights}: training.lora"
+            add_lora(backbone, method, from_mapping(LoraSettings, lora, where) if lora else None)
             checkpoint.load(self.weights, backbone, method)
         backbone.model.eval()
         return backbone, method.eval()
@@ -297,11 +299,9 @@ def _check_quantized(folder: Path, job: Job) -> None:
     """Weights that replace the decoder's own can't be put in where those are held in 4 or 8 bit; LoRA stands beside."""
     from vtc import checkpoint
 
-    quantization = job.backbone.quantization
-    if quantization == "none":
-        return
-    own = {n for n in checkpoint.names_in(folder) if n.startswith("backbone.") and ".lora_" not in n}
-    if not own:
+    names, quantization = checkpoint.names_in(folder), job.backbone.quantization
+    own = {n for n in names if n.startswith("backbone.") and ".lora_" not in n}
+    if quantization == "none" or not own:
         return
     skeleton = job.family.skeleton(job.backbone)
     inside = {id(parameter) for parameter in skeleton.decoder.parameters()}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from method_cases import pocket
 
+from vtc.checkpoint import parameters_of
 from vtc.data.training.batch import IGNORE, Part
 from vtc.errors import UserError
 from vtc.interface import SelfCompressor
@@ -14,7 +15,6 @@ from vtc.pocket.data import encode, image_prefix
 from vtc.pocket.source import PocketSource
 from vtc.settings import DataSettings
 from vtc.training.method_stage import MethodStage
-from vtc.training.parts import parameters_of
 
 DATA = {
     "batch_size": 4,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.backbones.base import Backbone
+from vtc.checkpoint import parameters_of
 from vtc.data.training import FileSource, Prefetched, TrainingSource
 from vtc.data.training.batch import IGNORE, Batch, Part
 from vtc.distributed import gather_with_gradient
@@ -22,7 +23,6 @@ from vtc.methods import build
 from vtc.methods.fwd2bot import info_nce
 from vtc.settings import LOSSES
 from vtc.training.losses import EMBED_TEMPERATURE, answer_loss
-from vtc.training.parts import parameters_of
 from vtc.training.stage import Stage
 
 

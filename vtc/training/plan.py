@@ -9,9 +9,9 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from vtc.checkpoint import parameters_of
 from vtc.job import Job, add_lora
 from vtc.training.identity import recipe, training_folder
-from vtc.training.parts import parameters_of
 
 FP32 = 4  # bytes: weights are kept in float32 and computed with in bfloat16 where a stage says bf16
 

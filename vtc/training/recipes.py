@@ -57,9 +57,9 @@ def train_method(job: Job) -> Path:
     import torch
 
     from vtc import checkpoint
+    from vtc.checkpoint import PARTS
     from vtc.training.log import gather_logs, provenance
     from vtc.training.method_stage import MethodStage
-    from vtc.training.parts import PARTS
 
     training = recipe(job)
     for settings in training.stages:
