@@ -118,6 +118,8 @@ TRAINING = [
     ("seed=-1", ["seed=-1", "0 to 4294967295"]),
 ]
 FILES = [
+    ("checkpoint=nan", ["checkpoint=nan", "no such folder"]),
+    ("checkpoint=3", ["checkpoint=3", "no such folder"]),
     ("checkpoint=does/not/exist", ["checkpoint=does/not/exist", "no such folder"]),
     ("benchmark=llava benchmark.data=does/not/exist", ["benchmark.data=does/not/exist", "no such"]),
     ("action=report report.inputs=[does/not/exist]", ["does/not/exist"]),

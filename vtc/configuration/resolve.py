@@ -52,6 +52,8 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
     if values["action"] == "train" and (absent := [key for key in missing if key.startswith("training")]):
         key = re.sub(r"\[(\d+)\]", r".\1", absent[0])
         raise UserError(f"{absent[0]}: the recipe needs it; give {key}=…")
+    if values["checkpoint"] is not None:
+        values["checkpoint"] = str(values["checkpoint"])  # a folder may be called 3, or nan
     method = dict(values["method"])
     job = from_mapping(
         Job,
