@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders that appear whole or not at all, and that one process at a time writes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,18 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+
+def lock_of(folder: Path) -> BaseFileLock:
+    """What a process holds while it writes a folder: `.<folder>.lock` beside it. A process that ends lets go of it."""
+    from filelock import FileLock
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder.parent / f".{folder.name}.lock")
 
 
 @contextmanager

@@ -1,15 +1,19 @@
 """A training is a function of its configuration: where it starts from, and what it hands to the loop."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
+from vtc import registry
 from vtc.configuration import parse
 from vtc.errors import UserError
 from vtc.pocket.source import PocketSource
 from vtc.registry import training_sources
 from vtc.settings import StageSettings
 from vtc.training import loop, recipes, train
-from vtc.training.identity import training_id
+from vtc.training.identity import training_folder, training_id
 
 
 class Began(Exception):
@@ -96,3 +100,33 @@ def test_a_processor_without_bfloat16_is_told_of(monkeypatch, capability: str, d
     if line:
         assert line.endswith("training.stages.1.bf16=false") and "stages.0" not in line
     assert recipes.slow_bf16(stages[:1], device) is None
+
+
+def test_of_two_equal_trainings_the_second_waits_and_says_so(tmp_path, monkeypatch, capsys):
+    order: list[str] = []
+
+    def slow(job):
+        order.append("begins")
+        time.sleep(0.3)
+        order.append("ends")
+        return tmp_path
+
+    monkeypatch.setitem(registry.recipes._registered, "slow", slow)
+    monkeypatch.setattr(recipes, "POLL", 0.05)
+    job = parse(["action=train", "method=victor", "tokens=4", "training.recipe=slow", f"output_dir={tmp_path}"])
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(train, [job, job])) == [tmp_path] * 2
+    assert order == ["begins", "ends"] * 2
+    said = [line for line in capsys.readouterr().out.splitlines() if "waiting" in line]
+    assert said == [f"another run trains into {training_folder(job)}; waiting for it"]
+
+
+def test_a_training_that_fails_lets_the_next_one_in(tmp_path, monkeypatch):
+    def failing(job):
+        raise UserError("no luck")
+
+    monkeypatch.setitem(registry.recipes._registered, "failing", failing)
+    job = parse(["action=train", "method=victor", "tokens=4", "training.recipe=failing", f"output_dir={tmp_path}"])
+    for _ in range(2):
+        with pytest.raises(UserError, match="no luck"):
+            train(job)

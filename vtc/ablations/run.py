@@ -13,8 +13,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from vtc import results, shipped
@@ -147,14 +146,12 @@ class Ablation:
         from vtc.training.identity import training_folder
 
         job = self.job(variant, "train", seed)
-        folder = training_folder(job)
-        with locked(folder):
-            finished = None if job.resume is False else self.finished(job, folder / "weights")
-            if finished is not None:
-                print(f"trained already: {finished}", flush=True)
-                return finished
-            print(f"train · {job.label}", flush=True)
-            return train(job)
+        finished = None if job.resume is False else self.finished(job, training_folder(job) / "weights")
+        if finished is not None:
+            print(f"trained already: {finished}", flush=True)
+            return finished
+        print(f"train · {job.label}", flush=True)
+        return train(job)
 
     def finished(self, job: Job, own: Path) -> Path | None:
         """A finished training that is the same one: in its own folder, or any whose manifest says so."""
@@ -178,16 +175,6 @@ class Ablation:
                 except (ValueError, KeyError, TypeError, UserError):
                     continue  # of another version, or of no method
         return None
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process at a time trains into a folder: experiments that run side by side share trainings."""
-    from filelock import FileLock
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
-        yield
 
 
 def keep(result: Path, weights: Path | None, target: Path) -> Path:

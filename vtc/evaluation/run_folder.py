@@ -13,6 +13,7 @@ from vtc import profiling, results
 from vtc.evaluation import scoring
 from vtc.evaluation.sources import source_of
 from vtc.evaluation.spec import TaskScores, TaskSpec
+from vtc.folders import lock_of
 from vtc.identity import COSTS, SCORES, digest
 from vtc.job import Job
 from vtc.registry import methods, parts
@@ -82,10 +83,7 @@ class RunFolder:
 
     def lock(self) -> Any:
         """One process at a time makes a run: jobs of a sweep that start together share one baseline."""
-        from filelock import FileLock
-
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.folder.parent / f".{self.folder.name}.lock")
+        return lock_of(self.folder)
 
     # -- tasks that are done
     def _partial(self, task: str) -> Path:

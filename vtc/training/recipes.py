@@ -9,12 +9,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import Timeout
+
 from vtc import distributed, shipped
 from vtc.errors import UserError, unknown
+from vtc.folders import lock_of
 from vtc.job import POCKET_WEIGHTS, Job, add_lora
 from vtc.registry import recipes, training_sources
 from vtc.settings import DataSettings, StageSettings
@@ -26,6 +30,9 @@ if TYPE_CHECKING:
     from vtc.data.training import TrainingSource
     from vtc.interface import Compressor
     from vtc.training.stage import Stage
+
+
+POLL = 10.0  # seconds: processes that wait together hear from the first one so often, or would think it dead
 
 
 def run(job: Job) -> Path:
@@ -45,7 +52,30 @@ def run(job: Job) -> Path:
 
         return dry_run(job)
     distributed.begin(cpu=distributed.device(job.backbone.device).type == "cpu")
-    return train(job)
+    with alone(training_folder(job)):
+        return train(job)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One run at a time trains into a folder. Another one waits for it and says so; what is finished then is read."""
+    lock = lock_of(folder / "weights")  # inside: the folder around a user's may not be writable
+
+    def acquired(seconds: float) -> bool:
+        if distributed.is_main():
+            with suppress(Timeout):
+                lock.acquire(timeout=seconds)
+        return distributed.from_main(lock.is_locked)
+
+    try:
+        if not acquired(0):
+            if distributed.is_main():
+                print(f"another run trains into {folder}; waiting for it", flush=True)
+            while not acquired(POLL):
+                pass
+        yield
+    finally:
+        lock.release()
 
 
 def train_method(job: Job) -> Path:
