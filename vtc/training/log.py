@@ -32,14 +32,7 @@ class StageLog:
         notes: what the state from which the stage goes on says of it (see `position`), or `FRESH`.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        settings: StageSettings,
-        notes: Mapping[str, Any],
-        name: str,
-        quiet: bool,
-    ) -> None:
+    def __init__(self, folder: Path, settings: StageSettings, notes: Mapping[str, Any], name: str, quiet: bool) -> None:
         self.total, self.every, self.first = int(settings.steps or 0), settings.log_every, int(notes["step"])
         self.running, self.validation = dict(notes["running"]), dict(notes["validation"])
         self.before = float(notes["seconds"])

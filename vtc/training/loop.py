@@ -86,12 +86,7 @@ def train_stage(
 
     def optimizers(parameters: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
         return build_optimizers(
-            parameters.items(),
-            settings.optimizer,
-            settings.lr,
-            settings.weight_decay,
-            settings.betas,
-            settings.adam_lr,
+            parameters.items(), settings.optimizer, settings.lr, settings.weight_decay, settings.betas, settings.adam_lr
         )
 
     model = ParallelModel(stage, settings, accumulate, optimizers, folder, log)
