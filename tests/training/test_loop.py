@@ -66,8 +66,9 @@ def test_log_has_losses_rates_and_validation(tmp_path):
 def test_schedule_shapes():
     parameter = nn.Parameter(torch.zeros(2, 2))
     for decay in ("cosine", "linear", "constant"):
-        optimizers = build_optimizers([("a.weight", parameter)], "adamw", lr=1.0)
-        (scheduler,) = build_schedulers(optimizers, 100, 0.1, decay, 0.5)
+        settings = StageSettings("x", 1.0, steps=100, warmup=0.1, decay=decay, cooldown=0.5)
+        optimizers = build_optimizers([("a.weight", parameter)], settings)
+        (scheduler,) = build_schedulers(optimizers, settings, 100)
         rates = []
         for _ in range(100):
             rates.append(scheduler.get_last_lr()[0])
@@ -90,8 +91,8 @@ def test_muon_gets_hidden_matrices_only():
     ]
     shapes = [(4, 4), (9, 4), (4,), (2, 4), (3, 4)]
     parameters = [(n, nn.Parameter(torch.zeros(s))) for n, s in zip(names, shapes, strict=True)]
-    muon, adam = build_optimizers(parameters, "muon", lr=1e-2)
+    muon, adam = build_optimizers(parameters, StageSettings("x", 1e-2, steps=1, optimizer="muon"))
     assert [p.shape for p in muon.param_groups[0]["params"]] == [(4, 4)]
     assert len(adam.param_groups[0]["params"]) == 4
     with pytest.raises(UserError, match="optimizer=sgd"):
-        build_optimizers(parameters, "sgd")
+        build_optimizers(parameters, StageSettings("x", 1e-2, steps=1, optimizer="sgd"))

@@ -162,31 +162,18 @@ def captions(rng: np.random.Generator, scene: Scene) -> Question:
     return Question(CAPTION_PROMPT, scene.caption, "caption", float("nan"), float("nan"))
 
 
-TASK_OF_KIND = {
-    "present": "existence",
-    "crossed": "existence",
-    "absent": "existence",
-    "count-all": "counting",
-    "count-color": "counting",
-    "count-absent": "counting",
-    "color": "attributes",
-    "name": "attributes",
-    "size": "attributes",
-    "where": "relations",
-    "relation": "relations",
-    "digit": "reading",
-    "choice-color": "choice",
-    "choice-name": "choice",
-    "caption": "captions",
+_KINDS_OF_TASK = {
+    "existence": ("present", "crossed", "absent"),
+    "counting": ("count-all", "count-color", "count-absent"),
+    "attributes": ("color", "name", "size"),
+    "relations": ("where", "relation"),
+    "reading": ("digit",),
+    "choice": ("choice-color", "choice-name"),
+    "captions": ("caption",),
 }
+TASK_OF_KIND = {kind: task for task, kinds in _KINDS_OF_TASK.items() for kind in kinds}
 KINDS: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
-    "existence": existence,
-    "counting": counting,
-    "attributes": attributes,
-    "relations": relations,
-    "reading": reading,
-    "choice": choice,
-    "captions": captions,
+    ask.__name__: ask for ask in (existence, counting, attributes, relations, reading, choice, captions)
 }
 
 

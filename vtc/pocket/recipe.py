@@ -17,6 +17,7 @@ Without 3, a decoder of this size learns what is present but not what belongs to
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,26 +25,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from vtc.data.training.batch import Batch, Part
+from vtc.data.training.batch import Batch, Part, on_device
 from vtc.pocket.data import attention, draw_questions, draw_scenes, pack, patch_labels, patches_of, render
 from vtc.pocket.model import GRID, WIDTH, encode, vocabulary_index
 from vtc.pocket.scenes import COLORS, NAMES, SIZES, Split, scene_rng
 from vtc.pocket.source import validated
 from vtc.settings import DataSettings
 from vtc.training.losses import answer_loss
-from vtc.training.stage import Stage, on_device
+from vtc.training.stage import Stage
 
 Described = tuple[Batch, Tensor, Tensor]  # questions, the words of each concept [3, B, N], its patch [B, N]
 BACKGROUND_WEIGHT = 0.15  # background patches are nine in ten and easy
 
 
-class TowerStage(Stage):
+class SceneStage(Stage):
+    """A stage whose batches begin with what there is one of for each scene."""
+
+    batch_size: int
+
+    def images(self, batch: tuple[Any, ...]) -> int:
+        return len(batch[0])
+
+
+class TowerStage(SceneStage):
     """Dense labels for the tower: 9 colours, 17 names and 3 sizes a patch (background among them).
 
     After :meth:`locate`, its row and its column too.
     """
-
-    batch_size: int
 
     def __init__(self, model: LlavaForConditionalGeneration, seed: int, batch_size: int = 32):
         self.name = "tower"
@@ -87,9 +95,6 @@ class TowerStage(Stage):
 
     def weights(self, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
         return dict.fromkeys(("color", "name", "size", "presence", "row", "column"), len(batch[0]))
-
-    def images(self, batch) -> int:
-        return len(batch[0])
 
     def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         pixels, labels = batch
@@ -171,7 +176,7 @@ def concepts(embedding: Tensor, words: Tensor, places: Tensor) -> Tensor:
     return (F.embedding(words, embedding) * (words > 0)[..., None]).sum(0) + places
 
 
-class LanguageStage(Stage):
+class LanguageStage(SceneStage):
     """Questions about scenes described in a few tokens: one to four patches of every thing, and four of background.
 
     Args:
@@ -180,7 +185,6 @@ class LanguageStage(Stage):
     """
 
     name = "language"
-    batch_size: int
 
     def __init__(self, model: LlavaForConditionalGeneration, data: DataSettings, seed: int):
         self.model, self.seed = model, seed
@@ -245,9 +249,6 @@ class LanguageStage(Stage):
     def weights(self, batch: Described) -> dict[str, float]:
         return {"answer": batch[0].answers}
 
-    def images(self, batch: Described) -> int:
-        return len(batch[0])
-
     def tokens(self, batch: Described) -> int:
         return int(batch[0].attention_mask.sum())
 
@@ -273,11 +274,10 @@ class LanguageStage(Stage):
         return validated(self.pack, lambda batch: (self.model.lm_head(self.hidden(batch)), None), self.device)
 
 
-class AlignStage(Stage):
+class AlignStage(SceneStage):
     """The projector alone: each patch towards the concept vector of what stands on it."""
 
     name = "align"
-    batch_size: int
 
     def __init__(self, model: LlavaForConditionalGeneration, places: Places, seed: int, batch_size: int = 32):
         self.model, self.places, self.seed, self.batch_size = model, places, seed, batch_size
@@ -295,9 +295,6 @@ class AlignStage(Stage):
 
     def weights(self, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
         return {"distance": _patch_weights(batch[1]).sum().item()}
-
-    def images(self, batch) -> int:
-        return len(batch[0])
 
     def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         pixels, labels = batch

@@ -10,13 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.data.training.batch import IGNORE, Batch, Part
+from vtc.data.training.batch import IGNORE, Batch, Part, on_device
 from vtc.data.training.source import Answers
 from vtc.pocket.data import caption_batch, draw_questions, draw_scenes, image_prefix, pack, render
 from vtc.pocket.questions import KINDS, TASK_OF_KIND
 from vtc.pocket.scenes import Scene, scene_rng
 from vtc.settings import DataSettings
-from vtc.training.stage import on_device
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone

@@ -7,11 +7,12 @@ Nothing is downloaded and nothing is stored in the repository: drawing all nine 
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import io
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,42 +140,30 @@ def rows(task: str, split: Split = "test") -> list[Row]:
     if name not in SAMPLES:
         raise KeyError(f"no pocket task called {task!r}; there are {', '.join(TASKS)}")
     rng = scene_rng(SEED + VERSION, f"{split}/{name}", 0)
-    makers: dict[str, Callable[[Split, np.random.Generator], Iterator[Row]]] = {
-        "captions": _captions,
-        "retrieval": _retrieval,
-        "hard_captions": _hard_captions,
-    }
-    make = makers[name](split, rng) if name in makers else _questions(name, split, rng)
+    makers = {"captions": _captions, "retrieval": _retrieval, "hard_captions": _hard_captions}
+    make = makers.get(name, functools.partial(_questions, name))(split, rng)
     return [{"id": f"{name}-{i}"} | next(make) for i in range(SAMPLES[name])]
 
 
-_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        ("question", pa.string()),
-        ("answer", pa.string()),
-        ("options", pa.list_(pa.string())),
-        ("kind", pa.string()),
-        ("references", pa.list_(pa.string())),
-        ("blind", pa.float64()),
-        ("bag", pa.float64()),
-        ("blind_prediction", pa.string()),
-        ("bag_prediction", pa.string()),
-        ("group", pa.int64()),
-    ],
-    metadata={
-        "huggingface": '{"info": {"features": {"image": {"_type": "Image"}, '
-        '"id": {"dtype": "string", "_type": "Value"}, "question": {"dtype": "string", "_type": "Value"}, '
-        '"answer": {"dtype": "string", "_type": "Value"}, '
-        '"options": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "List"}, '
-        '"kind": {"dtype": "string", "_type": "Value"}, '
-        '"references": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "List"}, '
-        '"blind": {"dtype": "float64", "_type": "Value"}, "bag": {"dtype": "float64", "_type": "Value"}, '
-        '"blind_prediction": {"dtype": "string", "_type": "Value"}, '
-        '"bag_prediction": {"dtype": "string", "_type": "Value"}, "group": {"dtype": "int64", "_type": "Value"}}}}'
-    },
+_TEXT, _TEXTS, _NUMBER = pa.string(), pa.list_(pa.string()), pa.float64()
+_COLUMNS: dict[str, pa.DataType] = (
+    {"id": _TEXT, "image": pa.struct([("bytes", pa.binary()), ("path", _TEXT)]), "question": _TEXT, "answer": _TEXT}
+    | {"options": _TEXTS, "kind": _TEXT, "references": _TEXTS, "blind": _NUMBER, "bag": _NUMBER}
+    | {"blind_prediction": _TEXT, "bag_prediction": _TEXT, "group": pa.int64()}
 )
+
+
+def _feature(column: pa.DataType) -> dict[str, Any]:
+    """A column in the words of `datasets`."""
+    if pa.types.is_struct(column):
+        return {"_type": "Image"}
+    if pa.types.is_list(column):
+        return {"feature": _feature(column.value_type), "_type": "List"}
+    return {"dtype": str(column).replace("double", "float64"), "_type": "Value"}
+
+
+_FEATURES = {name: _feature(_COLUMNS[name]) for name in ("image", *_COLUMNS)}
+_SCHEMA = pa.schema([*_COLUMNS.items()], {"huggingface": json.dumps({"info": {"features": _FEATURES}})})
 
 
 def materialise(folder: str | os.PathLike, split: Split = "test") -> dict[str, Path]:
@@ -194,18 +183,6 @@ def materialise(folder: str | os.PathLike, split: Split = "test") -> dict[str, P
             os.replace(fresh, path)
         paths[task] = path
     return paths
-
-
-def fingerprint(split: Split = "test") -> str:
-    """A hash of every question and pixel of a split: two machines with the same one score the same thing."""
-    from PIL import Image
-
-    digest = hashlib.blake2b(digest_size=8)
-    for task in TASKS:
-        for row in rows(task, split):
-            digest.update("|".join([row["id"], row["question"], row["answer"], *row["options"]]).encode())
-            digest.update(Image.open(io.BytesIO(row["image"]["bytes"])).tobytes())
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -16,18 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from vtc import distributed
-from vtc.data.training.batch import Part
+from vtc.data.training.batch import Part, on_device
 from vtc.errors import UserError
 from vtc.identity import WEIGHTS, deciding
 from vtc.settings import StageSettings
 from vtc.training import state, track
 from vtc.training.log import FRESH, StageLog, versions
-from vtc.training.optim import build_optimizers, build_schedulers
+from vtc.training.optim import build_schedulers
 from vtc.training.parallel import ParallelModel
-from vtc.training.stage import Stage, on_device
+from vtc.training.stage import Stage
 
 
 def seed_step(seed: int, stage: str, step: int) -> None:
@@ -84,13 +83,8 @@ def train_stage(
             f"({distributed.world()} processes × accumulate={accumulate})"
         )
 
-    def optimizers(parameters: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
-        return build_optimizers(
-            parameters.items(), settings.optimizer, settings.lr, settings.weight_decay, settings.betas, settings.adam_lr
-        )
-
-    model = ParallelModel(stage, settings, accumulate, optimizers, folder, log)
-    schedulers = build_schedulers(model.raw, total, settings.warmup, settings.decay, settings.cooldown)
+    model = ParallelModel(stage, settings, accumulate, folder, log)
+    schedulers = build_schedulers(model.raw, settings, total)
     own = (model.accelerator.save_state, model.accelerator.load_state) if model.deepspeed else (None, None)
     training = state.Training(model.parameters, model.raw, schedulers, *own)
     states = state.States(folder / "state", keep, identity)

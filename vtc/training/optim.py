@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from vtc.settings import DECAY, OPTIMIZER
+from vtc.settings import DECAY, OPTIMIZER, StageSettings
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -22,40 +23,32 @@ def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 def build_optimizers(
-    named_parameters: Iterable[tuple[str, nn.Parameter]],
-    name: str = "adamw",
-    lr: float = 1e-3,
-    weight_decay: float = 0.0,
-    betas: tuple[float, float] = (0.9, 0.98),
-    adam_lr: float | None = None,
+    named_parameters: Iterable[tuple[str, nn.Parameter]], settings: StageSettings
 ) -> list[torch.optim.Optimizer]:
-    """``adamw`` for everything, or ``muon``: Muon for the hidden matrices and AdamW for the rest.
-
-    Args:
-        lr: peak learning rate. Muon's updates are scaled to AdamW's RMS, so that rates compare.
-        adam_lr: AdamW's rate beside Muon; ``lr`` if not given.
-    """
-    OPTIMIZER.check("training.stages[].optimizer", name)
+    """``adamw`` for everything, or ``muon``: Muon for the hidden matrices, its updates scaled to AdamW's RMS, so that
+    rates compare, and AdamW for the rest."""
+    OPTIMIZER.check("training.stages[].optimizer", settings.optimizer)
+    rates: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     parameters = [(n, p) for n, p in named_parameters if p.requires_grad]
-    if name == "adamw":
-        return [torch.optim.AdamW([p for _, p in parameters], lr=lr, weight_decay=weight_decay, betas=betas)]
+    if settings.optimizer == "adamw":
+        return [torch.optim.AdamW([p for _, p in parameters], betas=settings.betas, **rates)]
     hidden = [p for n, p in parameters if is_hidden_matrix(n, p)]
     rest = [p for n, p in parameters if not is_hidden_matrix(n, p)]
     optimizers: list[torch.optim.Optimizer] = []
     if hidden:
-        optimizers.append(torch.optim.Muon(hidden, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(torch.optim.Muon(hidden, adjust_lr_fn="match_rms_adamw", **rates))
     if rest:
-        optimizers.append(torch.optim.AdamW(rest, lr=adam_lr or lr, weight_decay=0.0, betas=betas))
+        lr = settings.adam_lr or settings.lr
+        optimizers.append(torch.optim.AdamW(rest, lr=lr, weight_decay=0.0, betas=settings.betas))
     return optimizers
 
 
-def build_schedulers(
-    optimizers: list[torch.optim.Optimizer], steps: int, warmup: float, decay: str, cooldown: float
-) -> list[LambdaLR]:
+def build_schedulers(optimizers: list[torch.optim.Optimizer], settings: StageSettings, steps: int) -> list[LambdaLR]:
     """Linear warm-up over a share of the steps, then ``cosine`` to zero, ``constant``, or ``linear``: constant until
     the last ``cooldown`` share, then straight to zero."""
+    decay = settings.decay
     DECAY.check("training.stages[].decay", decay)
-    warmup_steps = max(1, round(steps * warmup))
+    warmup_steps = max(1, round(steps * settings.warmup))
 
     def factor(step: int) -> float:
         if step < warmup_steps:
@@ -64,7 +57,7 @@ def build_schedulers(
         if decay == "cosine":
             return 0.5 * (1 + math.cos(math.pi * progress))
         if decay == "linear":
-            return min(1.0, (1 - progress) / max(cooldown, 1e-9))
+            return min(1.0, (1 - progress) / max(settings.cooldown, 1e-9))
         return 1.0
 
     return [LambdaLR(optimizer, factor) for optimizer in optimizers]

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from vtc import distributed
 from vtc.errors import UserError
 from vtc.settings import StageSettings
+from vtc.training.optim import build_optimizers
 from vtc.training.stage import Stage
 
 T = TypeVar("T")
-Optimizers = Callable[[dict[str, nn.Parameter]], list[torch.optim.Optimizer]]
 
 
 class Together(nn.Module):
@@ -46,7 +46,6 @@ class ParallelModel:
 
     Args:
         accumulate: micro-batches that each process takes a step.
-        optimizers: makes the optimizers of named parameters.
         folder, log: where trackers write, and which ones.
     """
 
@@ -55,7 +54,6 @@ class ParallelModel:
         stage: Stage,
         settings: StageSettings,
         accumulate: int,
-        optimizers: Optimizers,
         folder: Path,
         log: Sequence[str] = (),
     ) -> None:
@@ -80,8 +78,8 @@ class ParallelModel:
         self._frozen = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in learning]
         self._freeze(model, True)
         if before:  # sharded by an earlier stage of this run
-            self.model, self.parameters, self.optimizers = model, trained, optimizers(trained)
-            self.raw = self.optimizers
+            self.model, self.parameters = model, trained
+            self.raw = self.optimizers = build_optimizers(trained.items(), settings)
             return
         if self.fsdp:  # every process has made the new parameters by itself
             for parameter in trained.values():
@@ -91,7 +89,7 @@ class ParallelModel:
         if missing:
             raise RuntimeError(f"stage {stage.name!r}: {missing[0]} is trained, but in none of its modules()")
         places = {n: names[id(p)] for n, p in trained.items()}
-        self.raw = optimizers(trained)
+        self.raw = build_optimizers(trained.items(), settings)
         if self.deepspeed:
             config = self.accelerator.state.deepspeed_plugin.deepspeed_config
             config |= {"gradient_clipping": settings.clip, "gradient_accumulation_steps": accumulate}

@@ -45,7 +45,7 @@ class Stage:
         Prefetching begins here."""
 
     def batch(self, step: int, part: Part) -> Any:
-        """A part of the global batch, on the CPU: a tensor, an object with ``to(device)``, or a tuple of these."""
+        """A part of the global batch, on the CPU: what `vtc.data.training.batch.on_device` moves."""
         raise NotImplementedError
 
     def weights(self, batch: Any) -> dict[str, float]:
@@ -71,8 +71,3 @@ class Stage:
     def tokens(self, batch: Any) -> int:
         """Tokens in a batch, for the speed in the log."""
         return 0
-
-
-def on_device(batch: Any, device: torch.device) -> Any:
-    """A batch moved to a device."""
-    return tuple(on_device(part, device) for part in batch) if isinstance(batch, tuple) else batch.to(device)

@@ -65,7 +65,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
+        return replace(self, **{f.name: on_device(getattr(self, f.name), device) for f in fields(self)})
 
     def rows(self, share: slice) -> Batch:
         """Some of the rows. Every input must have one entry a row, which holds where each row has one image."""
@@ -79,11 +79,10 @@ class Batch:
         )
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
+def on_device(value: Any, device: torch.device) -> Any:
+    """On a device: a tensor, an object with `to(device)`, a dict or a tuple of these; anything else as it is."""
     if isinstance(value, dict):
-        return {name: _moved(part, device) for name, part in value.items()}
+        return {name: on_device(part, device) for name, part in value.items()}
     if isinstance(value, tuple):
-        return tuple(_moved(part, device) for part in value)
-    return value
+        return tuple(on_device(part, device) for part in value)
+    return value.to(device) if hasattr(value, "to") else value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -62,7 +61,6 @@ class Prefetched:
             _Items(self.source, self.parts, self.first, begin, len(self)),
             batch_size=None,
             num_workers=self.workers,
-            collate_fn=_as_it_is,
             generator=torch.Generator(),  # its own: the global one is the training's
             multiprocessing_context=self.context if self.workers else None,
         )
@@ -91,7 +89,3 @@ class _Items(Dataset):
         except UserError as error:
             result = error
         return result, dict(list(self.source.skipped.reasons.items())[known:])
-
-
-def _as_it_is(item: Any) -> Any:
-    return item

@@ -7,6 +7,7 @@ import glob
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import islice
 from math import ceil
 from pathlib import Path
 from typing import Any, Protocol
@@ -88,9 +89,6 @@ class Skipped:
 
     def __len__(self) -> int:
         return len(self.reasons)
-
-    def __contains__(self, sample: tuple[str, int]) -> bool:
-        return sample in self.reasons
 
     def update(self, reasons: Mapping[tuple[str, int], str]) -> None:
         """Counts samples, those known already not again.
@@ -182,7 +180,7 @@ class FileSource:
     def _row(self, kind: str, turn: int, slot: int) -> Row:
         for later in range(2 * ceil(self.counts[kind] / self.batch_size) + WINDOW):
             number = int(self.numbers(kind, turn + later)[slot])
-            if (kind, number) in self.skipped:
+            if (kind, number) in self.skipped.reasons:
                 continue
             file, place = self._locate(kind, number)
             try:
@@ -288,23 +286,17 @@ def _paths(patterns: Any, key: str) -> list[Path]:
 
 
 def _look_for_images(files: list[DataFile]) -> None:
-    """Tells a wrong folder of images before anything begins."""
+    """Tells a wrong folder of images before anything begins; those of a shard are in it."""
     for file in files:
-        first = _first_images(file)
+        paths = (
+            file.images / path
+            for kind in (KINDS if file.format != "webdataset" else ())
+            for record in file.of_kind(kind)[: 64 * PROBED]
+            for path in (formats.pictures(file.content(record)) if record["pictures"] else ())
+        )
+        first = [*islice(paths, PROBED)]
         if len(first) == PROBED and not any(path.is_file() for path in first):
             raise UserError(
                 f"training.data.images={file.images}: none of the first images that {file.path.name} names is there, "
                 f"e.g. {first[0]}"
             )
-
-
-def _first_images(file: DataFile) -> list[Path]:
-    """Paths of up to PROBED images; those of a shard are in it."""
-    paths: list[Path] = []
-    for kind in KINDS if file.format != "webdataset" else ():
-        for record in file.of_kind(kind)[: 64 * PROBED]:
-            if record["pictures"]:
-                paths += [file.images / path for path in formats.pictures(file.content(record))]
-            if len(paths) >= PROBED:
-                return paths[:PROBED]
-    return paths
