@@ -83,7 +83,7 @@ def describe(run: RunFolder) -> list[str]:
     shape, method = job.shape, job.compressor
     item = BYTES[job.backbone.dtype]
     weights = weight_bytes(job.family.skeleton(job.backbone), item, job.backbone.quantization)
-    lines = [f"backbone    {hub.look_up(run.backbone_source, 'model')}"]
+    lines = [f"backbone    {hub.look_up(job.backbone.source, 'model')}"]
     lines.append(f"checkpoint  {job.weights or 'none needed' if not method.needs_training else job.weights}")
     if shape.visual_tokens is not None:
         lines += _costs(job, shape, weights, item, "; the same for every task")

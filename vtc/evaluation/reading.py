@@ -34,11 +34,7 @@ def scores_of(spec: TaskSpec, results: Mapping[str, Any], model: VtcModel) -> Ta
     docs = [s["doc"] for s in logged]
     records = [s.get(headline) for s in logged]
     kind = metadata.get("samples")
-    scores: list[float | None]
-    if kind:
-        scores = [float(x) for x in scoring.OVER_ALL[kind](records)]
-    else:
-        scores = [_number(r) for r in records]
+    scores: list[float | None] = list(scoring.OVER_ALL[kind](records)) if kind else [_number(r) for r in records]
     strata = [str(d.get(metadata["strata"], "")) if "strata" in metadata else "" for d in docs]
     value = metrics.get(headline)
     known = [x for x in scores if x is not None]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtc import results
 from vtc.backbones.loading import count
+from vtc.checkpoint import read_manifest
 from vtc.evaluation.run_folder import RunFolder
 from vtc.evaluation.spec import TaskScores
 from vtc.job import Job
@@ -73,7 +73,7 @@ def result_of(
         "config": shared(job.config()),
         "backbone": {
             "name": backbone.name,
-            "pretrained": shared(run.backbone_source),
+            "pretrained": shared(job.backbone.source),
             "parameters": count(backbone.model),
             "weights": run.weights[:12],
             "shape": {k: v for k, v in dataclasses.asdict(backbone.shape).items() if k != "name"},
@@ -86,7 +86,13 @@ def result_of(
             "class": f"{type(method).__module__}.{type(method).__qualname__}",
             **({"parts": method.described()} if isinstance(method, Chain) else {}),
         },
-        "checkpoint": checkpoint_section(job.weights),
+        "checkpoint": None
+        if (folder := job.weights) is None
+        else {
+            "path": shared(folder),
+            "weights": results.hash_weights([folder])[:12],
+            "manifest": read_manifest(folder),
+        },
         "budget": budget_section(job, tasks, costs, backbone.shape.depth),
         "scores": rows,
         "means": {g: m for g in results.GROUPS if (m := _mean(g, pairs, rows)) is not None},
@@ -144,6 +150,7 @@ def _mean(group: str, pairs: Mapping[str, Paired], rows: list[dict[str, Any]]) -
         return None
     value = _average([results.share(r) for r in members])
     errors = [results.share(r, "stderr") for r in members]
+    error = None if None in errors else float(np.sqrt(np.sum(np.square(errors))) / len(members))  # type: ignore[arg-type]
     base = _average([results.share(r, "baseline") for r in members])
     tested = [(pairs[r["task"]], r["scale"]) for r in members if pairs[r["task"]].mine]
     differences = [
@@ -151,9 +158,7 @@ def _mean(group: str, pairs: Mapping[str, Paired], rows: list[dict[str, Any]]) -
     ]
     return {
         "value": value,
-        "stderr": float(np.sqrt(np.sum(np.square([e or 0.0 for e in errors]))) / len(members))
-        if all(e is not None for e in errors)
-        else None,
+        "stderr": error,
         "n": sum(r["n"] for r in members),
         "tasks": len(members),
         "baseline": base,
@@ -164,8 +169,7 @@ def _mean(group: str, pairs: Mapping[str, Paired], rows: list[dict[str, Any]]) -
 
 
 def _average(values: list[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
+    return None if None in values or not values else sum(values) / len(values)  # type: ignore[arg-type]
 
 
 def budget_section(job: Job, tasks: list[TaskScores], costs: Mapping[str, Any], depth: int) -> dict[str, Any]:
@@ -193,16 +197,6 @@ def budget_section(job: Job, tasks: list[TaskScores], costs: Mapping[str, Any], 
     }
 
 
-def checkpoint_section(folder: Path | None) -> dict[str, Any] | None:
-    if folder is None:
-        return None
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        manifest = None
-    return {"path": shared(folder), "weights": results.hash_weights([folder])[:12], "manifest": manifest}
-
-
 def shared(value: Any) -> Any:
     """Paths into what comes with vtc as relative ones: a result says the same on every machine."""
     from vtc import shipped
@@ -211,12 +205,10 @@ def shared(value: Any) -> Any:
         return {k: shared(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [shared(v) for v in value]
-    if isinstance(value, (str, Path)) and os.path.isabs(str(value)):
-        try:
-            return Path(value).resolve().relative_to(shipped.root()).as_posix()
-        except ValueError:
-            return str(value)
-    return value
+    if not isinstance(value, (str, Path)) or not os.path.isabs(str(value)):
+        return value
+    path = Path(value).resolve()
+    return path.relative_to(shipped.root()).as_posix() if path.is_relative_to(shipped.root()) else str(value)
 
 
 def versions() -> dict[str, str]:
@@ -241,10 +233,7 @@ def git_commit() -> str | None:
         return subprocess.run(line, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
-        commit, changes = (
-            git("rev-parse", "HEAD"),
-            git("status", "--porcelain", "--untracked-files=no", "--", "vtc", "conf"),
-        )
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", "vtc", "conf")
+        return git("rev-parse", "HEAD") + ("-dirty" if changes else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"{commit}-dirty" if changes else commit

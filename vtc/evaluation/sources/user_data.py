@@ -114,10 +114,7 @@ class HubTasks(UserData):
         for key, column in columns.items():
             if column not in rows.column_names:
                 raise unknown(f"benchmark.columns.{key}", column, rows.column_names)
-        rows = rows.select_columns(list(columns.values()))
-        for key, column in columns.items():
-            rows = rows.rename_column(column, f"own_{key}")
-        return rows.rename_columns({f"own_{key}": key for key in columns})
+        return rows.select_columns(list(columns.values())).rename_columns({c: key for key, c in columns.items()})
 
 
 def check(benchmark: BenchmarkSettings) -> None:
