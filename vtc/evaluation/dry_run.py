@@ -32,7 +32,6 @@ class Download:
     """
 
     name: str
-    kind: str
     size: int | None
     here: bool
 
@@ -52,12 +51,12 @@ class Hub:
     def look_up(self, name: str, kind: str) -> Download:
         """A `model` or `dataset` repository, or a folder."""
         if Path(name).expanduser().exists():
-            return Download(name, kind, None, True)
+            return Download(name, None, True)
         from huggingface_hub import HfApi, snapshot_download
 
         try:
             snapshot_download(name, repo_type=kind, local_files_only=True)
-            return Download(name, kind, None, True)
+            return Download(name, None, True)
         except Exception:  # not in the cache; which error says so changes from version to version
             pass
         size = None
@@ -67,7 +66,7 @@ class Hub:
                 size = sum(file.size or 0 for file in info.siblings or ())
             except Exception:  # no network, no such repository, no access: the size is unknown in any case
                 self.reachable = False
-        return Download(name, kind, size, False)
+        return Download(name, size, False)
 
 
 def describe(run: RunFolder) -> list[str]:

@@ -328,14 +328,11 @@ def kept_of(report: Any, visual: Sequence[int], images: Sequence[int], depth: in
     """
     out: list[Kept | None] = []
     for row, (tokens, count) in enumerate(zip(visual, images, strict=True)):
-        count = report.images[row] if report is not None else count  # the frames of a video are images
-        if not count:
-            out.append(None)
-        elif report is None:
-            out.append(Kept(tokens / count, tokens / count, [tokens / count] * depth))
-        else:
-            layers = [layer[row] / count for layer in report.layers]
-            out.append(Kept(report.tokens_in[row] / count, report.tokens_out[row] / count, layers))
+        at_first, at_last, layers = tokens, tokens, [tokens] * depth
+        if report is not None:
+            count = report.images[row]  # the frames of a video are images
+            at_first, at_last, layers = report.tokens_in[row], report.tokens_out[row], [n[row] for n in report.layers]
+        out.append(Kept(at_first / count, at_last / count, [n / count for n in layers]) if count else None)
     return out
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from vtc.errors import UserError, unknown
-from vtc.evaluation import catalogue
 from vtc.evaluation.spec import About
 from vtc.job import Job
 
@@ -32,20 +31,16 @@ class Needs:
     Attributes:
         job: the run.
         entries: what is known of each task that is to be scored, those of groups among them.
-        files: every task there is, with the file that defines it.
+        contents: what the file of each of them says; empty where it has none.
     """
 
     job: Job
     entries: Mapping[str, About]
-    files: Mapping[str, Path]
+    contents: Mapping[str, Mapping[str, Any]]
 
     def requiring(self, need: str) -> list[str]:
         """The tasks that require one of `vtc.evaluation.suite.NEEDS`."""
         return [task for task, entry in self.entries.items() if need in entry.requires]
-
-    def content(self, task: str) -> dict[str, Any]:
-        """What a task's file says; empty where it has none."""
-        return catalogue.settings(self.files[task]) if task in self.files else {}
 
 
 def check(needs: Needs, network: bool = True) -> None:
@@ -82,7 +77,7 @@ def _metrics(needs: Needs) -> None:
     for task, entry in needs.entries.items():
         if entry.metric is None:
             continue
-        listed = needs.content(task).get("metric_list") or []
+        listed = needs.contents[task].get("metric_list") or []
         metrics = [str(m["metric"]) for m in listed if isinstance(m, Mapping) and "metric" in m]
         if metrics and entry.metric not in metrics:
             raise unknown(f"benchmark.about.{task}.metric", entry.metric, metrics)
@@ -140,7 +135,7 @@ def _data(needs: Needs, network: bool) -> None:
     """The data sets: in the folder that was given, in the cache, or on the hub."""
     folder = needs.job.benchmark.data
     for task, entry in needs.entries.items():
-        content = needs.content(task)
+        content = needs.contents[task]
         name = str(content.get("dataset_path") or entry.data or "")
         if "folder" in entry.requires or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             continue  # a folder of its own, a builder such as parquet or json, or the tasks of a group

@@ -8,12 +8,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtc import results
+from vtc import results, statistics
 from vtc.backbones.loading import count
 from vtc.checkpoint import read_manifest
 from vtc.evaluation.run_folder import RunFolder
@@ -28,17 +27,6 @@ if TYPE_CHECKING:
 SHOWN = 100  # bad samples that a result file names; all are in samples.parquet
 
 
-@dataclass
-class Paired:
-    """A task's scores beside the baseline's on the same samples."""
-
-    value: float | None
-    p_value: float | None
-    mine: list[float]
-    theirs: list[float]
-    strata: list[str]
-
-
 def result_of(
     run: RunFolder,
     baseline: RunFolder | None,
@@ -50,10 +38,12 @@ def result_of(
 ) -> dict[str, Any]:
     """The result file's content (DESIGN.md, "One result file a run")."""
     job = run.job
-    plain, plain_scores = baseline.read() if baseline is not None else (None, {})
-    before = {row["task"]: row["value"] for row in plain["scores"]} if plain else {}
-    pairs = {task.task: _paired(task, plain_scores.get(task.task, {}), before.get(task.task)) for task in tasks}
-    rows = [_row(task, pairs[task.task], run.is_baseline) for task in tasks]
+    plain = None if baseline is None else results.load(baseline.path)
+    before = {row["task"]: row["value"] for row in (plain or {"scores": []})["scores"]}
+    compared = {} if baseline is None else _compared(tasks, baseline)
+    rows = [
+        _row(task, task.value if run.is_baseline else before.get(task.task), compared.get(task.task)) for task in tasks
+    ]
     return {
         "run": {
             "id": run.id,
@@ -95,7 +85,7 @@ def result_of(
         },
         "budget": budget_section(job, tasks, costs, backbone.shape.depth),
         "scores": rows,
-        "means": {g: m for g in results.GROUPS if (m := _mean(g, pairs, rows)) is not None},
+        "means": {g: m for g in results.GROUPS if (m := _mean(g, rows, compared)) is not None},
         "baseline": None if plain is None else {"id": plain["run"]["id"], "path": f"baselines/{plain['run']['id']}"},
         "efficiency": costs,
         "bad_samples": {
@@ -105,9 +95,8 @@ def result_of(
     }
 
 
-def _row(task: TaskScores, pair: Paired, is_baseline: bool) -> dict[str, Any]:
-    """A task's row of `scores`."""
-    base = task.value if is_baseline else pair.value
+def _row(task: TaskScores, base: float | None, paired: dict[str, Any] | None) -> dict[str, Any]:
+    """A task's row of `scores`, beside the baseline's score."""
     return {
         "task": task.task,
         "group": task.group,
@@ -117,7 +106,7 @@ def _row(task: TaskScores, pair: Paired, is_baseline: bool) -> dict[str, Any]:
         "n": task.n,
         "baseline": base,
         "retained": task.value / base if task.value is not None and base else None,
-        "p_value": pair.p_value,
+        "p_value": paired["p_value"] if paired else None,
         "blind": task.floors.get("blind"),
         "bag": task.floors.get("bag"),
         "bad": len(task.bad),
@@ -129,41 +118,35 @@ def _row(task: TaskScores, pair: Paired, is_baseline: bool) -> dict[str, Any]:
     }
 
 
-def _paired(task: TaskScores, known: Mapping[str, float], value: float | None) -> Paired:
-    from vtc import statistics
+def _compared(tasks: list[TaskScores], baseline: RunFolder) -> dict[str, dict[str, Any]]:
+    """Paired comparison with the baseline's samples, by task and by group."""
+    import pandas as pd
 
-    both = [s for s in task.scored if s.id in known]
-    mine, theirs = [float(s.score) for s in both if s.score is not None], [known[s.id] for s in both]
-    strata = [s.stratum for s in both]
-    return Paired(value, statistics.paired(mine, theirs, strata) if both else None, mine, theirs, strata)
+    columns = ["task", "id", "score", "stratum"]
+    samples = [(task.task, s.id, s.score, s.stratum) for task in tasks for s in task.samples]
+    mine = pd.DataFrame(samples, columns=columns).astype({"score": float})
+    groups, scales = {t.task: t.group for t in tasks}, {t.task: t.scale for t in tasks}
+    return statistics.compare_samples(mine, results.samples(baseline.path), groups, scales)
 
 
-def _mean(group: str, pairs: Mapping[str, Paired], rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _mean(group: str, rows: list[dict[str, Any]], compared: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
     """The mean score of a group's tasks as shares of their full scores, each counting alike, with its error and the
     paired test over all samples."""
     import numpy as np
 
-    from vtc import statistics
-
     members = [r for r in rows if r["group"] == group and r["value"] is not None]
     if not members:
         return None
-    value = _average([results.share(r) for r in members])
-    errors = [results.share(r, "stderr") for r in members]
-    error = None if None in errors else float(np.sqrt(np.sum(np.square(errors))) / len(members))  # type: ignore[arg-type]
-    base = _average([results.share(r, "baseline") for r in members])
-    tested = [(pairs[r["task"]], r["scale"]) for r in members if pairs[r["task"]].mine]
-    differences = [
-        statistics.weights(p.strata) * (np.asarray(p.mine) - np.asarray(p.theirs)) / scale for p, scale in tested
-    ]
+    value, base = (_average([results.share(r, key) for r in members]) for key in ("value", "baseline"))
+    errors = np.array([results.share(r, "stderr") for r in members], dtype=float)  # NaN: there is none
     return {
         "value": value,
-        "stderr": error,
+        "stderr": None if np.isnan(errors).any() else float(np.sqrt(np.sum(np.square(errors))) / len(members)),
         "n": sum(r["n"] for r in members),
         "tasks": len(members),
         "baseline": base,
         "retained": value / base if base and value is not None else None,
-        "p_value": statistics.sign_flips(np.concatenate(differences)) if len(tested) == len(members) else None,
+        "p_value": compared[group]["p_value"] if all(r["task"] in compared for r in members) else None,
         **{f: _average([results.share(r, f) for r in members]) for f in ("blind", "bag")},
     }
 

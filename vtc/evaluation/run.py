@@ -44,7 +44,7 @@ def evaluate(job: Job) -> Path:
     with crews.launched_crew() as crew:
         if crew.leads:
             return crew.lead(lambda: _evaluate(job, crew))
-        return crew.serve(scorer.Helper(crew).orders)
+        return crew.serve(scorer.orders_of(crew))
 
 
 def _evaluate(job: Job, crew: Crew) -> Path:

@@ -115,12 +115,6 @@ class RunFolder:
         results.write_text(self.folder / results.SUMMARY, display.markdown(result))
         return result
 
-    def read(self) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
-        """Its result, and task → sample id → score."""
-        frame = results.samples(self.path).dropna(subset=["score"])
-        scores = {str(t): dict(zip(rows["id"], rows["score"], strict=True)) for t, rows in frame.groupby("task")}
-        return results.load(self.path), scores
-
     def code(self) -> str:
         """Hash of vtc's code and of the plug-ins that the run takes, for the record: it names nothing."""
         classes = [methods.get(part) for part in parts(self.job.method.name).values()]

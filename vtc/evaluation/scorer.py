@@ -62,25 +62,19 @@ class Scorer:
         return harness.run_task(self.model, spec, self.manager)
 
 
-class Helper:
-    """What the other processes do on the leader's orders."""
+def orders_of(crew: Crew) -> Mapping[str, Callable[..., Any]]:
+    """What the other processes do on the leader's orders, by name, for `Crew.serve`."""
+    loaded: list[Scorer] = []
 
-    def __init__(self, crew: Crew) -> None:
-        self.crew = crew
-        self.scorer: Scorer | None = None
+    def load(job: Job, tasks: Sequence[str], description: str) -> None:
+        loaded.clear()  # the memory is needed
+        loaded.append(Scorer(crew, job, tasks, description))
 
-    @property
-    def orders(self) -> Mapping[str, Callable[..., Any]]:
-        """The orders by name, for `Crew.serve`."""
-        return {LOAD: self.load, SCORE: self.score}
+    def score(spec: TaskSpec) -> None:
+        for scorer in loaded:  # where loading failed the leader knows
+            scorer.score(spec)
 
-    def load(self, job: Job, tasks: Sequence[str], description: str) -> None:
-        self.scorer = None  # the memory is needed
-        self.scorer = Scorer(self.crew, job, tasks, description)
-
-    def score(self, spec: TaskSpec) -> None:
-        if self.scorer is not None:  # where loading failed the leader knows
-            self.scorer.score(spec)
+    return {LOAD: load, SCORE: score}
 
 
 def check_processes(job: Job) -> None:

@@ -55,7 +55,7 @@ class UpstreamTasks(TaskSource):
     def check(self, job: Job, tasks: Sequence[str], network: bool = True) -> None:
         members = [member for inside in self.names(tasks).values() for member in inside]
         entries = {member: suite.about(self.benchmark.about, member) for member in members}
-        preflight.check(preflight.Needs(job, entries, self.files), network)
+        preflight.check(preflight.Needs(job, entries, {task: self._content(task) for task in members}), network)
 
     def location(self, task: str, look_up: Callable[[str], str]) -> str:
         folder = f"{self.benchmark.data}/" if self.benchmark.data else ""
