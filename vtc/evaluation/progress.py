@@ -58,16 +58,10 @@ class Bar:
     def begin(self, run: RunFolder, task: str, samples: int) -> None:
         """Counts the samples of a task whose number wasn't known before."""
         if self.sizes[id(run)].get(task) is None:
-            self._add(samples)
+            self.progress.update(self.task, total=(self.progress.tasks[0].total or 0) + samples)
 
     def advance(self, samples: int) -> None:
         self.progress.advance(self.task, samples)
 
     def skip(self, run: RunFolder, task: str) -> None:
         self.advance(self.sizes[id(run)].get(task) or 0)
-
-    def drop(self, run: RunFolder) -> None:
-        self._add(-sum(n or 0 for n in self.sizes.pop(id(run), {}).values()))
-
-    def _add(self, samples: int) -> None:
-        self.progress.update(self.task, total=(self.progress.tasks[0].total or 0) + samples)

@@ -39,11 +39,11 @@ def result_of(
     """The result file's content (DESIGN.md, "One result file a run")."""
     job = run.job
     plain = None if baseline is None else results.load(baseline.path)
-    before = {row["task"]: row["value"] for row in (plain or {"scores": []})["scores"]}
+    before = {row["task"]: row["value"] for row in plain["scores"]} if plain else {}
+    if job.is_baseline:
+        before = {task.task: task.value for task in tasks}
     compared = {} if baseline is None else _compared(tasks, baseline)
-    rows = [
-        _row(task, task.value if run.is_baseline else before.get(task.task), compared.get(task.task)) for task in tasks
-    ]
+    rows = [_row(task, before.get(task.task), compared.get(task.task)) for task in tasks]
     return {
         "run": {
             "id": run.id,
@@ -158,6 +158,8 @@ def _average(values: list[float | None]) -> float | None:
 def budget_section(job: Job, tasks: list[TaskScores], costs: Mapping[str, Any], depth: int) -> dict[str, Any]:
     """What was asked for, and what was truly kept on the scored samples (per image); where no task generates, on the
     image that the costs were measured with."""
+    layers = [float(v) for v in costs["layer_tokens"]]
+    tokens_in, tokens_out = costs["visual_tokens"], costs["visual_tokens_out"]
     kept = [s for t in tasks for s in t.samples if s.tokens_in is not None]
     weighted = [(t.layers, sum(s.tokens_in is not None for s in t.samples)) for t in tasks if t.layers]
     if kept and weighted:
@@ -165,9 +167,6 @@ def budget_section(job: Job, tasks: list[TaskScores], costs: Mapping[str, Any], 
         layers = [sum(values[i] * n for values, n in weighted) / total for i in range(depth)]
         tokens_in = sum(s.tokens_in for s in kept) / len(kept)  # type: ignore[misc]
         tokens_out = sum(s.tokens_kept for s in kept) / len(kept)  # type: ignore[misc]
-    else:
-        layers = [float(v) for v in costs["layer_tokens"]]
-        tokens_in, tokens_out = costs["visual_tokens"], costs["visual_tokens_out"]
     average = sum(layers) / len(layers)
     return {
         "requested": job.budget.requested,

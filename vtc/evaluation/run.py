@@ -74,7 +74,7 @@ def _evaluate(job: Job, crew: Crew) -> Path:
                 result = measure_again(run, result, console)
         else:
             console.print(f"scoring {len(run.specs)} tasks of {job.benchmark.name}, run {run.id}")
-            baseline = None if run.is_baseline else RunFolder(job.baseline())
+            baseline = None if run.job.is_baseline else RunFolder(job.baseline())
             result = _score(run, baseline, console, crew)
     console.print(display.scores(result))
     console.print(display.costs(result))
@@ -98,7 +98,8 @@ def _score(run: RunFolder, baseline: RunFolder | None, console: Console, crew: C
                     make(baseline, None, bar, crew)
                     bar.note(f"baseline (method none) stored: {baseline.path}")
                 else:
-                    bar.drop(baseline)
+                    for spec in baseline.specs if make_baseline else ():
+                        bar.skip(baseline, spec.name)
                     bar.note(f"baseline (method none) reused: {baseline.path}")
         return make(run, baseline, bar, crew)
 

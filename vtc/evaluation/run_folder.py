@@ -25,7 +25,6 @@ class RunFolder:
     """What a job will make, and where: no model is loaded here.
 
     Attributes:
-        is_baseline: whether it is the uncompressed backbone with its own weights.
         source: of its tasks; specs: the tasks.
         weights: hash of what the weights of backbone and method hold.
         id: names the run: of the same settings, weights, tasks and versions of what scores them the same.
@@ -34,8 +33,7 @@ class RunFolder:
     """
 
     def __init__(self, job: Job) -> None:
-        self.is_baseline = job.is_baseline
-        self.job = job.baseline() if self.is_baseline else job
+        self.job = job.baseline() if job.is_baseline else job
         self.source = source_of(job.benchmark)
         self.specs: list[TaskSpec] = self.source.specs(job.seed)
         self.weights = results.hash_weights([self.job.backbone.source, self.job.weights])
@@ -48,7 +46,7 @@ class RunFolder:
         costs = {"settings": self.job.deciding(COSTS), "weights": self.weights, "profiling": profiling.VERSION}
         self.id, self.costs_id = digest(scores)[:12], digest(costs)[:12]
         root = job.output_dir.expanduser().absolute()
-        if self.is_baseline:
+        if job.is_baseline:
             self.folder = root / "baselines" / self.id
         else:
             budget = job.budget_in_words.replace("=", "") or "default"
@@ -57,7 +55,7 @@ class RunFolder:
     @property
     def label(self) -> str:
         """What it is called on the screen."""
-        return "baseline" if self.is_baseline else self.job.label
+        return "baseline" if self.job.is_baseline else self.job.label
 
     @property
     def path(self) -> Path:
