@@ -158,13 +158,6 @@ class FileSource:
         """conversation, caption or both: what all rows of a step are."""
         return self.mix.at(step)[0]
 
-    def steps(self, epochs: float) -> int:
-        """Steps in which as many answers are drawn as there are conversations, `epochs` times; without conversations,
-        as many caption pairs as there are."""
-        talk = self.counts["conversation"] + self.counts["both"]
-        count, share = (talk, 1 - self.mix.caption) if self.mix.caption < 1 else (self.counts["caption"], Fraction(1))
-        return ceil(Fraction(str(epochs)) * count / self.batch_size / share)
-
     def batch(self, step: int, part: Part | None = None) -> Batch:
         """One part of a step's global batch; all of it by default.
 
