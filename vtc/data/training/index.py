@@ -197,8 +197,7 @@ class DataFile:
                     caption = self.captions.find(key)
             kind = formats.kind_of(entry.content, count, self.kind, caption.size > 0, self.plain)
         except BadSample as error:
-            where = formats.place(self.format, entry.number)
-            raise UserError(f"training.data.path={self.path}: {where}: {error}") from None
+            raise formats.wrong(self.path, formats.place(self.format, entry.number), str(error)) from None
         return KINDS.index(kind), entry.number, *entry.text, *image, *caption, key, min(count, 255), entry.bare
 
     def find(self, key: int) -> formats.Span:

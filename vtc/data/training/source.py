@@ -18,7 +18,7 @@ from braceexpand import braceexpand
 
 from vtc.backbones.base import Backbone
 from vtc.data.training import formats
-from vtc.data.training.batch import Batch, Part
+from vtc.data.training.batch import WHOLE, Batch, Part
 from vtc.data.training.collate import Encoder, Row
 from vtc.data.training.formats import FORMATS, KINDS, BadSample
 from vtc.data.training.index import DataFile
@@ -62,8 +62,8 @@ class TrainingSource(Protocol):
         """
         ...
 
-    def batch(self, step: int, part: Part | None = None) -> Batch:
-        """A part of the global batch of a step; all of it by default."""
+    def batch(self, step: int, part: Part = WHOLE) -> Batch:
+        """A part of the global batch of a step."""
         ...
 
 
@@ -158,14 +158,14 @@ class FileSource:
         """conversation, caption or both: what all rows of a step are."""
         return self.mix.at(step)[0]
 
-    def batch(self, step: int, part: Part | None = None) -> Batch:
-        """One part of a step's global batch; all of it by default.
+    def batch(self, step: int, part: Part = WHOLE) -> Batch:
+        """A part of the global batch of a step.
 
         Raises:
             UserError: too many samples can't be used, or the part has none.
         """
         kind, turn = self.mix.at(step)
-        slots = range(self.batch_size)[part.of(self.batch_size) if part else slice(None)]
+        slots = range(self.batch_size)[part.of(self.batch_size)]
         if not slots:
             raise UserError(f"training.data.batch_size={self.batch_size}: fewer samples than processes × accumulate")
         return self.encoder.collate([self._row(kind, turn, slot) for slot in slots])
