@@ -1,7 +1,5 @@
 """The test and validation sets of the pocket benchmark, made anew from their seeds wherever they are needed.
 
-    python -m vtc.pocket.splits FOLDER
-
 Nothing is downloaded and nothing is stored in the repository: drawing all nine sets takes seconds.
 """
 
@@ -12,7 +10,6 @@ import io
 import itertools
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,8 +146,3 @@ def materialise(folder: str | os.PathLike, split: Split = "test") -> dict[str, P
             os.replace(fresh, path)
         paths[task] = path
     return paths
-
-
-if __name__ == "__main__":
-    for task, path in materialise(sys.argv[1] if len(sys.argv) > 1 else "pocket-data").items():
-        print(f"{task:24s} {path}")

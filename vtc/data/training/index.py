@@ -168,14 +168,11 @@ class DataFile:
 
     def _watched(self) -> Iterator[Entry]:
         """The entries, with a progress bar where they are many."""
-        size = self.path.stat().st_size
-        if size < SHOWN:
-            yield from formats.entries(self.path, self.format)
-            return
         from rich.console import Console
         from rich.progress import Progress
 
-        with Progress(console=Console(stderr=True), transient=True) as progress:
+        size = self.path.stat().st_size
+        with Progress(console=Console(stderr=True), transient=True, disable=size < SHOWN) as progress:
             bar = progress.add_task(f"indexing {self.path.name}", total=size)
             for n, entry in enumerate(formats.entries(self.path, self.format)):
                 if n % BUFFER == 0:

@@ -175,7 +175,8 @@ class FileSource:
             number = int(self.numbers(kind, turn + later)[slot])
             if (kind, number) in self.skipped.reasons:
                 continue
-            file, place = self._locate(kind, number)
+            (at,), (place,) = self._located(kind, np.array([number]))
+            file = self.files[at]
             try:
                 return self.encoder.row(kind, file.sample(kind, place))
             except BadSample as error:
@@ -206,19 +207,18 @@ class FileSource:
             numbers[here] = shuffled(within[here], self.counts[kind], key)
         return numbers
 
-    def _locate(self, kind: str, number: int) -> tuple[DataFile, int]:
-        ends = self.ends[kind]
-        at = int(np.searchsorted(ends, number, side="right"))
-        return self.files[at], number - (int(ends[at - 1]) if at else 0)
+    def _located(self, kind: str, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The file of each sample, and its place among those of its kind there."""
+        files = np.searchsorted(self.ends[kind], numbers, side="right")
+        return files, numbers - np.append(0, self.ends[kind])[files]
 
     def _lengths(self, kind: str, numbers: np.ndarray) -> np.ndarray:
         """What samples are sorted by: bytes of text, those without an image before all others."""
-        ends = self.ends[kind]
-        files = np.searchsorted(ends, numbers, side="right")
+        files, places = self._located(kind, numbers)
         lengths = np.empty(len(numbers), dtype=np.int64)
         for at in np.unique(files):
             here = files == at
-            records = self.files[at].of_kind(kind)[numbers[here] - (ends[at - 1] if at else 0)]
+            records = self.files[at].of_kind(kind)[places[here]]
             lengths[here] = records["size"].astype(np.int64) + (records["pictures"].astype(np.int64) << 40)
         return lengths
 
