@@ -125,8 +125,8 @@ def _compared(tasks: list[TaskScores], baseline: RunFolder) -> dict[str, dict[st
     columns = ["task", "id", "score", "stratum"]
     samples = [(task.task, s.id, s.score, s.stratum) for task in tasks for s in task.samples]
     mine = pd.DataFrame(samples, columns=columns).astype({"score": float})
-    groups, scales = {t.task: t.group for t in tasks}, {t.task: t.scale for t in tasks}
-    return statistics.compare_samples(mine, results.samples(baseline.path), groups, scales)
+    rows = [{"task": t.task, "group": t.group, "scale": t.scale} for t in tasks]
+    return statistics.compare_samples(mine, results.samples(baseline.path), rows)
 
 
 def _mean(group: str, rows: list[dict[str, Any]], compared: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
