@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vtc.errors import UserError
@@ -15,6 +17,11 @@ if TYPE_CHECKING:
     from transformers import BatchFeature
 
     Clips = Sequence[Sequence[Sequence[Image]]] | None  # of each question its videos, each a list of frames
+
+
+def part(path: str) -> Any:
+    """The property of a backbone that is this part of its transformers model."""
+    return property(attrgetter(f"model.{path}"))
 
 
 class Parts:
@@ -49,6 +56,14 @@ class Parts:
         self.image_size = image_size
 
     # -- parts
+    core = part(
+        "model"
+    )  # the multimodal model below the language-model head: merges image features into the embeddings
+    decoder = part("model.language_model")  # `.layers`, `.norm`, `.rotary_emb`, `.embed_tokens`
+    projector = part("model.multi_modal_projector")
+    vision_tower = part("model.vision_tower")
+    image_token_id = part("config.image_token_id")
+
     @property
     def tokenizer(self) -> Any:
         return getattr(self.processor, "tokenizer", None)
@@ -60,24 +75,6 @@ class Parts:
     @property
     def dtype(self) -> torch.dtype:
         return self.decoder.embed_tokens.weight.dtype
-
-    @property
-    def core(self) -> Any:
-        """The multimodal model below the language-model head: it merges image features into the embeddings."""
-        return self.model.model
-
-    @property
-    def decoder(self) -> Any:
-        """The language model: `.layers`, `.norm`, `.rotary_emb`, `.embed_tokens`."""
-        return self.core.language_model
-
-    @property
-    def projector(self) -> Any:
-        return self.core.multi_modal_projector
-
-    @property
-    def vision_tower(self) -> Any:
-        return self.core.vision_tower
 
     @property
     def tower_layers(self) -> Sequence[Any]:
@@ -94,10 +91,6 @@ class Parts:
         whose bias is added to the attention scores, and `mlp(hidden)`.
         """
         raise UserError(f"backbone={self.name}: tokens can't be merged inside the layers of its vision tower")
-
-    @property
-    def image_token_id(self) -> int:
-        return self.model.config.image_token_id
 
     def add_adapters(self, names: Sequence[str], rank: int, alpha: int, dropout: float = 0.0) -> None:
         """Puts LoRA adapters (peft) on all linear layers of the decoder and freezes the language model. Does nothing
@@ -167,6 +160,20 @@ class Parts:
         had to be computed, `kwargs` is changed so that `core` doesn't compute them again.
         """
         raise NotImplementedError
+
+    def encoded(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What `core` makes of the pixels of a call with these keyword arguments, by medium: `image`, `video`.
+
+        Where it had to be computed, `kwargs` is changed so that `core` doesn't compute it again.
+        """
+        outputs = dict(kwargs.get("mm_encoder_outputs") or {})
+        for medium, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+            if outputs.get(medium) is None and kwargs.get(pixels) is not None:
+                encode = getattr(self.core, f"get_{medium}_features")
+                names = inspect.signature(encode).parameters
+                outputs[medium] = encode(**{k: kwargs[k] for k in names if kwargs.get(k) is not None}, return_dict=True)
+                kwargs |= {"mm_encoder_outputs": outputs, pixels: None}
+        return outputs
 
     def images_in(self, inputs: Mapping[str, Tensor]) -> int:
         """How many images (see `image_features`) the inputs of `core` have."""
@@ -244,11 +251,15 @@ class Parts:
         return batch.to(device=self.device, dtype=self.dtype)  # of what is floating point alone
 
     def _processed(self, text: list[str], images: list[list[Image]], videos: Clips) -> BatchFeature:
-        """What the family's processor makes of prompts and pictures; most take the pictures of all rows as one list."""
-        pictures: dict[str, Any] = {"images": [image for row in images for image in row] or None}
+        """What the family's processor makes of prompts and pictures."""
+        pictures: dict[str, Any] = {"images": self.pictures(images) or None}
         if videos is not None and any(videos):
             pictures["videos"] = [video for row in videos for video in row]
         return self.processor(text=text, padding=True, padding_side="left", return_tensors="pt", **pictures)
+
+    def pictures(self, images: list[list[Image]]) -> list[Any]:
+        """The pictures of rows as the processor takes them; most take all as one list."""
+        return [image for row in images for image in row]
 
     def row(self, text: str, images: Sequence[Image], **options: Any) -> Mapping[str, Any]:
         """What the family's processor makes of one prompt with its pictures, `sized` already.
