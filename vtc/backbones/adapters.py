@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -39,13 +39,8 @@ def _active(layers: list[Any], names: list[str]) -> Iterator[None]:
             layer._active_adapter = was
 
 
-def using(decoder: Any, name: str | None) -> AbstractContextManager[None]:
-    """Runs `decoder` under adapter `name` (None: its own weights), then as before."""
-    return using_in(decoder.layers, name)
-
-
 @contextmanager
-def using_in(layers: Iterable[Any], name: str | None) -> Iterator[None]:
+def using(layers: Iterable[Any], name: str | None) -> Iterator[None]:
     """Runs these layers under adapter `name` (None: their own weights), then as before.
 
     A layer under gradient checkpointing remembers `name` and takes it again when it is recomputed.

@@ -70,4 +70,4 @@ class Llava(Backbone):
 
     def prompt(self, question: str, images: int = 1, videos: int = 0) -> str:
         """LLaVA-1.5's: `USER: <image>\\n{question} ASSISTANT:`, one `<image>\\n` per image."""
-        return "USER: " + "<image>\n" * images + f"{question} ASSISTANT:"
+        return "USER: " + "<image>\n" * images + "<video>\n" * videos + f"{question} ASSISTANT:"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
+from functools import reduce
+from operator import attrgetter, or_
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vtc.errors import UserError
@@ -35,6 +36,9 @@ class Parts:
         image_size: side in pixels of the square that every image is resized to first; None: as the processor has it.
             It gives a family of dynamic resolution a fixed number of visual tokens.
 
+    Args:
+        options: attributes of a family that differ from checkpoint to checkpoint, such as `image_size`.
+
     Class attributes:
         image_text, video_text: what stands for an image and for a video in a prompt that the processor reads; a family
             without videos has None.
@@ -49,11 +53,12 @@ class Parts:
         f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")
     )
 
-    def __init__(
-        self, name: str, model: Any, processor: Any, shape: BackboneShape, image_size: int | None = None
-    ) -> None:
+    image_size: int | None = None
+
+    def __init__(self, name: str, model: Any, processor: Any, shape: BackboneShape, **options: Any) -> None:
         self.name, self.model, self.processor, self.shape = name, model, processor, shape
-        self.image_size = image_size
+        for option, value in options.items():
+            setattr(self, option, value)
 
     # -- parts
     core = part(
@@ -146,11 +151,7 @@ class Parts:
 
     def visual(self, input_ids: Tensor) -> Tensor:
         """[B, L] bool: where visual tokens stand."""
-        first, *others = self.placeholders
-        where = input_ids == first
-        for other in others:
-            where = where | (input_ids == other)
-        return where
+        return reduce(or_, (input_ids == token for token in self.placeholders))
 
     def image_features(self, kwargs: dict[str, Any]) -> list[Tensor] | None:
         """Projected features of every image, a list of [N_i, D] in the order of the prompt, of a call of `core` with

@@ -79,13 +79,11 @@ class QwenVL(Chat):
         cls._within(shape, cls._pixels_of(settings.source))
         return shape
 
-    def __init__(
-        self, name: str, model: Any, processor: Any, shape: BackboneShape, image_size: int | None = None
-    ) -> None:
+    def __init__(self, name: str, model: Any, processor: Any, shape: BackboneShape, **options: Any) -> None:
         if processor is not None:
             size = processor.image_processor.size
             self._within(shape, (size["shortest_edge"], size["longest_edge"]))
-        super().__init__(name, model, processor, shape, image_size)
+        super().__init__(name, model, processor, shape, **options)
 
     @classmethod
     def _within(cls, shape: BackboneShape, pixels: tuple[int, int]) -> None:

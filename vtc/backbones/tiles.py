@@ -40,18 +40,7 @@ class Tiled(Chat):
 
     most_tiles: ClassVar[int]
     size_options = ("image_size", "tiles")
-
-    def __init__(
-        self,
-        name: str,
-        model: Any,
-        processor: Any,
-        shape: BackboneShape,
-        image_size: int | None = None,
-        tiles: bool | None = None,
-    ) -> None:
-        super().__init__(name, model, processor, shape, image_size)
-        self.tiles = tiles
+    tiles: bool | None = None
 
     # -- sizes
     @classmethod

@@ -48,9 +48,6 @@ class VideoLlava(Videos, Chat, Llava):
     def frames_of(self, features: Tensor) -> list[Tensor]:
         return list(features)  # [V·F, N, D]
 
-    def plain_prompt(self, question: str, images: int, videos: int) -> str:
-        return "USER: " + "<image>\n" * images + "<video>\n" * videos + f"{question} ASSISTANT:"
-
     def _processed(self, text: list[str], images: list[list[Image]], videos: Clips) -> BatchFeature:
         batch = super()._processed(text, images, videos)
         if "pixel_values_images" in batch:  # an older name, which the model is about to forget

@@ -81,9 +81,9 @@ class Engine:
             others = {k: v for k, v in kwargs.items() if k not in (CACHE, "past_key_values")}
             return engine._walk(embeddings, attention_mask, position_ids, cache, use_cache, others)
 
-        def forward(decoder: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        def forward(decoder: Any, *args: Any, **kwargs: Any) -> Any:
             adapter = engine.method.adapter  # without one there is nothing to switch: outside the engine none is active
-            with adapters.using(decoder, adapter) if adapter else nullcontext():
+            with adapters.using(decoder.layers, adapter) if adapter else nullcontext():
                 if args or not engine._acts(cache_among(kwargs)):
                     engine._tally_plain_call()
                     return original(*args, **kwargs)

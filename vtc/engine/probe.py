@@ -5,9 +5,9 @@ layer itself projects them (LoRA included), so nothing runs twice, and the layer
 it has: none is asked to return its weights. Packed questions share their images, whose tokens are dropped once for all
 of them: their row is the mean over the questions of what the last token of each one's prompt pays.
 
-Of a layer that is about to run (`next_layer_attention`), for a method that ranks tokens before layer K by layer K itself
-(PyramidDrop, VCC), queries and keys are computed from its own norm and projections, of the queries that are asked about
-alone; the layer doesn't run. No cache is written to in either case.
+Of a layer that is about to run (`next_layer_attention`), for a method that ranks tokens before layer K by layer K
+itself (PyramidDrop, VCC), queries and keys are computed from its own norm and projections, of the queries that are
+asked about alone; the layer doesn't run. No cache is written to in either case.
 """
 
 from __future__ import annotations
