@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtc.backbones.loading import auto_config, reading
+from vtc.backbones.loading import auto_config, reading, refuse_missing
 from vtc.errors import UserError, unknown
 from vtc.folders import replacing
 from vtc.settings import DTYPES
@@ -166,9 +166,7 @@ def _weights(key: str, source: str, cls: str, config: Any, dtype: torch.dtype) -
         model, report = getattr(transformers, cls).from_pretrained(
             source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise UserError(f"{key}={source}: {len(missing)} of its weights aren't there, {missing[0]} first")
+    refuse_missing(f"{key}={source}", report)
     return model
 
 

@@ -45,22 +45,12 @@ class Idefics3(Tiled):
     def tile_from(cls, config: Any, name: str) -> BackboneShape:
         return one_tile(config, name, config.scale_factor)
 
-    def image_sizes(self, input_ids: Tensor) -> list[int]:
-        """A tile is a run of placeholders; an image ends with the tile behind `<global-img>`, at the latest with its
-        row.
-        """
-        import torch
-
-        visual = input_ids == self.image_token_id
-        starts = visual.clone()
-        starts[:, 1:] &= ~visual[:, :-1]
-        row, column = starts.nonzero().T
-        ends = torch.ones_like(row, dtype=torch.bool)
-        ends[:-1] = row[1:] != row[:-1]
-        ends |= self._behind_global(input_ids, row, column)
-        image = ends.cumsum(0) - ends.long()  # of each tile
-        tile = (starts.flatten().cumsum(0) - 1)[visual.flatten()]
-        return image[tile].bincount().tolist()
+    def last_tiles(self, input_ids: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """The one behind `<global-img>`, at the latest the last one of its row."""
+        ends = self._behind_global(input_ids, row, column)
+        ends[:-1] |= row[1:] != row[:-1]
+        ends[-1:] = True
+        return ends
 
     def _behind_global(self, input_ids: Tensor, row: Tensor, column: Tensor) -> Tensor:
         """[T] bool: which of the tiles that begin at these places have `<global-img>` before them.
@@ -90,9 +80,6 @@ class Idefics3(Tiled):
         if self.image_size is not None and self.tiles is not False:
             options |= {"do_image_splitting": True, "size": {"longest_edge": self.image_size}}
         return options
-
-    def _nested(self, images: Sequence[Image]) -> list[list[Image]]:
-        return [list(images)]
 
     def _flat(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """One row a tile: the model takes rows of tiles [B, T, 3, S, S], in which shorter ones would be filled up. No

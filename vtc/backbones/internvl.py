@@ -17,7 +17,6 @@ from vtc.interface import BackboneShape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
 
 class InternVL(Tiled):
@@ -32,13 +31,6 @@ class InternVL(Tiled):
     @classmethod
     def tile_from(cls, config: Any, name: str) -> BackboneShape:
         return one_tile(config, name, round(1 / config.downsample_ratio), cls_tokens=1, projector_layers=2)
-
-    def image_sizes(self, input_ids: Tensor) -> list[int]:
-        """An image is a run of placeholders: `</img>` ends it."""
-        visual = input_ids == self.image_token_id
-        starts = visual.clone()
-        starts[:, 1:] &= ~visual[:, :-1]
-        return (starts.flatten().cumsum(0)[visual.flatten()] - 1).bincount().tolist()
 
     def _options(self) -> dict[str, Any]:
         return {} if self.tiles is None else {"crop_to_patches": self.tiles}

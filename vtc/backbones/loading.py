@@ -217,9 +217,7 @@ def load(family: type[B], settings: BackboneSettings) -> B:
                 **extra,
             )
         processor = transformers.AutoProcessor.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
-    if missing := sorted(report["missing_keys"]):
-        # transformers would draw them at random and warn
-        raise UserError(f"backbone.pretrained={source}: {len(missing)} of its weights aren't there, {missing[0]} first")
+    refuse_missing(f"backbone.pretrained={source}", report)
     if device_map is None:
         model = model.to(_one_device(settings))
     backbone = family.wrap(model.eval(), processor, settings.name, **family.image_options(settings))
@@ -280,6 +278,12 @@ def _stored(file: Any) -> set[Any]:
     known = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     names = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     return {known[name] for name in names if name in known}
+
+
+def refuse_missing(what: str, report: Mapping[str, Any]) -> None:
+    """Raises `UserError` where transformers' loading report has weights that it would draw at random with a warning."""
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"{what}: {len(missing)} of its weights aren't there, {missing[0]} first")
 
 
 # -- quantised weights

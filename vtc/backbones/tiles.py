@@ -78,8 +78,18 @@ class Tiled(Chat):
 
     # -- features
     def image_sizes(self, input_ids: Tensor) -> list[int]:
-        """Visual tokens of every image of these rows [B, L], row by row."""
-        raise NotImplementedError
+        """Visual tokens of every image of these rows [B, L], row by row. A tile is a run of placeholders."""
+        visual = input_ids == self.image_token_id
+        starts = visual.clone()
+        starts[:, 1:] &= ~visual[:, :-1]
+        ends = self.last_tiles(input_ids, *starts.nonzero().T)
+        image = ends.cumsum(0) - ends.long()  # of each tile
+        tile = (starts.flatten().cumsum(0) - 1)[visual.flatten()]
+        return image[tile].bincount().tolist()
+
+    def last_tiles(self, input_ids: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """[T] bool: which of the runs that begin at these places end an image; all, where tiles have no gaps."""
+        return row >= 0
 
     def images_in(self, inputs: Mapping[str, Tensor]) -> int:
         return len(self.image_sizes(inputs["input_ids"]))
@@ -126,7 +136,7 @@ class Tiled(Chat):
     ) -> Mapping[str, Any]:
         import numpy as np
 
-        pictures: dict[str, Any] = {"images": self._nested(images), **self._options()} if images else {}
+        pictures: dict[str, Any] = {"images": [list(images)], **self._options()} if images else {}
         if videos:
             clips = [np.stack([np.asarray(frame.convert("RGB")) for frame in clip]) for clip in videos]
             pictures |= {"videos": clips, **self._video_options(videos)}
@@ -135,10 +145,6 @@ class Tiled(Chat):
     def _video_options(self, videos: Sequence[Frames]) -> dict[str, Any]:
         """What the family's processor wants to know beside the frames."""
         return {}
-
-    def _nested(self, images: Sequence[Image]) -> Any:
-        """The images of one row as the family's processor takes them."""
-        return list(images)
 
     def _flat(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """A row that the processor made, with its tiles one behind the other along the first dimension."""

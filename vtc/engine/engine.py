@@ -27,8 +27,7 @@ from vtc.engine.call import Call, Images
 from vtc.engine.passes import attach, run_decoder
 from vtc.engine.questions import Questions
 from vtc.engine.report import Report, Tally
-from vtc.engine.stand_in import stand_in
-from vtc.engine.tower_watch import TowerWatch
+from vtc.engine.tower_watch import TowerWatch, stand_in
 from vtc.engine.walk import Walk
 from vtc.errors import UserError
 from vtc.interface import Compressor, Context

@@ -20,7 +20,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from vtc.backbones import adapters
 from vtc.engine import probe
-from vtc.engine.stand_in import stand_in
 from vtc.errors import UserError
 from vtc.interface import Tower, TowerUse, projected_layer
 
@@ -188,3 +187,13 @@ def resized(pixel_values: Tensor, side: int) -> Tensor:
     """Pixels [I, 3, H, W] → [I, 3, side, side]: bicubic with antialiasing, as image libraries shrink pictures."""
     small = F.interpolate(pixel_values.float(), size=(side, side), mode="bicubic", antialias=True)
     return small.to(pixel_values.dtype)
+
+
+def stand_in(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Puts `value` in the place of an attribute until the stack closes.
+
+    What the instance itself had there comes back: accelerate puts a `forward` of its own on modules.
+    """
+    own = owner.__dict__.get(name)
+    stack.callback(lambda: owner.__dict__.pop(name, None) if own is None else setattr(owner, name, own))
+    setattr(owner, name, value)
