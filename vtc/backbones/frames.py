@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from vtc.backbones.base import Backbone
@@ -65,10 +66,8 @@ def in_prompt_order(input_ids: Tensor, kinds: Sequence[tuple[int, Sequence[Tenso
     placed: list[tuple[int, Tensor]] = []
     for token, features in kinds:
         places = (input_ids.flatten() == token).nonzero()[:, 0].tolist()
-        if sum(len(f) for f in features) != len(places):
+        starts = list(accumulate(map(len, features), initial=0))
+        if starts.pop() != len(places):
             return [f for _, every in kinds for f in every]
-        start = 0
-        for f in features:
-            placed.append((places[start], f))
-            start += len(f)
+        placed += [(places[start], f) for start, f in zip(starts, features, strict=True)]
     return [f for _, f in sorted(placed, key=lambda pair: pair[0])]

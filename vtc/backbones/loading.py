@@ -328,12 +328,8 @@ def outside_decoder(backbone: Backbone) -> list[str]:
 
 def count(model: Any) -> int:
     """Parameters of a model without LoRA; 4-bit weights lie two in a byte and are counted as the two they are."""
-    return sum(_count(p) for name, p in model.named_parameters() if ".lora_" not in name)
-
-
-def _count(parameter: Any) -> int:
-    state = getattr(parameter, "quant_state", None)
-    return parameter.numel() if state is None else math.prod(state.shape)
+    held = [p for name, p in model.named_parameters() if ".lora_" not in name]
+    return sum(math.prod((getattr(p, "quant_state", None) or p).shape) for p in held)
 
 
 def weight_bytes(backbone: Backbone, item: int, quantization: str = "none") -> int:
