@@ -138,6 +138,10 @@ class TokenSequence:
             shift = before[:, -1:].neg() if shift is None else shift - before[:, -1:]
         return self._take(order, mask, position, shift)
 
+    def keep_visual(self, kept: Tensor) -> TokenSequence:
+        """Of the visual tokens only `kept` [I, N] bool (see `images`), and all others."""
+        return self.keep(self.per_token(kept, False) | (self.role != VISUAL))
+
     def hide(self, hidden: Tensor) -> TokenSequence:
         """Without the tokens `hidden` [B, L] bool, as if a mask hid them: the others keep their positions."""
         kept = dataclasses.replace(self, compact=False).keep(~hidden)
@@ -362,8 +366,7 @@ def keep_best(tokens: TokenSequence, score: Tensor, count: Tensor) -> TokenSeque
     index, real = tokens.images
     ranked = score.flatten()[index].float().masked_fill(~real, float("-inf"))
     place = ranked.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    chosen = (place < count[:, None]) & real
-    return tokens.keep(tokens.per_token(chosen, False) | ((tokens.role != VISUAL) & tokens.mask))
+    return tokens.keep_visual((place < count[:, None]) & real)
 
 
 def keep_best_of_rows(tokens: TokenSequence, score: Tensor, count: Tensor) -> TokenSequence:
@@ -376,7 +379,7 @@ def keep_best_of_rows(tokens: TokenSequence, score: Tensor, count: Tensor) -> To
     """
     ranked = score.float().masked_fill(~tokens.visual, float("-inf"))
     place = ranked.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return tokens.keep((tokens.visual & (place < count[:, None])) | ((tokens.role != VISUAL) & tokens.mask))
+    return tokens.keep(~tokens.visual | (place < count[:, None]))
 
 
 def merge_images(tokens: TokenSequence, groups: Tensor, weights: Tensor | None = None) -> TokenSequence:

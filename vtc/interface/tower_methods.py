@@ -14,7 +14,7 @@ from vtc.interface.compressor import Compressor, Resampler
 from vtc.interface.context import Context
 from vtc.interface.needs import ONE_TOWER, PATCHES, Need
 from vtc.interface.options import option
-from vtc.interface.tokens import REGISTER, VISUAL, TokenSequence
+from vtc.interface.tokens import REGISTER, TokenSequence
 from vtc.interface.tower import Tower, TowerUse, View, resolve_tower_layer, views
 
 
@@ -93,7 +93,7 @@ class TowerCompressor(Compressor):
             if condensed.added is not None:
                 added.append((view, condensed.added))
         out = tokens if values is None else tokens.rewrite(values, changed)
-        out = out.keep(out.per_token(kept, False) | ((out.role != VISUAL) & out.mask))
+        out = out.keep_visual(kept)
         return _behind(out, added, context) if added else out
 
     @staticmethod
@@ -152,9 +152,8 @@ class FewerPatches(Compressor):
         _, real = tokens.images
         if self.tokens is None or not real.numel() or self.tokens >= real.shape[1]:
             return tokens
-        filled = tokens.per_token(real & (real.cumsum(1) <= self.tokens), False)
         tokens = dataclasses.replace(tokens, origin=tokens.origin.masked_fill(tokens.visual, -1))
-        return tokens.keep(filled | ((tokens.role != VISUAL) & tokens.mask))
+        return tokens.keep_visual(real & (real.cumsum(1) <= self.tokens))
 
 
 class TowerResampler(Resampler):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vtc.allowed import number
-from vtc.interface import VISUAL, Compressor, Context, TokenSequence, layer_option, merge_images, option
+from vtc.interface import Compressor, Context, TokenSequence, layer_option, merge_images, option
 from vtc.methods.pyramiddrop import pyramid, remaining, stages_of
 
 
@@ -74,7 +74,7 @@ class SparseVLM(Compressor):
         again = (place >= kept) & (place < kept + recycled) & real
         groups = density_peaks(tokens.visual_hidden(), again, clusters)
         stays = ((place < kept) & real) | again
-        left = tokens.keep(tokens.per_token(stays, False) | ((tokens.role != VISUAL) & tokens.mask))
+        left = tokens.keep_visual(stays)
         order = (~stays).to(torch.uint8).argsort(dim=1, stable=True)[:, : left.images[0].shape[1]]
         return merge_images(left, groups.gather(1, order))
 

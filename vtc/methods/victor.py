@@ -84,7 +84,7 @@ class Victor(Compressor):
         if self.keep_last:
             _, real = tokens.images
             last = real & (real.cumsum(1) > real.sum(1, keepdim=True) - (self.tokens or 0))
-            return tokens.keep(tokens.per_token(last, False) | ((tokens.role != VISUAL) & tokens.mask))
+            return tokens.keep_visual(last)
         if layer == 0:
             return tokens.insert(self.initial(tokens, context), after=VISUAL)
         return tokens.drop(VISUAL)
