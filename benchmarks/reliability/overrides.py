@@ -32,7 +32,7 @@ EVALUATE = {
     "seed": "count",
     "batch_size": "count",
     "layer_scale": "word",
-    "resume": "word",
+    "resume": "flag",
     "dry_run": "flag",
     "checkpoint": "path",
     "benchmark": "word",

@@ -151,7 +151,7 @@ def settle(config: DictConfig) -> None:
         UserError: as `share_out`.
     """
     share_out(config)
-    for key, same in {"dtype": short_dtype, "quantization": lambda value: value or "none"}.items():
+    for key, same in {"dtype": short_dtype, "quantization": lambda value: "none" if value is None else value}.items():
         if key in config.backbone:
             config.backbone[key] = same(config.backbone[key])
 
