@@ -20,7 +20,7 @@ from vtc.interface.needs import CLS, FIXED_COUNT, GRID, ONE_TOWER, PATCHES, PLAC
 from vtc.interface.options import layer_option, option
 from vtc.interface.self_compressor import Captions, SelfCompressor
 from vtc.interface.shape import BackboneShape, TowerShape
-from vtc.interface.tokens import REGISTER, TEXT, VISUAL, TokenSequence, keep_best, merge_images
+from vtc.interface.tokens import REGISTER, TEXT, VISUAL, TokenSequence, keep_best, merge_images, rank
 from vtc.interface.tower import Tower, TowerUse, projected_layer, resolve_tower_layer
 from vtc.interface.tower_methods import (
     Condensed,
@@ -28,7 +28,6 @@ from vtc.interface.tower_methods import (
     TowerCompressor,
     TowerPruner,
     TowerResampler,
-    best,
 )
 
 __all__ = [
@@ -64,12 +63,12 @@ __all__ = [
     "VISUAL",
     "VideoPruner",
     "WHOLE_IMAGES",
-    "best",
     "keep_best",
     "layer_option",
     "merge_images",
     "option",
     "projected_layer",
+    "rank",
     "refuse_lacking",
     "resolve_layer",
     "resolve_tower_layer",

@@ -44,10 +44,7 @@ class SelfCompressor(Resampler):
         raise NotImplementedError
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        index, real = tokens.images
-        if not index.numel():
-            return tokens
-        return tokens.replace(self._summary(tokens.visual_hidden(), real, context))
+        return tokens.replace(self._summary(tokens.visual_hidden(), tokens.images[1], context))
 
     def embed(self, source: Embedded) -> Tensor:
         """[I, D] float32: the mean of the summary tokens."""

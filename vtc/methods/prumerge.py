@@ -32,10 +32,7 @@ class PruMerge(TowerCompressor):
     """
 
     name = "prumerge"
-    about = (
-        "PruMerge: patches that stand out absorb those with similar keys; without a budget, as many as stand out "
-        "(arXiv 2403.15388)."
-    )
+    about = "PruMerge: patches that stand out, as many as there are, absorb those with similar keys (arXiv 2403.15388)."
     needs = (CLS,)
     adaptive = True
     plus: bool = option(False, "PruMerge+: spatially uniform patches too")

@@ -47,7 +47,7 @@ class VCC(TokenMerger):
 
     def assign(self, tokens: TokenSequence, context: Context) -> tuple[Tensor, None]:
         _, real = tokens.images
-        if self.tokens is None or self.tokens >= real.shape[1]:
+        if self.tokens is None or tokens.fits(self.tokens):
             return raster_groups(real, real.shape[1]), None
         blocks = raster_groups(real, _blocks(real.sum(1, keepdim=True), self.block).clamp(max=self.tokens))
         with torch.no_grad():
