@@ -12,12 +12,9 @@ from vtc.interface import Compressor
 from vtc.methods import build
 from vtc.registry import parts
 from vtc.testing import tiny_backbone
-from vtc.testing.tiny_idefics3 import tiny_idefics3
-from vtc.testing.tiny_internvl import tiny_internvl
-from vtc.testing.tiny_llava_next import tiny_llava_next
-from vtc.testing.tiny_llava_onevision import tiny_llava_onevision
+from vtc.testing.tiny_llava import tiny_llava_next, tiny_llava_onevision, tiny_video_llava
 from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl
-from vtc.testing.tiny_video_llava import tiny_video_llava
+from vtc.testing.tiny_tiles import tiny_idefics3, tiny_internvl
 
 
 @dataclass(frozen=True)

@@ -136,12 +136,10 @@ def _own_group() -> dist.ProcessGroup:
 
 def whole(parameter: Tensor) -> Tensor:
     """All of a parameter that FSDP or DeepSpeed splits over the processes, detached; every process must ask for it."""
-    parameter = parameter.detach() if not hasattr(parameter, "ds_id") else parameter
-    if hasattr(parameter, "full_tensor"):
-        return parameter.full_tensor()
     if hasattr(parameter, "ds_id"):
         from deepspeed.zero import GatheredParameters
 
         with GatheredParameters([parameter]):
             return parameter.detach().clone()
-    return parameter
+    parameter = parameter.detach()
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter

@@ -387,7 +387,8 @@ class Looks(Compressor):
 @families
 def test_attention_rows_are_what_eager_attention_pays(tiny) -> None:
     """Norms of queries and keys, M-RoPE and deepstack among it."""
-    backbone = tiny(image_size=None, attention="eager")
+    backbone = tiny(image_size=None)
+    backbone.model.set_attn_implementation("eager")
     inputs = mixed(backbone)
     method = Looks(None, backbone.shape)
     for cached in (True, False):

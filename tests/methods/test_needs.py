@@ -19,8 +19,7 @@ from vtc.interface.options import declaration
 from vtc.methods import build, make
 from vtc.registry import imported, methods
 from vtc.testing import batch, tiny_backbone
-from vtc.testing.tiny_llava_next import tiny_llava_next
-from vtc.testing.tiny_llava_onevision import tiny_llava_onevision
+from vtc.testing.tiny_llava import tiny_llava_next, tiny_llava_onevision
 
 
 @pytest.mark.parametrize("name", methods.names())

@@ -4,9 +4,9 @@ Sizes (`BackboneShape`), tokens (`TokenSequence`), everything else that a method
 the base classes: `Compressor`, and narrower ones of which a method overrides one verb. It imports nothing above it.
 """
 
-from vtc.interface.backbone import AttachableBackbone
 from vtc.interface.compressor import (
     SUMMARY_PROMPT,
+    AttachableBackbone,
     Compressor,
     Embedded,
     Resampler,
@@ -15,9 +15,8 @@ from vtc.interface.compressor import (
     VideoPruner,
 )
 from vtc.interface.context import Context
-from vtc.interface.layers import resolve_layer, scaled_layer
 from vtc.interface.needs import CLS, FIXED_COUNT, GRID, ONE_TOWER, PATCHES, PLACES, WHOLE_IMAGES, Need, refuse_lacking
-from vtc.interface.options import layer_option, option
+from vtc.interface.options import layer_option, option, resolve_layer, scaled_layer
 from vtc.interface.self_compressor import Captions, SelfCompressor
 from vtc.interface.shape import BackboneShape, TowerShape
 from vtc.interface.tokens import REGISTER, TEXT, VISUAL, TokenSequence, keep_best, merge_images, rank

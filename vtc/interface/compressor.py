@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from vtc.interface.backbone import AttachableBackbone
 from vtc.interface.context import Context
 from vtc.interface.needs import Need, refuse_lacking
 from vtc.interface.options import Declared, bind, check_names, options_of
@@ -29,6 +28,30 @@ if TYPE_CHECKING:
     from vtc.interface.tower import TowerUse
 
 SUMMARY_PROMPT = "Summarize the image in a few words."  # Fwd2Bot, section 3.2
+
+
+class AttachableBackbone(Protocol):
+    """The part of `vtc.backbones.Backbone` that `Compressor.attach` may use.
+
+    Attributes:
+        tokenizer: of the LLM, to look a prompt up; None for a model that was built without one.
+        device, dtype: of the LLM's embeddings.
+    """
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def add_adapters(self, names: Sequence[str], rank: int, alpha: int, dropout: float = 0.0) -> None:
+        """Puts LoRA adapters of these names on the linear layers of the LLM, inactive until the engine runs one."""
+
+    def add_tower_adapters(self, names: Sequence[str], rank: int, alpha: int, dropout: float = 0.0) -> None:
+        """The same on the layers of the vision tower, up to the one that is projected."""
 
 
 class Embedded(Protocol):

@@ -362,7 +362,7 @@ def keep_best(tokens: TokenSequence, score: Tensor, count: Tensor) -> TokenSeque
 def keep_best_of_rows(tokens: TokenSequence, score: Tensor, count: Tensor) -> TokenSequence:
     """The same for `count` [B] of each row, whichever of its images they are of."""
     own = score.float().masked_fill(~tokens.visual, float("-inf"))
-    return tokens.keep(torch.where(tokens.visual, rank(own) < count[:, None], tokens.role != VISUAL))
+    return tokens.keep(~tokens.visual | (rank(own) < count[:, None]))
 
 
 def merge_images(tokens: TokenSequence, groups: Tensor, weights: Tensor | None = None) -> TokenSequence:
