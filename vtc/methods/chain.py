@@ -103,8 +103,8 @@ class Chain(Budgeted):
         for part in self:
             part.attach(backbone)
 
-    def own_passes(self, text: int) -> list[OwnPass]:
-        return [one for part in self for one in part.own_passes(text)]
+    def own_passes(self, visual: float, text: int) -> list[OwnPass]:
+        return [one for part in self for one in part.own_passes(part.shape.visual_tokens or visual, text)]
 
     def own_flops(self, text: int) -> float:
         return sum(part.own_flops(text) for part in self)
