@@ -58,7 +58,7 @@ def test_the_benchmark_draws_what_it_asks(monkeypatch) -> None:
 
 def test_the_file_of_an_action_is_like_ours() -> None:
     (file,) = blocks("yaml")
-    assert yaml.safe_load(file) == {"action": "inspect"}
+    assert yaml.safe_load(file) == {"action": "<name>"}
     for name in actions.ACTIONS:
         lines = choices.configured("action")[name].read_text(encoding="utf-8").splitlines()
         assert lines[0] == file.splitlines()[0] and f"action: {name}" in lines
