@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc import shipped
-from vtc.allowed import BOOLEAN, SEED, one_of, whole
+from vtc.allowed import BOOLEAN, SEED, one_of, text, whole
 from vtc.budget import BUDGETS, Budget
 from vtc.errors import UserError
 from vtc.identity import COSTS, NOTHING, SCORES, WEIGHTS, Decides, deciding, setting
@@ -56,7 +56,7 @@ class Job:
         overrides: as typed, for the command that repeats it; None: it was not made by a command of vtc's.
     """
 
-    action: str = setting("evaluate", NOTHING)
+    action: str = setting("evaluate", NOTHING, text("the name of an action"))
     backbone: BackboneSettings = BackboneSettings()
     method: MethodSettings = MethodSettings()
     budget: Budget = Budget()
