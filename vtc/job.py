@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -226,6 +227,15 @@ def uncompressed(overrides: tuple[str, ...]) -> tuple[str, ...]:
     return (*kept, "method=none")
 
 
+def written(key: str, value: object) -> str:
+    """An override for the command line; quoted for Hydra where it holds more than plain characters."""
+    text = str(value)
+    if re.fullmatch(r"[\w./~:@%+-]+", text, re.ASCII):
+        return f"{key}={text}"
+    quoted = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{quoted}'"
+
+
 def add_lora(backbone: Backbone, method: Compressor, lora: LoraSettings | None) -> None:
     """Puts LoRA on the decoder, under which `method` answers from then on; None: nothing.
 
@@ -262,7 +272,9 @@ def trained_weights(job: Job) -> Path | None:
 def weights_folder(job: Job) -> Path | None:
     """Where trained weights would be, unchecked."""
     if job.checkpoint != "auto":
-        return Path(job.checkpoint).expanduser() if job.checkpoint else None
+        from vtc import checkpoint
+
+        return checkpoint.folder_of(job.checkpoint) if job.checkpoint else None
     if job.backbone.name != "pocket" or job.backbone.pretrained:
         return None
     try:

@@ -292,7 +292,8 @@ class StageSettings:
         steps, epochs: one of the two.
         lr, adam_lr: peak rates; `adam_lr` is AdamW's beside Muon.
         warmup, cooldown: shares of the steps.
-        clip: largest norm of the gradient; bf16: whether it computes in bfloat16.
+        clip: largest norm of the gradient.
+        bf16: whether it computes in bfloat16; `auto`: where that isn't many times slower.
         compress: False trains without compression.
         accumulate, keep: None: the training's.
     """
@@ -311,7 +312,7 @@ class StageSettings:
     decay: str = setting("cosine", WEIGHTS, DECAY)
     cooldown: float = setting(0.25, WEIGHTS, ZERO_TO_ONE)
     clip: float = setting(1.0, WEIGHTS, POSITIVE)
-    bf16: bool = setting(False, WEIGHTS, BOOLEAN)
+    bf16: bool | str = setting(False, WEIGHTS, one_of("auto", True, False))
     compress: bool = setting(True, WEIGHTS, BOOLEAN)
     accumulate: int | None = setting(None, WEIGHTS, whole(1).or_null())  # negatives are those of a micro-batch
     keep: int | None = setting(None, NOTHING, whole(1).or_null())
