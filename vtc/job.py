@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc import shipped
-from vtc.allowed import BOOLEAN, SEED, one_of, whole
+from vtc.allowed import BOOLEAN, SEED, TEXT, Allowed, one_of, several, text, whole
 from vtc.budget import BUDGETS, Budget
 from vtc.errors import UserError
 from vtc.identity import COSTS, NOTHING, SCORES, WEIGHTS, Decides, deciding, setting
 from vtc.registry import families, methods, parts
 from vtc.settings import (
+    ACTIONS,
     AblationSettings,
     BackboneSettings,
     BenchmarkSettings,
@@ -57,7 +58,7 @@ class Job:
         overrides: as typed, for the command that repeats it; None: it was not made by a command of vtc's.
     """
 
-    action: str = setting("evaluate", NOTHING)
+    action: str = setting("evaluate", NOTHING, one_of(*ACTIONS))
     backbone: BackboneSettings = BackboneSettings()
     method: MethodSettings = MethodSettings()
     budget: Budget = Budget()
@@ -66,13 +67,13 @@ class Job:
     training: TrainingSettings | None = setting(None, WEIGHTS)
     report: ReportSettings = setting(ReportSettings(), NOTHING)
     ablation: AblationSettings | None = setting(None, NOTHING)
-    checkpoint: str | None = setting("auto", NOTHING)  # what is in it counts
+    checkpoint: str | None = setting("auto", NOTHING, TEXT)  # what is in it counts
     seed: int = setting(0, WEIGHTS | SCORES, SEED)
     batch_size: int = setting(32, SCORES, whole(1))
-    output_dir: Path = setting(Path("outputs"), NOTHING)
+    output_dir: Path = setting(Path("outputs"), NOTHING, Allowed("a folder", lambda v: isinstance(v, Path)))
     resume: str | bool = setting("auto", NOTHING, one_of("auto", True, False))
     dry_run: bool = setting(False, NOTHING, BOOLEAN)
-    overrides: tuple[str, ...] | None = setting(None, NOTHING)
+    overrides: tuple[str, ...] | None = setting(None, NOTHING, several("overrides", text()).or_null())
 
     # -- what it comes to, without weights
     @property
