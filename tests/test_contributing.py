@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from vtc.testing.tiny_llava import tiny_llava_next
 
 from vtc import shipped
 from vtc.cli import actions
@@ -16,6 +15,7 @@ from vtc.configuration import choices, parse
 from vtc.registry import sources
 from vtc.settings import BenchmarkSettings
 from vtc.testing import CONTRACTS, tiny_backbone
+from vtc.testing.tiny_llava import tiny_llava_next
 
 
 def blocks(language: str) -> list[str]:

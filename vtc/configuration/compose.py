@@ -31,7 +31,7 @@ from vtc.settings import SHORT_DTYPES, BackboneSettings, from_mapping
 
 CONFIG = "config"
 ERRORS = (HydraException, OmegaConfBaseException)
-NEEDED = ("action", "backbone", "method", "benchmark")
+NEEDED = ("action", "backbone", "method", "benchmark", "training")
 
 
 def config_dir() -> Path:
