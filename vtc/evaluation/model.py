@@ -16,7 +16,7 @@ from lmms_eval.api.task import ConfigurableMessagesTask
 from lmms_eval.protocol import ChatMessages
 
 from vtc.data.pictures import IN_FLIGHT
-from vtc.errors import UserError
+from vtc.errors import SampleError, UserError
 from vtc.evaluation.crew import Crew
 from vtc.evaluation.prompts import Documents, Prompt, Room, decoded, whole_pictures
 
@@ -222,9 +222,9 @@ class VtcModel(lmms):
                 if kept is not None:
                     request = requests[question.index]
                     self.kept[str(request.task_name), int(request.doc_id)] = kept
-        except UserError:
-            raise
         except Exception as error:
+            if isinstance(error, UserError) and not isinstance(error, SampleError):
+                raise
             if len(questions) == 1:
                 log.debug("a sample failed", exc_info=True)
                 failed[questions[0].index] = _describe(error)
@@ -292,8 +292,6 @@ class VtcModel(lmms):
         out: list[tuple[GenerationResult, Kept | None]] = []
         at = 0
         for image, texts in zip(images, lines, strict=True):
-            if not all(abs(x) < float("inf") for x in image):
-                raise ValueError("the image's embedding is not finite")
             text = json.dumps({"image": _short(image), "texts": [_short(v) for v in vectors[at : at + len(texts)]]})
             at += len(texts)
             out.append((GenerationResult(text, TokenCounts(input_tokens=None, output_tokens=0)), None))
@@ -372,7 +370,7 @@ def _short(vector: Sequence[float]) -> list[float]:
 def _describe(error: BaseException) -> str:
     """In one line, the same whichever process says it: without where in its memory an object is."""
     words = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error).split()))
-    return f"{type(error).__name__}: {words}"[:300]
+    return words if isinstance(error, UserError) else f"{type(error).__name__}: {words}"[:300]
 
 
 def _padding(request: Instance) -> bool:
