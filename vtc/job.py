@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc import shipped
-from vtc.allowed import BOOLEAN, SEED, one_of, whole
+from vtc.allowed import BOOLEAN, SEED, one_of, text, whole
 from vtc.budget import BUDGETS, Budget
 from vtc.errors import UserError
 from vtc.identity import COSTS, NOTHING, SCORES, WEIGHTS, Decides, deciding, setting
@@ -56,7 +56,7 @@ class Job:
         overrides: as typed, for the command that repeats it; None: it was not made by a command of vtc's.
     """
 
-    action: str = setting("evaluate", NOTHING)
+    action: str = setting("evaluate", NOTHING, text("the name of an action"))
     backbone: BackboneSettings = BackboneSettings()
     method: MethodSettings = MethodSettings()
     budget: Budget = Budget()
@@ -102,12 +102,19 @@ class Job:
 
     @cached_property
     def weights(self) -> Path | None:
-        """The folder of the method's trained weights; None where there are none.
+        """The folder of the method's trained weights, the user's or the shipped ones (`auto`); None where there are
+        none.
 
         Raises:
             UserError: weights for another backbone, method, budget or setting, or none for a method that needs some.
         """
-        return trained_weights(self)
+        folder = weights_folder(self)
+        if folder is not None:
+            _check_manifest(folder, self)
+            _check_quantized(folder, self)
+        elif self.compressor.needs_training:
+            raise UserError(_untrained(self))
+        return folder
 
     @property
     def is_baseline(self) -> bool:
@@ -241,22 +248,6 @@ def add_lora(backbone: Backbone, method: Compressor, lora: LoraSettings | None) 
 
 
 # Trained weights -----------------------------------------------------------------------------------------------------
-
-
-def trained_weights(job: Job) -> Path | None:
-    """The folder of a method's trained weights: the user's, the shipped ones (`auto`), or None; checked.
-
-    Raises:
-        UserError: see `Job.weights`.
-    """
-    folder = weights_folder(job)
-    if folder is None:
-        if job.compressor.needs_training:
-            raise UserError(_untrained(job))
-        return None
-    _check_manifest(folder, job)
-    _check_quantized(folder, job)
-    return folder
 
 
 def weights_folder(job: Job) -> Path | None:

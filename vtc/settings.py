@@ -20,7 +20,6 @@ SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 QUANTIZATIONS = ("none", "4bit", "8bit")
-ACTIONS = ("evaluate", "train", "ablate", "profile", "report")
 
 
 def _is_device(value: Any) -> bool:
@@ -94,8 +93,8 @@ class BackboneSettings:
     def source(self) -> str:
         """Where the weights come from: the user's folder or hub id, else the released ones."""
         if self.pretrained:
-            given = str(self.pretrained)
-            return str(Path(given).expanduser()) if given.startswith("~") else given
+            source = str(self.pretrained)
+            return str(Path(source).expanduser()) if source.startswith("~") else source
         from vtc import shipped
 
         folder = shipped.root() / str(self.released)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import orders
 from vtc import results, shipped
 from vtc.errors import UserError
 from vtc.report import plots, tables
-from vtc.report.runs import Setting, collect, number
+from vtc.report.runs import Run, Setting, collect, number
 
 PAGES = ("README.md", "docs/findings.md", "docs/profile.md", "docs/evaluate.md", "docs/backbones.md", "docs/methods.md")
 RESULTS = "benchmarks/results"
@@ -95,7 +95,7 @@ def sweep_part(root: Path) -> str:
     others = [r for r in setting.runs if r.tokens not in budgets]
     lines = []
     for tokens in budgets:
-        table = tables.markdown(*tables.ranking(setting, [r for r in setting.runs if r.tokens == tokens]))
+        table = tables.markdown(*ranking(setting, [r for r in setting.runs if r.tokens == tokens]))
         if absent := _absent(setting, tokens):
             table += f"\n\n{absent}"
         heading = f"{tokens} of {number(setting.runs[0].result['budget']['visual_tokens_in'])} visual tokens"
@@ -104,7 +104,7 @@ def sweep_part(root: Path) -> str:
         else:
             lines += [f"<details><summary><b>{heading}</b></summary>", "", table, "", "</details>", ""]
     if others:
-        lines += ["**No compression, and other budgets**", "", tables.markdown(*tables.ranking(setting, others)), ""]
+        lines += ["**No compression, and other budgets**", "", tables.markdown(*ranking(setting, others)), ""]
     lines.append(
         "Sorted by the mean of all tasks. ± is half a 95 % confidence interval; FLOPs are those of a prefill, decoder "
         "and method, relative to no compression; the speed-up is that of the time to the first token of one row, own "
@@ -114,6 +114,26 @@ def sweep_part(root: Path) -> str:
     lines += [f"\n{note[0].upper()}{note[1:]}." for note in setting.notes]
     lines += [f"\n![score against {axis}]({image(axis)})" for axis in ("tokens", "flops")]
     return "\n".join(lines) + "\n"
+
+
+def ranking(setting: Setting, runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    """Some runs by their mean score, the best first: header and rows, without single tasks."""
+    means, shown = tables.columns(setting)[1:], tables.costs(setting)
+    header = [
+        "method",
+        "mean",
+        "retained",
+        *(tables.GROUP_TITLES.get(g, g) for g in means),
+        *(name for name, _ in shown),
+    ]
+    several = len({r.tokens for r in runs}) > 1
+    rows = []
+    for run in sorted(runs, key=lambda r: -r.score().value):
+        row = [run.label, tables.interval(run.score()), tables.percent(run.retained())]
+        row += [tables.interval(run.score(group)) for group in means]
+        row += [show(run) for _, show in shown]
+        rows.append([row[0], number(run.tokens), *row[1:]] if several else row)
+    return ([header[0], "tokens", *header[1:]] if several else header), rows
 
 
 def _absent(setting: Setting, tokens: int) -> str:

@@ -380,7 +380,7 @@ class Looks(Compressor):
         return {1}
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        self.paid, self.ahead = context.attention(1), context.next_layer_attention(tokens)
+        self.paid, self.ahead = context.attention_rows[1], context.next_layer_attention(tokens)
         return tokens
 
 

@@ -12,6 +12,8 @@ from vtc import __version__
 from vtc.report import tables
 from vtc.report.runs import Setting, describe
 
+TEMPLATE = Path(__file__).with_name("page.html.j2")
+
 
 @dataclass
 class Section:
@@ -22,21 +24,13 @@ class Section:
     differences: list[dict]
 
 
-TEMPLATE = Path(__file__).with_name("page.html.j2")
-
-
 def render(sections: Sequence[Section], notes: Sequence[str], title: str) -> str:
     """The page as text; everything that comes from a result file is escaped."""
     from jinja2 import Environment
 
     template = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
-        title=title,
-        version=__version__,
-        notes=notes,
-        count=sum(len(s.setting.runs) for s in sections),
-        sections=[_section(s) for s in sections],
-    )
+    content = [_section(section) for section in sections]
+    return template.render(title=title, version=__version__, notes=notes, sections=content)
 
 
 def _section(section: Section) -> dict:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vtc.report.runs import ALL, Run, Setting
+from vtc.statistics import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +18,10 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
 MOST = 10  # methods that are told apart by colour and marker in one plot
+AXES: dict[str, tuple[Callable[[Run], float | None], str]] = {
+    "tokens": (lambda run: run.tokens, "visual tokens an image has left (log scale)"),
+    "flops": (lambda run: run.flops_ratio, "prefill FLOPs, relative to uncompressed (log scale)"),
+}
 PANEL_TITLES = {ALL: "all tasks", "understanding": "understanding", "discriminative": "discriminative"}
 
 
@@ -32,7 +37,7 @@ def pareto(setting: Setting, axis: str, file: Path) -> Path | None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    cost, words = _axis(setting, axis)
+    cost, words = AXES[axis]
     points = [r for r in setting.runs if not r.is_baseline and cost(r)]
     if len({(r.label, cost(r)) for r in points}) < 2:
         return None
@@ -53,14 +58,6 @@ def pareto(setting: Setting, axis: str, file: Path) -> Path | None:
         figure.savefig(file, dpi=150)
         plt.close(figure)
     return file
-
-
-def _axis(setting: Setting, axis: str) -> tuple[Callable[[Run], float | None], str]:
-    if axis == "tokens":
-        return (lambda run: run.tokens), "visual tokens an image has left (log scale)"
-    if axis == "flops":
-        return (lambda run: run.flops_ratio), "prefill FLOPs, relative to uncompressed (log scale)"
-    raise ValueError(f"axis {axis}: tokens or flops")
 
 
 def _draw(ax: Axes, setting: Setting, points: Sequence[Run], panel: str, cost: Callable[[Run], float | None]) -> None:
@@ -120,39 +117,31 @@ def front(points: Sequence[Run], cost: Callable[[Run], float | None]) -> list[st
 
 def _reference_lines(ax: Axes, setting: Setting, panel: str) -> None:
     """The uncompressed backbone and the blind floor."""
-    run = setting.runs[0]
-    tasks = run.members(panel)
-    baseline = setting.baseline
-    if baseline is not None:
-        score = baseline.score(panel)
-        if score.half:
-            ax.axhspan(score.value - score.half, score.value + score.half, color="0.5", alpha=0.12, linewidth=0)
-        ax.axhline(score.value, color="0.35", linestyle="--", linewidth=1.2, label="uncompressed")
-    elif all(t in run.baseline for t in tasks):
-        value = sum(run.baseline[t] for t in tasks) / len(tasks)
-        ax.axhline(value, color="0.35", linestyle="--", linewidth=1.2, label="uncompressed")
-    blind = [floor for t in tasks if (floor := run.floors[t][0]) is not None]
-    if len(blind) == len(tasks):
-        ax.axhline(sum(blind) / len(blind), color="0.35", linestyle=":", linewidth=1.2, label="blind (no image)")
+    run, baseline = setting.runs[0], setting.baseline
+    score = baseline.score(panel) if baseline else Estimate(run.mean("baseline", panel) or math.nan)
+    if score.half:
+        ax.axhspan(score.value - score.half, score.value + score.half, color="0.5", alpha=0.12, linewidth=0)
+    for value, style, label in (
+        (score.value, "--", "uncompressed"),
+        (run.mean("blind", panel), ":", "blind (no image)"),
+    ):
+        if value is not None and math.isfinite(value):
+            ax.axhline(value, color="0.35", linestyle=style, linewidth=1.2, label=label)
 
 
 def _ticks(costs: Sequence[float], apart: float = 1.22) -> list[float]:
-    """Where a log axis is labelled: token counts themselves, but none too close to the one before; round shares."""
+    """Where a log axis is labelled: token counts themselves, or round shares; the first stands for those too close."""
+    candidates: Sequence[float] = sorted(set(costs))
     if _shares(costs):
         steps = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
-        return _spread([s for s in steps if 0.85 * min(costs) <= s <= 1.15 * max(costs)], apart)
-    return _spread(sorted(set(costs)), apart)
+        candidates = [s for s in steps if 0.85 * min(costs) <= s <= 1.15 * max(costs)]
+    ticks: list[float] = []
+    for tick in candidates:
+        if not ticks or tick / ticks[-1] >= apart:
+            ticks.append(tick)
+    return ticks
 
 
 def _shares(costs: Sequence[float]) -> bool:
     """Shares of the uncompressed cost (a method that runs the decoder twice goes beyond 1), not token counts."""
     return min(costs) < 1
-
-
-def _spread(ticks: Sequence[float], apart: float) -> list[float]:
-    """Those that are far enough apart to be read; the first of a cluster stands for it."""
-    out: list[float] = []
-    for tick in ticks:
-        if not out or tick / out[-1] >= apart:
-            out.append(tick)
-    return out

@@ -20,6 +20,12 @@ SAME = 0.98  # a time to the first token that isn't told from that without compr
 # Sections of a configuration that say which run it is; of several with the same the newest is shown.
 CONFIGURATION = ("backbone", "method", "benchmark", *BUDGETS, "checkpoint", "layer_scale", "seed", "batch_size")
 
+# Sections that tell no two runs of one setting apart.
+ALIKE = {
+    *BUDGETS,
+    *("action", "output_dir", "resume", "dry_run", "report", "training", "profile", "schedule", "hydra", "benchmark"),
+}
+
 
 @dataclass
 class Run:
@@ -27,43 +33,25 @@ class Run:
 
     Attributes:
         label: the method, with what tells it from other runs of the same method.
-        scores: task → headline score.
-        baseline: task → share of the uncompressed backbone, where the result knows it.
-        floors: task → (blind, bag-of-attributes), where the result knows them.
-        shares: task → score as a share of the full score (`results.share`): averages are made of these.
-        scales: task → the full score.
+        rows: task → its row of `scores`, that of its headline metric.
     """
 
     path: Path
     result: Mapping[str, Any]
     label: str
-    scores: dict[str, Estimate]
-    baseline: dict[str, float]
-    floors: dict[str, tuple[float | None, float | None]]
-    groups: dict[str, str]
-    shares: dict[str, Estimate]
-    scales: dict[str, float]
+    rows: dict[str, Mapping[str, Any]]
 
     @classmethod
     def read(cls, path: Path) -> Run:
         """The run of a result file. Raises ValueError where it isn't one."""
         result = results.load(path)
-        scores, baseline, floors, groups, shares, scales = {}, {}, {}, {}, {}, {}
+        rows: dict[str, Mapping[str, Any]] = {}
         for row in result["scores"]:
-            task = row["task"]
-            if task in scores or row.get("value") is None:  # a task's first row is its headline metric
-                continue
-            scores[task] = Estimate(float(row["value"]), row.get("stderr"))
-            shares[task] = Estimate(float(results.share(row) or 0.0), results.share(row, "stderr"))
-            scales[task] = float(row.get("scale") or 1.0)
-            groups[task] = row.get("group") or "understanding"
-            if row.get("baseline") is not None:
-                baseline[task] = float(results.share(row, "baseline") or 0.0)
-            floors[task] = (row.get("blind"), row.get("bag"))
-        if not scores:
+            if row.get("value") is not None:
+                rows.setdefault(row["task"], row)  # a task's first row is its headline metric
+        if not rows:
             raise ValueError(f"{path}: no scores")
-        name = _name(result["method"])
-        return cls(path, result, name, scores, baseline, floors, groups, shares, scales)
+        return cls(path, result, _name(result["method"]), rows)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -91,45 +79,43 @@ class Run:
         """Prefill FLOPs relative to the uncompressed backbone."""
         return self.result["budget"].get("flops_ratio")
 
-    @property
-    def flops_ratio_with_vision(self) -> float | None:
-        """The same with the vision tower and the projector counted in."""
-        return self._cost("flops_ratio_with_vision")
-
-    @property
-    def speedup(self) -> float | None:
-        """How much sooner the first token comes than without compression, measured in turns; one row."""
-        return self._cost("ttft_speedup")
-
-    @property
-    def method_share(self) -> float | None:
-        """The method's own work as a share of the time to the first token."""
-        return self._cost("method_share")
-
-    def _cost(self, key: str) -> float | None:
+    def cost(self, key: str) -> float | None:
+        """A number of `efficiency`; None where it wasn't measured."""
         return (self.result.get("efficiency") or {}).get(key)
 
     @property
     def is_baseline(self) -> bool:
         return self.method == BASELINE
 
+    @property
+    def scores(self) -> dict[str, Estimate]:
+        """Task → headline score."""
+        return {task: Estimate(row["value"], row.get("stderr")) for task, row in self.rows.items()}
+
+    def group_of(self, task: str) -> str:
+        return self.rows[task].get("group") or "understanding"
+
     def members(self, group: str) -> list[str]:
         """The tasks of a group; every task for `all`."""
-        return [t for t in self.scores if group in (ALL, self.groups[t])]
+        return [t for t in self.rows if group in (ALL, self.group_of(t))]
+
+    def mean(self, key: str, group: str = ALL) -> float | None:
+        """Mean of a number over the tasks of a group, as shares of their full scores; None where a task lacks it."""
+        shares = [results.share(self.rows[task], key) for task in self.members(group)]
+        known = [share for share in shares if share is not None]
+        return sum(known) / len(known) if known and len(known) == len(shares) else None
 
     def score(self, group: str = ALL) -> Estimate:
         """Mean over the tasks of a group, as shares of their full scores."""
-        return Estimate.mean([self.shares[t] for t in self.members(group)])
+        rows = [self.rows[task] for task in self.members(group)]
+        return Estimate.mean([Estimate(results.share(r) or 0.0, results.share(r, "stderr")) for r in rows])
 
     def retained(self, group: str = ALL) -> float | None:
         """Mean score relative to the uncompressed backbone's mean on the same tasks."""
-        tasks = self.members(group)
         if self.is_baseline:
             return 1.0
-        if not tasks or any(t not in self.baseline for t in tasks):
-            return None
-        whole = sum(self.baseline[t] for t in tasks)
-        return sum(self.shares[t].value for t in tasks) / whole if whole else None
+        whole = self.mean("baseline", group)
+        return self.score(group).value / whole if whole else None
 
 
 @dataclass
@@ -162,11 +148,10 @@ def collect(inputs: Iterable[Path]) -> tuple[list[Setting], list[str]]:
     Raises:
         UserError: an input doesn't exist, or there is no result in any.
     """
-    inputs = list(inputs)
-    explicit = [p for p in inputs if not p.exists()]
-    if explicit:
-        hint = "no results yet; make some with python -m vtc method=fwd2bot tokens=16"
-        raise UserError(f"report.inputs={explicit[0]}: no such file or folder ({hint})")
+    inputs, hint = list(inputs), "make some with python -m vtc method=fwd2bot tokens=16"
+    for path in inputs:
+        if not path.exists():
+            raise UserError(f"report.inputs={path}: no such file or folder (no results yet; {hint})")
     runs, notes = [], []
     for path in results.find(inputs):
         try:
@@ -174,10 +159,7 @@ def collect(inputs: Iterable[Path]) -> tuple[list[Setting], list[str]]:
         except ValueError as error:
             notes.append(f"left out: {error}")
     if not runs:
-        where = ", ".join(map(str, inputs))
-        raise UserError(
-            f"report.inputs={where}: no results there; make some with python -m vtc method=fwd2bot tokens=16"
-        )
+        raise UserError(f"report.inputs={', '.join(map(str, inputs))}: no results there; {hint}")
     runs, doubles = newest(runs)
     return settings(runs), notes + doubles
 
@@ -226,7 +208,7 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
             parts += [pretrained] if pretrained != "None" else []
             name += f" ({', '.join(parts)})"
         order = list(members[0].scores)
-        groups = list(dict.fromkeys(members[0].groups[t] for t in order))
+        groups = list(dict.fromkeys(map(members[0].group_of, order)))
         out.append(Setting(name, members, order, groups, _provenance(members)))
     return out
 
@@ -274,8 +256,8 @@ def _provenance(runs: Sequence[Run]) -> list[str]:
         distinct = sorted({str(v.get(package)) for v in versions})
         if len(distinct) > 1:
             notes.append(f"rows come from different versions of {package}: {', '.join(distinct)}")
-    timed = [(r, r.speedup) for r in runs if r.speedup is not None and not r.is_baseline]
-    slower = [f"{describe(r)} ({speedup:.2f}×)" for r, speedup in timed if speedup < SAME]
+    timed = [(r, r.cost("ttft_speedup")) for r in runs if not r.is_baseline]
+    slower = [f"{describe(r)} ({speedup:.2f}×)" for r, speedup in timed if speedup is not None and speedup < SAME]
     if slower:
         notes.append(f"slower to the first token than no compression on this device: {', '.join(slower)}")
     return notes
@@ -292,24 +274,9 @@ def _short(value: Any) -> str:
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """What may tell two runs of one method on one setting apart: options, checkpoint, seed, dtype and so on."""
-    skip = {
-        *BUDGETS,
-        "action",
-        "output_dir",
-        "resume",
-        "dry_run",
-        "report",
-        "training",
-        "profile",
-        "schedule",
-        "hydra",
-        "benchmark",
-    }
     out: dict[str, Any] = {}
-    for key, value in config.items():
-        if key in skip:
-            continue
-        out.update(_leaves(key, value))
+    for key in config.keys() - ALIKE:
+        out.update(_leaves(key, config[key]))
     out.pop("backbone.name", None)
     if out.get("backbone.quantization") == "none":  # results of before it was an option don't have it
         del out["backbone.quantization"]

@@ -27,18 +27,13 @@ def costs(setting: Setting) -> list[tuple[str, Callable[[Run], str]]]:
     """The columns of costs: FLOPs of decoder and method; where measured, those with the tower, how much sooner the
     first token comes, and the method's own work as a share of the time until then."""
     shown: list[tuple[str, Callable[[Run], str]]] = [("FLOPs", lambda r: percent(r.flops_ratio))]
-    if any(r.speedup is not None for r in setting.runs):
+    if any(r.cost("ttft_speedup") is not None for r in setting.runs):
         shown += [
-            ("with tower", lambda r: percent(r.flops_ratio_with_vision)),
-            ("speed-up", lambda r: "–" if r.speedup is None else f"{r.speedup:.2f}×"),
-            ("own work", lambda r: "–" if r.method_share is None else f"{100 * r.method_share:.0f} %"),
+            ("with tower", lambda r: percent(r.cost("flops_ratio_with_vision"))),
+            ("speed-up", lambda r: _text(r.cost("ttft_speedup"), "{:.2f}×")),
+            ("own work", lambda r: _text(r.cost("method_share"), "{:.0%}").replace("%", " %")),
         ]
     return shown
-
-
-def head(setting: Setting) -> int:
-    """How many columns stand before those of single tasks."""
-    return 2 + len(costs(setting)) + 2 * len(columns(setting))
 
 
 def columns(setting: Setting) -> list[str]:
@@ -52,7 +47,7 @@ def frame(setting: Setting) -> pd.DataFrame:
 
     rows: list[dict[str, Any]] = []
     for run in setting.runs:
-        budget, efficiency = run.result["budget"], run.result.get("efficiency") or {}
+        budget = run.result["budget"]
         row: dict[str, Any] = {
             "setting": setting.name,
             "method": run.label,
@@ -61,18 +56,18 @@ def frame(setting: Setting) -> pd.DataFrame:
             "layer_average_tokens": budget.get("layer_average_tokens"),
             "compression_ratio": budget.get("compression_ratio"),
             "flops_ratio": run.flops_ratio,
-            "flops_ratio_with_vision": run.flops_ratio_with_vision,
-            "prefill_flops": efficiency.get("prefill_flops"),
-            "ttft_speedup": run.speedup,
-            "throughput_speedup": efficiency.get("speedup"),
-            "method_share": run.method_share,
+            "flops_ratio_with_vision": run.cost("flops_ratio_with_vision"),
+            "prefill_flops": run.cost("prefill_flops"),
+            "ttft_speedup": run.cost("ttft_speedup"),
+            "throughput_speedup": run.cost("speedup"),
+            "method_share": run.cost("method_share"),
         }
         for group in columns(setting):
             name = "mean" if group == ALL else group
             score = run.score(group)
             row |= {name: score.value, f"{name}_ci95": score.half, f"{name}_retained": run.retained(group)}
         for task in setting.tasks:
-            row |= {task: run.scores[task].value, f"{task}_ci95": run.scores[task].half}
+            row |= {task: (score := run.scores[task]).value, f"{task}_ci95": score.half}
         rows.append(row | {"run": run.id, "created": run.created, "file": str(run.path)})
     return pd.DataFrame(rows)
 
@@ -94,34 +89,16 @@ def cells(setting: Setting) -> tuple[list[str], list[list[str]]]:
     return header, rows + floors(setting, means)
 
 
-def ranking(setting: Setting, runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Some runs by their mean score, the best first: header and rows, without single tasks."""
-    means, shown = columns(setting), costs(setting)
-    header = ["method", "mean", "retained", *(GROUP_TITLES.get(g, g) for g in means[1:]), *(name for name, _ in shown)]
-    several = len({r.tokens for r in runs}) > 1
-    rows = []
-    for run in sorted(runs, key=lambda r: -r.score().value):
-        row = [run.label, interval(run.score()), percent(run.retained())]
-        row += [interval(run.score(group)) for group in means[1:]]
-        row += [show(run) for _, show in shown]
-        rows.append([row[0], number(run.tokens), *row[1:]] if several else row)
-    return ([header[0], "tokens", *header[1:]] if several else header), rows
-
-
 def floors(setting: Setting, means: Sequence[str]) -> list[list[str]]:
     """Rows for a model that sees nothing, and for one that sees attributes but not which belong together."""
-    out = []
-    run = setting.runs[0]
-    for at, name in enumerate(("blind floor", "bag-of-attributes floor")):
-        known = {t: floor for t in setting.tasks if (floor := run.floors[t][at]) is not None}
-        if not known:
-            continue
-        row = [name, "–", *["–"] * len(costs(setting))]
-        for group in means:
-            tasks = run.members(group)
-            full = all(t in known for t in tasks)
-            row += [f"{sum(known[t] / run.scales[t] for t in tasks) / len(tasks):.3f}" if full else "–", "–"]
-        out.append(row + [f"{known[t]:.3f}" if t in known else "–" for t in setting.tasks])
+    out, run = [], setting.runs[0]
+    for key, name in (("blind", "blind floor"), ("bag", "bag-of-attributes floor")):
+        known = [_text(run.rows[t].get(key), "{:.3f}") for t in setting.tasks]
+        if set(known) != {"–"}:
+            row = [name, "–", *["–"] * len(costs(setting))]
+            for group in means:
+                row += [_text(run.mean(key, group), "{:.3f}"), "–"]
+            out.append(row + known)
     return out
 
 
@@ -131,7 +108,11 @@ def interval(score: Estimate) -> str:
 
 
 def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+    return _text(value, "{:.1%}").replace("%", " %")
+
+
+def _text(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -145,7 +126,7 @@ def console(setting: Setting) -> Table:
     from rich.table import Table
 
     header, rows = cells(setting)
-    shown = head(setting)
+    shown = 2 + len(costs(setting)) + 2 * len(columns(setting))  # what stands before the columns of single tasks
     table = Table(
         title=setting.name, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
     )
@@ -189,7 +170,7 @@ def significance(a: Run, b: Run) -> tuple[float | None, str]:
     from vtc.statistics import compare_samples
 
     try:
-        compared = compare_samples(results.samples(a.path), results.samples(b.path), a.groups, a.scales)
+        compared = compare_samples(results.samples(a.path), results.samples(b.path), a.result["scores"])
     except FileNotFoundError:
         compared = {}
     if compared and set(compared) >= set(a.scores):
@@ -204,21 +185,10 @@ def significance(a: Run, b: Run) -> tuple[float | None, str]:
 def difference_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """The pairs for eyes."""
     header = ["tokens", "better", "worse", "difference", "p", "p (Holm)", "test"]
-    return header, [
-        [
-            number(r["tokens"]),
-            r["better"],
-            r["worse"],
-            f"{r['difference']:+.3f}",
-            p_text(r["p_value"]),
-            p_text(r["p_holm"]),
-            r["test"],
-        ]
-        for r in rows
-    ]
+    forms: list[Callable[[Any], str]] = [number, str, str, "{:+.3f}".format, p_text, p_text, str]
+    keys = ("tokens", "better", "worse", "difference", "p_value", "p_holm", "test")
+    return header, [[form(row[key]) for form, key in zip(forms, keys, strict=True)] for row in rows]
 
 
 def p_text(p: float | None) -> str:
-    if p is None:
-        return "–"
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+    return "<0.001" if p is not None and p < 0.001 else _text(p, "{:.3f}")

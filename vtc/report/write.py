@@ -9,20 +9,26 @@ from pathlib import Path
 
 from vtc import results
 from vtc.errors import UserError
+from vtc.job import Job
 from vtc.report import page, plots, tables
 from vtc.report.runs import Setting, collect
 
 
-def write(inputs: Sequence[Path], output: Path, title: str) -> Path:
-    """Collects the results under `inputs` and writes the report into `output`; returns it.
+def report(job: Job) -> Path:
+    """Finds results, prints the comparison and writes the report; returns its folder. `python -m vtc action=report`.
+
+    Args:
+        job: `job.report` says what is read (None: `job.output_dir`), where it is written, and under which title.
 
     Raises:
-        UserError: nothing to report, or `output` can't be a folder.
+        UserError: an input that isn't there, nothing to report, or a folder that can't be made.
     """
     import pandas as pd
     from rich.console import Console
 
-    settings, notes = collect(inputs)
+    inputs = [job.output_dir] if job.report.inputs is None else job.report.inputs
+    output, title = Path(job.report.output or job.output_dir / "report").expanduser(), job.report.title
+    settings, notes = collect([Path(folder).expanduser() for folder in inputs])
     if output.exists() and not output.is_dir():
         raise UserError(f"report.output={output}: is a file, a folder is needed")
     output.mkdir(parents=True, exist_ok=True)

@@ -2,16 +2,14 @@
 
 from vtc.statistics.compare import compare, compare_samples
 from vtc.statistics.estimates import Estimate, Z, holm, paired_estimate
-from vtc.statistics.scores import chance_corrected, is_binary, mcnemar, mean, paired, sign_flips, stderr, weights
+from vtc.statistics.scores import mcnemar, mean, paired, sign_flips, stderr, weights
 
 __all__ = [
     "Z",
     "Estimate",
-    "chance_corrected",
     "compare",
     "compare_samples",
     "holm",
-    "is_binary",
     "mcnemar",
     "mean",
     "paired",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +23,29 @@ def compare(a: str | Path, b: str | Path) -> dict[str, dict[str, Any]]:
     from vtc import results
 
     rows = [row for result in (a, b) for row in results.load(result)["scores"]]
-    groups = {row["task"]: row["group"] for row in rows}
-    scales = {row["task"]: float(row.get("scale") or 1.0) for row in rows}
-    return compare_samples(results.samples(a), results.samples(b), groups, scales)
+    return compare_samples(results.samples(a), results.samples(b), rows)
 
 
-def compare_samples(
-    a: Any, b: Any, groups: Mapping[str, str], scales: Mapping[str, float] | None = None
-) -> dict[str, dict[str, Any]]:
+def compare_samples(a: Any, b: Any, rows: Sequence[Mapping[str, Any]] = ()) -> dict[str, dict[str, Any]]:
     """`compare` on two frames of samples (columns task, id, score, stratum).
 
     Args:
-        groups: task → group.
-        scales: task → its full score; what is not in it is a share already.
+        rows: those of the results' `scores`, which name the group and the full score of a task; without, a score is a
+            share already.
     """
-    scales = scales or {}
+    groups = {row["task"]: row.get("group") for row in rows}
+    scales = {row["task"]: float(row.get("scale") or 1.0) for row in rows}
     both = a[["task", "id", "score", "stratum"]].merge(
         b[["task", "id", "score"]], on=["task", "id"], suffixes=("_a", "_b")
     )
     both = both.dropna(subset=["score_a", "score_b"])
     out: dict[str, dict[str, Any]] = {}
     weighted: dict[str, np.ndarray] = {}
-    for task, rows in both.groupby("task", sort=False):
-        x, y = rows["score_a"].to_numpy(float), rows["score_b"].to_numpy(float)
-        strata = rows["stratum"].fillna("").astype(str).tolist()
+    for task, pairs in both.groupby("task", sort=False):
+        x, y = pairs["score_a"].to_numpy(float), pairs["score_b"].to_numpy(float)
+        strata = pairs["stratum"].fillna("").astype(str).tolist()
         out[str(task)] = {
-            "n": len(rows),
+            "n": len(pairs),
             "a": statistics.mean(x, strata),
             "b": statistics.mean(y, strata),
             "p_value": statistics.paired(x, y, strata),

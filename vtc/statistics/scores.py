@@ -90,10 +90,3 @@ def paired(a: Scores, b: Scores, strata: Sequence[str] | None = None) -> float |
         return mcnemar(a, b)
     w = weights(strata or [""] * len(a))
     return sign_flips(w * (np.asarray(a, dtype=float) - np.asarray(b, dtype=float)))
-
-
-def chance_corrected(value: float | None, floor: float | None, baseline: float | None) -> float | None:
-    """Share of what the baseline has above the floor that is left; None where the baseline has nothing above it."""
-    if value is None or floor is None or baseline is None or baseline <= floor:
-        return None
-    return (value - floor) / (baseline - floor)

@@ -106,21 +106,27 @@ def tiny_backbone(
     grid: int = 4,
     attention: str = "sdpa",
     seed: int = 0,
+    tower: str = "clip",
 ) -> Backbone:
     """A `LlavaForConditionalGeneration` of random weights with `grid`² visual tokens, its processor, in eval mode.
 
     Weights are drawn wide enough (0.2) for attention to differ from token to token.
+
+    Args:
+        tower: `clip`, or `siglip`, which has no CLS token.
     """
     import transformers
 
     patch = 4
     side = grid * patch
+    kind: Any = transformers.CLIPVisionConfig if tower == "clip" else transformers.SiglipVisionConfig
+    strategy: Any = "default" if tower == "clip" else "full"
     config = transformers.LlavaConfig(
-        vision_config=transformers.CLIPVisionConfig(image_size=side, patch_size=patch, **TOWER),
+        vision_config=kind(image_size=side, patch_size=patch, **TOWER),
         text_config=tiny_decoder("llama", width, depth, heads, kv_heads),
         image_token_id=IMAGE,  # type: ignore[call-arg]
         vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy=strategy,
     )
     model = drawn(lambda: transformers.LlavaForConditionalGeneration(config), seed, attention)
     processor = transformers.LlavaProcessor(
@@ -129,8 +135,8 @@ def tiny_backbone(
         ),
         tokenizer=tokenizer(),
         patch_size=patch,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=int(tower == "clip"),
     )
     return wrap(model, processor)
 

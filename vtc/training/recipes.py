@@ -36,7 +36,14 @@ POLL = 10.0  # seconds: processes that wait together hear from the first one so 
 
 
 def run(job: Job) -> Path:
-    """Train by the recipe of a job; see :func:`vtc.training.train`."""
+    """Train by the recipe in ``job.training``.
+
+    Returns:
+        The folder of the finished weights; of a dry run the folder of the training that it speaks of.
+
+    Raises:
+        UserError: a recipe, stage or option that doesn't exist, before anything is trained.
+    """
     training = recipe(job)
     train = recipes.get(training.recipe)
     if job.backbone.quantization != "none":
