@@ -13,6 +13,14 @@ class UserError(Exception):
     """
 
 
+class SampleError(UserError):
+    """What a model can't answer. Evaluation sets the sample aside and goes on; elsewhere it is an error like others."""
+
+
+class NotFinite(SampleError):
+    """Values that are no numbers, or beyond what their type holds."""
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """`"; did you mean 'fastv'?"` where one of `allowed` is close to `given` or begins with it, else `""`."""
     names = [str(a) for a in allowed]
