@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,8 @@ class Allowed:
 
 def is_number(value: Any) -> bool:
     """A finite number; True and False are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    is_one = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_one and abs(value) <= sys.float_info.max  # JSON's whole numbers may be beyond every float
 
 
 def whole(least: int, most: int | None = None) -> Allowed:
@@ -68,6 +70,11 @@ def one_of(*names: Any) -> Allowed:
     """Some values; True is none of 1."""
     words = ", ".join("null" if n is None else str(n).lower() if isinstance(n, bool) else str(n) for n in names)
     return Allowed(words, lambda v: any(v is n or (v == n and type(v) is type(n)) for n in names), None in names)
+
+
+def line(words: str = "a text of one line", most: int = 300) -> Allowed:
+    """Texts that can be shown anywhere: no control characters, no halves of a character, `most` characters."""
+    return Allowed(words, lambda v: isinstance(v, str) and 0 < len(v) <= most and v.isprintable())
 
 
 def text(words: str = "a text") -> Allowed:

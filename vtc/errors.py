@@ -13,6 +13,12 @@ class UserError(Exception):
     """
 
 
+def shorten(text: str, most: int) -> str:
+    """A text as part of a line: of `most` characters, what can't be printed escaped."""
+    shown = text if text.isprintable() else ascii(text)[1:-1]
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str:
     """`"; did you mean 'fastv'?"` where one of `allowed` is close to `given` or begins with it, else `""`."""
     names = [str(a) for a in allowed]

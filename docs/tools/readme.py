@@ -25,7 +25,8 @@ import orders
 from vtc import results, shipped
 from vtc.errors import UserError
 from vtc.report import plots, tables
-from vtc.report.runs import Run, Setting, collect, number
+from vtc.report.collection import Setting, collect, number
+from vtc.report.runs import Run
 
 PAGES = ("README.md", "docs/findings.md", "docs/profile.md", "docs/evaluate.md", "docs/backbones.md", "docs/methods.md")
 RESULTS = "benchmarks/results"

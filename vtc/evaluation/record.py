@@ -53,7 +53,8 @@ def result_of(
     plain, plain_scores = baseline.read() if baseline is not None else (None, {})
     before = {row["task"]: row["value"] for row in plain["scores"]} if plain else {}
     pairs = {task.task: _paired(task, plain_scores.get(task.task, {}), before.get(task.task)) for task in tasks}
-    rows = [_row(task, pairs[task.task], run.is_baseline) for task in tasks]
+    data = {spec.name: spec.identity[:12] for spec in run.specs}
+    rows = [_row(task, pairs[task.task], run.is_baseline) | {"data": data[task.task]} for task in tasks]
     return {
         "run": {
             "id": run.id,
