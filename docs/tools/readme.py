@@ -188,7 +188,7 @@ def pairs_part(root: Path) -> str:
                 p_values.append(pair["p_value"])
     if not rows:
         return "No sweep is committed yet.\n"
-    adjusted = holm(p_values)
+    adjusted = holm(p_values, [row[0] for row in rows])
     cells = [[*row, tables.p_text(p), tables.p_text(q)] for row, p, q in zip(rows, p_values, adjusted, strict=True)]
     cells.sort(key=lambda row: (int(row[0]), row[2], row[1] != "understanding"))
     header = ["tokens", "tasks", "method", "against", "score", "its score", "difference", "p", "p (Holm)"]

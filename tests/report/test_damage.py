@@ -193,6 +193,12 @@ def test_damaged_samples_are_named_and_not_paired(inputs: Path, how: str, capsys
     assert "| unpaired |" in (inputs.parent / "out/table.md").read_text()
 
 
+def test_a_file_of_more_samples_than_a_run_can_have_is_not_read(inputs: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("vtc.report.runs.MOST", 599)
+    _, printed, _ = reported(inputs, capsys)
+    assert printed.count("600 samples; at most 599") == 2
+
+
 def test_numbers_that_contradict_the_samples_are_left_out(inputs: Path, capsys) -> None:
     path = next(inputs.glob("fastv*")) / results.SAMPLES
     frame = pd.read_parquet(path)

@@ -140,6 +140,19 @@ def test_the_command_writes_everything(sweep: Path, tmp_path: Path, capsys, monk
     assert (folder / "table.md").read_text().count("| fwd2bot |") >= 3
 
 
+def test_it_says_what_it_is_doing(sweep: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["action=report"]) == 0
+    assert "13 runs in 1 table, 18 pairs to compare" in capsys.readouterr().out
+    seen: list[Path] = []
+    collect([sweep], lambda paths: [seen.append(path) or path for path in paths])
+    (setting,), _ = collect([sweep])
+    assert len(seen) == 13
+    steps: list[int] = []
+    tables.differences(setting, lambda: steps.append(1))
+    assert len(steps) == 18
+
+
 def test_plots_are_images_of_a_readable_size(sweep: Path, tmp_path: Path) -> None:
     from PIL import Image
 

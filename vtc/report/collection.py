@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,13 @@ class Setting:
         return list(dict.fromkeys(r.label for r in self.runs if not r.is_baseline))
 
 
-def collect(inputs: Iterable[Path]) -> tuple[list[Setting], list[str]]:
+def collect(
+    inputs: Iterable[Path], track: Callable[[list[Path]], Iterable[Path]] = iter
+) -> tuple[list[Setting], list[str]]:
     """Every result under `inputs`, newest of each configuration, grouped; and what the reader should know of them.
+
+    Args:
+        track: shows how far the reading of these files is.
 
     Raises:
         UserError: an input doesn't exist, or there is no result in any.
@@ -64,7 +69,7 @@ def collect(inputs: Iterable[Path]) -> tuple[list[Setting], list[str]]:
             raise UserError(f"report.inputs={path}: no such file or folder (no results yet; {hint})")
     runs, notes = [], []
     forbidden: list[OSError] = []
-    for path in results.find(inputs, forbidden.append):
+    for path in track(list(results.find(inputs, forbidden.append))):
         try:
             runs.append(run := Run.read(path))
         except (ValueError, OSError) as error:

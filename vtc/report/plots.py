@@ -44,6 +44,7 @@ def pareto(setting: Setting, axis: str, file: Path) -> Path | None:
     points = [r for r in setting.runs if not r.is_baseline and cost(r)]
     if len({(r.label, cost(r)) for r in points}) < 2:
         return None
+    words += ", side by side" if _is_one([cost(r) or 0.0 for r in points]) else ""
     panels = [ALL, *setting.groups] if len(setting.groups) > 1 else [ALL]
     spines = {f"axes.spines.{side}": False for side in ("top", "right")}
     style: dict[Any, Any] = {"font.size": 10, "text.parse_math": False, **spines}
@@ -69,7 +70,7 @@ def pareto(setting: Setting, axis: str, file: Path) -> Path | None:
 def _draw(ax: Axes, setting: Setting, points: Sequence[Run], panel: str, cost: Callable[[Run], float | None]) -> None:
     costs = [cost(r) or 0.0 for r in points]
     ranked = list(dict.fromkeys(r.label for r in sorted(points, key=lambda r: -r.score().value)))
-    one = max(costs) < 1.01 * min(costs)
+    one = _is_one(costs)
     shown = setting.methods if len(setting.methods) <= MOST else ranked[:MOST] if one else front(points, cost)
     for label in sorted(ranked, key=lambda m: (m in shown, setting.methods.index(m))):
         mine = sorted((r for r in points if r.label == label), key=lambda r: cost(r) or 0)
@@ -143,6 +144,10 @@ def _ticks(costs: Sequence[float], apart: float = 1.22) -> list[float]:
         if not ticks or tick / ticks[-1] >= apart:
             ticks.append(tick)
     return ticks
+
+
+def _is_one(costs: Sequence[float]) -> bool:
+    return max(costs) < 1.01 * min(costs)
 
 
 def _shares(costs: Sequence[float]) -> bool:

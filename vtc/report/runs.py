@@ -16,6 +16,7 @@ from vtc.statistics import Estimate, by_question
 
 BASELINE = "none"
 ALL = "all"
+MOST = 5_000_000  # samples of a run: a small file can state billions
 CLOSE = 1e-6  # what rounding may change of a number that follows from others
 
 _QUESTIONS: dict[str, Any] = {}  # hash → index: runs on the same questions hold one
@@ -159,9 +160,13 @@ def _samples(path: Path) -> Any:
     file = path.with_name(results.SAMPLES)
     if not os.path.lexists(file):
         return None
+    from pyarrow.parquet import read_metadata
+
     if not file.is_file():
         raise ValueError(f"{file}: no regular file")
     try:
+        if (rows := read_metadata(file).num_rows) > MOST:
+            raise ValueError(f"{rows:,} samples; at most {MOST:,}")
         scores = by_question(results.samples(file))
     except Exception as error:  # damaged bytes come out of pyarrow and pandas as errors of any kind
         raise ValueError(f"{file}: can't be read ({shorten(str(error), 100)})") from error

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Collection
+from functools import partial
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from vtc import results
 from vtc.errors import UserError
@@ -30,21 +32,28 @@ def report(job: Job) -> Path:
 
     inputs = [job.output_dir] if job.report.inputs is None else job.report.inputs
     output, title = Path(job.report.output or job.output_dir / "report").expanduser(), job.report.title
-    settings, notes = collect([Path(folder).expanduser() for folder in inputs])
+    bar = Progress(console=Console(stderr=True), transient=True)
+    with bar:
+        settings, notes = collect(
+            [Path(folder).expanduser() for folder in inputs], partial(bar.track, description="reading")
+        )
     if output.exists() and not output.is_dir():
         raise UserError(f"report.output={output}: is a file, a folder is needed")
     try:
-        results.write_text(output / "table.md", "")
+        output.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=output):
+            pass  # a folder that takes no file would be noticed at the end only
     except OSError as error:
         raise UserError(f"report.output={output}: can't be written ({error.strerror})") from error
     # The width of a terminal, or one that holds the table: piped output shouldn't be folded at 80.
     console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
     pairs = sum(len(p) for setting in settings for p in tables.same_budget(setting).values())
-    read = f"{sum(len(setting.runs) for setting in settings)} runs in {len(settings)} tables, {pairs} pairs to compare"
-    console.print(read, style="dim")
+    runs = sum(len(setting.runs) for setting in settings)
+    count_of = f"{runs} runs in {len(settings)} table{'s' if len(settings) > 1 else ''}"
+    console.print(f"{count_of}, {pairs} pairs to compare", style="dim")
     sections, text = [], [f"# {title}", ""] + [f"{note}\n" for note in notes]
     names: set[str] = set()
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with bar:
         task = bar.add_task("comparing", total=pairs)
         for setting in settings:
             names.add(name := slug(setting.name, names))
@@ -65,7 +74,6 @@ def report(job: Job) -> Path:
     results.write_text(output / "table.csv", pd.concat([tables.frame(s) for s in settings]).to_csv(index=False))
     results.write_text(output / "table.md", "\n".join(text))
     results.write_text(output / "index.html", page.render(sections, notes, title))
-    runs = sum(len(s.runs) for s in settings)
     files = ["table.csv", "table.md", *(p.name for s in sections for p in s.plots)]
     console.print(f"{runs} runs → {output / 'index.html'}, {', '.join(files)}", soft_wrap=True, markup=False)
     return output
