@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vtc.errors import UserError, nearest
+from vtc.errors import UserError, shorten, nearest
 
 LONGEST = 120  # characters of a value in an error
 WIDEST = 2**63 - 1  # the largest whole number that torch, numpy and files can hold
@@ -47,8 +47,7 @@ class Allowed:
 
 def brief(value: Any) -> str:
     """A value as a line can show it."""
-    words = " ".join(str(value).split())
-    return words if len(words) <= LONGEST else f"{words[:LONGEST]}…"
+    return shorten(" ".join(str(value).split()), LONGEST)
 
 
 def is_number(value: Any) -> bool:
@@ -79,6 +78,11 @@ def one_of(*names: Any) -> Allowed:
     """Some values; True is none of 1."""
     words = ", ".join("null" if n is None else str(n).lower() if isinstance(n, bool) else str(n) for n in names)
     return Allowed(words, lambda v: any(v is n or (v == n and type(v) is type(n)) for n in names), None in names)
+
+
+def line(words: str = "a text of one line", most: int = 300) -> Allowed:
+    """Texts that can be shown anywhere: no control characters, no halves of a character, `most` characters."""
+    return Allowed(words, lambda v: isinstance(v, str) and 0 < len(v) <= most and v.isprintable())
 
 
 def text(words: str = "a text") -> Allowed:
