@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vtc.errors import UserError, nearest
+from vtc.errors import UserError, shorten, nearest
+
+LONGEST = 120  # characters of a value in an error
+WIDEST = 2**63 - 1  # the largest whole number that torch, numpy and files can hold
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class Allowed:
         """
         if (value is None and self.optional) or (value is not None and self.accepts(value)):
             return
-        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
-        close = nearest(value, self.words.split(", ")) if isinstance(value, str) else ""
+        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else brief(value)
+        close = nearest(shown, self.words.split(", ")) if isinstance(value, str) else ""
         raise UserError(f"{key}={shown}: allowed: {self.words}{close}")
 
     def or_null(self) -> Allowed:
@@ -41,18 +45,24 @@ class Allowed:
         return Allowed(self.words, self.accepts, optional=True)
 
 
+def brief(value: Any) -> str:
+    """A value as a line can show it."""
+    return shorten(" ".join(str(value).split()), LONGEST)
+
+
 def is_number(value: Any) -> bool:
-    """A finite number; True and False are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """A finite number, and no whole one beyond floating point's; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def whole(least: int, most: int | None = None) -> Allowed:
-    """Whole numbers from `least` on, or up to `most`."""
+def whole(least: int, most: int | None = None, limit: int = WIDEST) -> Allowed:
+    """Whole numbers from `least` on, or up to `most`; `limit`: beyond which nobody means it."""
     words = f"a whole number from {least} " + ("on" if most is None else f"to {most}")
+    words += f", {limit} at most" if limit < WIDEST else ""
 
     def accepts(value: Any) -> bool:
         is_whole = isinstance(value, int) and not isinstance(value, bool)
-        return is_whole and least <= value and (most is None or value <= most)
+        return is_whole and least <= value <= (limit if most is None else most)
 
     return Allowed(words, accepts)
 
@@ -68,6 +78,11 @@ def one_of(*names: Any) -> Allowed:
     """Some values; True is none of 1."""
     words = ", ".join("null" if n is None else str(n).lower() if isinstance(n, bool) else str(n) for n in names)
     return Allowed(words, lambda v: any(v is n or (v == n and type(v) is type(n)) for n in names), None in names)
+
+
+def line(words: str = "a text of one line", most: int = 300) -> Allowed:
+    """Texts that can be shown anywhere: no control characters, no halves of a character, `most` characters."""
+    return Allowed(words, lambda v: isinstance(v, str) and 0 < len(v) <= most and v.isprintable())
 
 
 def text(words: str = "a text") -> Allowed:
@@ -96,3 +111,4 @@ def anything() -> Allowed:
 SHARE = number("more than 0, at most 1", above=0, most=1)
 BOOLEAN = one_of(True, False)
 SEED = whole(0, 2**32 - 1)  # numpy's seeds have 32 bits
+TEXT = text().or_null()

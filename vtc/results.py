@@ -10,11 +10,13 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vtc import allowed
+from vtc.errors import UserError, shorten
 from vtc.identity import hash_bytes
 
 SCHEMA = 1
@@ -23,6 +25,57 @@ SAMPLES = "samples.parquet"
 SUMMARY = "summary.md"
 SECTIONS = ("run", "config", "backbone", "method", "checkpoint", "budget", "scores", "efficiency")
 GROUPS = ("understanding", "discriminative")  # generated answers, and embeddings compared
+
+# What a result file may hold, as far as it is read. A key that an earlier version didn't write may be missing.
+LARGEST, DEEPEST = 64 << 20, 40  # bytes of a file, levels of sections in sections
+NUMBER, COUNT = allowed.number().or_null(), allowed.number("a number from 0 on", least=0, most=1e30).or_null()
+LINE, TEXT, SECTION = allowed.line(), allowed.text().or_null(), allowed.mapping("a section")
+REQUIRED = {"task", "value"}
+EMPTY = ("checkpoint", "baseline", "efficiency")  # sections that may be null
+MEAN = {**dict.fromkeys(("value", "retained"), NUMBER), **dict.fromkeys(("stderr", "baseline", "blind", "bag"), COUNT)}
+FIELDS: dict[str, Any] = {
+    "run": {
+        **dict.fromkeys(("id", "created"), LINE),
+        **dict.fromkeys(("git_commit", "code", "device", "attention", "dtype"), LINE.or_null()),
+        "command": allowed.text(),
+        "versions": allowed.mapping("packages with their versions", LINE),
+    },
+    "config": {
+        "backbone": {"name": LINE, "pretrained": TEXT},
+        "method": {"name": LINE},
+        "benchmark": {
+            **dict.fromkeys(("data", "metric", "prompt", "subset", "split"), TEXT),
+            "name": LINE,
+            "limit": allowed.whole(1).or_null(),
+            "columns": allowed.mapping("a section").or_null(),
+        },
+    },
+    "backbone": {"name": LINE},
+    "method": {"name": LINE},
+    "checkpoint": {},
+    "budget": dict.fromkeys(
+        ("visual_tokens_in", "visual_tokens_out", "layer_average_tokens", "compression_ratio", "flops_ratio"), COUNT
+    ),
+    "scores": [
+        MEAN
+        | {
+            "task": LINE,
+            "group": allowed.one_of(*GROUPS, None),
+            "metric": LINE.or_null(),
+            "n": allowed.whole(0, 10**12),
+            "p_value": allowed.number("a number from 0 to 1", least=0, most=1).or_null(),
+            "scale": allowed.number("a number above 0", above=0),
+            "share": NUMBER,
+            "version": LINE.or_null(),
+            "data": LINE.or_null(),
+        }
+    ],
+    "means": dict.fromkeys(GROUPS, MEAN),
+    "baseline": {"id": LINE},
+    "efficiency": dict.fromkeys(
+        ("prefill_flops", "flops_ratio", "flops_ratio_with_vision", "ttft_speedup", "speedup", "method_share"), COUNT
+    ),
+}
 
 _WHOLE = 64 << 20  # bytes: up to here a weight file is hashed whole, beyond by its header and samples
 
@@ -83,23 +136,60 @@ def write(folder: Path, result: Mapping[str, Any]) -> Path:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """A result by its file or its folder.
+    """A result by its file or its folder. Whatever is in it is of the kind that `FIELDS` says.
 
     Raises:
         FileNotFoundError: nothing there.
-        ValueError: not a result file of this schema.
+        ValueError: not a result file of this schema, or a damaged one.
     """
     path = Path(path)
-    path = path / RESULT if path.is_dir() else path
+    path = path / RESULT if path.is_dir() and path.name != RESULT else path
+    if os.path.lexists(path) and not path.is_file():
+        raise ValueError(f"{path}: not a result file (it is no regular file)")
+    if (size := path.stat().st_size) > LARGEST:
+        raise ValueError(f"{path}: not a result file ({size >> 20} MiB; one has less than {LARGEST >> 20})")
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not a result file ({error})") from error
+        result = json.loads(path.read_bytes())
+        _refuse_deep(result)
+        json.dumps(result, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of NaN
+        raise ValueError(f"{path}: not a result file ({shorten(str(error), 100)})") from error
     if not isinstance(result, dict) or any(s not in result for s in SECTIONS):
         raise ValueError(f"{path}: not a result file (sections missing)")
     if result.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: schema {result.get('schema')}, this version reads {SCHEMA}")
+        raise ValueError(f"{path}: schema {shorten(str(result.get('schema')), 20)}, this version reads {SCHEMA}")
+    try:
+        _check(result, FIELDS)
+    except UserError as error:
+        raise ValueError(f"{path}: {shorten(str(error), 200)}") from error
     return result
+
+
+def _check(section: Mapping[str, Any], fields: Mapping[str, Any], where: str = "") -> None:
+    """Refuses, as a UserError, what is of another kind than `fields` says."""
+    for key in REQUIRED & fields.keys() - section.keys():
+        raise UserError(f"{where}{key}: missing")
+    for key in fields.keys() & section.keys():
+        value, inside, name = section[key], fields[key], where + key
+        if isinstance(inside, allowed.Allowed):
+            inside.check(name, value)
+        elif isinstance(inside, list):
+            allowed.several("a list of sections", SECTION).check(name, value)
+            for at, row in enumerate(value):
+                _check(row, inside[0], f"{name}[{at}].")
+        elif value is not None or key not in EMPTY:
+            SECTION.check(name, value)
+            _check(value, inside, f"{name}.")
+
+
+def _refuse_deep(value: Any) -> None:
+    """Whoever walks through a result does it by recursion."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [i for v in level for i in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())]
+        if not level:
+            return
+    raise ValueError(f"more than {DEEPEST} levels")
 
 
 def share(row: Mapping[str, Any], key: str = "value") -> float | None:
@@ -110,12 +200,19 @@ def share(row: Mapping[str, Any], key: str = "value") -> float | None:
     return None if value is None else float(value) / float(row.get("scale") or 1.0)
 
 
-def find(roots: Iterable[str | Path]) -> Iterator[Path]:
-    """Every `result.json` under `roots` (folders or files), sorted, each once."""
-    paths: set[Path] = set()
+def find(roots: Iterable[str | Path], unreadable: Callable[[OSError], Any] | None = None) -> Iterator[Path]:
+    """Every `result.json` under `roots` (folders or files), sorted, each once.
+
+    Args:
+        unreadable: is told of each folder that can't be read.
+    """
+    paths: set[str] = set()
     for root in map(Path, roots):
-        paths |= {root.resolve()} if root.is_file() else {p.resolve() for p in root.rglob(RESULT)}
-    yield from sorted(paths)
+        if not root.is_dir():
+            paths.add(os.path.realpath(root))
+        for folder, folders, files in os.walk(root, onerror=unreadable):
+            paths |= {os.path.realpath(os.path.join(folder, RESULT))} if RESULT in (*folders, *files) else set()
+    yield from map(Path, sorted(paths))
 
 
 def samples(path: str | Path) -> Any:

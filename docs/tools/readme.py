@@ -25,7 +25,8 @@ import orders
 from vtc import results, shipped
 from vtc.errors import UserError
 from vtc.report import plots, tables
-from vtc.report.runs import Run, Setting, collect, number
+from vtc.report.collection import Setting, collect, number
+from vtc.report.runs import Run
 
 PAGES = ("README.md", "docs/findings.md", "docs/profile.md", "docs/evaluate.md", "docs/backbones.md", "docs/methods.md")
 RESULTS = "benchmarks/results"
@@ -187,7 +188,7 @@ def pairs_part(root: Path) -> str:
                 p_values.append(pair["p_value"])
     if not rows:
         return "No sweep is committed yet.\n"
-    adjusted = holm(p_values)
+    adjusted = holm(p_values, [row[0] for row in rows])
     cells = [[*row, tables.p_text(p), tables.p_text(q)] for row, p, q in zip(rows, p_values, adjusted, strict=True)]
     cells.sort(key=lambda row: (int(row[0]), row[2], row[1] != "understanding"))
     header = ["tokens", "tasks", "method", "against", "score", "its score", "difference", "p", "p (Holm)"]

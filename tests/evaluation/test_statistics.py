@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
 from vtc import statistics
 
@@ -66,3 +66,58 @@ def test_other_scores_use_sign_flips_of_weighted_differences():
     assert statistics.paired(a, b) == pytest.approx(statistics.sign_flips((a - b) / 50))
     with pytest.raises(ValueError, match="same samples"):
         statistics.paired([1.0], [1.0, 0.0])
+
+
+@pytest.mark.parametrize("n", [14, 17, 20])
+@pytest.mark.parametrize("shift", [0.0, 0.5, 1.0, 4.0])
+@pytest.mark.parametrize("kind", ["real", "one task", "three sizes", "one that dominates"])
+def test_many_sign_flips_are_those_of_every_way(n, shift, kind):
+    """Against the sums of all 2^n ways, from the middle of the distribution to its last one."""
+    rng = np.random.default_rng(n)
+    d = rng.normal(shift, 1.0, n)
+    if kind != "real":
+        d = np.sign(d) * (np.abs(d) if kind == "one that dominates" else 1 / 2700)
+    if kind == "three sizes":
+        d[: n // 2] *= 1.5
+        d[::3] *= 0.5
+    if kind == "one that dominates":
+        d[0] = 30.0
+    sums = np.zeros(1)
+    for x in d:
+        sums = np.concatenate([sums + x, sums - x])
+    exact = (np.abs(sums) >= abs(d.sum()) * (1 - 1e-12)).mean()
+    assert statistics.sign_flips(d) == pytest.approx(exact, rel=2e-3)
+    assert kind in ("real", "one that dominates") or statistics.sign_flips(d) == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "losses"), [(200, 60), (2_000, 800), (30_000, 14_200)])
+def test_a_p_value_is_as_small_as_it_is(n, losses):
+    """Differences of one size are a binomial; p is far below what some thousand resamples could show."""
+    d = np.array([-1.0] * losses + [1.0] * (n - losses)) / 7
+    exact = stats.binomtest(losses, n, 0.5).pvalue
+    assert exact < 1e-7 and statistics.sign_flips(d) == pytest.approx(exact, rel=1e-6 if n < 10_000 else 0.1)
+    assert statistics.sign_flips(np.ones(3_000)) > 0
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.03, 0.06])
+def test_real_differences_in_number_agree_with_the_saddlepoint(shift):
+    """Robinson (1982): Lugannani and Rice's formula for the law of sum ±d, whose cumulants are those of log cosh."""
+    d = np.random.default_rng(5).normal(shift, 1.0, 5_000)
+    observed = abs(d.sum())
+    u = optimize.brentq(lambda u: (d * np.tanh(u * d)).sum() - observed, 0.0, 5.0)
+    w = np.sqrt(2 * (u * observed - np.log(np.cosh(u * d)).sum()))
+    v = u * np.sqrt(np.square(d / np.cosh(u * d)).sum())
+    tail = stats.norm.sf(w) + stats.norm.pdf(w) * (1 / v - 1 / w)
+    assert statistics.sign_flips(d) == pytest.approx(2 * tail, rel=0.05)
+
+
+def test_samples_are_paired_where_the_question_is_the_same():
+    pd = pytest.importorskip("pandas")
+    a = pd.DataFrame({"task": "t", "id": ["0", "1", "2"], "target": ["cat", "dog", "cow"], "score": [1.0, 0.0, 1.0]})
+    b = a.assign(target=["cat", "fox", "cow"], score=[0.0, 1.0, np.nan])
+    assert statistics.compare_samples(a, b)["t"]["n"] == 1, "another target, or no score: no pair"
+    assert statistics.compare_samples(a, b.drop(columns="target"))["t"]["n"] == 2, "where a target isn't known, by id"
+
+
+def test_families_are_corrected_each_by_its_own_number():
+    assert statistics.holm([0.01, 0.02, 0.04, None], [4, 4, 16, 16]) == pytest.approx([0.02, 0.02, 0.04, None])

@@ -14,7 +14,8 @@ from vtc import results
 from vtc.cli import main
 from vtc.errors import UserError
 from vtc.report import plots, tables
-from vtc.report.runs import Run, collect
+from vtc.report.collection import collect
+from vtc.report.runs import Run
 from vtc.statistics import Estimate, compare, holm
 
 TASKS = {"pocket_existence": "understanding", "pocket_counting": "understanding", "pocket_retrieval": "discriminative"}
@@ -41,11 +42,11 @@ def make(
             "task": task,
             "group": group,
             "metric": "accuracy",
-            "value": score - 0.1 * at,
+            "value": float(samples[task].mean()) if samples else score - 0.1 * at,
             "stderr": stderr,
             "n": 200,
         }
-        row |= {"baseline": 0.9 - 0.1 * at, "retained": (score - 0.1 * at) / (0.9 - 0.1 * at), "p_value": 0.5}
+        row |= {"baseline": 0.9 - 0.1 * at, "retained": row["value"] / (0.9 - 0.1 * at), "p_value": 0.5}
         rows.append(row | {"blind": 0.3, "bag": 0.5 if group == "understanding" else None})
     options = {"fastv": {"layer": 2}, "avgpool": {"layer": 0, "dims": config.pop("dims", 2)}}.get(method, {})
     resolved = {
@@ -139,6 +140,19 @@ def test_the_command_writes_everything(sweep: Path, tmp_path: Path, capsys, monk
     assert (folder / "table.md").read_text().count("| fwd2bot |") >= 3
 
 
+def test_it_says_what_it_is_doing(sweep: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["action=report"]) == 0
+    assert "13 runs in 1 table, 18 pairs to compare" in capsys.readouterr().out
+    seen: list[Path] = []
+    collect([sweep], lambda paths: [seen.append(path) or path for path in paths])
+    (setting,), _ = collect([sweep])
+    assert len(seen) == 13
+    steps: list[int] = []
+    tables.differences(setting, lambda: steps.append(1))
+    assert len(steps) == 18
+
+
 def test_plots_are_images_of_a_readable_size(sweep: Path, tmp_path: Path) -> None:
     from PIL import Image
 
@@ -210,6 +224,156 @@ def test_other_samples_are_another_table(tmp_path: Path) -> None:
     settings, _ = collect([tmp_path])
     assert [len(s.runs) for s in settings] == [1, 1]
     assert any("50 samples" in s.name for s in settings)
+
+
+def edit(folder: Path, **changes) -> None:
+    """Changes of a result file: `a__b=c` sets b of section a; `row__b=c` that of every row of scores."""
+    result = results.load(folder)
+    for key, value in changes.items():
+        *where, last = key.split("__")
+        for section in result["scores"] if where == ["row"] else [result]:
+            for name in where if where != ["row"] else ():
+                section = section[name]
+            section[last] = value
+    results.write(folder, result)
+
+
+OTHER_QUESTIONS = {
+    "limit": {"config__benchmark__limit": 50},
+    "data": {"row__data": "e5f6"},
+    "data, on the same path": {"row__data": "e5f6", "config__benchmark__data": "my.jsonl"},
+    "prompt": {"config__benchmark__prompt": "{question} Briefly."},
+    "metric": {"row__metric": "f1"},
+    "version of the task": {"row__version": "2.0"},
+    "full score": {"row__scale": 100.0},
+    "subset": {"config__benchmark__subset": "b"},
+    "split": {"config__benchmark__split": "dev"},
+    "columns": {"config__benchmark__columns": {"question": "q"}},
+    "benchmark": {"config__benchmark__name": "jsonl"},
+    "backbone": {"backbone__name": "llava15_7b"},
+    "weights of the backbone": {"config__backbone__pretrained": "other/base"},
+}
+
+
+@pytest.mark.parametrize("changes", OTHER_QUESTIONS.values(), ids=OTHER_QUESTIONS)
+def test_other_questions_are_another_table_with_another_name(tmp_path: Path, changes: dict, monkeypatch) -> None:
+    scores = {t: np.arange(200) % 2 for t in TASKS}
+    for method in ("fastv", "victor"):
+        folder = make(tmp_path / "outputs", method, 16, 0.5, samples=scores)
+        edit(folder, row__data="a1b2", row__version="1.0")
+    edit(folder, **changes)
+    settings, notes = collect([tmp_path])
+    assert [len(s.runs) for s in settings] == [1, 1] and not notes
+    assert len({s.name for s in settings}) == 2 and all("1 run of" in s.about for s in settings)
+    assert not any(tables.differences(s) for s in settings)
+    monkeypatch.chdir(tmp_path)
+    assert main(["action=report"]) == 0
+
+
+def test_other_tasks_are_another_table(tmp_path: Path) -> None:
+    for method in ("fastv", "victor"):
+        folder = make(tmp_path, method, 16, 0.5)
+    result = results.load(folder)
+    results.write(folder, result | {"scores": result["scores"][:2]})
+    settings, _ = collect([tmp_path])
+    assert {s.name for s in settings} == {"pocket on pocket (3 tasks)", "pocket on pocket (2 tasks)"}
+
+
+OTHER_RUNS = {
+    "seed": {"config__seed": 1},
+    "dtype": {"config__backbone__dtype": "bfloat16"},
+    "quantisation": {"config__backbone__quantization": "4bit"},
+    "frames": {"config__backbone__frames": 8},
+    "checkpoint": {"config__checkpoint": "a/mine/weights"},
+    "batch size": {"config__batch_size": 8},
+    "option": {"config__method": {"name": "fastv", "layer": 3}},
+    "budget in other words": {"config__ratio": 0.11, "config__tokens": None},
+    "an option that the earlier version didn't write": {"config__method": {"name": "fastv"}},
+}
+
+
+@pytest.mark.parametrize("changes", OTHER_RUNS.values(), ids=OTHER_RUNS)
+def test_rows_of_one_table_have_different_names(tmp_path: Path, changes: dict) -> None:
+    for at in ("one", "two"):
+        folder = make(tmp_path / at, "fastv", 16, 0.5, run_id=at, checkpoint="a/other/weights", batch_size=32)
+        edit(folder, run__id=at)
+    edit(folder, **changes)
+    (setting,), notes = collect([tmp_path])
+    assert len({run.label for run in setting.runs}) == len(setting.runs) == 2 and not notes
+    assert all(label.startswith("fastv") for label in setting.methods)
+
+
+def test_versions_that_differ_are_stated(tmp_path: Path) -> None:
+    for method, version in (("fastv", "0.7.3"), ("victor", "0.8.0")):
+        edit(make(tmp_path, method, 16, 0.5), run__versions={"lmms_eval": version})
+    (setting,), _ = collect([tmp_path])
+    assert any("versions of lmms_eval: 0.7.3, 0.8.0" in note for note in setting.notes)
+
+
+@pytest.mark.parametrize(("path", "others", "together"), [(None, 1, True), (None, 2, False), ("my.jsonl", 1, False)])
+def test_a_row_that_does_not_state_its_data_stands_where_it_must_belong(tmp_path, path, others, together) -> None:
+    """A result of an earlier version: with the one table that it fits, where the data come with the benchmark."""
+    make(tmp_path, "fastv", 16, 0.5)
+    for at in range(others):
+        edit(make(tmp_path, "victor", 16, 0.5, run_id=str(at)), row__data=f"d{at}")
+    for file in results.find([tmp_path]):
+        edit(file.parent, config__benchmark__data=path)
+    settings, _ = collect([tmp_path])
+    assert sorted(len(s.runs) for s in settings) == ([2] if together else [1] * (others + 1))
+    assert together == any("don't state their data" in note for s in settings for note in s.notes)
+
+
+def test_runs_on_other_answers_are_not_paired(tmp_path: Path) -> None:
+    """Without a statement of the data the targets tell: the same ids, other answers."""
+    for method, target in (("fastv", "cat"), ("victor", "dog")):
+        folder = make(tmp_path, method, 16, 0.5, samples={t: np.arange(200) % 2 for t in TASKS})
+        frame = results.samples(folder).assign(target=target)
+        frame.to_parquet(folder / results.SAMPLES)
+    (setting,), _ = collect([tmp_path])
+    (row,) = tables.differences(setting)
+    assert row["test"] == "unpaired" and compare(*(r.path for r in setting.runs)) == {}
+
+
+def test_the_baseline_is_the_one_that_results_name(tmp_path: Path) -> None:
+    """Three runs are called `none`: two of them have weights of their own, and come first by name."""
+    for at, score in (("a", 0.5), ("b", 0.6)):
+        trained = make(tmp_path, "none", None, score, run_id=at, checkpoint=f"{at}/weights")
+        edit(trained, checkpoint={"path": f"{at}/weights"}, baseline={"id": "z"})
+    edit(make(tmp_path, "none", None, 0.9, run_id="z"), baseline=None)
+    make(tmp_path, "fastv", 16, 0.5)
+    (setting,), _ = collect([tmp_path])
+    assert [run.id for run in setting.runs if run.is_baseline] == ["z"] and setting.runs[0].id == "z"
+    assert setting.reference() == pytest.approx(0.8) == setting.runs[0].score().value
+    assert len([label for label in setting.methods if label.startswith("none (")]) == 2
+    assert [run.retained() for run in setting.runs if run.method == "none"] == pytest.approx([1.0, 0.5, 0.625])
+
+
+def test_rows_with_different_baselines_are_stated(tmp_path: Path) -> None:
+    make(tmp_path, "fastv", 16, 0.5)
+    edit(make(tmp_path, "victor", 16, 0.5), row__baseline=0.5, row__retained=None)
+    (setting,), _ = collect([tmp_path])
+    assert any(
+        "different baselines" in note and "0.8000 (1)" in note and "0.5000 (1)" in note for note in setting.notes
+    )
+
+
+@pytest.mark.parametrize("count", [2, 5, plots.MOST + 5])
+def test_methods_at_one_budget_stand_side_by_side(tmp_path: Path, count: int, monkeypatch) -> None:
+    from matplotlib import pyplot as plt
+
+    for at in range(count):
+        make(tmp_path, f"method{at:02d}", 16, 0.9 - 0.01 * at)
+    (setting,), _ = collect([tmp_path])
+    figures: list = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    assert plots.pareto(setting, "tokens", tmp_path / "plot.png") is not None
+    ax = figures[0].axes[0]
+    low, high = ax.get_xlim()
+    places = [x for line in ax.lines if len(line.get_xdata()) == 1 for x in line.get_xdata()]
+    assert low < min(places) < 16 < max(places) < high < 32 and len({round(x, 6) for x in places}) == count
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["16"]
+    named = ax.get_legend_handles_labels()[1]
+    assert "method00" in named and ("others" in named) == (count > plots.MOST)
 
 
 def test_a_broken_file_is_named_and_left_out(sweep: Path) -> None:
@@ -325,17 +489,23 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 def test_averages_of_a_report_are_of_shares(tmp_path: Path) -> None:
     """MME's points weigh as much as an accuracy, in the score, its error, what is retained, and paired tests."""
-    rng = np.random.default_rng(0)
     paths = []
     for method, tokens, points in (("none", None, 1.0), ("fastv", 16, 0.5)):
         path = make(tmp_path, method, tokens, 0.9) / results.RESULT
         result = json.loads(path.read_text())
         first, second = result["scores"][:2]
-        first |= {"value": 1000.0 * points, "stderr": 20.0, "baseline": 1000.0, "scale": 2000.0}
-        second |= {"value": 0.8, "stderr": 0.01, "baseline": 0.8, "scale": 1.0}
+        first |= {
+            "value": 1000.0 * points,
+            "stderr": 20.0,
+            "baseline": 1000.0,
+            "scale": 2000.0,
+            "retained": points,
+            "n": 50,
+        }
+        second |= {"value": 0.8, "stderr": 0.01, "baseline": 0.8, "scale": 1.0, "retained": 1.0, "n": 50}
         result["scores"] = [first, second]
         path.write_text(json.dumps(result))
-        scores = {first["task"]: 2000.0 * points * (rng.random(50) < 0.5), second["task"]: 1.0 * (rng.random(50) < 0.8)}
+        scores = {first["task"]: 2000.0 * points * (np.arange(50) % 2), second["task"]: 1.0 * (np.arange(50) < 40)}
         rows = [
             {"task": t, "id": str(i), "score": float(s)} for t, all_of in scores.items() for i, s in enumerate(all_of)
         ]

@@ -13,14 +13,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vtc import results, statistics
+from vtc import results
 from vtc.ablations.experiments import FLOORS, Claim
-from vtc.statistics import holm, paired_estimate
+from vtc.statistics import by_question, holm, paired_estimate, question_weights, side_by_side
 
 AGREES, DISAGREES, OPEN, MISSING = "agrees", "disagrees", "can't tell", "not run"
 LEVEL = 0.05
@@ -41,6 +42,11 @@ class Outcome:
         manifest = folder / "training.json"
         training = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else None
         return cls(results.load(folder), results.samples(folder), training)
+
+    @property
+    def scores(self) -> Any:
+        """Those of the samples, question by question."""
+        return by_question(self.samples)
 
     @property
     def groups(self) -> dict[str, str]:
@@ -123,38 +129,30 @@ def _scores(claim: Claim, runs: Runs, seeds: Sequence[int]) -> Judgement:
     if not frames or any(frame is None for frame in frames):
         why = "a floor or a task is not known" if frames else f"no seed with both {claim.better} and {claim.worse}"
         return Judgement(claim, MISSING, note=why)
-    shared = set.intersection(*(set(f.index) for f in frames))
-    keep = [i for i in frames[0].index if i in shared]
-    if not keep:
+    shared = reduce(lambda a, b: a.intersection(b, sort=False), (frame.index for frame in frames))
+    if not len(shared):
         return Judgement(claim, MISSING, note="no sample that both were scored on")
-    first = frames[0].loc[keep]
-    tasks = first.index.get_level_values(0)
-    cells = [f"{t}\n{s}" for t, s in zip(tasks, first["stratum"].fillna(""), strict=True)]
-    weights = np.zeros(len(keep))
-    for task in tasks.unique():
-        members = np.flatnonzero(tasks == task)
-        weights[members] = statistics.weights([cells[i] for i in members]) / tasks.nunique()
-    table = np.stack([(f.loc[keep, "a"] - f.loc[keep, "b"]).to_numpy(float) for f in frames])  # [seeds, samples]
+    weights = question_weights(shared, {})
+    cells = [f"{question[0]}\n{question[-1]}" for question in shared]  # task and stratum
+    table = np.stack([(f.loc[shared, 0] - f.loc[shared, 1]).to_numpy(float) for f in frames])  # [seeds, samples]
     estimate = paired_estimate(table, weights, cells, claim.within, flips=claim.worse not in FLOORS)
-    return Judgement(claim, OPEN, **estimate, n=len(keep), seeds=len(seeds), spread=tuple(table @ weights))
+    return Judgement(claim, OPEN, **estimate, n=len(shared), seeds=len(seeds), spread=tuple(table @ weights))
 
 
 def _pairs(claim: Claim, runs: Runs, seed: int) -> Any:
-    """Samples by (task, id) with the scores a, b and the stratum; None where a floor or a task is missing."""
+    """Questions that both were scored on, `[questions, 2]`; None where a floor or a task is missing."""
     better = runs[claim.better][seed]
     tasks = better.tasks(claim.on)
-    a = better.samples[better.samples["task"].isin(tasks)].rename(columns={"score": "a"})
-    a = a.set_index(["task", "id"])[["a", "stratum"]]
+    a = better.scores[better.scores.index.isin(tasks, level="task")]
     if claim.worse in FLOORS:
         floors = {row["task"]: row.get(claim.worse) for row in better.result["scores"]}
-        a["b"] = [floors.get(task) for task in a.index.get_level_values(0)]
-        if a["b"].isna().any():
+        if any(floors.get(task) is None for task in a.index.unique("task")):
             return None
+        b = a.index.get_level_values("task").map(floors).to_series(a.index)
     else:
-        other = runs[claim.worse][seed].samples.rename(columns={"score": "b"})
-        a = a.join(other.set_index(["task", "id"])[["b"]])
-    a = a.dropna(subset=["a", "b"])
-    return a if tasks and set(a.index.get_level_values(0)) == set(tasks) else None
+        b = runs[claim.worse][seed].scores
+    pairs = side_by_side([a, b]).dropna()
+    return pairs if tasks and set(pairs.index.unique("task")) == set(tasks) else None
 
 
 def _costs(claim: Claim, runs: Runs, seeds: Sequence[int]) -> Judgement:

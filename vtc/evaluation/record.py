@@ -43,7 +43,8 @@ def result_of(
     if job.is_baseline:
         before = {task.task: task.value for task in tasks}
     compared = {} if baseline is None else _compared(tasks, baseline)
-    rows = [_row(task, before.get(task.task), compared.get(task.task)) for task in tasks]
+    data = {spec.name: spec.identity[:12] for spec in run.specs}
+    rows = [_row(t, data[t.task], before.get(t.task), compared.get(t.task)) for t in tasks]
     return {
         "run": {
             "id": run.id,
@@ -95,8 +96,8 @@ def result_of(
     }
 
 
-def _row(task: TaskScores, base: float | None, paired: dict[str, Any] | None) -> dict[str, Any]:
-    """A task's row of `scores`, beside the baseline's score."""
+def _row(task: TaskScores, data: str, base: float | None, paired: dict[str, Any] | None) -> dict[str, Any]:
+    """A task's row of `scores`, beside the baseline's score; `data`: of what its questions are (`TaskSpec.identity`)."""
     return {
         "task": task.task,
         "group": task.group,
@@ -115,6 +116,7 @@ def _row(task: TaskScores, base: float | None, paired: dict[str, Any] | None) ->
         "scale": task.scale,
         "share": task.value / task.scale if task.value is not None else None,
         "version": task.version,
+        "data": data,
     }
 
 

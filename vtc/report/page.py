@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vtc import __version__
 from vtc.report import tables
-from vtc.report.runs import Setting, describe
+from vtc.report.collection import Setting, describe
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 
@@ -39,6 +39,7 @@ def _section(section: Section) -> dict:
     pairs_header, pairs = tables.difference_cells(section.differences)
     return {
         "name": setting.name,
+        "about": setting.about,
         "pocket": setting.runs[0].result["config"].get("backbone", {}).get("name") == "pocket",
         "header": header,
         "rows": rows,

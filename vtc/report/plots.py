@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vtc.report.runs import ALL, Run, Setting
-from vtc.statistics import Estimate
+from vtc.errors import shorten
+from vtc.report.collection import Setting
+from vtc.report.runs import ALL, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +32,7 @@ def pareto(setting: Setting, axis: str, file: Path) -> Path | None:
 
     Error bars are 95 % confidence intervals; the dashed line is the uncompressed backbone, the dotted one a blind one.
     Of more than `MOST` methods those in colour are on the Pareto front of all tasks somewhere; the others are grey.
+    Where all have the same cost they stand side by side, and the best are in colour.
     None, and no file, where fewer than two runs know their cost.
     """
     import matplotlib
@@ -41,8 +44,12 @@ def pareto(setting: Setting, axis: str, file: Path) -> Path | None:
     points = [r for r in setting.runs if not r.is_baseline and cost(r)]
     if len({(r.label, cost(r)) for r in points}) < 2:
         return None
+    words += ", side by side" if _is_one([cost(r) or 0.0 for r in points]) else ""
     panels = [ALL, *setting.groups] if len(setting.groups) > 1 else [ALL]
-    with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+    spines = {f"axes.spines.{side}": False for side in ("top", "right")}
+    style: dict[Any, Any] = {"font.size": 10, "text.parse_math": False, **spines}
+    with plt.rc_context(style), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a label in a script that the font lacks is drawn as boxes
         figure, axes = plt.subplots(1, len(panels), figsize=(4.3 * len(panels) + 0.6, 4.4), squeeze=False, sharex=True)
         for panel, ax in zip(panels, axes[0], strict=True):
             _draw(ax, setting, points, panel, cost)
@@ -50,8 +57,8 @@ def pareto(setting: Setting, axis: str, file: Path) -> Path | None:
             ax.set_xlabel(words)
         axes[0][0].set_ylabel("mean task score")
         handles, names = axes[0][0].get_legend_handles_labels()
-        rows = math.ceil(len(names) / max(1, min(len(names), 3 * len(panels))))
-        figure.suptitle(setting.name, fontsize=12, fontweight="bold", x=0.01, ha="left")
+        rows = min(8, math.ceil(len(names) / max(1, min(len(names), 3 * len(panels)))))
+        figure.suptitle(shorten(setting.name, 45 * len(panels)), fontsize=12, fontweight="bold", x=0.01, ha="left")
         figure.tight_layout(rect=(0, 0.075 * rows, 1, 0.99))
         figure.legend(handles, names, loc="lower center", ncol=min(len(names), 3 * len(panels)), frameon=False)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -61,29 +68,25 @@ def pareto(setting: Setting, axis: str, file: Path) -> Path | None:
 
 
 def _draw(ax: Axes, setting: Setting, points: Sequence[Run], panel: str, cost: Callable[[Run], float | None]) -> None:
-    shown = setting.methods if len(setting.methods) <= MOST else front(points, cost)
-    for label in (m for m in setting.methods if m not in shown):
+    costs = [cost(r) or 0.0 for r in points]
+    ranked = list(dict.fromkeys(r.label for r in sorted(points, key=lambda r: -r.score().value)))
+    one = _is_one(costs)
+    shown = setting.methods if len(setting.methods) <= MOST else ranked[:MOST] if one else front(points, cost)
+    for label in sorted(ranked, key=lambda m: (m in shown, setting.methods.index(m))):
         mine = sorted((r for r in points if r.label == label), key=lambda r: cost(r) or 0)
-        first = "others" not in ax.get_legend_handles_labels()[1]
-        ax.plot(
-            [cost(r) or math.nan for r in mine],
-            [r.score(panel).value for r in mine],
-            label="others" if first else None,
-            color="0.75",
-            marker=".",
-            linewidth=0.8,
-            zorder=1,
-        )
-    for at, label in enumerate(shown):
-        mine = sorted((r for r in points if r.label == label), key=lambda r: cost(r) or 0)
-        if not mine:
-            continue
         scores = [r.score(panel) for r in mine]
+        beside = 2 ** (0.8 * (ranked.index(label) + 0.5) / len(ranked) - 0.4) if one else 1.0
+        x, y = [beside * (cost(r) or math.nan) for r in mine], [s.value for s in scores]
+        if label not in shown:
+            first = "others" not in ax.get_legend_handles_labels()[1]
+            ax.plot(x, y, label="others" if first else None, color="0.75", marker=".", linewidth=0.8, zorder=1)
+            continue
+        at = shown.index(label)
         ax.errorbar(
-            [cost(r) or math.nan for r in mine],
-            [s.value for s in scores],
+            x,
+            y,
             yerr=[s.half or 0.0 for s in scores],
-            label=label,
+            label=shorten(label, 60).replace("_", "\u200b_", label.startswith("_")),  # `_` first hides it in a legend
             color=PALETTE[at % len(PALETTE)],
             marker=MARKERS[at % len(MARKERS)],
             linestyle=DASHES[(at // len(PALETTE)) % len(DASHES)],
@@ -94,7 +97,8 @@ def _draw(ax: Axes, setting: Setting, points: Sequence[Run], panel: str, cost: C
         )
     _reference_lines(ax, setting, panel)
     ax.set_xscale("log", base=2)
-    costs = [cost(r) or 0.0 for r in points]
+    if one:
+        ax.set_xlim(min(costs) / 1.5, max(costs) * 1.5)
     ax.set_xticks(ticks := _ticks(costs), [f"{100 * t:g} %" if _shares(costs) else f"{t:g}" for t in ticks])
     ax.minorticks_off()
     ax.grid(alpha=0.25, linewidth=0.6)
@@ -116,16 +120,16 @@ def front(points: Sequence[Run], cost: Callable[[Run], float | None]) -> list[st
 
 
 def _reference_lines(ax: Axes, setting: Setting, panel: str) -> None:
-    """The uncompressed backbone and the blind floor."""
-    run, baseline = setting.runs[0], setting.baseline
-    score = baseline.score(panel) if baseline else Estimate(run.mean("baseline", panel) or math.nan)
-    if score.half:
-        ax.axhspan(score.value - score.half, score.value + score.half, color="0.5", alpha=0.12, linewidth=0)
+    """The uncompressed backbone that most rows name, and the blind floor."""
+    whole = setting.reference(panel)
+    for score in (run.score(panel) for run in setting.runs if run.is_baseline):
+        if score.half and whole is not None and math.isclose(score.value, whole):
+            ax.axhspan(score.value - score.half, score.value + score.half, color="0.5", alpha=0.12, linewidth=0)
     for value, style, label in (
-        (score.value, "--", "uncompressed"),
-        (run.mean("blind", panel), ":", "blind (no image)"),
+        (whole, "--", "uncompressed"),
+        (setting.runs[0].mean("blind", panel), ":", "blind (no image)"),
     ):
-        if value is not None and math.isfinite(value):
+        if value is not None:
             ax.axhline(value, color="0.35", linestyle=style, linewidth=1.2, label=label)
 
 
@@ -140,6 +144,10 @@ def _ticks(costs: Sequence[float], apart: float = 1.22) -> list[float]:
         if not ticks or tick / ticks[-1] >= apart:
             ticks.append(tick)
     return ticks
+
+
+def _is_one(costs: Sequence[float]) -> bool:
+    return max(costs) < 1.01 * min(costs)
 
 
 def _shares(costs: Sequence[float]) -> bool:

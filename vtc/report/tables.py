@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from typing import TYPE_CHECKING, Any
 
-from vtc.report.runs import ALL, Run, Setting, number
-from vtc.statistics import Estimate, holm
+from vtc.report.collection import Setting, number
+from vtc.report.runs import ALL, Run
+from vtc.statistics import Estimate, holm, question_weights, side_by_side, sign_flips
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,37 +119,50 @@ def _text(value: float | None, form: str) -> str:
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first column is text, the others align right."""
     lines = ["| " + " | ".join(header) + " |", "|" + "|".join(["---", *["---:"] * (len(header) - 1)]) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in cells])
 
 
 def console(setting: Setting) -> Table:
     """The table for a terminal: methods and means; single tasks are in the files."""
     from rich.table import Table
+    from rich.text import Text
 
     header, rows = cells(setting)
     shown = 2 + len(costs(setting)) + 2 * len(columns(setting))  # what stands before the columns of single tasks
     table = Table(
-        title=setting.name, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
+        title=Text(setting.name),
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=None,
+        pad_edge=False,
     )
     for at, name in enumerate(header[:shown]):
-        table.add_column(name, justify="left" if at == 0 else "right", no_wrap=True)
+        table.add_column(name, justify="right" if at else "left", no_wrap=at > 0, overflow="fold")
     for row in rows:
-        table.add_row(*row[:shown], style="dim" if row[0].endswith("floor") else None)
+        table.add_row(*map(Text, row[:shown]), style="dim" if row[0].endswith("floor") else None)
     return table
 
 
-def differences(setting: Setting) -> list[dict[str, Any]]:
+def differences(setting: Setting, advance: Callable[[], Any] = lambda: None) -> list[dict[str, Any]]:
     """Every pair of methods at the same number of tokens: difference of their means and whether it may be chance.
 
-    Paired by sample where both runs have their samples beside them (`vtc.statistics`), else a z-test on the two
-    standard errors, which is blind to pairs and so errs on the careful side. `p_holm` corrects for the number of pairs.
+    Paired by question where both runs have their samples beside them (`vtc.statistics`), else a z-test on the two
+    standard errors, which is blind to pairs and so errs on the careful side. `p_holm` corrects for the number of pairs
+    at the same number of tokens.
+
+    Args:
+        advance: is called after each pair.
     """
     out: list[dict[str, Any]] = []
-    budgets = sorted({r.tokens for r in setting.runs if r.tokens is not None and not r.is_baseline})
-    for tokens in budgets:
-        at = [r for r in setting.runs if r.tokens == tokens and not r.is_baseline]
-        for a, b in combinations(sorted(at, key=lambda r: -r.score().value), 2):
-            p_value, test = significance(a, b)
+    for tokens, pairs in same_budget(setting).items():
+        known = [run for run in dict.fromkeys(chain(*pairs)) if run.samples is not None]
+        samples = Samples(known) if known else None
+        for a, b in pairs:
+            p_value, test = samples.significance(a, b) if samples and a in known and b in known else None, "paired"
+            if p_value is None:
+                p_value, test = unpaired(a, b)
             out.append(
                 {
                     "tokens": tokens,
@@ -159,22 +173,44 @@ def differences(setting: Setting) -> list[dict[str, Any]]:
                     "test": test,
                 }
             )
-    for row, adjusted in zip(out, holm([row["p_value"] for row in out]), strict=True):
-        row["p_holm"] = adjusted
-    return out
+            advance()
+    adjusted = holm([row["p_value"] for row in out], [row["tokens"] for row in out])
+    return [row | {"p_holm": p} for row, p in zip(out, adjusted, strict=True)]
 
 
-def significance(a: Run, b: Run) -> tuple[float | None, str]:
-    """p-value that the means of two runs differ, and the test it comes from."""
-    from vtc import results
-    from vtc.statistics import compare_samples
+def same_budget(setting: Setting) -> dict[float, list[tuple[Run, Run]]]:
+    """Number of tokens → the pairs of methods that leave so many, the better one first."""
+    at: dict[float, list[Run]] = {}
+    for run in sorted(setting.runs, key=lambda r: -r.score().value):
+        if run.tokens is not None and not run.is_baseline:
+            at.setdefault(run.tokens, []).append(run)
+    return {tokens: list(combinations(at[tokens], 2)) for tokens in sorted(at)}
 
-    try:
-        compared = compare_samples(results.samples(a.path), results.samples(b.path), a.result["scores"])
-    except FileNotFoundError:
-        compared = {}
-    if compared and set(compared) >= set(a.scores):
-        return compared[ALL]["p_value"], "paired"
+
+class Samples:
+    """Scores of several runs, question by question."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        table = side_by_side([run.samples for run in runs])
+        self.questions = table.index
+        self.scores = {run: table[at].to_numpy(float) for at, run in enumerate(runs)}
+        self.weights: dict[bytes, Any] = {}  # by which questions are scored: in most tables the same for all pairs
+
+    def significance(self, a: Run, b: Run) -> float | None:
+        """p-value that the means of two runs differ; None where not every task has pairs of samples."""
+        differences = self.scores[a] - self.scores[b]
+        scored = differences == differences
+        key = scored.tobytes()
+        if key not in self.weights:
+            shared = self.questions[scored]
+            every = set(shared.unique("task")) >= set(a.rows)
+            self.weights[key] = question_weights(shared, a.scales) if every else None
+        weights = self.weights[key]
+        return None if weights is None else sign_flips(weights * differences[scored])
+
+
+def unpaired(a: Run, b: Run) -> tuple[float | None, str]:
+    """p-value that the means of two runs differ, by their standard errors."""
     x, y = a.score(), b.score()
     if not x.stderr and not y.stderr:
         return None, "no standard errors"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection
+from functools import partial
+from itertools import count
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from vtc import results
 from vtc.errors import UserError
 from vtc.job import Job
 from vtc.report import page, plots, tables
-from vtc.report.runs import Setting, collect
+from vtc.report.collection import collect
 
 
 def report(job: Job) -> Path:
@@ -25,50 +28,71 @@ def report(job: Job) -> Path:
     """
     import pandas as pd
     from rich.console import Console
+    from rich.progress import Progress
 
     inputs = [job.output_dir] if job.report.inputs is None else job.report.inputs
     output, title = Path(job.report.output or job.output_dir / "report").expanduser(), job.report.title
-    settings, notes = collect([Path(folder).expanduser() for folder in inputs])
+    bar = Progress(console=Console(stderr=True), transient=True)
+    with bar:
+        settings, notes = collect(
+            [Path(folder).expanduser() for folder in inputs], partial(bar.track, description="reading")
+        )
     if output.exists() and not output.is_dir():
         raise UserError(f"report.output={output}: is a file, a folder is needed")
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=output):
+            pass  # a folder that takes no file would be noticed at the end only
+    except OSError as error:
+        raise UserError(f"report.output={output}: can't be written ({error.strerror})") from error
     # The width of a terminal, or one that holds the table: piped output shouldn't be folded at 80.
     console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
+    pairs = sum(len(p) for setting in settings for p in tables.same_budget(setting).values())
+    runs = sum(len(setting.runs) for setting in settings)
+    count_of = f"{runs} runs in {len(settings)} table{'s' if len(settings) > 1 else ''}"
+    console.print(f"{count_of}, {pairs} pairs to compare", style="dim")
     sections, text = [], [f"# {title}", ""] + [f"{note}\n" for note in notes]
+    names: set[str] = set()
+    with bar:
+        task = bar.add_task("comparing", total=pairs)
+        for setting in settings:
+            names.add(name := slug(setting.name, names))
+            drawn = [plots.pareto(setting, axis, output / f"pareto-{axis}-{name}.png") for axis in plots.AXES]
+            section = page.Section(
+                setting,
+                [file for file in drawn if file],
+                tables.differences(setting, lambda: bar.advance(task)),
+            )
+            sections.append(section)
+            text += section_markdown(section)
     for setting in settings:
-        drawn = [
-            file
-            for axis in ("tokens", "flops")
-            if (file := plots.pareto(setting, axis, output / f"pareto-{axis}-{slug(setting.name)}.png"))
-        ]
-        pairs = tables.differences(setting)
-        sections.append(page.Section(setting, drawn, pairs))
-        text += section_markdown(setting, drawn, pairs)
         console.print(tables.console(setting))
         console.print()
     for note in notes + [note for s in settings for note in s.notes]:
-        console.print(f"note: {note}", style="dim", soft_wrap=True)
+        console.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
 
     results.write_text(output / "table.csv", pd.concat([tables.frame(s) for s in settings]).to_csv(index=False))
     results.write_text(output / "table.md", "\n".join(text))
     results.write_text(output / "index.html", page.render(sections, notes, title))
-    runs = sum(len(s.runs) for s in settings)
     files = ["table.csv", "table.md", *(p.name for s in sections for p in s.plots)]
-    console.print(f"{runs} runs → {output / 'index.html'}, {', '.join(files)}", soft_wrap=True)
+    console.print(f"{runs} runs → {output / 'index.html'}, {', '.join(files)}", soft_wrap=True, markup=False)
     return output
 
 
-def section_markdown(setting: Setting, drawn: Sequence[Path], pairs: Sequence[dict]) -> list[str]:
+def section_markdown(section: page.Section) -> list[str]:
     """One setting as Markdown: table, notes, plots, pairs."""
-    lines = [f"## {setting.name}", "", "Scores with 95 % confidence intervals.", ""]
+    setting = section.setting
+    lines = [f"## {setting.name}", "", setting.about, "", "Scores with 95 % confidence intervals.", ""]
     lines += [tables.markdown(*tables.cells(setting)), ""]
     lines += [f"{note}\n" for note in setting.notes]
-    lines += [f"![{p.stem}]({p.name})\n" for p in drawn]
-    if pairs:
-        lines += ["### Methods at the same number of tokens", "", tables.markdown(*tables.difference_cells(pairs)), ""]
+    lines += [f"![{p.stem}]({p.name})\n" for p in section.plots]
+    if section.differences:
+        pairs = tables.markdown(*tables.difference_cells(section.differences))
+        lines += ["### Methods at the same number of tokens", "", pairs, ""]
     return lines
 
 
-def slug(name: str) -> str:
-    """A name as a file's: `pocket on pocket` → `pocket-on-pocket`."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+def slug(name: str, taken: Collection[str] = ()) -> str:
+    """A name as a file's, another than those `taken`: `pocket on pocket` → `pocket-on-pocket`."""
+    start = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:80] or "table"
+    return next(slug for n in count(1) if (slug := start if n == 1 else f"{start}-{n}") not in taken)

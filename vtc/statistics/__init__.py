@@ -1,12 +1,13 @@
 """Error bars, paired tests and corrections, and what they say of two runs."""
 
-from vtc.statistics.compare import compare, compare_samples
+from vtc.statistics.compare import by_question, compare, compare_samples, question_weights, side_by_side
 from vtc.statistics.estimates import Estimate, Z, holm, paired_estimate
 from vtc.statistics.scores import mcnemar, mean, paired, sign_flips, stderr, weights
 
 __all__ = [
     "Z",
     "Estimate",
+    "by_question",
     "compare",
     "compare_samples",
     "holm",
@@ -14,6 +15,8 @@ __all__ = [
     "mean",
     "paired",
     "paired_estimate",
+    "question_weights",
+    "side_by_side",
     "sign_flips",
     "stderr",
     "weights",

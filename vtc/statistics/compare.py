@@ -10,24 +10,31 @@ import numpy as np
 
 from vtc.statistics import scores as statistics
 
+QUESTION = ["task", "id", "target", "stratum"]  # columns of samples that say which question a row is of
+
 
 def compare(a: str | Path, b: str | Path) -> dict[str, dict[str, Any]]:
     """Paired comparison of two result files (or their folders), on the samples that both scored.
 
+    A sample is paired where task, id and target are the same, and where both results state the task's data, those too.
+
     Returns:
         task → `{n, a, b, difference, p_value}`, and under `understanding`, `discriminative` and `all` the same for the
         means over those tasks, as shares of their full scores. `p_value` is the exact McNemar test's for 0/1 scores,
-        else that of 9,999 sign flips of the paired differences, each weighted by what it adds to the mean. Tasks
-        without sample scores are left out.
+        else that of sign flips of the paired differences, each weighted by what it adds to the mean. Tasks without
+        sample scores are left out.
     """
     from vtc import results
 
-    rows = [row for result in (a, b) for row in results.load(result)["scores"]]
-    return compare_samples(results.samples(a), results.samples(b), rows)
+    rows = [{row["task"]: row for row in results.load(result)["scores"]} for result in (a, b)]
+    stated = [{row.get("data") for side in rows if (row := side.get(task)) and row.get("data")} for task in rows[0]]
+    other = [task for task, data in zip(rows[0], stated, strict=True) if len(data) > 1]
+    x, y = (frame[~frame["task"].isin(other)] for frame in map(results.samples, (a, b)))
+    return compare_samples(x, y, [row for side in rows for row in side.values()])
 
 
 def compare_samples(a: Any, b: Any, rows: Sequence[Mapping[str, Any]] = ()) -> dict[str, dict[str, Any]]:
-    """`compare` on two frames of samples (columns task, id, score, stratum).
+    """`compare` on two frames of samples (columns task, id, score, and where known target and stratum).
 
     Args:
         rows: those of the results' `scores`, which name the group and the full score of a task; without, a score is a
@@ -35,36 +42,62 @@ def compare_samples(a: Any, b: Any, rows: Sequence[Mapping[str, Any]] = ()) -> d
     """
     groups = {row["task"]: row.get("group") for row in rows}
     scales = {row["task"]: float(row.get("scale") or 1.0) for row in rows}
-    both = a[["task", "id", "score", "stratum"]].merge(
-        b[["task", "id", "score"]], on=["task", "id"], suffixes=("_a", "_b")
-    )
-    both = both.dropna(subset=["score_a", "score_b"])
+    pairs = side_by_side([by_question(a), by_question(b)]).dropna()
     out: dict[str, dict[str, Any]] = {}
-    weighted: dict[str, np.ndarray] = {}
-    for task, pairs in both.groupby("task", sort=False):
-        x, y = pairs["score_a"].to_numpy(float), pairs["score_b"].to_numpy(float)
-        strata = pairs["stratum"].fillna("").astype(str).tolist()
-        out[str(task)] = {
-            "n": len(pairs),
-            "a": statistics.mean(x, strata),
-            "b": statistics.mean(y, strata),
-            "p_value": statistics.paired(x, y, strata),
-        }
-        weighted[str(task)] = statistics.weights(strata) * (x - y) / scales.get(str(task), 1.0)
+    for task, of_task in pairs.groupby(level="task", sort=False):
+        x, y = of_task[0].to_numpy(float), of_task[1].to_numpy(float)
+        strata = of_task.index.get_level_values("stratum").tolist()
+        means = {"a": statistics.mean(x, strata), "b": statistics.mean(y, strata)}
+        out[str(task)] = {"n": len(of_task), **means, "p_value": statistics.paired(x, y, strata)}
     tasks = list(out)
-    for name, members in (
-        ("understanding", [t for t in tasks if groups.get(t) == "understanding"]),
-        ("discriminative", [t for t in tasks if groups.get(t) == "discriminative"]),
-        ("all", tasks),
-    ):
+    for name in ("understanding", "discriminative", "all"):
+        members = [t for t in tasks if name in ("all", groups.get(t))]
         if members:
-            differences = np.concatenate([weighted[t] for t in members]) / len(members)
+            of_group = pairs[pairs.index.get_level_values("task").isin(members)]
+            differences = (of_group[0] - of_group[1]).to_numpy(float)
             out[name] = {
-                "n": sum(out[t]["n"] for t in members),
+                "n": len(of_group),
                 "a": float(np.mean([out[t]["a"] / scales.get(t, 1.0) for t in members])),
                 "b": float(np.mean([out[t]["b"] / scales.get(t, 1.0) for t in members])),
-                "p_value": statistics.sign_flips(differences),
+                "p_value": statistics.sign_flips(question_weights(of_group.index, scales) * differences),
             }
     for row in out.values():
         row["difference"] = row["a"] - row["b"]
+    return out
+
+
+def by_question(frame: Any) -> Any:
+    """Scores of a run as a series: a row a question (task, id, target where the frame has any, stratum).
+
+    Raises:
+        KeyError, ValueError: a column is missing, or a score is no number.
+    """
+    import pandas as pd
+
+    known = [c for c in QUESTION if c != "target" or ("target" in frame and frame["target"].notna().any())]
+    keys = frame[["task", "id"]].join(frame.reindex(columns=known[2:])).fillna("").astype(str)
+    return pd.Series(pd.to_numeric(frame["score"]).to_numpy(float), pd.MultiIndex.from_frame(keys))
+
+
+def side_by_side(runs: Sequence[Any]) -> Any:
+    """Scores of several runs (`by_question`) in one frame, `[questions, runs]`: NaN where a run has none.
+
+    The target is part of a question where all runs have one.
+    """
+    import pandas as pd
+
+    if not all("target" in run.index.names for run in runs):
+        runs = [run.droplevel("target") if "target" in run.index.names else run for run in runs]
+    return pd.concat(runs, axis=1, keys=range(len(runs)))
+
+
+def question_weights(questions: Any, scales: Mapping[str, float]) -> np.ndarray:
+    """What each question (an index, as of `by_question`) adds to the mean over the tasks, as shares of their full
+    scores, `[questions]`."""
+    tasks, strata = (questions.get_level_values(level) for level in ("task", "stratum"))
+    out = np.zeros(len(questions))
+    names = tasks.unique()
+    for task in names:
+        members = np.flatnonzero(tasks == task)
+        out[members] = statistics.weights(strata[members].tolist()) / (scales.get(task, 1.0) * len(names))
     return out

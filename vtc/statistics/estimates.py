@@ -36,14 +36,21 @@ class Estimate:
         return cls(value, math.sqrt(sum(e * e for e in errors)) / len(parts))
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down correction (1979); what has no p-value has no corrected one."""
-    order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+def holm(p_values: Sequence[float | None], families: Sequence[Any] | None = None) -> list[float | None]:
+    """Holm's step-down correction (1979); what has no p-value has no corrected one.
+
+    Args:
+        families: which family of tests each is of, for whose number it is corrected; None: all are one.
+    """
     out: list[float | None] = [None] * len(p_values)
-    highest = 0.0
-    for rank, (p, i) in enumerate(order):
-        highest = max(highest, min(1.0, p * (len(order) - rank)))
-        out[i] = highest
+    members: dict[Any, list[tuple[float, int]]] = {}
+    for i, p in enumerate(p_values):
+        if p is not None:
+            members.setdefault(families[i] if families is not None else None, []).append((p, i))
+    for order in members.values():
+        highest = 0.0
+        for rank, (p, i) in enumerate(sorted(order)):
+            out[i] = highest = max(highest, min(1.0, p * (len(order) - rank)))
     return out
 
 

@@ -77,6 +77,7 @@ def tiny_decoder(kind: str, width: int = 32, depth: int = 4, heads: int = 4, kv_
         head_dim=width // heads,
         vocab_size=64,
         max_position_embeddings=2048,
+        sliding_window=None,
         pad_token_id=PAD,
         bos_token_id=BOS,
         eos_token_id=None,
@@ -105,21 +106,27 @@ def tiny_backbone(
     grid: int = 4,
     attention: str = "sdpa",
     seed: int = 0,
+    tower: str = "clip",
 ) -> Backbone:
     """A `LlavaForConditionalGeneration` of random weights with `grid`² visual tokens, its processor, in eval mode.
 
     Weights are drawn wide enough (0.2) for attention to differ from token to token.
+
+    Args:
+        tower: `clip`, or `siglip`, which has no CLS token.
     """
     import transformers
 
     patch = 4
     side = grid * patch
+    kind: Any = transformers.CLIPVisionConfig if tower == "clip" else transformers.SiglipVisionConfig
+    strategy: Any = "default" if tower == "clip" else "full"
     config = transformers.LlavaConfig(
-        vision_config=transformers.CLIPVisionConfig(image_size=side, patch_size=patch, **TOWER),
+        vision_config=kind(image_size=side, patch_size=patch, **TOWER),
         text_config=tiny_decoder("llama", width, depth, heads, kv_heads),
         image_token_id=IMAGE,  # type: ignore[call-arg]
         vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy=strategy,
     )
     model = drawn(lambda: transformers.LlavaForConditionalGeneration(config), seed, attention)
     processor = transformers.LlavaProcessor(
@@ -128,8 +135,8 @@ def tiny_backbone(
         ),
         tokenizer=tokenizer(),
         patch_size=patch,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=int(tower == "clip"),
     )
     return wrap(model, processor)
 

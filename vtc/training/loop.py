@@ -23,6 +23,7 @@ from vtc.errors import UserError
 from vtc.identity import WEIGHTS, deciding
 from vtc.settings import StageSettings
 from vtc.training import state, track
+from vtc.training.interruption import Interruption
 from vtc.training.log import FRESH, StageLog, versions
 from vtc.training.optim import build_schedulers
 from vtc.training.parallel import ParallelModel
@@ -66,6 +67,7 @@ def train_stage(
 
     Raises:
         UserError: a state of another configuration; a tracker that is not there; what this kind of launch can't do.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the step at hand, whose state is stored.
     """
     track.check(log)
     distributed.begin(stage.device.type == "cpu")
@@ -99,7 +101,12 @@ def train_stage(
     first = int(notes["step"])
     if first < total:
         stage.expect(parts, first, total)
-    with StageLog(folder, settings, notes, stage.name, quiet) as written:
+
+    def store(done: int) -> None:
+        more = {"of": total, "versions": versions(), "launch": model.launch, **written.position()}
+        states.save(done, training, more, finished=done == total)
+
+    with StageLog(folder, settings, notes, stage.name, quiet) as written, Interruption() as interruption:
         written.tracker = track.Tracker(model.accelerator, log if first < total else (), folder, identity)
         for step in range(first, total):
             began = time.perf_counter()
@@ -113,9 +120,12 @@ def train_stage(
             written.step(done, terms, seen, norm, rate, time.perf_counter() - began)
             if (settings.validate_every and done % settings.validate_every == 0) or done == total:
                 written.validated(done, model.run(stage.validate))
-            if done % settings.checkpoint_every == 0 or done == total:
-                more = {"of": total, "versions": versions(), "launch": model.launch, **written.position()}
-                states.save(done, training, more, finished=done == total)
+            interrupted = any(distributed.gather_objects(interruption.noted))  # all stop after the same step
+            if done % settings.checkpoint_every == 0 or done == total or interrupted:
+                store(done)
+            if interrupted:
+                written.say(f"{stage.name}: stopped after step {done} of {total}, whose state is stored")
+                raise KeyboardInterrupt
     model.close()
     return {"steps": total, "seconds": written.seconds, "validation": written.validation}
 

@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,8 +151,9 @@ class DataFile:
         return self.index.is_file() and self.index.stat().st_size == _HEADER + self._counts().sum() * RECORD.itemsize
 
     def _build(self) -> None:
-        with tempfile.TemporaryDirectory(dir=self.index.parent) as folder:
-            unsorted, whole = Path(folder) / "unsorted", Path(folder) / "whole"
+        # Under names that the next attempt writes over: a process that is killed leaves nothing that piles up.
+        unsorted, whole = (self.index.with_suffix(ending) for ending in (".unsorted", ".whole"))
+        try:
             waiting = map(self._record, self._watched())
             with unsorted.open("wb") as stream:
                 while some := list(itertools.islice(waiting, BUFFER)):
@@ -165,6 +165,9 @@ class DataFile:
                 for begin in range(0, len(order), BUFFER):
                     records[order[begin : begin + BUFFER]].tofile(stream)
             os.replace(whole, self.index)
+        finally:
+            unsorted.unlink(missing_ok=True)
+            whole.unlink(missing_ok=True)
 
     def _watched(self) -> Iterator[Entry]:
         """The entries, with a progress bar where they are many."""
