@@ -43,7 +43,10 @@ class Allowed:
 
 def is_number(value: Any) -> bool:
     """A finite number; True and False are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number of more digits than a float holds
+        return False
 
 
 def whole(least: int, most: int | None = None) -> Allowed:

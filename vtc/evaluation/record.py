@@ -58,6 +58,7 @@ def result_of(
             "attention": job.backbone.attention,
             "dtype": str(backbone.dtype).removeprefix("torch."),
             "batch_size": job.batch_size,
+            "decoding": {"do_sample": False, "set_aside": dict(backbone.decoding_set_aside)},
             "seconds": round(seconds, 1),
         },
         "config": shared(job.config()),
