@@ -59,6 +59,7 @@ def result_of(
             "attention": job.backbone.attention,
             "dtype": str(backbone.dtype).removeprefix("torch."),
             "batch_size": job.batch_size,
+            "decoding": {"do_sample": False, "set_aside": dict(backbone.decoding_set_aside)},
             "seconds": round(seconds, 1),
         },
         "config": shared(job.config()),
@@ -97,7 +98,7 @@ def result_of(
 
 
 def _row(task: TaskScores, data: str, base: float | None, paired: dict[str, Any] | None) -> dict[str, Any]:
-    """A task's row of `scores`, beside the baseline's score; `data`: of what its questions are (`TaskSpec.identity`)."""
+    """A task's row of `scores`, beside the baseline's score; `data` is the identity of its questions."""
     return {
         "task": task.task,
         "group": task.group,
