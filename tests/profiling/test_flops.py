@@ -15,7 +15,7 @@ from vtc import registry, results, shipped
 from vtc.budget import Budget, compression, relative_flops
 from vtc.engine import compressing
 from vtc.errors import UserError
-from vtc.interface import BackboneShape, OwnPass, TokenPruner, TowerShape, flops
+from vtc.interface import BackboneShape, OwnPass, Resampler, TokenPruner, TowerShape, flops
 from vtc.methods import build, make
 from vtc.profiling import latency, parts
 from vtc.profiling.counter import flop_counter
@@ -167,6 +167,25 @@ def test_compositions_count_the_passes_of_their_parts(monkeypatch) -> None:
         agrees(backbone, method, 40)
         assert compression(method) == 16 / (read + 4) and compression(method, beforehand=True) == 4
         assert relative_flops(method, beforehand=True) < 0.98 * relative_flops(method)
+
+
+class Looking(Resampler):
+    """Makes as many tokens as asked for by a map of its own, and looks at values on the way."""
+
+    name = "looking"
+
+    def make_parameters(self):
+        self.map = torch.nn.Linear(self.shape.width, self.shape.width, bias=False)
+
+    def forward(self, features, context):
+        return self.map(features)[:, : self.tokens] * float(features.isfinite().all())
+
+
+def test_a_network_that_looks_at_values_is_counted_too() -> None:
+    backbone = tiny_backbone()
+    method = Looking(4, backbone.shape).build().eval()
+    assert method.own_flops(40) == 2 * 16 * 32**2
+    agrees(backbone, method, 40)
 
 
 def test_an_answer_that_needs_the_question_has_every_pass(backbone) -> None:

@@ -356,12 +356,18 @@ class Resampler(Compressor):
         raise NotImplementedError
 
     def example(self) -> tuple[Tensor, Context]:
-        """What `forward` is given for one image, without values."""
+        """What `forward` is given for one image, of zeros."""
         shape = self.shape
-        return torch.empty(1, shape.visual_tokens or 0, shape.width), Context(shape, grids=[shape.grid])
+        return torch.zeros(1, shape.visual_tokens or 0, shape.width), Context(shape, grids=[shape.grid])
 
     def own_flops(self, text: int) -> float:
-        with torch.device("meta"):  # Nothing is stored or computed there; shapes are all that counts.
+        try:
+            return self._counted("meta")  # Nothing is stored or computed there; shapes are all that counts.
+        except (NotImplementedError, RuntimeError):  # `forward` looks at values.
+            return self._counted("cpu")
+
+    def _counted(self, device: str) -> float:
+        with torch.device(device):
             twin, example = self.with_tokens(self.tokens).build(), self.example()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             twin.eval().requires_grad_(False)(*example)  # The counter trips over gradients of views.

@@ -9,17 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vtc.interface import (
-    REGISTER,
-    VISUAL,
-    AttachableBackbone,
-    Captions,
-    Compressor,
-    Context,
-    OwnPass,
-    TokenSequence,
-    TowerUse,
-)
+from vtc.interface import AttachableBackbone, Captions, Compressor, Context, OwnPass, TowerUse
+from vtc.interface.tokens import REGISTER, VISUAL, TokenSequence
 from vtc.methods.chain_budgets import Budgeted, Step
 from vtc.methods.chain_order import check_order, together
 from vtc.registry import methods, parts
