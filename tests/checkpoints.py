@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vtc import backbones
 from vtc.backbones.base import Backbone
 from vtc.configuration.compose import backbone_settings
 from vtc.interface import BackboneShape
+from vtc.registry import families
 from vtc.settings import BackboneSettings
 
 
@@ -18,8 +18,10 @@ def settings_of(cfg: Mapping[str, Any]) -> BackboneSettings:
 
 
 def load(cfg: Mapping[str, Any]) -> Backbone:
-    return backbones.load(settings_of(cfg))
+    settings = settings_of(cfg)
+    return families.get(settings.family).load(settings)
 
 
 def shape_of(cfg: Mapping[str, Any]) -> BackboneShape:
-    return backbones.shape_of(settings_of(cfg))
+    settings = settings_of(cfg)
+    return families.get(settings.family).shape_of(settings)

@@ -8,16 +8,13 @@ from typing import Any
 
 from vtc.backbones import wrap
 from vtc.backbones.base import Backbone
-from vtc.interface import Compressor
+from vtc.interface import CLS, Compressor
 from vtc.methods import build
-from vtc.registry import parts
+from vtc.registry import methods, parts
 from vtc.testing import tiny_backbone
-from vtc.testing.tiny_idefics3 import tiny_idefics3
-from vtc.testing.tiny_internvl import tiny_internvl
-from vtc.testing.tiny_llava_next import tiny_llava_next
-from vtc.testing.tiny_llava_onevision import tiny_llava_onevision
+from vtc.testing.tiny_llava import tiny_llava_next, tiny_llava_onevision, tiny_video_llava
 from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl
-from vtc.testing.tiny_video_llava import tiny_video_llava
+from vtc.testing.tiny_tiles import tiny_idefics3, tiny_internvl
 
 
 @dataclass(frozen=True)
@@ -139,6 +136,7 @@ def pocket() -> Backbone:
 
 BACKBONES: dict[str, Callable[[], Backbone]] = {
     "gqa": lambda: tiny_backbone(),
+    "siglip": lambda: tiny_backbone(tower="siglip"),
     "mha": lambda: tiny_backbone(kv_heads=4, seed=1),
     "pocket": pocket,
     "llava_next": tiny_llava_next,
@@ -190,8 +188,8 @@ POCKET_METHODS = [
     Case("quecc", 16),
 ]
 FIRST = list({m.name: m for m in reversed(METHODS)}.values())  # one setting of each method
-TOWER = {"fastervlm", "downsample", "tome", "visionzip", "vispruner", "prumerge"}  # methods of towers whose patches are
-TOWER |= {"qformer", "tokenpacker", "quecc", "single_forward"}  # the visual tokens
+# Methods of towers whose patches are the visual tokens.
+TOWER = {name for name in methods.names() if methods.get(name).tower is not Compressor.tower}
 GRID = {"avgpool", "m3", "mqt"}  # methods of images whose visual tokens are in a grid
 MERGING = [m for m in FIRST if not TOWER & {*parts(m.name).values()}]  # where the projector merges patches
 GRIDLESS = [Case("avgpool", 5, {"dims": 1})]  # where an image is several tiles
@@ -209,6 +207,7 @@ APART = [  # each thing that is done to tokens, on an image whose tokens have te
     Case("fwd2bot", 4, {"rank": 4}),
 ]
 CASES = [("gqa", m) for m in METHODS] + [("mha", m) for m in FIRST] + [("pocket", m) for m in POCKET_METHODS]
+CASES += [("siglip", m) for m in FIRST if m.name in TOWER and CLS not in methods.get(m.name).needs]
 CASES += [(b, m) for b in ("qwen2", "qwen2.5", "qwen3") for m in MERGING]
 CASES += [(b, m) for b in ("llava_next", "video_llava") for m in GRIDLESS]
 CASES += [

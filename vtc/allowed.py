@@ -10,6 +10,9 @@ from typing import Any
 
 from vtc.errors import UserError, nearest
 
+LONGEST = 120  # characters of a value in an error
+WIDEST = 2**63 - 1  # the largest whole number that torch, numpy and files can hold
+
 
 @dataclass(frozen=True)
 class Allowed:
@@ -33,8 +36,8 @@ class Allowed:
         """
         if (value is None and self.optional) or (value is not None and self.accepts(value)):
             return
-        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
-        close = nearest(value, self.words.split(", ")) if isinstance(value, str) else ""
+        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else brief(value)
+        close = nearest(shown, self.words.split(", ")) if isinstance(value, str) else ""
         raise UserError(f"{key}={shown}: allowed: {self.words}{close}")
 
     def or_null(self) -> Allowed:
@@ -42,19 +45,26 @@ class Allowed:
         return Allowed(self.words, self.accepts, optional=True)
 
 
+def brief(value: Any, most: int = LONGEST) -> str:
+    """A value as a line can show it: of `most` characters, what can't be printed escaped."""
+    words = " ".join(str(value).split())
+    words = words if words.isprintable() else ascii(words)[1:-1]
+    return words if len(words) <= most else f"{words[:most]}…"
+
+
 def is_number(value: Any) -> bool:
-    """A finite number; True and False are none."""
-    is_one = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_one and abs(value) <= sys.float_info.max  # JSON's whole numbers may be beyond every float
+    """A finite number, and no whole one beyond floating point's; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def whole(least: int, most: int | None = None) -> Allowed:
-    """Whole numbers from `least` on, or up to `most`."""
+def whole(least: int, most: int | None = None, limit: int = WIDEST) -> Allowed:
+    """Whole numbers from `least` on, or up to `most`; `limit`: beyond which nobody means it."""
     words = f"a whole number from {least} " + ("on" if most is None else f"to {most}")
+    words += f", {limit} at most" if limit < WIDEST else ""
 
     def accepts(value: Any) -> bool:
         is_whole = isinstance(value, int) and not isinstance(value, bool)
-        return is_whole and least <= value and (most is None or value <= most)
+        return is_whole and least <= value <= (limit if most is None else most)
 
     return Allowed(words, accepts)
 
@@ -103,3 +113,4 @@ def anything() -> Allowed:
 SHARE = number("more than 0, at most 1", above=0, most=1)
 BOOLEAN = one_of(True, False)
 SEED = whole(0, 2**32 - 1)  # numpy's seeds have 32 bits
+TEXT = text().or_null()

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vtc import allowed
 from vtc.distributed import barrier, is_main, whole
 from vtc.errors import UserError, unknown
 from vtc.folders import replacing
+from vtc.results import hash_file
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from vtc.interface import Compressor
 
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
+FINISHED = "weights"  # where a training's own folder holds its checkpoint
 PARTS = ("method", "adapters", "projector", "decoder")  # what a stage may train, by places in an LVLM
 
 _OBJECT, _NAMES = allowed.mapping("an object"), allowed.several("", allowed.text())
@@ -65,6 +68,27 @@ def parameters_of(part: str, backbone: Backbone, method: Compressor) -> Iterator
             yield f"backbone.{name}", parameter
 
 
+def folder_of(path: str | os.PathLike) -> Path:
+    """The checkpoint that a path names: the folder itself, or of a training's own folder its weights."""
+    folder = Path(path).expanduser()
+    weights = folder / FINISHED
+    return weights if not os.path.isfile(folder / MANIFEST) and os.path.isfile(weights / MANIFEST) else folder
+
+
+def damage(folder: Path) -> str | None:
+    """How a checkpoint's weights differ from what training wrote: missing, or of another digest; None: not at all.
+    Checkpoints of before digests were kept are taken as they are.
+
+    Raises:
+        UserError: as `read_manifest`.
+    """
+    written = read_manifest(folder).get("digest")
+    try:
+        return f"{WEIGHTS} was changed" if written not in (None, hash_file(folder / WEIGHTS)) else None
+    except OSError as error:
+        return f"{WEIGHTS} can't be read ({error.strerror})"
+
+
 def _wrong(folder: str | os.PathLike, what: str) -> UserError:
     return UserError(f"checkpoint={os.fspath(folder)!r}: {what}")
 
@@ -76,8 +100,11 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
         UserError: there is none, or it isn't what training writes.
     """
     path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise _wrong(folder, f"no {MANIFEST} there; a checkpoint is a folder that training wrote")
+    if not os.path.lexists(path):
+        hint = "a checkpoint is a folder that training wrote"
+        if any(Path(folder).glob("*/state/step-*")):
+            hint = "a training that isn't finished; the command that began it goes on with it"
+        raise _wrong(folder, f"no {MANIFEST} there; {hint}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -98,7 +125,7 @@ def _opened(folder: str | os.PathLike) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     path = Path(folder) / WEIGHTS
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise _wrong(folder, f"{WEIGHTS} is missing")
     try:
         with safe_open(path, framework="pt") as file:
@@ -144,12 +171,14 @@ def save(
     manifest: dict[str, Any],
     trained: Iterable[str],
     dtype: torch.dtype | None = None,
+    files: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Write a checkpoint. Every process of a run calls it: shards of parameters are put together, one process writes.
 
     Args:
         trained: names of the trained parameters of ``backbone.model``; all of the method's own are stored.
         dtype: stored type; as they are if not given.
+        files: texts to lie beside the weights, by name.
     """
     from safetensors.torch import save_file
 
@@ -166,7 +195,11 @@ def save(
     if is_main():
         with replacing(folder) as fresh:
             save_file(tensors, fresh / WEIGHTS)
-            (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2, default=str) + "\n")
+            texts = {
+                MANIFEST: json.dumps(manifest | {"digest": hash_file(fresh / WEIGHTS)}, indent=2, default=str) + "\n"
+            }
+            for name, text in (texts | {**files}).items():
+                (fresh / name).write_text(text, encoding="utf-8")
     barrier()
     return folder
 

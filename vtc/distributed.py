@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -77,13 +77,18 @@ def from_main(value: T) -> T:
     return box[0]
 
 
-def sum_over_ranks(values: Mapping[str, float]) -> dict[str, float]:
-    """Sums by name; a name that a process lacks counts 0 there."""
+def added(entries: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Sums by name; a name that an entry lacks counts 0 there."""
     total: dict[str, float] = {}
-    for own in gather_objects(dict(values)):
-        for name, value in own.items():
+    for entry in entries:
+        for name, value in entry.items():
             total[name] = total.get(name, 0.0) + value
     return total
+
+
+def sum_over_ranks(values: Mapping[str, float]) -> dict[str, float]:
+    """Sums by name over the processes."""
+    return added(gather_objects(dict(values)))
 
 
 def gather_with_gradient(x: Tensor) -> Tensor:
@@ -136,12 +141,10 @@ def _own_group() -> dist.ProcessGroup:
 
 def whole(parameter: Tensor) -> Tensor:
     """All of a parameter that FSDP or DeepSpeed splits over the processes, detached; every process must ask for it."""
-    parameter = parameter.detach() if not hasattr(parameter, "ds_id") else parameter
-    if hasattr(parameter, "full_tensor"):
-        return parameter.full_tensor()
     if hasattr(parameter, "ds_id"):
         from deepspeed.zero import GatheredParameters
 
         with GatheredParameters([parameter]):
             return parameter.detach().clone()
-    return parameter
+    parameter = parameter.detach()
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter

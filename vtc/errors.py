@@ -13,22 +13,16 @@ class UserError(Exception):
     """
 
 
-def shorten(text: str, most: int) -> str:
-    """A text as part of a line: of `most` characters, what can't be printed escaped."""
-    shown = text if text.isprintable() else ascii(text)[1:-1]
-    return shown if len(shown) <= most else shown[: most - 1] + "…"
-
-
-def nearest(given: str, allowed: Iterable[str]) -> str:
+def nearest(word: str, allowed: Iterable[str]) -> str:
     """`"; did you mean 'fastv'?"` where one of `allowed` is close to `given` or begins with it, else `""`."""
     names = [str(a) for a in allowed]
-    match = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
-    if not match and len(str(given)) > 2:
-        match = [name for name in names if name.startswith(str(given))]
+    match = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    if not match and len(word) > 2:
+        match = [name for name in names if name.startswith(word)]
     return f"; did you mean '{match[0]}'?" if match else ""
 
 
-def unknown(key: str, given: object, allowed: Iterable[str]) -> UserError:
+def unknown(key: str, name: object, allowed: Iterable[str]) -> UserError:
     """The error for a name that doesn't exist, e.g. `unknown("method", "fastvv", [...])`."""
     names = sorted(str(a) for a in allowed)
-    return UserError(f"{key}={given}: unknown; allowed: {', '.join(names)}{nearest(str(given), names)}")
+    return UserError(f"{key}={name}: unknown; allowed: {', '.join(names)}{nearest(str(name), names)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc import shipped
-from vtc.allowed import BOOLEAN, SEED, one_of, whole
+from vtc.allowed import BOOLEAN, SEED, TEXT, Allowed, one_of, several, text, whole
 from vtc.budget import BUDGETS, Budget
 from vtc.errors import UserError
 from vtc.identity import COSTS, NOTHING, SCORES, WEIGHTS, Decides, deciding, setting
@@ -56,7 +57,7 @@ class Job:
         overrides: as typed, for the command that repeats it; None: it was not made by a command of vtc's.
     """
 
-    action: str = setting("evaluate", NOTHING)
+    action: str = setting("evaluate", NOTHING, text("the name of an action"))
     backbone: BackboneSettings = BackboneSettings()
     method: MethodSettings = MethodSettings()
     budget: Budget = Budget()
@@ -65,13 +66,13 @@ class Job:
     training: TrainingSettings | None = setting(None, WEIGHTS)
     report: ReportSettings = setting(ReportSettings(), NOTHING)
     ablation: AblationSettings | None = setting(None, NOTHING)
-    checkpoint: str | None = setting("auto", NOTHING)  # what is in it counts
+    checkpoint: str | None = setting("auto", NOTHING, TEXT)  # what is in it counts
     seed: int = setting(0, WEIGHTS | SCORES, SEED)
     batch_size: int = setting(32, SCORES, whole(1))
-    output_dir: Path = setting(Path("outputs"), NOTHING)
+    output_dir: Path = setting(Path("outputs"), NOTHING, Allowed("a folder", lambda v: isinstance(v, Path)))
     resume: str | bool = setting("auto", NOTHING, one_of("auto", True, False))
     dry_run: bool = setting(False, NOTHING, BOOLEAN)
-    overrides: tuple[str, ...] | None = setting(None, NOTHING)
+    overrides: tuple[str, ...] | None = setting(None, NOTHING, several("overrides", text()).or_null())
 
     # -- what it comes to, without weights
     @property
@@ -102,12 +103,19 @@ class Job:
 
     @cached_property
     def weights(self) -> Path | None:
-        """The folder of the method's trained weights; None where there are none.
+        """The folder of the method's trained weights, the user's or the shipped ones (`auto`); None where there are
+        none.
 
         Raises:
             UserError: weights for another backbone, method, budget or setting, or none for a method that needs some.
         """
-        return trained_weights(self)
+        folder = weights_folder(self)
+        if folder is not None:
+            _check_manifest(folder, self)
+            _check_quantized(folder, self)
+        elif self.compressor.needs_training:
+            raise UserError(_untrained(self))
+        return folder
 
     @property
     def is_baseline(self) -> bool:
@@ -226,6 +234,15 @@ def uncompressed(overrides: tuple[str, ...]) -> tuple[str, ...]:
     return (*kept, "method=none")
 
 
+def written(key: str, value: object) -> str:
+    """An override for the command line; quoted for Hydra where it holds more than plain characters."""
+    text = str(value)
+    if re.fullmatch(r"[\w./~:@%+-]+", text, re.ASCII):
+        return f"{key}={text}"
+    quoted = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{quoted}'"
+
+
 def add_lora(backbone: Backbone, method: Compressor, lora: LoraSettings | None) -> None:
     """Puts LoRA on the decoder, under which `method` answers from then on; None: nothing.
 
@@ -243,26 +260,12 @@ def add_lora(backbone: Backbone, method: Compressor, lora: LoraSettings | None) 
 # Trained weights -----------------------------------------------------------------------------------------------------
 
 
-def trained_weights(job: Job) -> Path | None:
-    """The folder of a method's trained weights: the user's, the shipped ones (`auto`), or None; checked.
-
-    Raises:
-        UserError: see `Job.weights`.
-    """
-    folder = weights_folder(job)
-    if folder is None:
-        if job.compressor.needs_training:
-            raise UserError(_untrained(job))
-        return None
-    _check_manifest(folder, job)
-    _check_quantized(folder, job)
-    return folder
-
-
 def weights_folder(job: Job) -> Path | None:
     """Where trained weights would be, unchecked."""
     if job.checkpoint != "auto":
-        return Path(job.checkpoint).expanduser() if job.checkpoint else None
+        from vtc import checkpoint
+
+        return checkpoint.folder_of(job.checkpoint) if job.checkpoint else None
     if job.backbone.name != "pocket" or job.backbone.pretrained:
         return None
     try:

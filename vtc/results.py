@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -12,10 +13,10 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from vtc import allowed
-from vtc.errors import UserError, shorten
+from vtc.errors import UserError
 from vtc.identity import hash_bytes
 
 SCHEMA = 1
@@ -80,10 +81,10 @@ _WHOLE = 64 << 20  # bytes: up to here a weight file is hashed whole, beyond by 
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: numpy, tensors, paths and configs become plain; NaN becomes None."""
-    if isinstance(value, Mapping) or hasattr(value, "items"):
+    """`value` as JSON can hold it: numpy, tensors and paths become plain; NaN becomes None."""
+    if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)) or type(value).__name__ == "ListConfig":
+    if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(v) for v in value]
     if isinstance(value, (str, bool, int)) or value is None:
         return value
@@ -94,13 +95,15 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write `text` to `path` in one step: a reader sees the old file, or none, or the new one, never a part of it."""
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of `path` at the end: a reader sees the old file, or none, or the new
+    one, never a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide a result from the colleagues who share the folder
@@ -108,6 +111,11 @@ def write_text(path: Path, text: str) -> Path:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> Path:
+    with whole(path) as file:
+        file.write(text.encode())
     return path
 
 
@@ -145,15 +153,15 @@ def load(path: str | Path) -> dict[str, Any]:
         _refuse_deep(result)
         json.dumps(result, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of NaN
-        raise ValueError(f"{path}: not a result file ({shorten(str(error), 100)})") from error
+        raise ValueError(f"{path}: not a result file ({allowed.brief(error, 100)})") from error
     if not isinstance(result, dict) or any(s not in result for s in SECTIONS):
         raise ValueError(f"{path}: not a result file (sections missing)")
     if result.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: schema {shorten(str(result.get('schema')), 20)}, this version reads {SCHEMA}")
+        raise ValueError(f"{path}: schema {allowed.brief(result.get('schema'), 20)}, this version reads {SCHEMA}")
     try:
         _check(result, FIELDS)
     except UserError as error:
-        raise ValueError(f"{path}: {shorten(str(error), 200)}") from error
+        raise ValueError(f"{path}: {allowed.brief(error, 200)}") from error
     return result
 
 
@@ -227,12 +235,9 @@ def write_samples(folder: Path, rows: list[dict[str, Any]]) -> Path:
          ("error", pa.string())]
     )  # fmt: skip
     table = pa.Table.from_pylist([{n: row.get(n) for n in schema.names} for row in rows], schema=schema)
-    path = Path(folder) / SAMPLES
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    pq.write_table(table, temporary)
-    os.replace(temporary, path)
-    return path
+    with whole(Path(folder) / SAMPLES) as file:
+        pq.write_table(table, file)
+    return Path(folder) / SAMPLES
 
 
 def hash_file(path: Path) -> str:

@@ -11,16 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtc.allowed import BOOLEAN, SEED, Allowed, is_number, mapping, number, one_of, several, text, whole
+from vtc.allowed import BOOLEAN, SEED, TEXT, Allowed, anything, brief, mapping, number, one_of, several, text, whole
 from vtc.errors import UserError, unknown
 from vtc.identity import COSTS, NOTHING, NUMBERS, SCORES, WEIGHTS, setting
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-QUANTIZATIONS = ("none", "4bit", "8bit")
-ACTIONS = ("evaluate", "train", "ablate", "profile", "report")
 
 
 def _is_device(value: Any) -> bool:
@@ -28,9 +25,24 @@ def _is_device(value: Any) -> bool:
     return name in ("auto", "cpu", "mps", "cuda") and (not index or (index.isdigit() and name == "cuda"))
 
 
-TEXT = text().or_null()
+FOLDER = Allowed("a folder", lambda v: whole(0).accepts(v) or text().accepts(v))  # which may be called 3
 SECTION = mapping("keys with values, such as {one: 1, two: 2}")
 NAMES = several("a list of names, such as [one,two]", text())
+FILES = Allowed("a file, or a list of files", lambda value: TEXT.accepts(value) or NAMES.accepts(value), optional=True)
+POSITIVE = number("a number above 0", above=0)
+NOT_NEGATIVE = number("a number from 0 on", least=0)
+ZERO_TO_ONE = number("0 to 1", least=0, most=1)
+RISING = Allowed("two rising whole numbers from 1 on", lambda v: several("", whole(1), 2).accepts(v) and v[0] < v[1])
+BETAS = several("two numbers from 0 on, below 1", Allowed("", lambda v: NOT_NEGATIVE.accepts(v) and v < 1), 2)
+STAGE = re.compile(r"(?!weights$)[\w-]{1,99}")  # of its folder, beside that of the finished weights
+STAGE_NAME = Allowed("a name of letters, digits, - and _", lambda v: isinstance(v, str) and bool(STAGE.fullmatch(v)))
+OPTIMIZER = one_of("adamw", "muon")
+DECAY = one_of("cosine", "linear", "constant")
+LOSSES = one_of("both", "ar", "disc")
+SOURCES = several("a list of {path, images, format, kind, captions}", SECTION).or_null()
+STAGES = several("a list of stages, each with a name, lr and steps or epochs", SECTION)
+ROWS = Allowed("a whole number of 1 or more", whole(1, 10**6).accepts)
+SKIPPED = Allowed("a share of the samples below 1, or a count", lambda v: ZERO_TO_ONE.accepts(v) or whole(0).accepts(v))
 DEVICE = Allowed("auto, cpu, mps, cuda, cuda:<n>", _is_device)
 DEVICE_MAP = Allowed(
     ", ".join((*DEVICE_MAPS, "null", "{module: device}")), lambda v: isinstance(v, Mapping) or v in DEVICE_MAPS, True
@@ -75,27 +87,27 @@ class BackboneSettings:
         tiles: whether pictures are cut into tiles; None: as the checkpoint has it.
     """
 
-    name: str = setting("pocket")
-    family: str = setting("llava")
-    released: str | None = setting(None, NOTHING)  # of what is read there, the content counts
+    name: str = setting("pocket", allowed=text())
+    family: str = setting("llava", allowed=text())
+    released: str | None = setting(None, NOTHING, TEXT)  # of what is read there, the content counts
     pretrained: str | None = setting(None, WEIGHTS, text("a transformers folder or a hub id").or_null())
-    sizes: Mapping[str, Any] | None = setting(None, NOTHING)
+    sizes: Mapping[str, Any] | None = setting(None, NOTHING, SECTION.or_null())
     dtype: str = setting("float32", NUMBERS, one_of(*DTYPES, *SHORT_DTYPES))
     device: str = setting("auto", NUMBERS, DEVICE)
-    attention: str = setting("sdpa", NUMBERS, one_of(*ATTENTIONS))
+    attention: str = setting("sdpa", NUMBERS, one_of("sdpa", "eager", "flash_attention_2"))
     device_map: str | Mapping[str, Any] | None = setting(None, COSTS, DEVICE_MAP)
-    quantization: str = setting("none", NUMBERS, one_of(*QUANTIZATIONS))
+    quantization: str = setting("none", NUMBERS, one_of("none", "4bit", "8bit"))
     trust_remote_code: bool = setting(False, NOTHING, BOOLEAN)
     frames: int | None = setting(None, NUMBERS, whole(1).or_null())
-    image_size: int | None = setting(None)  # a family says which sizes it can have
-    tiles: bool | None = setting(None)
+    image_size: int | None = setting(None, allowed=anything())  # a family says which sizes it can have
+    tiles: bool | None = setting(None, allowed=BOOLEAN.or_null())
 
     @property
     def source(self) -> str:
         """Where the weights come from: the user's folder or hub id, else the released ones."""
         if self.pretrained:
-            given = str(self.pretrained)
-            return str(Path(given).expanduser()) if given.startswith("~") else given
+            source = str(self.pretrained)
+            return str(Path(source).expanduser()) if source.startswith("~") else source
         from vtc import shipped
 
         folder = shipped.root() / str(self.released)
@@ -111,8 +123,8 @@ class BackboneSettings:
 class MethodSettings:
     """A method and its options, defaults among them; of methods put together with +, those of each part by its key."""
 
-    name: str = setting("none")
-    options: Mapping[str, Any] = setting({})
+    name: str = setting("none", allowed=text())
+    options: Mapping[str, Any] = setting({}, allowed=SECTION)  # each is checked by its declaration
 
 
 @dataclass(frozen=True)
@@ -128,17 +140,17 @@ class BenchmarkSettings:
         metric, prompt, subset, split, columns: of the user's own questions.
     """
 
-    name: str = setting("pocket", SCORES)
+    name: str = setting("pocket", SCORES, text())
     tasks: tuple[str, ...] = setting((), SCORES, NAMES)
     limit: int | None = setting(None, SCORES, whole(1).or_null())
-    data: str | None = setting(None, NOTHING)
-    include: tuple[str, ...] = setting((), NOTHING)
-    about: Mapping[str, Mapping[str, Any]] = setting({}, NOTHING)
-    metric: str | None = setting(None, SCORES)
-    prompt: str | None = setting(None, SCORES)
-    subset: str | None = setting(None, SCORES)
-    split: str | None = setting(None, SCORES)
-    columns: Mapping[str, Any] | None = setting(None, SCORES)
+    data: str | None = setting(None, NOTHING, TEXT)
+    include: tuple[str, ...] = setting((), NOTHING, NAMES)
+    about: Mapping[str, Mapping[str, Any]] = setting({}, NOTHING, mapping("what to say of each task", SECTION))
+    metric: str | None = setting(None, SCORES, TEXT)
+    prompt: str | None = setting(None, SCORES, TEXT)
+    subset: str | None = setting(None, SCORES, TEXT)
+    split: str | None = setting(None, SCORES, TEXT)
+    columns: Mapping[str, Any] | None = setting(None, SCORES, SECTION.or_null())
 
     def __post_init__(self) -> None:
         _set(self, tasks=tuple(self.tasks), include=tuple(self.include))  # configurations have lists
@@ -158,7 +170,7 @@ class ProfileSettings:
 
     batch_size: int = setting(16, COSTS, whole(1))
     prompt_tokens: int = setting(64, COSTS, whole(1))
-    new_tokens: tuple[int, int] = setting((2, 128), COSTS)
+    new_tokens: tuple[int, int] = setting((2, 128), COSTS, RISING)
     repeats: int = setting(5, COSTS, whole(1))
     first_token_repeats: int = setting(20, COSTS, whole(1))
 
@@ -170,9 +182,9 @@ class ProfileSettings:
 class ReportSettings:
     """What a report reads and where it is written; None: `output_dir`, and `output_dir/report`."""
 
-    inputs: tuple[str, ...] | None = setting(None, NOTHING)
-    output: str | None = setting(None, NOTHING)
-    title: str = setting("Visual-token compression", NOTHING)
+    inputs: tuple[str, ...] | None = setting(None, NOTHING, FILES)
+    output: str | None = setting(None, NOTHING, FOLDER.or_null())
+    title: str = setting("Visual-token compression", NOTHING, text())
 
     def __post_init__(self) -> None:
         _set(self, inputs=_several(self.inputs))
@@ -188,17 +200,17 @@ class AblationSettings:
         overrides: settings that every variant gets too, as typed.
     """
 
-    name: str = setting("", NOTHING)
-    variants: tuple[str, ...] | None = setting(None, NOTHING)
-    seeds: tuple[int, ...] = setting((0,), NOTHING)
-    trained: tuple[str, ...] = setting((), NOTHING)
-    overrides: tuple[str, ...] = setting((), NOTHING)
+    name: str = setting("", NOTHING, text())
+    variants: tuple[str, ...] | None = setting(None, NOTHING, anything())  # these two are checked together
+    seeds: tuple[int, ...] = setting((0,), NOTHING, anything())
+    trained: tuple[str, ...] = setting((), NOTHING, FILES)
+    overrides: tuple[str, ...] = setting((), NOTHING, several("overrides", text()))
 
     def __post_init__(self) -> None:
         """One name or number may stand for a list of one."""
         variants, seeds = _several(self.variants), _several(self.seeds)
         if variants == () or not seeds or not all(map(SEED.accepts, seeds)):
-            shown = ["null" if v is None else f"[{','.join(map(str, v))}]" for v in (variants, seeds)]
+            shown = ["null" if v is None else brief(f"[{','.join(map(str, v))}]") for v in (variants, seeds)]
             raise UserError(f"variants={shown[0]}, seeds={shown[1]}: allowed: names in a list, whole numbers in a list")
         _set(self, variants=variants, seeds=seeds, trained=_several(self.trained) or ())
 
@@ -212,22 +224,6 @@ def _set(settings: Any, **values: Any) -> None:
 def _several(value: Any) -> tuple[Any, ...] | None:
     """A list as a tuple, a single value as a tuple of one; None as it is."""
     return value if value is None else tuple(value) if isinstance(value, (list, tuple)) else (value,)
-
-
-POSITIVE = number("a number above 0", above=0)
-NOT_NEGATIVE = number("a number from 0 on", least=0)
-ZERO_TO_ONE = number("0 to 1", least=0, most=1)
-BETAS = several("two numbers from 0 on, below 1", Allowed("", lambda value: is_number(value) and 0 <= value < 1), 2)
-STAGE_NAME = Allowed("a name of letters, digits, - and _", lambda v: bool(re.fullmatch(r"[\w-]+", str(v))))
-OPTIMIZER = one_of("adamw", "muon")
-DECAY = one_of("cosine", "linear", "constant")
-LOSSES = one_of("both", "ar", "disc")
-SOURCES = several("a list of {path, images, format, kind, captions}", SECTION).or_null()
-FILES = Allowed("a file, or a list of files", lambda value: TEXT.accepts(value) or NAMES.accepts(value), optional=True)
-STAGES = several("a list of stages, each with a name, lr and steps or epochs", SECTION)
-SKIPPED = Allowed(
-    "a share of the samples below 1, or a count", lambda v: is_number(v) and (0 <= v <= 1 or v == int(v) > 0)
-)
 
 
 @dataclass(frozen=True)
@@ -253,7 +249,7 @@ class DataSettings:
         tower_batch_size, instruct_questions, first_kinds, first_share: of the recipe of pocket itself.
     """
 
-    batch_size: int = setting(24, WEIGHTS)
+    batch_size: int = setting(24, WEIGHTS, ROWS)
     contrastive: float = setting(0.0, WEIGHTS, NOT_NEGATIVE)
     source: str | None = setting(None, WEIGHTS, TEXT)
     path: Any = setting(None, WEIGHTS, FILES)
@@ -262,25 +258,27 @@ class DataSettings:
     kind: str | None = setting(None, WEIGHTS, TEXT)
     captions: str | None = setting(None, WEIGHTS, TEXT)
     sources: Any = setting(None, WEIGHTS, SOURCES)
-    mix: Mapping[str, Any] | None = setting(None, WEIGHTS, mapping("weights by kind").or_null())
+    mix: Mapping[str, Any] | None = setting(
+        None, WEIGHTS, mapping("weights from 0 on, by kind", NOT_NEGATIVE).or_null()
+    )
     plain: bool = setting(False, WEIGHTS, BOOLEAN)
     group_by_length: bool = setting(False, WEIGHTS, BOOLEAN)
-    max_length: int | None = setting(None, WEIGHTS)
+    max_length: int | None = setting(None, WEIGHTS, ROWS.or_null())
     max_skipped: float = setting(0.01, NOTHING, SKIPPED)
     cache: str | None = setting(None, NOTHING, TEXT)
-    questions: int = setting(12, WEIGHTS, whole(1))
+    questions: int = setting(12, WEIGHTS, whole(1, limit=1000))
     weights: Mapping[str, float] = setting({}, WEIGHTS, mapping("weights from 0 on, by kind", NOT_NEGATIVE))
     twins: bool = setting(False, WEIGHTS, BOOLEAN)
-    tower_batch_size: int = setting(32, WEIGHTS, whole(1))
-    instruct_questions: int = setting(12, WEIGHTS, whole(1))
+    tower_batch_size: int = setting(32, WEIGHTS, ROWS)
+    instruct_questions: int = setting(12, WEIGHTS, whole(1, limit=1000))
     first_kinds: tuple[str, ...] = setting((), WEIGHTS, NAMES)
     first_share: float = setting(0.0, WEIGHTS, ZERO_TO_ONE)
 
     def __post_init__(self) -> None:
         _set(self, first_kinds=tuple(self.first_kinds))
         for key, value in (("batch_size", self.batch_size), ("max_length", self.max_length)):
-            if not whole(1).accepts(value) and (value is not None or key == "batch_size"):
-                raise UserError(f"training.data.{key}={value}: a whole number of 1 or more")
+            if not ROWS.accepts(value) and (value is not None or key == "batch_size"):
+                raise UserError(f"training.data.{key}={value}: {ROWS.words}")
 
 
 @dataclass(frozen=True)
@@ -292,7 +290,8 @@ class StageSettings:
         steps, epochs: one of the two.
         lr, adam_lr: peak rates; `adam_lr` is AdamW's beside Muon.
         warmup, cooldown: shares of the steps.
-        clip: largest norm of the gradient; bf16: whether it computes in bfloat16.
+        clip: largest norm of the gradient.
+        bf16: whether it computes in bfloat16; `auto`: where that isn't many times slower.
         compress: False trains without compression.
         accumulate, keep: None: the training's.
     """
@@ -301,8 +300,8 @@ class StageSettings:
     lr: float = setting(decides=WEIGHTS, allowed=POSITIVE)
     train: tuple[str, ...] = setting((), WEIGHTS, NAMES)
     data: Mapping[str, Any] = setting({}, WEIGHTS, SECTION.or_null())
-    steps: int | None = setting(None, WEIGHTS, whole(1).or_null())
-    epochs: float | None = setting(None, WEIGHTS, POSITIVE.or_null())
+    steps: int | None = setting(None, WEIGHTS, whole(1, 10**9).or_null())
+    epochs: float | None = setting(None, WEIGHTS, number("above 0, at most 10,000", above=0, most=1e4).or_null())
     optimizer: str = setting("adamw", WEIGHTS, OPTIMIZER)
     adam_lr: float | None = setting(None, WEIGHTS, POSITIVE.or_null())
     weight_decay: float = setting(0.0, WEIGHTS, NOT_NEGATIVE)
@@ -311,9 +310,9 @@ class StageSettings:
     decay: str = setting("cosine", WEIGHTS, DECAY)
     cooldown: float = setting(0.25, WEIGHTS, ZERO_TO_ONE)
     clip: float = setting(1.0, WEIGHTS, POSITIVE)
-    bf16: bool = setting(False, WEIGHTS, BOOLEAN)
+    bf16: bool | str = setting(False, WEIGHTS, one_of("auto", True, False))
     compress: bool = setting(True, WEIGHTS, BOOLEAN)
-    accumulate: int | None = setting(None, WEIGHTS, whole(1).or_null())  # negatives are those of a micro-batch
+    accumulate: int | None = setting(None, WEIGHTS, ROWS.or_null())  # negatives are those of a micro-batch
     keep: int | None = setting(None, NOTHING, whole(1).or_null())
     validate_every: int = setting(0, NOTHING, whole(0))
     checkpoint_every: int = setting(200, NOTHING, whole(1))
@@ -329,8 +328,8 @@ class StageSettings:
 class LoraSettings:
     """LoRA on the decoder, of a method that brings no adapters of its own; `alpha` of None: 2·rank."""
 
-    rank: int = setting(decides=WEIGHTS, allowed=whole(1))
-    alpha: int | None = setting(None, WEIGHTS, whole(1).or_null())
+    rank: int = setting(decides=WEIGHTS, allowed=whole(1, limit=2**16))
+    alpha: int | None = setting(None, WEIGHTS, whole(1, limit=2**16).or_null())
     dropout: float | None = setting(None, WEIGHTS, ZERO_TO_ONE.or_null())
 
 
@@ -352,16 +351,16 @@ class TrainingSettings:
         log: trackers beside log.jsonl.
     """
 
-    recipe: str = setting("method", WEIGHTS)
-    folder: str | None = setting(None, NOTHING)
+    recipe: str = setting("method", WEIGHTS, text())
+    folder: str | None = setting(None, NOTHING, FOLDER.or_null())
     pretrained: str | None = setting(None, WEIGHTS, TEXT)
     start: str | None = setting(None, WEIGHTS, TEXT)
     store: str = setting("bfloat16", WEIGHTS, one_of("bfloat16", "float32"))
     losses: str = setting("both", WEIGHTS, LOSSES)
     lora: LoraSettings | None = setting(None, WEIGHTS)
-    accumulate: int = setting(1, WEIGHTS, whole(1))
+    accumulate: int = setting(1, WEIGHTS, ROWS)
     checkpointing: bool = setting(False, NOTHING, BOOLEAN)
-    workers: int = setting(0, NOTHING, whole(0))
+    workers: int = setting(0, NOTHING, whole(0, limit=1024))
     keep: int = setting(2, NOTHING, whole(1))
     dry_run: bool = setting(False, NOTHING, BOOLEAN)
     log: tuple[str, ...] = setting((), NOTHING, NAMES)

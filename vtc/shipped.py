@@ -21,10 +21,10 @@ def path(name: str) -> Path:
     Raises:
         FileNotFoundError: this installation does not have it.
     """
-    found = root() / name
-    if not found.exists():
+    file = root() / name
+    if not file.exists():
         raise FileNotFoundError(f"{name}: not part of this installation of vtc (looked in {root()})")
-    return found
+    return file
 
 
 def cache_folder() -> Path:

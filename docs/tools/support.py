@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import yaml
 
 from vtc import registry
-from vtc.backbones import shape_of
 from vtc.configuration.choices import configured
 from vtc.configuration.compose import backbone_settings
 from vtc.errors import UserError
@@ -58,6 +57,7 @@ def shapes(name: str) -> list[tuple[str, BackboneShape]]:
     """(YES, the sizes with images as they come), and, where those have no fixed number of visual tokens, (FIXED, the
     sizes with one)."""
     settings = backbone_settings(name)
+    shape_of = registry.families.get(settings.family).shape_of
     free = shape_of(settings)
     if free.visual_tokens is not None:
         return [(YES, free)]

@@ -17,7 +17,7 @@ from vtc.interface import TEXT, Compressor, Context, TokenSequence
 from vtc.interface.tokens import merge_images
 from vtc.methods import build
 from vtc.testing.models import collate, rows
-from vtc.testing.tiny_idefics3 import tiny_idefics3, tiny_smolvlm
+from vtc.testing.tiny_tiles import tiny_idefics3, tiny_smolvlm
 
 MAKERS = [tiny_idefics3, tiny_smolvlm]
 

@@ -9,7 +9,7 @@ from PIL import Image
 from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.methods import build
-from vtc.testing.tiny_internvl import tiny_internvl
+from vtc.testing.tiny_tiles import tiny_internvl
 
 CLIP = [Image.new("RGB", (20, 30), colour) for colour in ("red", "blue", "green")]
 

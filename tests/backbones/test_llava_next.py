@@ -12,7 +12,7 @@ from vtc.backbones.llava_next import LlavaNext
 from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.methods import build
-from vtc.testing.tiny_llava_next import RESOLUTIONS, tiny_llava_next
+from vtc.testing.tiny_llava import NEXT_RESOLUTIONS, tiny_llava_next
 
 REAL = {
     "llava_next_vicuna_7b": ("llama", 32, 4096, 32, 32064),
@@ -145,7 +145,7 @@ def test_any_folder_of_the_architecture_loads(folder: str) -> None:
     assert backbone.shape == shape_of(cfg) and backbone.shape.visual_tokens == 24
     assert shape_of(cfg | {"image_size": None}).visual_tokens is None
     plain = tiny_llava_next("mistral")
-    assert backbone.model.config.image_grid_pinpoints == RESOLUTIONS
+    assert backbone.model.config.image_grid_pinpoints == NEXT_RESOLUTIONS
     inputs, again = (b.inputs(["what is this"], [[noise((9, 30))]]) for b in (plain, backbone))
     assert torch.equal(inputs["input_ids"], again["input_ids"])
     with torch.no_grad():

@@ -12,7 +12,7 @@ from vtc.backbones.llava_onevision import LlavaOnevision
 from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.methods import build
-from vtc.testing.tiny_llava_onevision import tiny_llava_onevision
+from vtc.testing.tiny_llava import tiny_llava_onevision
 
 REAL = {
     "llava_onevision_05b": (24, 896, 2, 152000),

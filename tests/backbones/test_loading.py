@@ -167,11 +167,11 @@ import gc, json, sys
 def resident(key):
     return 1024 * next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key + ":"))
 
-from vtc import backbones
+from vtc.backbones.llava import Llava
 from vtc.configuration.compose import backbone_settings
 
 def load(cfg):
-    return backbones.load(backbone_settings(**cfg))
+    return Llava.load(backbone_settings(**cfg))
 
 load({"name": "pocket", "device": "cpu"})  # what is imported once isn't the weights'
 for dtype in sys.argv[2:]:

@@ -380,14 +380,15 @@ class Looks(Compressor):
         return {1}
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        self.paid, self.ahead = context.attention(1), context.next_layer_attention(tokens)
+        self.paid, self.ahead = context.attention_rows[1], context.next_layer_attention(tokens)
         return tokens
 
 
 @families
 def test_attention_rows_are_what_eager_attention_pays(tiny) -> None:
     """Norms of queries and keys, M-RoPE and deepstack among it."""
-    backbone = tiny(image_size=None, attention="eager")
+    backbone = tiny(image_size=None)
+    backbone.model.set_attn_implementation("eager")
     inputs = mixed(backbone)
     method = Looks(None, backbone.shape)
     for cached in (True, False):

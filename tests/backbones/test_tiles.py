@@ -15,8 +15,7 @@ from vtc.methods import build
 from vtc.profiling import flops
 from vtc.profiling.counter import flop_counter
 from vtc.registry import families
-from vtc.testing.tiny_idefics3 import tiny_idefics3, tiny_smolvlm
-from vtc.testing.tiny_internvl import tiny_internvl
+from vtc.testing.tiny_tiles import tiny_idefics3, tiny_internvl, tiny_smolvlm
 
 MAKE = {"internvl": tiny_internvl, "idefics3": tiny_idefics3, "smolvlm": tiny_smolvlm}
 EVERY = ["internvl", "idefics3", "smolvlm"]

@@ -14,7 +14,7 @@ from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.methods import build
 from vtc.registry import methods
-from vtc.testing.tiny_video_llava import tiny_video_llava
+from vtc.testing.tiny_llava import tiny_video_llava
 
 
 def noise(seed: int = 0) -> Image.Image:

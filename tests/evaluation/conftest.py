@@ -106,7 +106,7 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def backbone(weights):
-    from vtc import backbones
+    from vtc.backbones.llava import Llava
     from vtc.configuration.compose import backbone_settings
 
-    return backbones.load(backbone_settings("pocket", pretrained=str(weights), device="cpu"))
+    return Llava.load(backbone_settings("pocket", pretrained=str(weights), device="cpu"))

@@ -96,8 +96,10 @@ def _with(environment, refused, *command) -> str:
         patch.undo()
 
 
-@pytest.mark.parametrize("task, instead", [(t, e["instead"]) for t, e in suite.TRAPS.items() if "judge" in e["requires"]
-                                           and "instead" in e])  # fmt: skip
+JUDGED = [(t, e["instead"]) for t, e in suite.traps().items() if "judge" in e["requires"] and "instead" in e]
+
+
+@pytest.mark.parametrize("task, instead", JUDGED)
 def test_judged_tasks_of_upstream_name_what_asks_the_same(task, instead, refused):
     line = refused("benchmark=llava", f"benchmark.tasks=[{task}]")
     assert f"benchmark.tasks={task}: scored by a judge" in line and f"take benchmark.tasks=[{instead}]" in line

@@ -22,7 +22,7 @@ from vtc.cli import command
 from vtc.configuration import parse
 from vtc.errors import UserError
 from vtc.evaluation import crew as crews
-from vtc.evaluation import evaluate, placement, run_folder
+from vtc.evaluation import evaluate, run_folder, scorer
 from vtc.job import Job
 from vtc.settings import BackboneSettings
 
@@ -236,29 +236,29 @@ def second_of_two(monkeypatch):
 
 
 def test_each_process_takes_a_gpu_of_its_own(second_of_two, monkeypatch):
-    monkeypatch.setattr(placement, "_gpus", lambda: 2)
+    monkeypatch.setattr(scorer, "_gpus", lambda: 2)
     for wanted in ("auto", "cuda"):
         given = settings(device=wanted)
-        placement.check(given)
-        assert placement.on_own_device(given).backbone.device == "cuda:1"
+        scorer.check_processes(given)
+        assert scorer.on_own_device(given).backbone.device == "cuda:1"
         assert given.backbone.device == wanted, "the run's own settings, and so its id, stay"
     assert second_of_two == ["cuda:1"] * 2
-    assert placement.on_own_device(settings(device="cpu")).backbone.device == "cpu"
+    assert scorer.on_own_device(settings(device="cpu")).backbone.device == "cpu"
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert placement.on_own_device(settings()).backbone.device == "cpu"
+    assert scorer.on_own_device(settings()).backbone.device == "cpu"
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert placement.on_own_device(settings()) == settings()
+    assert scorer.on_own_device(settings()) == settings()
 
 
 def test_under_lmms_evals_own_command_too(second_of_two, monkeypatch):
     from vtc.cli.lmms_eval_model import RegisteredModel
 
     loaded = []
-    monkeypatch.setattr(placement, "_gpus", lambda: 2)
+    monkeypatch.setattr(scorer, "_gpus", lambda: 2)
     monkeypatch.setattr(Job, "load", lambda job: loaded.append(job.backbone.device) or (None, None))
     RegisteredModel(method="none")
     assert loaded == ["cuda:1"]
-    monkeypatch.setattr(placement, "_gpus", lambda: 1)
+    monkeypatch.setattr(scorer, "_gpus", lambda: 1)
     with pytest.raises(UserError, match="2 processes for 1 GPUs"):
         RegisteredModel(method="none")
 
@@ -272,17 +272,17 @@ def test_under_lmms_evals_own_command_too(second_of_two, monkeypatch):
     ],
 )
 def test_gpus_are_not_shared(second_of_two, monkeypatch, given, gpus, words):
-    monkeypatch.setattr(placement, "_gpus", lambda: gpus)
+    monkeypatch.setattr(scorer, "_gpus", lambda: gpus)
     with pytest.raises(UserError, match=words.replace(".", r"\.")):
-        placement.check(settings(**given))
+        scorer.check_processes(settings(**given))
     monkeypatch.setenv("WORLD_SIZE", "1")
-    placement.check(settings(**given))
+    scorer.check_processes(settings(**given))
 
 
 def test_each_process_holds_all_of_the_model(second_of_two, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match="accelerate: FSDP splits a model that is trained"):
-        placement.check(settings())
+        scorer.check_processes(settings())
 
 
 def test_the_other_actions_are_for_one_process(second_of_two, monkeypatch, capsys):

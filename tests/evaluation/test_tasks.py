@@ -6,6 +6,7 @@ import pytest
 from conftest import spec_of
 from pocket_rows import N, caption_of, make_rows, write_rows
 
+from vtc import shipped
 from vtc.evaluation import harness
 from vtc.evaluation.spec import TaskScores
 
@@ -28,7 +29,7 @@ def test_reference_answers_score_one_and_wrong_ones_nothing(task, oracle, manage
 
 def test_there_is_a_yaml_for_every_task_of_the_benchmark(tasks):
     assert sorted(tasks) == sorted(TASKS)
-    assert sorted(p.stem for p in harness.shipped_tasks().glob("pocket_*.yaml")) == sorted(TASKS)
+    assert sorted(p.stem for p in shipped.path("benchmarks/tasks").glob("pocket_*.yaml")) == sorted(TASKS)
 
 
 def test_samples_say_what_was_kept_and_floors_are_stated(oracle, manager, data):

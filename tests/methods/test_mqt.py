@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 import torch
+from sequences import layout, sequence
 
 from vtc.engine import compressing
 from vtc.errors import UserError
@@ -82,9 +83,10 @@ def test_the_cross_attention_written_out(keys: str, tokens: int, most: int, seed
     shape = tiny_backbone().shape
     method = randomised(tokens, shape, seed, max_tokens=most, keys=keys)
     grids = [(4, 4), (3, 5), (4, 4)]
-    x = torch.randn(3, 16, shape.width, generator=torch.Generator().manual_seed(seed))
+    given = sequence([layout(h * w) for h, w in grids], shape.width, seed)
+    x = given.visual_hidden()
     with torch.no_grad():
-        got = method(x, Context(shape, grids=grids))
+        got = method.reduce(given, 0, Context(shape, grids=grids)).visual_hidden()
         assert got.shape == (3, tokens, shape.width)
         for image, grid in enumerate(grids):
             expected = written_out(method, x[image], grid)
@@ -126,7 +128,7 @@ def test_the_first_queries_begin_spread_over_the_image(m: int) -> None:
     method = build("mqt", m, shape)
     cells = torch.arange(144)
     with torch.no_grad():
-        place, _ = method.cells([(12, 12)], 144, torch.device("cpu"))
+        place = method.cells((12, 12), torch.device("cpu"))[None]
         seen = torch.zeros(144)
         points = torch.stack([torch.tensor([mirrored(i + 1, b) for i in range(m)]) for b in (2, 3)], -1)
         own = points * method.side - 0.5

@@ -10,7 +10,6 @@ from projectors import shape_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vtc import declarations
-from vtc.backbones import wrap
 from vtc.backbones.base import Backbone
 from vtc.engine import compressing
 from vtc.errors import UserError
@@ -19,8 +18,7 @@ from vtc.interface.options import declaration
 from vtc.methods import build, make
 from vtc.registry import imported, methods
 from vtc.testing import batch, tiny_backbone
-from vtc.testing.tiny_llava_next import tiny_llava_next
-from vtc.testing.tiny_llava_onevision import tiny_llava_onevision
+from vtc.testing.tiny_llava import tiny_llava_next, tiny_llava_onevision
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -109,15 +107,7 @@ class Attended(KeyNorms):
 
 def siglip() -> Backbone:
     """LLaVA with a SigLIP tower, all of whose 16 tokens are patches."""
-    from transformers import LlavaForConditionalGeneration, SiglipVisionConfig
-
-    clip = tiny_backbone()
-    config = clip.model.config
-    sizes = config.vision_config.to_dict()
-    keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
-    config.vision_config = SiglipVisionConfig(**{key: sizes[key] for key in keys})
-    config.vision_feature_select_strategy = "full"
-    return wrap(LlavaForConditionalGeneration(config).eval(), clip.processor)
+    return tiny_backbone(tower="siglip")
 
 
 @pytest.mark.parametrize("tower", [tiny_backbone, siglip, tiny_llava_next])

@@ -18,8 +18,7 @@ from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.interface.tower import evenly
 from vtc.methods import build
-from vtc.testing.tiny_llava_next import tiny_llava_next
-from vtc.testing.tiny_llava_onevision import tiny_llava_onevision
+from vtc.testing.tiny_llava import tiny_llava_next, tiny_llava_onevision
 
 SIZES = [(16, 16), (9, 30), (24, 10), (40, 31), (7, 5)]  # (width, height)
 IMAGES = (2, 0, 3)

@@ -24,6 +24,13 @@ from vtc.methods import build
 from vtc.training.identity import identity, identity_of_manifest
 from vtc.training.recipes import in_steps
 
+
+@pytest.fixture(autouse=True)
+def has_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the processor that the committed trainings ran on; on another one `bf16: auto` is another training."""
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
+
+
 EXPERIMENTS = {name: experiments.load(name) for name in experiments.names()}
 RUNS = [
     pytest.param(name, variant, id=f"{name}-{variant}")
@@ -175,6 +182,17 @@ def test_from_end_to_end(tmp_path: Path, capsys, monkeypatch) -> None:
     assert "2 of 2 variants failed" in told.err and "Not run." in told.out
     assert main(["experiment=llavolta_table7", "variants=[p0]", *SMALL]) == 0
     assert "trained already" in capsys.readouterr().out
+
+
+def test_a_dry_run_needs_no_weights_that_it_would_make(tmp_path: Path, capsys) -> None:
+    """A variant that trains, one that takes its weights, and one with shipped weights."""
+    command = ["experiment=victor_figure14", "dry_run=true", f"output_dir={tmp_path}"]
+    assert main(["experiment=llavolta_table5", "variants=[heavy_8]", *command[1:]]) == 0
+    out = capsys.readouterr().out
+    assert "instruct: trains projector" in out and "with the weights of this training" in out and "Not run" not in out
+    assert main(command) == 0
+    assert "Not run" not in capsys.readouterr().out
+    assert not list(tmp_path.rglob("result.json")) and not list(tmp_path.rglob("summary.md"))
 
 
 @pytest.mark.parametrize(

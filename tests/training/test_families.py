@@ -16,10 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vtc.configuration import parse
-from vtc.testing.tiny_idefics3 import tiny_idefics3
-from vtc.testing.tiny_internvl import tiny_internvl
-from vtc.testing.tiny_llava_next import tiny_llava_next
+from vtc.testing.tiny_llava import tiny_llava_next
 from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen3_vl
+from vtc.testing.tiny_tiles import tiny_idefics3, tiny_internvl
 from vtc.training import train
 
 FAMILIES: dict[str, Callable[[], Any]] = {

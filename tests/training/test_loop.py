@@ -8,6 +8,7 @@ from torch import nn
 
 from vtc.errors import UserError
 from vtc.settings import StageSettings
+from vtc.training import log
 from vtc.training.loop import train_stage
 from vtc.training.optim import build_optimizers, build_schedulers
 from vtc.training.stage import Stage
@@ -61,6 +62,15 @@ def test_log_has_losses_rates_and_validation(tmp_path):
     entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [e["step"] for e in entries if "fit" in e] == [5, 10]
     assert [e["step"] for e in entries if "validation" in e] == [5, 10]
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(10.0, [10]), (0.0, range(1, 11))])
+def test_without_a_terminal_there_is_a_line_now_and_then(tmp_path, capsys, monkeypatch, seconds, steps):
+    monkeypatch.setattr(log, "PLAIN", seconds)
+    train_stage(Toy(), StageSettings("toy", steps=10, lr=1e-2), tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" · ")[0] for line in lines] == [f"toy {step}/10" for step in steps]
+    assert all("fit 0." in line and line.endswith(" left") for line in lines)
 
 
 def test_schedule_shapes():

@@ -1,19 +1,25 @@
 """A training is a function of its configuration: where it starts from, and what it hands to the loop."""
 
+import dataclasses
+import shlex
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from method_cases import pocket
 
-from vtc import registry
+from vtc import checkpoint, registry, shipped
 from vtc.configuration import parse
 from vtc.errors import UserError
+from vtc.methods import build
 from vtc.pocket.source import PocketSource
 from vtc.registry import training_sources
 from vtc.settings import StageSettings
 from vtc.training import loop, recipes, train
-from vtc.training.identity import training_folder, training_id
+from vtc.training.identity import recipe, training_folder, training_id
+from vtc.training.log import provenance
 
 
 class Began(Exception):
@@ -100,6 +106,117 @@ def test_a_processor_without_bfloat16_is_told_of(monkeypatch, capability: str, d
     if line:
         assert line.endswith("training.stages.1.bf16=false") and "stages.0" not in line
     assert recipes.slow_bf16(stages[:1], device) is None
+
+
+def test_bfloat16_is_no_default_where_it_is_slow(monkeypatch) -> None:
+    """`auto` is what it comes to here: by name, in the manifest and for what identifies the training."""
+    command = ["action=train", "method=victor", "tokens=16", "device=cpu"]
+    for capability, bf16 in (("AVX2", False), ("AVX512", True)):
+        monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda capability=capability: capability)
+        job = parse(command)
+        assert [stage.bf16 for stage in job.training.stages] == ["auto", "auto"]
+        assert [stage["bf16"] for stage in recipes.written_recipe(job)["stages"]] == [bf16, bf16]
+        said = [f"training.stages.{n}.bf16={str(bf16).lower()}" for n in (0, 1)]
+        assert training_id(job) == training_id(parse([*command, *said]))
+        line = recipes.slow_bf16(job.training.stages, "cpu")
+        assert line is None if bf16 else line and line.startswith("bf16=auto: in float32")
+        assert [stage.bf16 for stage in recipe(parse([*command, said[0]])).stages] == [bf16, bf16]
+
+
+SHIPPED = shipped.path("benchmarks/pocket/weights")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "weights", "words"),
+    [
+        (
+            ["method=victor", "tokens=16", "training.keep=3", "+training.stages.0.log_every=2"],
+            "victor-16",
+            ["tokens=16"],
+        ),
+        (["method=victor", f"ratio={16 / 144}", "seed=0", "resume=false"], "victor-16", ["method=victor"]),
+        (["method=m3", "output_dir='my out'"], "m3-elastic", ["my out"]),
+        (["method=llavolta", "schedule=four_wider_then_deeper"], "llavolta-four", ["schedule=four_wider_then_deeper"]),
+        (["experiment=victor_figure8", "method=victor", "tokens=16"], "victor-16", ["action=evaluate"]),
+        (["method=victor", "tokens=16", "training.pretrained=a/b"], "victor-16", ["backbone.pretrained=a/b"]),
+    ],
+)
+def test_the_command_that_scores_can_be_typed(tmp_path, overrides, weights, words):
+    job = parse(["action=train", *overrides])
+    folder = tmp_path / "a = b, c" / "weights"
+    shutil.copytree(SHIPPED / weights, folder)
+    command = recipes.scoring_command(job, folder)
+    assert all(word in command for word in words) and "training" not in command, command
+    python, m, vtc, *typed = shlex.split(command)
+    assert [python, m, vtc] == ["python", "-m", "vtc"]
+    scored = parse(typed)
+    assert (scored.action, scored.checkpoint) == ("evaluate", str(folder))
+    if not {"experiment=victor_figure8", "training.pretrained=a/b"} & {*overrides}:  # which are another training's
+        assert scored.weights == folder
+
+
+def trained(tmp_path, **changes):
+    """A job of Victor, and its finished weights where they would be."""
+    job = parse(["action=train", "method=victor", "tokens=16", f"training.folder={tmp_path}"])
+    backbone = pocket()
+    method = build("victor", 16, backbone.shape)
+    manifest = {"backbone": "pocket", "method": "victor", "tokens": 16, "options": dict(job.method.options)}
+    manifest |= {"training": recipes.written_recipe(job)} | provenance(job, []) | changes
+    names = [name for name, _ in backbone.model.named_parameters() if "projector" in name]
+    return job, checkpoint.save(tmp_path / "weights", backbone, method, manifest, names)
+
+
+def test_a_finished_training_says_what_to_do_next(tmp_path, capsys):
+    job, target = trained(tmp_path)
+    assert train(job) == target
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("bf16")]
+    assert line.startswith(f"trained already: {target}; score it: python -m vtc method=victor tokens=16 checkpoint=")
+    assert line.endswith(f"train on from it: training.start={target}; anew: resume=false")
+
+
+def damaged(file, change):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    return {
+        "missing": file.unlink,
+        "changed": lambda: file.write_bytes(content),
+        "empty": lambda: file.write_bytes(b""),
+    }[change]()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"), [("missing", "can't be read (No such"), ("changed", "was changed"), ("empty", "was changed")]
+)
+def test_a_finished_training_that_was_changed_is_not_believed(begins, tmp_path, capsys, change, says):
+    """It goes on from what its stages stored, and says so."""
+    job, target = trained(tmp_path)
+    assert recipes.is_finished(job, target)
+    damaged(target / "weights.safetensors", change)
+    capsys.readouterr()
+    assert not recipes.is_finished(job, target)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{target}: weights.safetensors {says}")
+
+
+@pytest.mark.parametrize(
+    "change", [{"tokens": 4}, {"seed": 1}, {"backbone": "llava15_7b"}, {"options": {"drop": False}}, {"seed": None}]
+)
+def test_weights_of_another_training_are_neither_taken_nor_lost(tmp_path, change):
+    job, target = trained(tmp_path, **change)
+    with pytest.raises(UserError, match="holds the weights of another training") as error:
+        train(job)
+    assert "\n" not in str(error.value) and (target / "weights.safetensors").is_file()
+    assert not recipes.is_finished(dataclasses.replace(job, resume=False), target)
+
+
+def test_the_folder_of_a_training_stands_for_its_weights(tmp_path):
+    job, target = trained(tmp_path)
+    scored = parse(["method=victor", "tokens=16", f"checkpoint={tmp_path}"])
+    assert scored.weights == target == checkpoint.folder_of(target)
+    shutil.rmtree(target)
+    (tmp_path / "projector/state/step-000002").mkdir(parents=True)
+    with pytest.raises(UserError, match="a training that isn't finished"):
+        scored = parse(["method=victor", "tokens=16", f"checkpoint={tmp_path}"]).weights
 
 
 def test_of_two_equal_trainings_the_second_waits_and_says_so(tmp_path, monkeypatch, capsys):

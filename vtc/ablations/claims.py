@@ -10,6 +10,7 @@ the same tasks, not of another training. The p-values of an experiment's claims 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -38,8 +39,6 @@ class Outcome:
     @classmethod
     def read(cls, folder: Path) -> Outcome:
         """From a folder with `result.json`, `samples.parquet` and, where it was trained, `training.json`."""
-        import json
-
         manifest = folder / "training.json"
         training = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else None
         return cls(results.load(folder), results.samples(folder), training)
@@ -104,7 +103,7 @@ Runs = Mapping[str, Mapping[int, Outcome]]  # variant → seed → outcome
 
 def judge(claims: Sequence[Claim], runs: Runs) -> list[Judgement]:
     """A verdict for every claim, in their order."""
-    judgements = [_costs(c, runs) if c.cost else _scores(c, runs) for c in claims]
+    judgements = [_compared(claim, runs) for claim in claims]
     adjusted = holm([j.p for j in judgements])
     return [j if j.p is None else _decide(replace(j, p_holm=q)) for j, q in zip(judgements, adjusted, strict=True)]
 
@@ -117,20 +116,15 @@ def _decide(judgement: Judgement) -> Judgement:
     return replace(judgement, verdict=AGREES if above else DISAGREES)
 
 
-def _missing(claim: Claim, runs: Runs) -> list[str]:
-    return [name for name in (claim.better, claim.worse) if not runs.get(name) and name not in FLOORS]
-
-
-def _seeds(claim: Claim, runs: Runs) -> list[int]:
-    """Seeds under which both sides were run."""
-    worse = runs[claim.better] if claim.worse in FLOORS else runs[claim.worse]
-    return sorted(set(runs[claim.better]) & set(worse))
-
-
-def _scores(claim: Claim, runs: Runs) -> Judgement:
-    if missing := _missing(claim, runs):
+def _compared(claim: Claim, runs: Runs) -> Judgement:
+    if missing := [name for name in (claim.better, claim.worse) if not runs.get(name) and name not in FLOORS]:
         return Judgement(claim, MISSING, note=f"no result of {', '.join(missing)}")
-    seeds = _seeds(claim, runs)
+    worse = runs[claim.better] if claim.worse in FLOORS else runs[claim.worse]
+    seeds = sorted(set(runs[claim.better]) & set(worse))  # under which both sides were run
+    return (_costs if claim.cost else _scores)(claim, runs, seeds)
+
+
+def _scores(claim: Claim, runs: Runs, seeds: Sequence[int]) -> Judgement:
     frames = [_pairs(claim, runs, seed) for seed in seeds]
     if not frames or any(frame is None for frame in frames):
         why = "a floor or a task is not known" if frames else f"no seed with both {claim.better} and {claim.worse}"
@@ -161,11 +155,8 @@ def _pairs(claim: Claim, runs: Runs, seed: int) -> Any:
     return pairs if tasks and set(pairs.index.unique("task")) == set(tasks) else None
 
 
-def _costs(claim: Claim, runs: Runs) -> Judgement:
+def _costs(claim: Claim, runs: Runs, seeds: Sequence[int]) -> Judgement:
     """Costs are compared as they are: FLOPs are exact, timings differ from `NOISE` on."""
-    if missing := _missing(claim, runs):
-        return Judgement(claim, MISSING, note=f"no result of {', '.join(missing)}")
-    seeds = _seeds(claim, runs)
     pairs = [(runs[claim.better][s].cost(claim.on[0]), runs[claim.worse][s].cost(claim.on[0])) for s in seeds]
     known = [(a, b) for a, b in pairs if a is not None and b]
     if not known:

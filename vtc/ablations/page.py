@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +64,18 @@ def main(argv: Sequence[str]) -> int:
 # Results -------------------------------------------------------------------------------------------------------------
 
 
+def _folders(experiment: Path) -> Iterator[tuple[Path, re.Match[str]]]:
+    """The `<variant>-s<seed>` folders of an experiment that hold a result."""
+    for path in sorted(experiment.glob("*-s*")):
+        if (name := RUN.fullmatch(path.name)) and (path / results.RESULT).is_file():
+            yield path, name
+
+
 def runs_of(folder: Path) -> dict[str, dict[int, Outcome]]:
-    """Variant → seed → outcome, of the `<variant>-s<seed>` folders of an experiment."""
+    """Variant → seed → outcome, of an experiment's folder."""
     runs: dict[str, dict[int, Outcome]] = {}
-    for path in sorted(folder.glob("*-s*")):
-        name = RUN.fullmatch(path.name)
-        if name and (path / results.RESULT).is_file():
-            runs.setdefault(name["variant"], {})[int(name["seed"])] = Outcome.read(path)
+    for path, name in _folders(folder):
+        runs.setdefault(name["variant"], {})[int(name["seed"])] = Outcome.read(path)
     return runs
 
 
@@ -78,9 +83,7 @@ def collect(output: Path, target: Path) -> list[Path]:
     """Copies the results of `action=ablate` under `output` to `target`; paths of this machine become relative ones."""
     copied = []
     for experiment in experiments.names():
-        for source in sorted((output / "ablations" / experiment).glob("*-s*")):
-            if not RUN.fullmatch(source.name) or not (source / results.RESULT).is_file():
-                continue
+        for source, _ in _folders(output / "ablations" / experiment):
             folder = target / experiment / source.name
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / results.SAMPLES, folder / results.SAMPLES)

@@ -22,7 +22,7 @@ from vtc.ablations.experiments import SHIPPED, Experiment, Variant
 from vtc.configuration import parse
 from vtc.errors import UserError, unknown
 from vtc.identity import WEIGHTS, deciding
-from vtc.job import POCKET_WEIGHTS, Job
+from vtc.job import POCKET_WEIGHTS, Job, written
 
 # Keys that the ablation sets itself for each of its runs, or that are of no concern to a single one.
 OWN = ("action", "experiment", "variants", "seeds", "trained", "hydra")
@@ -66,10 +66,11 @@ def ablate(job: Job) -> Path:
                     traceback.print_exc()
                 failures.append(f"{name}, seed {seed}: {type(error).__name__}: {error}")
                 console.print(f"failed: {error}", markup=False, style="red")
-    section = page.section(experiment, page.runs_of(ablation.folder), heading="#")
-    results.write_text(ablation.folder / results.SUMMARY, section)
-    console.print(Markdown(section))
-    console.print(str(ablation.folder), markup=False, soft_wrap=True)
+    if not job.dry_run:
+        section = page.section(experiment, page.runs_of(ablation.folder), heading="#")
+        results.write_text(ablation.folder / results.SUMMARY, section)
+        console.print(Markdown(section))
+        console.print(str(ablation.folder), markup=False, soft_wrap=True)
     if failures:
         count = len(variants) * len(settings.seeds)
         raise UserError(f"{len(failures)} of {count} variants failed: {'; '.join(failures)}")
@@ -118,18 +119,25 @@ class Ablation:
         job = parse([f"experiment={self.experiment.name}", f"action={action}", f"seed={seed}", *here, *self.overrides])
         return dataclasses.replace(job, ablation=None)  # the claims are no part of a run
 
-    def run(self, variant: Variant, seed: int) -> Path:
-        """Train and score one variant; returns the folder of its result."""
+    def run(self, variant: Variant, seed: int) -> None:
+        """Train and score one variant, whose result is kept in a folder of its own; a dry run says what that takes."""
+        from vtc.checkpoint import MANIFEST
         from vtc.evaluation import evaluate
 
         job, weights = self.job(variant, "evaluate", seed), self.weights(variant, seed)
+        if weights is not None and not (weights / MANIFEST).is_file():  # of a dry run: they are only planned
+            job.check(trained=False)
+            print(f"evaluate · {job.label} · with the weights of this training", flush=True)
+            return
         if weights is not None:
             checkpoint = os.fspath(weights)
-            overrides = (*(job.overrides or ()), f"checkpoint={checkpoint}")
+            overrides = (*(job.overrides or ()), written("checkpoint", checkpoint))
             job = dataclasses.replace(job, checkpoint=checkpoint, overrides=overrides)
         job.check()
         print(f"evaluate · {job.label}", flush=True)
-        return keep(Path(evaluate(job)).parent, weights, self.folder / f"{variant.name}-s{seed}")
+        result = evaluate(job)
+        if not job.dry_run:
+            keep(Path(result).parent, weights, self.folder / f"{variant.name}-s{seed}")
 
     def weights(self, variant: Variant, seed: int) -> Path | None:
         """The checkpoint of a variant, trained where it doesn't exist; None: whatever `checkpoint=auto` finds."""
@@ -142,25 +150,25 @@ class Ablation:
 
     def train(self, variant: Variant, seed: int) -> Path:
         """The weights of a variant: those of a finished training, or trained to the end."""
+        from vtc.checkpoint import FINISHED, MANIFEST
         from vtc.training import train
         from vtc.training.identity import training_folder
 
         job = self.job(variant, "train", seed)
-        finished = None if job.resume is False else self.finished(job, training_folder(job) / "weights")
-        if finished is not None:
-            print(f"trained already: {finished}", flush=True)
-            return finished
+        own = training_folder(job) / FINISHED
+        elsewhere = None if job.resume is False or (own / MANIFEST).is_file() else self.elsewhere(job)
+        if elsewhere is not None:
+            print(f"trained already: {elsewhere}", flush=True)
+            return elsewhere
         print(f"train · {job.label}", flush=True)
         return train(job)
 
-    def finished(self, job: Job, own: Path) -> Path | None:
-        """A finished training that is the same one: in its own folder, or any whose manifest says so."""
-        from vtc.checkpoint import MANIFEST
+    def elsewhere(self, job: Job) -> Path | None:
+        """A finished training that is the same one in another folder, as its manifest says."""
+        from vtc.checkpoint import MANIFEST, damage
         from vtc.identity import digest
         from vtc.training.identity import identity, identity_of_manifest
 
-        if (own / MANIFEST).is_file():
-            return own
         # Of the backbone a manifest tells the name alone, so that it is of another one where more was changed.
         plain = parse([f"backbone={job.backbone.name}"]).backbone
         if deciding(job.backbone, WEIGHTS) != deciding(plain, WEIGHTS):
@@ -170,7 +178,7 @@ class Ablation:
             for path in sorted(root.rglob(MANIFEST)):
                 try:
                     manifest = json.loads(path.read_text(encoding="utf-8"))
-                    if digest(identity_of_manifest(manifest, job)) == same:
+                    if digest(identity_of_manifest(manifest, job)) == same and not damage(path.parent):
                         return path.parent
                 except (ValueError, KeyError, TypeError, UserError):
                     continue  # of another version, or of no method

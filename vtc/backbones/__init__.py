@@ -4,30 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vtc.errors import UserError
 from vtc.registry import families
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
-    from vtc.interface import BackboneShape
-    from vtc.settings import BackboneSettings
-
-
-def load(settings: BackboneSettings) -> Backbone:
-    """The model of these settings, in eval mode, on its device, with its processor.
-
-    Raises:
-        UserError: an unknown family, a value that a setting may not hold, or weights that can't be found or read.
-    """
-    return families.get(settings.family).load(settings)
-
-
-def shape_of(settings: BackboneSettings) -> BackboneShape:
-    """Its sizes, which need neither weights nor, where the checkpoint's file states them, a network.
-
-    Raises:
-        UserError: an unknown family, a config.json that can't be read, images of a size that the family doesn't take.
-    """
-    return families.get(settings.family).shape_of(settings)
 
 
 def wrap(model: Any, processor: Any | None = None, image_size: int | None = None) -> Backbone:
@@ -39,8 +20,6 @@ def wrap(model: Any, processor: Any | None = None, image_size: int | None = None
     Raises:
         UserError: a model of no known family.
     """
-    from vtc.errors import UserError
-
     while hasattr(model, "module") and not hasattr(model, "config"):
         model = model.module
     if hasattr(model, "get_base_model"):

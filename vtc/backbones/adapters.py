@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -27,13 +27,20 @@ def activate(layers: list[Any], names: list[str]) -> None:
         layer._active_adapter = names
 
 
-def using(decoder: Any, name: str | None) -> AbstractContextManager[None]:
-    """Runs `decoder` under adapter `name` (None: its own weights), then as before."""
-    return using_in(decoder.layers, name)
+@contextmanager
+def _active(layers: list[Any], names: list[str]) -> Iterator[None]:
+    """These adapters, then those of before."""
+    before = [layer._active_adapter for layer in layers]
+    activate(layers, names)
+    try:
+        yield
+    finally:
+        for layer, was in zip(layers, before, strict=True):
+            layer._active_adapter = was
 
 
 @contextmanager
-def using_in(layers: Iterable[Any], name: str | None) -> Iterator[None]:
+def using(layers: Iterable[Any], name: str | None) -> Iterator[None]:
     """Runs these layers under adapter `name` (None: their own weights), then as before.
 
     A layer under gradient checkpointing remembers `name` and takes it again when it is recomputed.
@@ -44,32 +51,24 @@ def using_in(layers: Iterable[Any], name: str | None) -> Iterator[None]:
         yield
         return
     names = [name] if name else []
-    before = [m._active_adapter for m in every]
     replaced = []
     for layer, tuners in by_layer.items():
         if layer.training and getattr(layer, "gradient_checkpointing", False):
             replaced.append((layer, layer._gradient_checkpointing_func))
             layer._gradient_checkpointing_func = _remembering(layer._gradient_checkpointing_func, tuners, names)
-    activate(every, names)
     try:
-        yield
+        with _active(every, names):
+            yield
     finally:
         for layer, function in replaced:
             layer._gradient_checkpointing_func = function
-        for module, was in zip(every, before, strict=True):
-            module._active_adapter = was
 
 
 def _remembering(checkpoint, layers: list[Any], names: list[str]):
     def wrapped(forward, *args):
         def under(*inner):
-            before = [m._active_adapter for m in layers]
-            activate(layers, names)
-            try:
+            with _active(layers, names):
                 return forward(*inner)
-            finally:
-                for module, was in zip(layers, before, strict=True):
-                    module._active_adapter = was
 
         return checkpoint(under, *args)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -82,7 +83,8 @@ class Backbone(Parts):
         """The config.json, where it is at hand."""
         if settings.is_released and settings.sizes is not None:
             return json.dumps(settings.sizes)
-        return loading.config_text(settings)
+        file = Path(settings.source) / "config.json"
+        return file.read_text(encoding="utf-8") if file.is_file() else None
 
     @classmethod
     def check_config(cls, config: Any, source: str) -> None:

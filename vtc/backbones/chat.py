@@ -16,7 +16,7 @@ class Chat(Backbone):
     Put in front of the family's class.
 
     Class attributes:
-        template: the family's; None: prompts are those of `plain_prompt`.
+        template: the family's; None: without any, prompts are those of the class behind this one.
         turn_end: the text that ends a turn of the model in the template; None: the end-of-text token.
     """
 
@@ -26,12 +26,8 @@ class Chat(Backbone):
     def prompt(self, question: str, images: int = 1, videos: int = 0) -> str:
         """The chat template's text for one question: all images, then all videos, then the words."""
         if not self._templates:
-            return self.plain_prompt(question, images, videos)
+            return super().prompt(question, images, videos)
         return self._rendered([_user_turn(question, images, videos)], True)
-
-    def plain_prompt(self, question: str, images: int, videos: int) -> str:
-        """The prompt where there is no chat template."""
-        raise NotImplementedError
 
     def conversation(self, turns: Sequence[tuple[str, str]], images: int = 1) -> list[tuple[str, bool]]:
         """As the base's. The template says what stands around an answer; what the model is to say of it goes up to the

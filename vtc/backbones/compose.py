@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtc.backbones.loading import first_line, looks_local
+from vtc.backbones.loading import auto_config, reading, refuse_missing
 from vtc.errors import UserError, unknown
 from vtc.folders import replacing
 from vtc.settings import DTYPES
@@ -93,16 +93,8 @@ def _family(vision: Any) -> str:
     return vision.model_type.removesuffix("_vision_model")
 
 
-def _config(key: str, source: str) -> Any:
-    from transformers import AutoConfig
-
-    if looks_local(source) and not (Path(source) / "config.json").is_file():
-        raise UserError(f"{key}={source}: no config.json there; give a transformers folder or a hub id")
-    return _read(key, source, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False))
-
-
 def _text_config(source: str) -> Any:
-    config = _config("--language-model", source)
+    config = auto_config("--language-model", source)
     if config.model_type not in LANGUAGE_MODELS:
         allowed = ", ".join(LANGUAGE_MODELS)
         raise UserError(f"--language-model={source}: a {config.model_type} model; allowed: {allowed}")
@@ -115,7 +107,7 @@ def _text_config(source: str) -> Any:
 
 
 def _vision_config(source: str) -> Any:
-    config = _config("--vision-tower", source)
+    config = auto_config("--vision-tower", source)
     vision = config.vision_config if config.model_type in TOWERS else config
     if _family(vision) not in TOWERS:
         raise UserError(f"--vision-tower={source}: a {config.model_type} model; allowed: {', '.join(TOWERS)}")
@@ -133,9 +125,10 @@ def _processor(language_model: str, vision_tower: str, vision: Any) -> tuple[Any
     """
     from transformers import AddedToken, AutoImageProcessor, AutoTokenizer, LlavaProcessor
 
-    key = "--language-model"
-    tokenizer = _read(key, language_model, lambda: AutoTokenizer.from_pretrained(language_model))
-    images = _read("--vision-tower", vision_tower, lambda: AutoImageProcessor.from_pretrained(vision_tower))
+    with reading(f"--language-model={language_model}"):
+        tokenizer = AutoTokenizer.from_pretrained(language_model)
+    with reading(f"--vision-tower={vision_tower}"):
+        images = AutoImageProcessor.from_pretrained(vision_tower)
     size = dict((images.crop_size if getattr(images, "do_center_crop", False) else images.size) or {})
     if (size.get("height"), size.get("width")) != (vision.image_size, vision.image_size):
         raise UserError(
@@ -169,16 +162,11 @@ def _weights(key: str, source: str, cls: str, config: Any, dtype: torch.dtype) -
     """The model of that class, every parameter read from `source`."""
     import transformers
 
-    def load() -> Any:
-        with _quiet():
-            return getattr(transformers, cls).from_pretrained(
-                source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
-            )
-
-    model, report = _read(key, source, load)
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise UserError(f"{key}={source}: {len(missing)} of its weights aren't there, {missing[0]} first")
+    with reading(f"{key}={source}"), _quiet():
+        model, report = getattr(transformers, cls).from_pretrained(
+            source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    refuse_missing(f"{key}={source}", report)
     return model
 
 
@@ -234,16 +222,6 @@ def _extend(layer: nn.Module, known: int, rows: int) -> None:
     data[known:] = data[:known].mean(0, dtype=torch.float32).to(data.dtype)
     weight.data = data
     setattr(layer, "num_embeddings" if hasattr(layer, "num_embeddings") else "out_features", rows)
-
-
-def _read(key: str, source: str, load: Callable[[], Any]) -> Any:
-    """What `load` reads from `source`; its errors as the user's."""
-    from safetensors import SafetensorError
-
-    try:
-        return load()
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise UserError(f"{key}={source}: can't be read ({first_line(error)})") from error
 
 
 @contextmanager

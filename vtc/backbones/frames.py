@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from vtc.backbones.base import Backbone
@@ -30,16 +30,9 @@ class Videos(Backbone):
         return self.image_token_id, self.model.config.video_token_id
 
     def image_features(self, kwargs: dict[str, Any]) -> list[Tensor] | None:
-        outputs = dict(kwargs.get("mm_encoder_outputs") or {})
-        for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-            if kwargs.get(pixels) is not None:
-                encode = getattr(self.core, f"get_{kind}_features")
-                names = inspect.signature(encode).parameters
-                arguments = {k: kwargs[k] for k in names if k != "kwargs" and kwargs.get(k) is not None}
-                outputs[kind] = encode(**arguments, return_dict=True)
+        outputs = self.encoded(kwargs)
         if not outputs:
             return None
-        kwargs |= {"mm_encoder_outputs": outputs, "pixel_values": None, "pixel_values_videos": None}
         images = list(outputs["image"].pooler_output) if outputs.get("image") is not None else []
         frames = self.frames_of(outputs["video"].pooler_output) if outputs.get("video") is not None else []
         if kwargs.get("input_ids") is None:
@@ -57,18 +50,7 @@ class Videos(Backbone):
                 f"backbone={self.name}: videos of {', '.join(map(str, lengths))} frames in one batch; it needs "
                 "the same number in all, or batch_size=1"
             )
-        return self.processor(
-            text=text,
-            images=self.pictures(images) or None,
-            videos=[video for row in videos or [] for video in row] or None,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        )
-
-    def pictures(self, images: list[list[Image]]) -> list[Any]:
-        """The pictures of rows as the processor takes them."""
-        return [image for row in images for image in row]
+        return super()._processed(text, images, videos)
 
 
 def in_prompt_order(input_ids: Tensor, kinds: Sequence[tuple[int, Sequence[Tensor]]]) -> list[Tensor]:
@@ -84,10 +66,8 @@ def in_prompt_order(input_ids: Tensor, kinds: Sequence[tuple[int, Sequence[Tenso
     placed: list[tuple[int, Tensor]] = []
     for token, features in kinds:
         places = (input_ids.flatten() == token).nonzero()[:, 0].tolist()
-        if sum(len(f) for f in features) != len(places):
+        starts = list(accumulate(map(len, features), initial=0))
+        if starts.pop() != len(places):
             return [f for _, every in kinds for f in every]
-        start = 0
-        for f in features:
-            placed.append((places[start], f))
-            start += len(f)
+        placed += [(places[start], f) for start, f in zip(starts, features, strict=True)]
     return [f for _, f in sorted(placed, key=lambda pair: pair[0])]

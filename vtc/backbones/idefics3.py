@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from vtc.backbones.base import decoder_sizes
-from vtc.backbones.tiles import Frames, Tiled
+from vtc.backbones.parts import part
+from vtc.backbones.tiles import Frames, Tiled, one_tile
 from vtc.errors import UserError
-from vtc.interface import BackboneShape, TowerShape
+from vtc.interface import BackboneShape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,62 +38,19 @@ class Idefics3(Tiled):
     model_type, model_class = "idefics3", "Idefics3ForConditionalGeneration"
     version = 1
     most_tiles = 4
-    pixel_names = ("pixel_values", "pixel_attention_mask")
+    decoder, projector, vision_tower = part("model.text_model"), part("model.connector"), part("model.vision_model")
     template, turn_end = "{{ bos_token }}" + MESSAGES, "<end_of_utterance>"
 
     @classmethod
     def tile_from(cls, config: Any, name: str) -> BackboneShape:
-        decoder, vision = decoder_sizes(config.text_config), config.vision_config
-        cells = vision.image_size // vision.patch_size
-        side = cells // config.scale_factor
-        return BackboneShape(
-            name=name,
-            visual_tokens=side * side,
-            grid=(side, side),
-            vision=TowerShape(
-                depth=vision.num_hidden_layers,
-                feature_layer=-1,
-                width=vision.hidden_size,
-                intermediate=vision.intermediate_size,
-                heads=vision.num_attention_heads,
-                tokens=cells * cells,
-                cls=0,
-                image_size=vision.image_size,
-                patch_size=vision.patch_size,
-                tile_tokens=side * side,
-                projector=vision.hidden_size * config.scale_factor**2 * decoder["width"],
-            ),
-            **decoder,
-        )
+        return one_tile(config, name, config.scale_factor)
 
-    @property
-    def decoder(self) -> Any:
-        return self.model.model.text_model
-
-    @property
-    def projector(self) -> Any:
-        return self.model.model.connector
-
-    @property
-    def vision_tower(self) -> Any:
-        return self.model.model.vision_model
-
-    def image_sizes(self, input_ids: Tensor) -> list[int]:
-        """A tile is a run of placeholders; an image ends with the tile behind `<global-img>`, at the latest with its
-        row.
-        """
-        import torch
-
-        visual = input_ids == self.image_token_id
-        starts = visual.clone()
-        starts[:, 1:] &= ~visual[:, :-1]
-        row, column = starts.nonzero().T
-        ends = torch.ones_like(row, dtype=torch.bool)
-        ends[:-1] = row[1:] != row[:-1]
-        ends |= self._behind_global(input_ids, row, column)
-        image = ends.cumsum(0) - ends.long()  # of each tile
-        tile = (starts.flatten().cumsum(0) - 1)[visual.flatten()]
-        return image[tile].bincount().tolist()
+    def last_tiles(self, input_ids: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """The one behind `<global-img>`, at the latest the last one of its row."""
+        ends = self._behind_global(input_ids, row, column)
+        ends[:-1] |= row[1:] != row[:-1]
+        ends[-1:] = True
+        return ends
 
     def _behind_global(self, input_ids: Tensor, row: Tensor, column: Tensor) -> Tensor:
         """[T] bool: which of the tiles that begin at these places have `<global-img>` before them.
@@ -123,9 +80,6 @@ class Idefics3(Tiled):
         if self.image_size is not None and self.tiles is not False:
             options |= {"do_image_splitting": True, "size": {"longest_edge": self.image_size}}
         return options
-
-    def _nested(self, images: Sequence[Image]) -> list[list[Image]]:
-        return [list(images)]
 
     def _flat(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """One row a tile: the model takes rows of tiles [B, T, 3, S, S], in which shorter ones would be filled up. No

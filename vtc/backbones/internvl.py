@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vtc.backbones.base import decoder_sizes
 from vtc.backbones.chat import chatml
-from vtc.backbones.tiles import Frames, Tiled
+from vtc.backbones.tiles import Frames, Tiled, one_tile
 from vtc.errors import UserError
-from vtc.interface import BackboneShape, TowerShape
+from vtc.interface import BackboneShape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
 
 class InternVL(Tiled):
@@ -27,44 +25,12 @@ class InternVL(Tiled):
     model_type, model_class = "internvl", "InternVLForConditionalGeneration"
     version = 1
     most_tiles = 3  # 3·3 of the 12 tiles that the processor makes at most
-    pixel_names = ("pixel_values", "vision_feature_layer", "vision_feature_select_strategy")
     image_text, video_text = "<IMG_CONTEXT>", "<video>"
     template = chatml("<IMG_CONTEXT>\n", "<video>\n")
 
     @classmethod
     def tile_from(cls, config: Any, name: str) -> BackboneShape:
-        decoder, vision = decoder_sizes(config.text_config), config.vision_config
-        image, patch = _side(vision.image_size), _side(vision.patch_size)
-        cells = image // patch
-        shuffle = round(1 / config.downsample_ratio)
-        side = cells // shuffle
-        level = config.vision_feature_layer
-        return BackboneShape(
-            name=name,
-            visual_tokens=side * side,
-            grid=(side, side),
-            vision=TowerShape(
-                depth=vision.num_hidden_layers,
-                feature_layer=level if isinstance(level, int) else max(level),
-                width=vision.hidden_size,
-                intermediate=vision.intermediate_size,
-                heads=vision.num_attention_heads,
-                tokens=cells * cells + 1,
-                cls=1,
-                image_size=image,
-                patch_size=patch,
-                tile_tokens=side * side,
-                projector=vision.hidden_size * shuffle**2 * decoder["width"] + decoder["width"] ** 2,
-            ),
-            **decoder,
-        )
-
-    def image_sizes(self, input_ids: Tensor) -> list[int]:
-        """An image is a run of placeholders: `</img>` ends it."""
-        visual = input_ids == self.image_token_id
-        starts = visual.clone()
-        starts[:, 1:] &= ~visual[:, :-1]
-        return (starts.flatten().cumsum(0)[visual.flatten()] - 1).bincount().tolist()
+        return one_tile(config, name, round(1 / config.downsample_ratio), cls_tokens=1, projector_layers=2)
 
     def _options(self) -> dict[str, Any]:
         return {} if self.tiles is None else {"crop_to_patches": self.tiles}
@@ -75,8 +41,3 @@ class InternVL(Tiled):
         if len({len(clip) for clip in videos}) > 1:
             raise UserError(f"backbone={self.name}: the videos of one question need equally many frames")
         return super().row(text, images, videos, **options)
-
-
-def _side(size: Any) -> int:
-    """Of a square whose side, or height and width, a config says."""
-    return int(size if isinstance(size, int) else size[0])

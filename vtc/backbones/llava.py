@@ -65,15 +65,9 @@ class Llava(Backbone):
         return attend, mlp
 
     def image_features(self, kwargs: dict[str, Any]) -> list[Tensor] | None:
-        outputs = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        if outputs is None and kwargs.get("pixel_values") is not None:
-            names = ("vision_feature_layer", "vision_feature_select_strategy", "image_sizes")
-            chosen = {k: kwargs[k] for k in names if kwargs.get(k) is not None}
-            outputs = self.core.get_image_features(pixel_values=kwargs["pixel_values"], return_dict=True, **chosen)
-            kwargs["mm_encoder_outputs"] = {**(kwargs.get("mm_encoder_outputs") or {}), "image": outputs}
-            kwargs["pixel_values"] = None
+        outputs = self.encoded(kwargs).get("image")
         return None if outputs is None else outputs.pooler_output
 
     def prompt(self, question: str, images: int = 1, videos: int = 0) -> str:
         """LLaVA-1.5's: `USER: <image>\\n{question} ASSISTANT:`, one `<image>\\n` per image."""
-        return "USER: " + "<image>\n" * images + f"{question} ASSISTANT:"
+        return "USER: " + "<image>\n" * images + "<video>\n" * videos + f"{question} ASSISTANT:"

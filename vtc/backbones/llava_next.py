@@ -57,6 +57,3 @@ class LlavaNext(Chat, Llava):
 
     def grid_of(self, count: int) -> tuple[int, int] | None:
         return None
-
-    def plain_prompt(self, question: str, images: int, videos: int) -> str:
-        return Llava.prompt(self, question, images)

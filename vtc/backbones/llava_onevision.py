@@ -55,7 +55,9 @@ class LlavaOnevision(Videos, LlavaNext):
         side = self._frame_side
         return (side, side) if count == side * side else None  # a picture has more tokens than that
 
-    def plain_prompt(self, question: str, images: int, videos: int) -> str:
+    def prompt(self, question: str, images: int = 1, videos: int = 0) -> str:
+        if self._templates:
+            return super().prompt(question, images, videos)
         media = "<image>\n" * images + "<video>\n" * videos
         return f"<|im_start|>user\n{media}{question}<|im_end|>\n<|im_start|>assistant\n"
 

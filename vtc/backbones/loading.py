@@ -34,34 +34,46 @@ CONVERT = "https://huggingface.co/docs/safetensors/convert-weights"
 
 
 # -- config.json
-def config_text(settings: BackboneSettings) -> str | None:
-    """The config.json of the weights, where they are in a folder; None where there is none."""
-    file = Path(settings.source) / "config.json"
-    return file.read_text(encoding="utf-8") if file.is_file() else None
-
-
 def read_config(family: type[Backbone], settings: BackboneSettings) -> Any:
     """transformers' configuration of the weights, from their folder or from the hub.
 
     Raises:
         UserError: no config.json there, one that can't be read, or one of another family.
     """
-    from transformers import AutoConfig
-
     source = settings.source
     if not (settings.pretrained or settings.released):
         raise UserError(
             f"backbone={settings.name}: no weights are known of it; give backbone.pretrained=<a transformers folder or "
             "a hub id>"
         )
-    if looks_local(source) and not (Path(source) / "config.json").is_file():
-        raise UserError(f"backbone.pretrained={source}: no config.json there; give a transformers folder or a hub id")
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"backbone.pretrained={source}: can't be read ({first_line(error)})") from error
+    config = auto_config("backbone.pretrained", source, settings.trust_remote_code)
     family.check_config(config, source)
     return config
+
+
+def auto_config(key: str, source: str, trust_remote_code: bool = False) -> Any:
+    """transformers' configuration of what the setting `key` names: a folder or a hub id.
+
+    Raises:
+        UserError: no config.json there, or one that can't be read.
+    """
+    from transformers import AutoConfig
+
+    if looks_local(source) and not (Path(source) / "config.json").is_file():
+        raise UserError(f"{key}={source}: no config.json there; give a transformers folder or a hub id")
+    with reading(f"{key}={source}"):
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def reading(what: str, done: str = "read") -> Iterator[None]:
+    """Errors of transformers' reading as `UserError`s that begin with `what`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{what}: can't be {done} ({first_line(error)})") from error
 
 
 # -- checks
@@ -182,17 +194,16 @@ def _device_map(settings: BackboneSettings) -> Any:
 def load(family: type[B], settings: BackboneSettings) -> B:
     """See `Backbone.load`."""
     import transformers
-    from safetensors import SafetensorError
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     check(settings)
     config, source, dtype = read_config(family, settings), settings.source, _dtype(settings.dtype)
     quantized = settings.quantization != "none"
-    extra = {"quantization_config": _quantization(family, config, settings.quantization, dtype)} if quantized else {}
+    extra = {"quantization_config": _quantization(family, settings, config, dtype)} if quantized else {}
     device_map = _device_map(settings)
     if device_map is None and not is_deepspeed_zero3_enabled():  # that gives each process its share of every weight
         device_map = {"": _one_device(settings)}
-    try:
+    with reading(f"backbone.pretrained={source}", "loaded"):
         with _converting_reads(None if quantized else dtype):
             model, report = getattr(transformers, family.model_class).from_pretrained(
                 source,
@@ -206,11 +217,7 @@ def load(family: type[B], settings: BackboneSettings) -> B:
                 **extra,
             )
         processor = transformers.AutoProcessor.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"backbone.pretrained={source}: can't be loaded ({first_line(error)})") from error
-    if missing := sorted(report["missing_keys"]):
-        # transformers would draw them at random and warn
-        raise UserError(f"backbone.pretrained={source}: {len(missing)} of its weights aren't there, {missing[0]} first")
+    refuse_missing(f"backbone.pretrained={source}", report)
     if device_map is None:
         model = model.to(_one_device(settings))
     backbone = family.wrap(model.eval(), processor, settings.name, **family.image_options(settings))
@@ -273,20 +280,24 @@ def _stored(file: Any) -> set[Any]:
     return {known[name] for name in names if name in known}
 
 
+def refuse_missing(what: str, report: Mapping[str, Any]) -> None:
+    """Raises `UserError` where transformers' loading report has weights that it would draw at random with a warning."""
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"{what}: {len(missing)} of its weights aren't there, {missing[0]} first")
+
+
 # -- quantised weights
-def _quantization(family: type[Backbone], config: Any, quantization: str, dtype: Any) -> Any:
+def _quantization(family: type[Backbone], settings: BackboneSettings, config: Any, dtype: Any) -> Any:
     """How bitsandbytes holds the decoder's linear layers: NF4 with double quantisation (QLoRA, arXiv 2305.14314,
     section 3), or LLM.int8() (arXiv 2208.07339)."""
     import torch
     import transformers
 
-    with torch.device("meta"):
-        model = getattr(transformers, family.model_class)(config)
     if dtype == "auto":
         stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
         dtype = getattr(torch, stored) if isinstance(stored, str) else stored
-    skipped = outside_decoder(family("", model, None, family.shape_from(config, "")))
-    if quantization == "8bit":
+    skipped = outside_decoder(family.skeleton(settings))
+    if settings.quantization == "8bit":
         return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
@@ -317,12 +328,8 @@ def outside_decoder(backbone: Backbone) -> list[str]:
 
 def count(model: Any) -> int:
     """Parameters of a model without LoRA; 4-bit weights lie two in a byte and are counted as the two they are."""
-    return sum(_count(p) for name, p in model.named_parameters() if ".lora_" not in name)
-
-
-def _count(parameter: Any) -> int:
-    state = getattr(parameter, "quant_state", None)
-    return parameter.numel() if state is None else math.prod(state.shape)
+    held = [p for name, p in model.named_parameters() if ".lora_" not in name]
+    return sum(math.prod((getattr(p, "quant_state", None) or p).shape) for p in held)
 
 
 def weight_bytes(backbone: Backbone, item: int, quantization: str = "none") -> int:

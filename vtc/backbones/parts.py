@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from operator import attrgetter, or_
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vtc.errors import UserError
@@ -17,6 +20,11 @@ if TYPE_CHECKING:
     Clips = Sequence[Sequence[Sequence[Image]]] | None  # of each question its videos, each a list of frames
 
 
+def part(path: str) -> Any:
+    """The property of a backbone that is this part of its transformers model."""
+    return property(attrgetter(f"model.{path}"))
+
+
 class Parts:
     """The transformers model as it is, and the places where its parts are.
 
@@ -27,6 +35,9 @@ class Parts:
         shape: its sizes.
         image_size: side in pixels of the square that every image is resized to first; None: as the processor has it.
             It gives a family of dynamic resolution a fixed number of visual tokens.
+
+    Args:
+        options: attributes of a family that differ from checkpoint to checkpoint, such as `image_size`.
 
     Class attributes:
         image_text, video_text: what stands for an image and for a video in a prompt that the processor reads; a family
@@ -42,13 +53,22 @@ class Parts:
         f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")
     )
 
-    def __init__(
-        self, name: str, model: Any, processor: Any, shape: BackboneShape, image_size: int | None = None
-    ) -> None:
+    image_size: int | None = None
+
+    def __init__(self, name: str, model: Any, processor: Any, shape: BackboneShape, **options: Any) -> None:
         self.name, self.model, self.processor, self.shape = name, model, processor, shape
-        self.image_size = image_size
+        for option, value in options.items():
+            setattr(self, option, value)
 
     # -- parts
+    core = part(
+        "model"
+    )  # the multimodal model below the language-model head: merges image features into the embeddings
+    decoder = part("model.language_model")  # `.layers`, `.norm`, `.rotary_emb`, `.embed_tokens`
+    projector = part("model.multi_modal_projector")
+    vision_tower = part("model.vision_tower")
+    image_token_id = part("config.image_token_id")
+
     @property
     def tokenizer(self) -> Any:
         return getattr(self.processor, "tokenizer", None)
@@ -60,24 +80,6 @@ class Parts:
     @property
     def dtype(self) -> torch.dtype:
         return self.decoder.embed_tokens.weight.dtype
-
-    @property
-    def core(self) -> Any:
-        """The multimodal model below the language-model head: it merges image features into the embeddings."""
-        return self.model.model
-
-    @property
-    def decoder(self) -> Any:
-        """The language model: `.layers`, `.norm`, `.rotary_emb`, `.embed_tokens`."""
-        return self.core.language_model
-
-    @property
-    def projector(self) -> Any:
-        return self.core.multi_modal_projector
-
-    @property
-    def vision_tower(self) -> Any:
-        return self.core.vision_tower
 
     @property
     def tower_layers(self) -> Sequence[Any]:
@@ -94,10 +96,6 @@ class Parts:
         whose bias is added to the attention scores, and `mlp(hidden)`.
         """
         raise UserError(f"backbone={self.name}: tokens can't be merged inside the layers of its vision tower")
-
-    @property
-    def image_token_id(self) -> int:
-        return self.model.config.image_token_id
 
     def add_adapters(self, names: Sequence[str], rank: int, alpha: int, dropout: float = 0.0) -> None:
         """Puts LoRA adapters (peft) on all linear layers of the decoder and freezes the language model. Does nothing
@@ -153,11 +151,7 @@ class Parts:
 
     def visual(self, input_ids: Tensor) -> Tensor:
         """[B, L] bool: where visual tokens stand."""
-        first, *others = self.placeholders
-        where = input_ids == first
-        for other in others:
-            where = where | (input_ids == other)
-        return where
+        return reduce(or_, (input_ids == token for token in self.placeholders))
 
     def image_features(self, kwargs: dict[str, Any]) -> list[Tensor] | None:
         """Projected features of every image, a list of [N_i, D] in the order of the prompt, of a call of `core` with
@@ -167,6 +161,20 @@ class Parts:
         had to be computed, `kwargs` is changed so that `core` doesn't compute them again.
         """
         raise NotImplementedError
+
+    def encoded(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What `core` makes of the pixels of a call with these keyword arguments, by medium: `image`, `video`.
+
+        Where it had to be computed, `kwargs` is changed so that `core` doesn't compute it again.
+        """
+        outputs = dict(kwargs.get("mm_encoder_outputs") or {})
+        for medium, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+            if outputs.get(medium) is None and kwargs.get(pixels) is not None:
+                encode = getattr(self.core, f"get_{medium}_features")
+                names = inspect.signature(encode).parameters
+                outputs[medium] = encode(**{k: kwargs[k] for k in names if kwargs.get(k) is not None}, return_dict=True)
+                kwargs |= {"mm_encoder_outputs": outputs, pixels: None}
+        return outputs
 
     def images_in(self, inputs: Mapping[str, Tensor]) -> int:
         """How many images (see `image_features`) the inputs of `core` have."""
@@ -244,11 +252,15 @@ class Parts:
         return batch.to(device=self.device, dtype=self.dtype)  # of what is floating point alone
 
     def _processed(self, text: list[str], images: list[list[Image]], videos: Clips) -> BatchFeature:
-        """What the family's processor makes of prompts and pictures; most take the pictures of all rows as one list."""
-        pictures: dict[str, Any] = {"images": [image for row in images for image in row] or None}
+        """What the family's processor makes of prompts and pictures."""
+        pictures: dict[str, Any] = {"images": self.pictures(images) or None}
         if videos is not None and any(videos):
             pictures["videos"] = [video for row in videos for video in row]
         return self.processor(text=text, padding=True, padding_side="left", return_tensors="pt", **pictures)
+
+    def pictures(self, images: list[list[Image]]) -> list[Any]:
+        """The pictures of rows as the processor takes them; most take all as one list."""
+        return [image for row in images for image in row]
 
     def row(self, text: str, images: Sequence[Image], **options: Any) -> Mapping[str, Any]:
         """What the family's processor makes of one prompt with its pictures, `sized` already.

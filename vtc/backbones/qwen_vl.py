@@ -8,7 +8,6 @@ writes the time of each picture of a video before it.
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vtc.backbones.base import decoder_sizes
 from vtc.backbones.chat import Chat, chatml
+from vtc.backbones.parts import part
 from vtc.errors import UserError
 from vtc.interface import BackboneShape, TowerShape
 
@@ -79,13 +79,11 @@ class QwenVL(Chat):
         cls._within(shape, cls._pixels_of(settings.source))
         return shape
 
-    def __init__(
-        self, name: str, model: Any, processor: Any, shape: BackboneShape, image_size: int | None = None
-    ) -> None:
+    def __init__(self, name: str, model: Any, processor: Any, shape: BackboneShape, **options: Any) -> None:
         if processor is not None:
             size = processor.image_processor.size
             self._within(shape, (size["shortest_edge"], size["longest_edge"]))
-        super().__init__(name, model, processor, shape, image_size)
+        super().__init__(name, model, processor, shape, **options)
 
     @classmethod
     def _within(cls, shape: BackboneShape, pixels: tuple[int, int]) -> None:
@@ -121,13 +119,7 @@ class QwenVL(Chat):
         return {"width": vision.hidden_size, "intermediate": vision.intermediate_size}
 
     # -- parts
-    @property
-    def projector(self) -> Any:
-        return self.vision_tower.merger
-
-    @property
-    def vision_tower(self) -> Any:
-        return self.model.model.visual
+    vision_tower, projector = part("model.visual"), part("model.visual.merger")
 
     @property
     def placeholders(self) -> tuple[int, ...]:
@@ -137,18 +129,9 @@ class QwenVL(Chat):
     def image_features(self, kwargs: dict[str, Any]) -> list[Tensor] | None:
         import torch
 
-        outputs = dict(kwargs.get("mm_encoder_outputs") or {})
-        if not outputs:  # beside such ones the model takes no pixels
-            named = inspect.signature(type(self.core).forward).parameters
-            rest = {k: v for k, v in kwargs.items() if k not in named}
-            for media, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-                if kwargs.get(pixels) is not None:
-                    compute = getattr(self.core, f"get_{media}_features")
-                    outputs[media] = compute(kwargs[pixels], kwargs.get(f"{media}_grid_thw"), return_dict=True, **rest)
-                    kwargs[pixels] = None
-            if not outputs:
-                return None
-            kwargs["mm_encoder_outputs"] = outputs
+        outputs = self.encoded(kwargs)
+        if not outputs:
+            return None
         whole = {media: torch.cat(list(out.pooler_output)) for media, out in outputs.items()}
         offset = dict.fromkeys(whole, 0)
         features = []

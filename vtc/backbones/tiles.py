@@ -11,9 +11,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vtc.backbones.base import decoder_sizes
 from vtc.backbones.chat import Chat
 from vtc.errors import UserError
-from vtc.interface import BackboneShape
+from vtc.interface import BackboneShape, TowerShape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,29 +36,16 @@ class Tiled(Chat):
 
     Class attributes:
         most_tiles: along the side of the largest `image_size`.
-        pixel_names: keyword arguments of `core` that `get_image_features` takes.
     """
 
     most_tiles: ClassVar[int]
-    pixel_names: ClassVar[tuple[str, ...]] = ("pixel_values",)
     size_options = ("image_size", "tiles")
-
-    def __init__(
-        self,
-        name: str,
-        model: Any,
-        processor: Any,
-        shape: BackboneShape,
-        image_size: int | None = None,
-        tiles: bool | None = None,
-    ) -> None:
-        super().__init__(name, model, processor, shape, image_size)
-        self.tiles = tiles
+    tiles: bool | None = None
 
     # -- sizes
     @classmethod
     def tile_from(cls, config: Any, name: str) -> BackboneShape:
-        """The sizes with pictures of one tile; `vision` has `tile_tokens` and `projector` beside what it always has."""
+        """The sizes with pictures of one tile."""
         raise NotImplementedError
 
     @classmethod
@@ -90,8 +78,18 @@ class Tiled(Chat):
 
     # -- features
     def image_sizes(self, input_ids: Tensor) -> list[int]:
-        """Visual tokens of every image of these rows [B, L], row by row."""
-        raise NotImplementedError
+        """Visual tokens of every image of these rows [B, L], row by row. A tile is a run of placeholders."""
+        visual = input_ids == self.image_token_id
+        starts = visual.clone()
+        starts[:, 1:] &= ~visual[:, :-1]
+        ends = self.last_tiles(input_ids, *starts.nonzero().T)
+        image = ends.cumsum(0) - ends.long()  # of each tile
+        tile = (starts.flatten().cumsum(0) - 1)[visual.flatten()]
+        return image[tile].bincount().tolist()
+
+    def last_tiles(self, input_ids: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """[T] bool: which of the runs that begin at these places end an image; all, where tiles have no gaps."""
+        return row >= 0
 
     def images_in(self, inputs: Mapping[str, Tensor]) -> int:
         return len(self.image_sizes(inputs["input_ids"]))
@@ -99,12 +97,7 @@ class Tiled(Chat):
     def image_features(self, kwargs: dict[str, Any]) -> list[Tensor] | None:
         import torch
 
-        outputs = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        if outputs is None and kwargs.get("pixel_values") is not None:
-            pixels = {name: kwargs[name] for name in self.pixel_names if kwargs.get(name) is not None}
-            outputs = self.core.get_image_features(**pixels, return_dict=True)
-            kwargs["mm_encoder_outputs"] = {**(kwargs.get("mm_encoder_outputs") or {}), "image": outputs}
-            kwargs.update(dict.fromkeys(pixels))
+        outputs = self.encoded(kwargs).get("image")
         if outputs is None:
             return None
         if kwargs.get("input_ids") is None:
@@ -143,7 +136,7 @@ class Tiled(Chat):
     ) -> Mapping[str, Any]:
         import numpy as np
 
-        pictures: dict[str, Any] = {"images": self._nested(images), **self._options()} if images else {}
+        pictures: dict[str, Any] = {"images": [list(images)], **self._options()} if images else {}
         if videos:
             clips = [np.stack([np.asarray(frame.convert("RGB")) for frame in clip]) for clip in videos]
             pictures |= {"videos": clips, **self._video_options(videos)}
@@ -153,10 +146,44 @@ class Tiled(Chat):
         """What the family's processor wants to know beside the frames."""
         return {}
 
-    def _nested(self, images: Sequence[Image]) -> Any:
-        """The images of one row as the family's processor takes them."""
-        return list(images)
-
     def _flat(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """A row that the processor made, with its tiles one behind the other along the first dimension."""
         return row
+
+
+def one_tile(config: Any, name: str, shuffle: int, cls_tokens: int = 0, projector_layers: int = 1) -> BackboneShape:
+    """The sizes with pictures of one tile.
+
+    Args:
+        shuffle: patches along a side that become one visual token.
+        cls_tokens: in front of the patches in the tower.
+        projector_layers: linear layers of the projector: 1 or 2.
+    """
+    decoder, vision = decoder_sizes(config.text_config), config.vision_config
+    image, patch = _side(vision.image_size), _side(vision.patch_size)
+    cells, width, level = image // patch, decoder["width"], getattr(config, "vision_feature_layer", -1)
+    side = cells // shuffle
+    return BackboneShape(
+        name=name,
+        visual_tokens=side * side,
+        grid=(side, side),
+        vision=TowerShape(
+            depth=vision.num_hidden_layers,
+            feature_layer=level if isinstance(level, int) else max(level),
+            width=vision.hidden_size,
+            intermediate=vision.intermediate_size,
+            heads=vision.num_attention_heads,
+            tokens=cells * cells + cls_tokens,
+            cls=cls_tokens,
+            image_size=image,
+            patch_size=patch,
+            tile_tokens=side * side,
+            projector=vision.hidden_size * shuffle**2 * width + (projector_layers - 1) * width**2,
+        ),
+        **decoder,
+    )
+
+
+def _side(size: Any) -> int:
+    """Of a square whose side, or height and width, a config says."""
+    return int(size if isinstance(size, int) else size[0])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vtc.backbones.chat import Chat
 from vtc.backbones.frames import Videos
 from vtc.backbones.llava import Llava
+from vtc.backbones.parts import part
 from vtc.errors import UserError
 from vtc.interface import BackboneShape
 
@@ -38,10 +39,7 @@ class VideoLlava(Videos, Chat, Llava):
             shape, visual_tokens=tokens, grid=None, vision=dataclasses.replace(shape.vision, towers=2)
         )
 
-    @property
-    def vision_tower(self) -> Any:
-        """The tower of videos; pictures have one of their own, `core.image_tower`."""
-        return self.core.video_tower
+    vision_tower = part("model.video_tower")  # pictures have one of their own, `core.image_tower`
 
     @property
     def tower_layers(self) -> Sequence[Any]:
@@ -49,9 +47,6 @@ class VideoLlava(Videos, Chat, Llava):
 
     def frames_of(self, features: Tensor) -> list[Tensor]:
         return list(features)  # [V·F, N, D]
-
-    def plain_prompt(self, question: str, images: int, videos: int) -> str:
-        return "USER: " + "<image>\n" * images + "<video>\n" * videos + f"{question} ASSISTANT:"
 
     def _processed(self, text: list[str], images: list[list[Image]], videos: Clips) -> BatchFeature:
         batch = super()._processed(text, images, videos)

@@ -158,7 +158,7 @@ def _hydra(argv: Sequence[str], sweep: Sweep, sweeping: bool) -> None:
                 raise
 
     here = os.getpid()
-    asked, arguments = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
+    full_error, arguments = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print and exit by itself; its errors are ours to explain
     sys.argv = [sys.argv[0], *argv]
     notes = tempfile.TemporaryDirectory()
@@ -169,10 +169,10 @@ def _hydra(argv: Sequence[str], sweep: Sweep, sweeping: bool) -> None:
     finally:
         notes.cleanup()
         sys.argv = arguments
-        if asked is None:
+        if full_error is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
-            os.environ["HYDRA_FULL_ERROR"] = asked
+            os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
 def run() -> None:

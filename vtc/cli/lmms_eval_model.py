@@ -8,7 +8,7 @@ from typing import Any
 from lmms_eval.api.instance import GenerationResult, Instance
 
 from vtc.configuration import parse
-from vtc.evaluation import harness, placement, scorer
+from vtc.evaluation import harness, scorer
 from vtc.evaluation.model import FRAMES, VtcModel
 
 log = logging.getLogger(__name__)
@@ -29,9 +29,9 @@ class RegisteredModel(VtcModel):
         if device is not None:
             overrides.setdefault("backbone.device", device)
         job = parse([f"{key}={_word(value)}" for key, value in overrides.items()])
-        placement.check(job)
+        scorer.check_processes(job)
         job.check()
-        backbone, method = scorer.load(placement.on_own_device(job))
+        backbone, method = scorer.load(job)
         rows = batch_size if batch_size is not None and str(batch_size).isdigit() else job.batch_size
         words = ", ".join(f"{key}={value}" for key, value in sorted(overrides.items()))
         frames = job.backbone.frames or FRAMES

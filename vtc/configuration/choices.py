@@ -38,10 +38,11 @@ def configured(group: str) -> dict[str, Path]:
 
 
 def unconfigured(group: str) -> list[str]:
-    """Names of a group with a class but no file in `conf/`: all methods, the families and benchmarks of plug-ins."""
+    """Names of a group with a class but no file in `conf/`: all methods, sources of tasks, families of plug-ins."""
     if group == "method":
         return registry.methods.names()
-    return sorted(set(REGISTRIES[group].external()) - set(configured(group))) if group in REGISTRIES else []
+    named = {"backbone": registry.families.external, "benchmark": registry.sources.names}
+    return sorted(set(named[group]()) - set(configured(group))) if group in named else []
 
 
 def choices(group: str) -> dict[str, str]:

@@ -31,7 +31,7 @@ from vtc.settings import SHORT_DTYPES, BackboneSettings, from_mapping
 
 CONFIG = "config"
 ERRORS = (HydraException, OmegaConfBaseException)
-NEEDED = ("action", "backbone", "method", "benchmark")
+NEEDED = ("action", "backbone", "method", "benchmark", "training")
 
 
 def config_dir() -> Path:
@@ -124,13 +124,13 @@ def spelled_out(words: Sequence[str]) -> list[str]:
         UserError: a key given both ways, with different values.
     """
     out = []
-    given = {override.key_or_group: override for override in parsed(words)}
+    by_key = {override.key_or_group: override for override in parsed(words)}
     for word in map(joined, words):
         override = next(iter(parsed([word])), None)
         key = "" if override is None else override.key_or_group
         if override is None or key not in SHORT:
             out.append(word)
-        elif (long := given.get(f"backbone.{key}")) is None:
+        elif (long := by_key.get(f"backbone.{key}")) is None:
             head, equals, tail = word.partition("=")
             out.append(f"{head.removesuffix(key)}backbone.{key}{equals}{tail}")
         elif [short_dtype(v) for v in values(override)] != [short_dtype(v) for v in values(long)]:
@@ -151,7 +151,7 @@ def settle(config: DictConfig) -> None:
         UserError: as `share_out`.
     """
     share_out(config)
-    for key, same in {"dtype": short_dtype, "quantization": lambda value: value or "none"}.items():
+    for key, same in {"dtype": short_dtype, "quantization": lambda value: "none" if value is None else value}.items():
         if key in config.backbone:
             config.backbone[key] = same(config.backbone[key])
 
@@ -171,25 +171,25 @@ def store_suite(name: str) -> None:
     Raises:
         UserError: no such file, no YAML, no tasks, a key that suites don't have.
     """
-    given = f"benchmark={OWN_SUITES[name]}"
+    override = f"benchmark={OWN_SUITES[name]}"
     file = Path(OWN_SUITES[name]).expanduser()
     if not file.is_file():
-        raise UserError(f"{given}: no such file")
+        raise UserError(f"{override}: no such file")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{given}: no YAML ({' '.join(str(error).split())})") from None
+        raise UserError(f"{override}: no YAML ({' '.join(str(error).split())})") from None
     node: dict[str, Any] = {"name": name, "tasks": None, "limit": None, "data": None, "include": [], "about": {}}
     if not isinstance(content, dict):
-        raise UserError(f"{given}: allowed: a mapping with {', '.join(node)}")
+        raise UserError(f"{override}: allowed: a mapping with {', '.join(node)}")
     for key in content:
         if key not in node:
-            raise UserError(f"{given}: {key}: unknown; allowed: {', '.join(node)}{nearest(str(key), node)}")
+            raise UserError(f"{override}: {key}: unknown; allowed: {', '.join(node)}{nearest(str(key), node)}")
     node |= content | {"name": name}
     node["tasks"] = node["tasks"] or [*(node["about"] or {})]
     node["include"] = [str((file.parent / Path(folder).expanduser()).resolve()) for folder in node["include"] or []]
     if not node["tasks"]:
-        raise UserError(f"{given}: names no tasks; needed: tasks, or about with an entry a task")
+        raise UserError(f"{override}: names no tasks; needed: tasks, or about with an entry a task")
     ConfigStore.instance().store(group="benchmark", name=name, node=node, provider="own suite")
 
 
@@ -204,21 +204,21 @@ def share_out(config: DictConfig) -> None:
         value = config[key]
         if not isinstance(value, ListConfig):
             continue
-        name, given = config.method.name, f"{key}=[{','.join('null' if v is None else str(v) for v in value)}]"
+        name, budgets = config.method.name, f"{key}=[{','.join('null' if v is None else str(v) for v in value)}]"
         members = [*parts(name)]
         if len(members) == 1:
-            raise UserError(f"{given}: a list is a budget for each of several methods; {name} is one")
+            raise UserError(f"{budgets}: a list is a budget for each of several methods; {name} is one")
         if key not in ("tokens", "ratio"):
             raise UserError(
-                f"{given}: allowed: one number, for the whole of {name}; a budget each is tokens= or ratio="
+                f"{budgets}: allowed: one number, for the whole of {name}; a budget each is tokens= or ratio="
             )
         if len(value) != len(members):
-            raise UserError(f"{given}: {name} has {len(members)} parts; allowed: a budget each, or one for the end")
+            raise UserError(f"{budgets}: {name} has {len(members)} parts; allowed: a budget each, or one for the end")
         for member, own in zip(members[:-1], value[:-1], strict=True):
             taken = next((f"method.{member}.{k}={config.method[member][k]}" for k in ("tokens", "ratio")
                           if config.method[member][k] is not None), None)  # fmt: skip
             if taken:
-                raise UserError(f"{given}, {taken}: give only one of the two")
+                raise UserError(f"{budgets}, {taken}: give only one of the two")
             config.method[member][key] = own
         config[key] = value[-1]
 
@@ -355,7 +355,7 @@ def explained(error: Exception, overrides: Sequence[str]) -> UserError:
     return UserError(" ".join(line.strip() for line in lines[:2]))
 
 
-def unknown_key(config: DictConfig, key: str, given: str) -> UserError | None:
+def unknown_key(config: DictConfig, key: str, override: str) -> UserError | None:
     """The error for a dotted key that the configuration doesn't have; None where it has it."""
     node: Any = config
     path = key.split(".")
@@ -373,7 +373,7 @@ def unknown_key(config: DictConfig, key: str, given: str) -> UserError | None:
             where = f"{prefix} has {', '.join(allowed) or 'no options'}" if prefix else ""
             if prefix == "method":
                 where = f"method={config.method.get('name')} has {', '.join(allowed) or 'no options'}"
-            return UserError(f"{given}: unknown key '{key}'" + (f"; {where}" if where else "") + close)
+            return UserError(f"{override}: unknown key '{key}'" + (f"; {where}" if where else "") + close)
         if OmegaConf.is_interpolation(node, part) or OmegaConf.is_missing(node, part):
             return None
         node = node[part]

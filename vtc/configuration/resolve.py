@@ -18,6 +18,7 @@ from vtc.configuration import validation
 from vtc.errors import UserError
 from vtc.job import Job
 from vtc.settings import (
+    FOLDER,
     AblationSettings,
     BackboneSettings,
     BenchmarkSettings,
@@ -52,6 +53,7 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
     if values["action"] == "train" and (absent := [key for key in missing if key.startswith("training")]):
         key = re.sub(r"\[(\d+)\]", r".\1", absent[0])
         raise UserError(f"{absent[0]}: the recipe needs it; give {key}=…")
+    FOLDER.check("output_dir", values["output_dir"])
     if values["checkpoint"] is not None:
         values["checkpoint"] = str(values["checkpoint"])  # a folder may be called 3, or nan
     method = dict(values["method"])

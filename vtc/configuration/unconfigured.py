@@ -1,4 +1,4 @@
-"""The configuration of what has a class and no file in `conf/`: methods, and families and benchmarks of plug-ins."""
+"""The configuration of what has a class and no file in `conf/`: methods, sources of tasks, families of plug-ins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def family_node(name: str) -> dict[str, Any]:
 
 
 def benchmark_node(name: str) -> dict[str, Any]:
-    """The settings of a plug-in's benchmark, its tasks among them."""
+    """The settings of a source of tasks, its tasks among them."""
     tasks = [*sources.get(name).tasks] or [name]
     unset = dict.fromkeys(("limit", "data", "metric", "prompt"))
     return {"name": name, "tasks": tasks, **unset, "include": [], "about": {}}

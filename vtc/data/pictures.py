@@ -7,8 +7,9 @@ black, and turns black strokes on a transparent ground into black on black.
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,23 @@ def open_picture(source: Source) -> Image.Image:
             scale (negative, not finite, larger than the scales above).
     """
     picture = opened(source)
-    # Other packages allow half a picture, for the whole process.
-    truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
-        picture.load()
-        return to_rgb(ImageOps.exif_transpose(picture))
+        with whole():
+            picture.load()
+            return to_rgb(ImageOps.exif_transpose(picture))
     except (OSError, SyntaxError, EOFError) as error:  # what Pillow's decoders raise
         raise ValueError(f"can't be decoded ({error})") from error
+
+
+@contextlib.contextmanager
+def whole() -> Iterator[None]:
+    """A picture that breaks off is an error: other packages tell Pillow, for the whole process, to fill the rest with
+    grey."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = truncated
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def opened(source: Source) -> Image.Image:

@@ -3,7 +3,7 @@
 The only place that knows positions, masks, caches and padding.
 """
 
-from vtc.engine.embed import embed_images, embed_texts, encode_images, encode_texts, visual_tokens
+from vtc.engine.embed import embed_images, embed_texts, encode_images, encode_texts
 from vtc.engine.engine import Engine, compressing
 from vtc.engine.passes import run_decoder
 from vtc.engine.report import Report
@@ -18,7 +18,6 @@ __all__ = [
     "encode_images",
     "encode_texts",
     "run_decoder",
-    "visual_tokens",
 ]
 
 VERSION = 1  # Raised when what a method computes through the engine changes: its numbers, not its speed.

@@ -198,16 +198,8 @@ class CompressedCache(DynamicCache):
         self._change_rows(lambda t: t[indices.to(t.device)])
 
     def _change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
-        changed: dict[
-            int, Tensor
-        ] = {}  # Segments share tensors, and must go on doing so: they are compared by identity.
-
-        def once(t: Tensor | None) -> Tensor | None:
-            if t is None:
-                return None
-            if id(t) not in changed:
-                changed[id(t)] = change(t)
-            return changed[id(t)]
-
+        # Segments share tensors, and must go on doing so: they are compared by identity.
+        shared = {id(t): t for s in self.ledger.segments for t in (s.mask, s.shift) if t is not None}
+        changed = {key: change(t) for key, t in shared.items()}
         for s in self.ledger.segments:
-            s.mask, s.shift = once(s.mask), once(s.shift)
+            s.mask, s.shift = changed.get(id(s.mask)), changed.get(id(s.shift))

@@ -44,7 +44,7 @@ class Images:
             UserError: there are images and no `ids`.
         """
         features = backbone.image_features(kwargs)
-        if features is None:
+        if not features:
             return None
         if ids is None:
             raise UserError("inputs_embeds with images: compression needs input_ids to know where the images are")

@@ -7,7 +7,7 @@ image side. Text goes where the image would be, in the same prompt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -51,14 +51,6 @@ def encode_images(backbone: Backbone, method: Compressor, pixel_values: Tensor) 
     )
 
 
-def visual_tokens(backbone: Backbone, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Projected visual tokens [I, N, D] of the images of a call of `core`, and which of them are real, [I, N] bool."""
-    features = backbone.image_features(dict(inputs)) or []
-    visual = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
-    sizes = torch.tensor([len(f) for f in features], device=visual.device)
-    return visual, torch.arange(visual.shape[1], device=visual.device) < sizes[:, None]
-
-
 class EmbeddedImages:
     """Rows with one image each, as inputs of `core` with the summary prompt around it (`vtc.interface.Embedded`)."""
 
@@ -67,7 +59,10 @@ class EmbeddedImages:
         self.context = context_of(backbone, training)
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
-        return visual_tokens(self.backbone, self.inputs)
+        features = self.backbone.image_features(dict(self.inputs)) or []
+        visual = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
+        sizes = torch.tensor([len(f) for f in features], device=visual.device)
+        return visual, torch.arange(visual.shape[1], device=visual.device) < sizes[:, None]
 
     def last_state(self) -> Tensor:
         with compressing(self.backbone, self.method):

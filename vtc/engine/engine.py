@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -27,8 +27,7 @@ from vtc.engine.call import Call, Images
 from vtc.engine.passes import attach, run_decoder
 from vtc.engine.questions import Questions
 from vtc.engine.report import Report, Tally
-from vtc.engine.stand_in import stand_in
-from vtc.engine.tower_watch import TowerWatch
+from vtc.engine.tower_watch import TowerWatch, stand_in
 from vtc.engine.walk import Walk
 from vtc.errors import UserError
 from vtc.interface import Compressor, Context
@@ -81,9 +80,9 @@ class Engine:
             others = {k: v for k, v in kwargs.items() if k not in (CACHE, "past_key_values")}
             return engine._walk(embeddings, attention_mask, position_ids, cache, use_cache, others)
 
-        def forward(decoder: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        def forward(decoder: Any, *args: Any, **kwargs: Any) -> Any:
             adapter = engine.method.adapter  # without one there is nothing to switch: outside the engine none is active
-            with adapters.using(decoder, adapter) if adapter else nullcontext():
+            with adapters.using(decoder.layers, adapter) if adapter else nullcontext():
                 if args or not engine._acts(cache_among(kwargs)):
                     engine._tally_plain_call()
                     return original(*args, **kwargs)
@@ -107,8 +106,7 @@ class Engine:
         self._questions, self._call = Questions(), None
 
     # ------------------------------------------------------------------ what the caller says
-    @contextmanager
-    def blocks(self, block_ids: Tensor, labels: Tensor | None = None) -> Iterator[None]:
+    def blocks(self, block_ids: Tensor, labels: Tensor | None = None) -> AbstractContextManager[None]:
         """Packed training: independent questions behind one shared prefix, in the forward passes inside.
 
         Args:
@@ -119,11 +117,9 @@ class Engine:
                 ends before its first label, or with its last token where it has none. The questions share their images,
                 which are compressed once, by the mean over the questions. None: the `labels` that the model is given.
         """
-        with self._about(block=block_ids, labels=labels):
-            yield
+        return self._about(block=block_ids, labels=labels)
 
-    @contextmanager
-    def prompt_ends(self, index: Tensor) -> Iterator[None]:
+    def prompt_ends(self, index: Tensor) -> AbstractContextManager[None]:
         """Says where the prompt ends, where that isn't the last token: uncached or teacher-forced passes with an
         answer.
 
@@ -131,8 +127,7 @@ class Engine:
             index: [B] of each row's last prompt token in the user's layout. (With `labels` it is known: the token
                 before the first one with a label.)
         """
-        with self._about(prompt_end=index):
-            yield
+        return self._about(prompt_end=index)
 
     @contextmanager
     def _about(self, **changes: Tensor | None) -> Iterator[None]:

@@ -35,5 +35,5 @@ def run_decoder(
     extra: dict = {"is_causal": False} if bidirectional else {}
     if mask is not None and not bool(mask.all()):
         extra |= {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
-    with adapters.using(decoder, adapter):
+    with adapters.using(decoder.layers, adapter):
         return forward(inputs_embeds=embeddings, use_cache=False, **extra).last_hidden_state

@@ -1,10 +1,13 @@
-"""The ONE attention row that a method may ask for: what the last prompt token pays to every token, in one layer.
+"""Attention that a method may ask for: what some tokens pay to every other in one layer.
 
-Packed questions share their images, whose tokens are dropped once for all of them: their row is the mean over the
-questions of what the last token of each one's prompt pays, under the mask of blocks.
+Of a layer that runs it is ONE row, that of the last prompt token (`attention_row`). Queries and keys are taken as the
+layer itself projects them (LoRA included), so nothing runs twice, and the layer keeps whatever attention implementation
+it has: none is asked to return its weights. Packed questions share their images, whose tokens are dropped once for all
+of them: their row is the mean over the questions of what the last token of each one's prompt pays.
 
-Queries and keys are taken as the layer itself projects them (LoRA included), so nothing runs twice, no cache is
-touched, and the layer keeps whatever attention implementation it has: none is asked to return its weights.
+Of a layer that is about to run (`next_layer_attention`), for a method that ranks tokens before layer K by layer K
+itself (PyramidDrop, VCC), queries and keys are computed from its own norm and projections, of the queries that are
+asked about alone; the layer doesn't run. No cache is written to in either case.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from vtc.interface import TokenSequence
 
 
 @contextmanager
@@ -36,17 +41,6 @@ def projections(attention: Any) -> Iterator[dict[str, Tensor]]:
             last = getattr(attention, f"{name}_norm", None) or getattr(attention, f"{name}_proj")
             stack.callback(last.register_forward_hook(note(name)).remove)
         yield projected
-
-
-def heads(attention: Any, name: str, hidden: Tensor) -> Tensor:
-    """[B, H, L, d]: what this attention makes of `hidden` [B, L, D] before it is rotated.
-
-    Args:
-        name: "q" or "k".
-    """
-    projected = getattr(attention, f"{name}_proj")(hidden).unflatten(-1, (-1, attention.head_dim))
-    norm = getattr(attention, f"{name}_norm", None)
-    return (projected if norm is None else norm(projected)).transpose(1, 2)
 
 
 @torch.no_grad()
@@ -75,27 +69,88 @@ def attention_row(
     """
     device = projected["q"].device  # a model may be spread over devices
     query, real, block = query.to(device), real.to(device), block.to(device)
-    mask = None if mask is None else mask.to(device)
-    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-    rows, length, _ = projected["q"].shape
-    d = attention.head_dim
-    cos, sin = (t.expand(rows, -1, -1) for t in rope)
-    row, most = torch.arange(rows, device=device)[:, None], query.shape[1]
-    q = projected["q"][row, query].view(rows, most, -1, d).transpose(1, 2)  # [B, H, Q, d]
-    q = rotate(q, q, cos[row, query], sin[row, query])[0]
-    if cached is None:
-        k = projected["k"].view(rows, length, -1, d).transpose(1, 2)
-        k = rotate(k, k, cos, sin)[1]
-    else:
-        k = cached
-    total, groups = k.shape[2], k.shape[1]
-    scores = q.reshape(rows, groups, -1, d) @ k.transpose(2, 3)  # [B, Hkv, H/Hkv·Q, S]
+    row = torch.arange(len(query), device=device)[:, None]
+    cos, sin = (t.expand(len(query), -1, -1) for t in rope)
+    q = _rotated(attention, projected["q"][row, query], cos[row, query], sin[row, query])
+    k = _rotated(attention, projected["k"], cos, sin) if cached is None else cached
+    return _paid(attention, q, k, query, real, block, None if mask is None else mask.to(device))
+
+
+@torch.no_grad()
+def next_layer_attention(
+    layer: Any,
+    rope: tuple[Tensor, Tensor],
+    tokens: TokenSequence,
+    queries: Tensor,
+    over: Tensor | None = None,
+    past: Tensor | None = None,
+    past_mask: Tensor | None = None,
+) -> Tensor:
+    """[B, L]: what `queries` would pay to each of the L tokens in `layer`, mean over heads and over the queries.
+
+    Args:
+        layer: a decoder layer with `input_layernorm` and `self_attn`.
+        rope: (cos, sin) [B, L, d] of the tokens.
+        queries: [B, L] bool, or how often each counts in the mean; a row without one gets zeros.
+        over: [B, L] bool, the tokens that the softmax runs over; None: all that a query sees, cached ones too. A query
+            that sees none of them doesn't count.
+        past: [B, Hkv, P, d] cached keys of this layer; None: none.
+        past_mask: [B, P] bool, the real ones of the cached keys; None: all.
+    """
+    attention, device = layer.self_attn, layer.input_layernorm.weight.device  # a model may be spread over devices
+    tokens = tokens.to(device)
+    cos, sin = (t.to(device).expand(len(queries), -1, -1) for t in rope)
+    queries = queries.to(device).long() * tokens.mask
+
+    # The columns of each row's queries, [B, Q]. Shorter rows are filled up with others, of weight 0.
+    most = max(1, int((queries > 0).sum(1).max()))
+    column = queries.argsort(dim=1, descending=True, stable=True)[:, :most]
+    row = torch.arange(len(queries), device=device)[:, None]
+
+    normed = layer.input_layernorm(tokens.hidden.to(device))
+    q = _rotated(attention, _projected(attention, "q", normed[row, column]), cos[row, column], sin[row, column])
+    k = _rotated(attention, _projected(attention, "k", normed), cos, sin)
+    keys = tokens.mask if over is None else tokens.mask & over.to(device)
+    if past is not None and over is None:
+        k = torch.cat([past.to(k), k], 2)
+        cached = keys.new_ones(len(keys), past.shape[2]) if past_mask is None else past_mask.to(device)
+        keys = torch.cat([cached, keys], 1)
+    return _paid(attention, q, k, column, queries.gather(1, column), tokens.block, keys)
+
+
+def _projected(attention: Any, name: str, hidden: Tensor) -> Tensor:
+    """[B, L, H·d]: what this attention makes of `hidden` [B, L, D] before it is rotated. name: "q" or "k"."""
+    projected = getattr(attention, f"{name}_proj")(hidden)
+    norm = getattr(attention, f"{name}_norm", None)
+    return projected if norm is None else norm(projected.unflatten(-1, (-1, attention.head_dim))).flatten(2)
+
+
+def _rotated(attention: Any, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """[B, H, L, d] of [B, L, H·d], as the layer rotates them."""
+    heads = projected.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+    return sys.modules[type(attention).__module__].apply_rotary_pos_emb(heads, heads, cos, sin)[0]
+
+
+def _paid(
+    attention: Any, q: Tensor, k: Tensor, column: Tensor, repeats: Tensor, block: Tensor, real: Tensor | None
+) -> Tensor:
+    """[B, L]: what queries pay to the last L of S keys, mean over heads and queries.
+
+    Args:
+        q, k: [B, H, Q, d] and [B, Hkv, S, d], rotated.
+        column: [B, Q] where the queries are among the L tokens.
+        repeats: [B, Q] how often each counts in the mean; one that sees no key counts 0.
+        block: [B, L], see `TokenSequence`.
+        real: [B, S] bool, the keys that the softmax runs over; None: all.
+    """
+    (groups, total), length, most = k.shape[1:3], block.shape[1], column.shape[1]
+    scores = q.reshape(len(q), groups, -1, q.shape[-1]) @ k.transpose(2, 3)  # [B, Hkv, H/Hkv·Q, S]
     scores = scores.float().unflatten(2, (-1, most)) * attention.scaling
-    seen = torch.arange(total, device=device) <= (query + total - length)[..., None]  # [B, Q, S]
-    if mask is not None:
-        seen = seen & mask[:, None]
-    other = (block[:, None] != 0) & (block[:, None] != block.gather(1, query)[..., None])
-    seen[..., total - length :] &= ~other
-    weight = scores.masked_fill(~seen[:, None, None], float("-inf")).softmax(-1).mean((1, 2))  # [B, Q, S]
-    weight = (weight * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+    seen = torch.arange(total, device=q.device) <= (column + total - length)[..., None]  # [B, Q, S]
+    if real is not None:
+        seen = seen & real[:, None]
+    seen[..., total - length :] &= (block[:, None] == 0) | (block[:, None] == block.gather(1, column)[..., None])
+    weight = scores.masked_fill(~seen[:, None, None], torch.finfo(torch.float).min).softmax(-1).mean((1, 2))
+    counts = repeats * seen.any(2)
+    weight = (weight * counts[..., None]).sum(1) / counts.sum(1, keepdim=True).clamp(min=1)
     return weight[:, total - length :]

@@ -7,10 +7,10 @@ hands them on (repeated for beams): what was seen is found again by the features
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from vtc.backbones import adapters
 from vtc.engine import probe
-from vtc.engine.stand_in import stand_in
 from vtc.errors import UserError
 from vtc.interface import Tower, TowerUse, projected_layer
 
@@ -45,7 +44,7 @@ class TowerWatch:
         original = getattr(core.get_image_features, "vtc_original", core.get_image_features)
         signature = inspect.signature(original)
 
-        @functools.wraps(original)  # generate() reads its signature
+        @wraps(original)  # generate() reads its signature
         def get_image_features(pixel_values: Tensor, *args: Any, **kwargs: Any) -> Any:
             use = self.method.tower()
             if use is None:
@@ -94,7 +93,7 @@ class TowerWatch:
 
         with ExitStack() as stack:
             if use.adapter is not None:
-                stack.enter_context(adapters.using_in(self.backbone.tower_layers, use.adapter))
+                stack.enter_context(adapters.using(self.backbone.tower_layers, use.adapter))
             if use.summary is not None:
                 self._summarise(stack, use.summary)
             stack.callback(self.backbone.projector.register_forward_pre_hook(note_features).remove)
@@ -102,8 +101,8 @@ class TowerWatch:
                 attention = self.backbone.tower_layers[layer].self_attn
                 seen[layer] = stack.enter_context(probe.projections(attention))
             for layer in sorted(use.levels):
-                hook = self.backbone.tower_layers[layer].register_forward_hook(_level_hook(seen["levels"], layer))
-                stack.callback(hook.remove)
+                hook = partial(_note_level, seen["levels"], layer)
+                stack.callback(self.backbone.tower_layers[layer].register_forward_hook(hook).remove)
             if not use.projects:
                 self._leave_unprojected(stack)
             if use.merge is not None:
@@ -180,16 +179,21 @@ class TowerWatch:
             self._seen[image] = (tower, row)
 
 
-def _level_hook(levels: dict[int, Tensor], layer: int) -> Callable[..., None]:
-    """A forward hook that puts a layer's output into `levels`."""
-
-    def keep(module: Any, args: tuple, output: Any) -> None:
-        levels[layer] = output if isinstance(output, Tensor) else output[0]
-
-    return keep
+def _note_level(levels: dict[int, Tensor], layer: int, module: Any, args: tuple, output: Any) -> None:
+    levels[layer] = output if isinstance(output, Tensor) else output[0]
 
 
 def resized(pixel_values: Tensor, side: int) -> Tensor:
     """Pixels [I, 3, H, W] → [I, 3, side, side]: bicubic with antialiasing, as image libraries shrink pictures."""
     small = F.interpolate(pixel_values.float(), size=(side, side), mode="bicubic", antialias=True)
     return small.to(pixel_values.dtype)
+
+
+def stand_in(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Puts `value` in the place of an attribute until the stack closes.
+
+    What the instance itself had there comes back: accelerate puts a `forward` of its own on modules.
+    """
+    own = owner.__dict__.get(name)
+    stack.callback(lambda: owner.__dict__.pop(name, None) if own is None else setattr(owner, name, own))
+    setattr(owner, name, value)

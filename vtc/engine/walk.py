@@ -21,7 +21,6 @@ from vtc.backbones.base import Backbone
 from vtc.engine import layout, probe
 from vtc.engine.cache import CACHE, Past, Segment, ledger_of, require_dynamic
 from vtc.engine.call import Call
-from vtc.engine.next_layer_attention import next_layer_attention
 from vtc.engine.report import Tally
 from vtc.errors import UserError
 from vtc.interface import VISUAL, Compressor, Context, TokenSequence
@@ -255,7 +254,7 @@ class Walk:
         if queries is None:
             queries = self.call.questions.end_counts(tokens)
         keys = self.cache.layers[layer].keys if past.length else None
-        return next_layer_attention(self.decoder.layers[layer], rope, tokens, queries, over, keys, past.mask)
+        return probe.next_layer_attention(self.decoder.layers[layer], rope, tokens, queries, over, keys, past.mask)
 
 
 def _take_deepstack(embeddings: Tensor, arguments: dict[str, Any]) -> Tensor | None:

@@ -4,7 +4,6 @@ The line is run → scorer → harness → model; each imports only what is to i
 neither torch nor lmms-eval (8 s); running an evaluation does.
 """
 
-from vtc.evaluation.costs import profile
-from vtc.evaluation.run import evaluate
+from vtc.evaluation.run import evaluate, profile
 
 __all__ = ["evaluate", "profile"]

@@ -60,11 +60,9 @@ class Failure:
 
     def error(self) -> Exception:
         """What the leader raises where a helper failed."""
-        line = f"process {self.rank}: {self.line}"
-        if self.mistake:
-            return UserError(line)
-        error = RuntimeError(line)
-        error.__cause__ = RuntimeError(f"there:\n{self.trace}")
+        error = (UserError if self.mistake else RuntimeError)(f"process {self.rank}: {self.line}")
+        if not self.mistake:
+            error.__cause__ = RuntimeError(f"there:\n{self.trace}")
         return error
 
 
@@ -94,9 +92,9 @@ class Crew:
             value = call()
         except Exception as error:
             with contextlib.suppress(Lost):
-                self._send(END, Failure.of(error, self.rank))
+                self._order(END, Failure.of(error, self.rank))
             raise
-        self._send(END, value)
+        self._order(END, value)
         return value
 
     @contextlib.contextmanager
@@ -111,7 +109,7 @@ class Crew:
             UserError, RuntimeError: a helper failed, or is gone.
         """
         if self.world > 1:
-            self._send(order, arguments)
+            self._order(order, arguments)
         with self._part():
             yield
 
@@ -127,7 +125,7 @@ class Crew:
         """
         with _silent():
             while True:
-                order, content = self._hear()
+                order, content = self._order()
                 if order == END:
                     if isinstance(content, Failure):
                         self._failed = True
@@ -214,20 +212,15 @@ class Crew:
                     raise other.error()
         return [share for share, _ in shares]
 
-    def _send(self, order: str, content: Any) -> None:
-        self._broadcast([(order, content)])
-
-    def _hear(self) -> tuple[str, Any]:
-        box: list[Any] = [None]
-        self._broadcast(box)
-        return box[0]
-
-    def _broadcast(self, box: list[Any]) -> None:
+    def _order(self, name: str = "", content: Any = None) -> tuple[str, Any]:
+        """The leader's next order, which helpers hear here."""
         import torch.distributed as dist
 
+        box = [(name, content)]
         with _or_lost():
             dist.broadcast_object_list(box, src=0, group=self._group)
         self._orders += 1
+        return box[0]
 
     def _mark(self, what: str) -> None:
         """For all to see, until the next order."""
@@ -256,7 +249,7 @@ class Crew:
         the leader has to say why."""
         if self._failed:
             with contextlib.suppress(Lost):
-                self._hear()
+                self._order()
 
 
 _CREWS: list[Crew] = []  # the one of this process, once it has joined: the jobs of a sweep share it

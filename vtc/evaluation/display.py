@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from vtc.profiling.display import number
+from vtc.profiling import display as profiling
 
 MINIATURE = "pocket is a miniature: it shows the order of methods, not the numbers of a real LVLM"
 METRICS = {"CIDEr": "CIDEr/10", "exact_match": "exact match"}
@@ -40,21 +41,18 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """The score table's cells: a row a task, and the means."""
     out: list[tuple[str, ...]] = []
     for row in result["scores"]:
-        mark = "†" if near_floor(row) else ""
         bad = f" ({row['bad']} bad)" if row.get("bad") else ""
-        out.append(
-            (row["task"], METRICS.get(row["metric"], row["metric"]), f"{row['n']}{bad}",
-             score(row["value"], row["stderr"]) + mark,
-             score(row.get("blind")), score(row.get("bag")), score(row["baseline"]), percent(row["retained"]),
-             p_value(row["p_value"]))
-        )  # fmt: skip
+        out.append((row["task"], METRICS.get(row["metric"], row["metric"]), f"{row['n']}{bad}", *_cells(row)))
     for group, mean in (result.get("means") or {}).items():
-        out.append(
-            (f"mean, {group}", f"{mean['tasks']} tasks", str(mean["n"]), score(mean["value"], mean["stderr"]),
-             score(mean.get("blind")), score(mean.get("bag")), score(mean["baseline"]), percent(mean["retained"]),
-             p_value(mean["p_value"]))
-        )  # fmt: skip
+        out.append((f"mean, {group}", f"{mean['tasks']} tasks", str(mean["n"]), *_cells(mean)))
     return out
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """The numbers of a task, or of a mean; a task that can't be told from its floor is marked."""
+    value = score(row["value"], row["stderr"]) + ("†" if "task" in row and near_floor(row) else "")
+    floors = [score(row.get(floor)) for floor in ("blind", "bag")]
+    return value, *floors, score(row["baseline"]), percent(row["retained"]), p_value(row["p_value"])
 
 
 def title(result: dict[str, Any]) -> str:
@@ -66,62 +64,16 @@ def title(result: dict[str, Any]) -> str:
     return f"{name} on {result['backbone']['name']} ({kept})"
 
 
-def costs_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+def costs_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(what, this method, uncompressed) of what it costs."""
-    budget, e = result["budget"], result["efficiency"]
+    budget = result["budget"]
     tokens = budget["visual_tokens_in"]
-    one_row = "one row"
-    out: list[tuple[str, ...]] = [
+    return [
         ("visual tokens at the end", f"{budget['visual_tokens_out']:.4g}", f"{tokens:.4g}"),
         ("visual tokens, mean over layers", f"{budget['layer_average_tokens']:.4g}", f"{tokens:.4g}"),
         ("compression ratio", f"{budget['compression_ratio']:.2f}×", "1.00×"),
-        *_vision(e),
-        ("prefill FLOPs, decoder and method", f"{number(e['prefill_flops'])} ({e['flops_ratio']:.2f}×)",
-         number(e["prefill_flops_uncompressed"])),
-        *_stored(e),
-        (f"TTFT, {one_row}", f"{e['ttft_ms']['median']:.1f} ms", f"{e['ttft_ms_uncompressed']['median']:.1f} ms"),
-        *_own(e),
-        (f"decoding, a step of {e['protocol']['batch_size']} rows", f"{e['decode_ms_per_token']:.1f} ms",
-         f"{e['decode_ms_per_token_uncompressed']:.1f} ms"),
-    ]  # fmt: skip
-    for n, value in e["throughput"].items():
-        gain = f" ({e['speedup_by_tokens'][n]:.2f}×)"
-        plain = e["throughput_uncompressed"][n]
-        out.append((f"throughput, {n} new tokens", f"{number(value)} tokens/s{gain}", f"{number(plain)} tokens/s"))
-    out.append(
-        ("KV cache after the prefill", number(e["kv_cache_bytes"], "B"), number(e["kv_cache_bytes_uncompressed"], "B"))
-    )
-    if e["peak_memory_bytes"] is not None:
-        out.append(
-            ("peak GPU memory", number(e["peak_memory_bytes"], "B"), number(e["peak_memory_bytes_uncompressed"], "B"))
-        )
-    full = 2 * tokens * result["backbone"]["shape"]["width"]
-    out.append(("stored per image, 16 bit", number(e["storage_bytes_per_image"], "B"), number(full, "B")))
-    out.append(("extra parameters", number(e["extra_parameters"]), "0"))
-    return out
-
-
-def _vision(e: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The row of the tower and the projector, where methods can save too. Results of earlier versions have none."""
-    if "vision_flops_uncompressed" not in e:
-        return []
-    mine, plain = e["vision_flops"], e["vision_flops_uncompressed"]
-    return [("vision FLOPs, tower and projector", f"{number(mine)} ({mine / plain:.2f}×)", number(plain))]
-
-
-def _own(e: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The row of the method's own work in a prefill. Results of earlier versions have none."""
-    if "method_ms" not in e:
-        return []
-    return [("… of the method itself", f"{e['method_ms']:.1f} ms ({100 * e['method_share']:.0f} %)", "–")]
-
-
-def _stored(e: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The row of methods that compress an image once, beforehand, whatever is asked of it later (Fwd2Bot)."""
-    answer, full = e["answer_flops"], e["prefill_flops_uncompressed"]
-    if answer > 0.995 * e["prefill_flops"]:
-        return []
-    return [("… of an image compressed beforehand", f"{number(answer)} ({answer / full:.2f}×)", number(full))]
+        *profiling.rows(result["efficiency"], 2 * tokens * result["backbone"]["shape"]["width"]),
+    ]
 
 
 def remarks(result: dict[str, Any]) -> list[str]:
@@ -151,30 +103,17 @@ def scores(result: dict[str, Any]) -> Table:
     table = Table(title=title(result), title_justify="left")
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("task", "metric") else "right", no_wrap=True)
-    cells = rows(result)
-    means = len(result.get("means") or {})
-    for i, row in enumerate(cells):
-        table.add_row(
-            *map(escape, row),
-            style="bold" if i >= len(cells) - means else None,
-            end_section=i == len(cells) - means - 1,
-        )
+    tasks = len(result["scores"])
+    for i, row in enumerate(rows(result)):
+        table.add_row(*map(escape, row), style="bold" if i >= tasks else None, end_section=i == tasks - 1)
     return table
 
 
 def costs(result: dict[str, Any]) -> Table:
-    protocol = result["efficiency"]["protocol"]
-    caption = f"{protocol['prompt_tokens']} text tokens a prompt, batch {protocol['batch_size']}, {protocol['device']}"
-    table = Table(title="costs", caption=caption, title_justify="left", caption_justify="left")
-    table.add_column("", no_wrap=True)
-    table.add_column("this method", justify="right", no_wrap=True)
-    table.add_column("uncompressed", justify="right", no_wrap=True)
-    for row in costs_rows(result):
-        table.add_row(*map(escape, row))
-    return table
+    return profiling.table("costs", costs_rows(result), result["efficiency"]["protocol"])
 
 
-def _markdown_table(head: tuple[str, ...], cells: list[tuple[str, ...]], left: int) -> list[str]:
+def _markdown_table(head: tuple[str, ...], cells: Sequence[tuple[str, ...]], left: int) -> list[str]:
     rule = ["---" if i < left else "---:" for i in range(len(head))]
     return ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in (head, tuple(rule), *cells)]
 

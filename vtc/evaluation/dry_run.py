@@ -7,9 +7,8 @@ its configuration alone. Sizes of downloads are the hub's to say: where it can't
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vtc.errors import UserError
 from vtc.evaluation.run_folder import RunFolder
@@ -22,19 +21,12 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}  # a parameter; c
 PROMPT, ANSWER = 64, 128  # text tokens of a row: the profile's prompt and its longer answer
 
 
-@dataclass(frozen=True)
-class Download:
-    """Something that comes from the hub, or is here.
-
-    Attributes:
-        size: bytes of the whole repository; None where the hub can't be asked.
-        here: on this machine already, as a folder or in the hub's cache.
-    """
+class Download(NamedTuple):
+    """Something that comes from the hub, or is here: as a folder, or in the hub's cache."""
 
     name: str
-    kind: str
-    size: int | None
-    here: bool
+    size: int | None = None  # bytes of the whole repository; None where the hub can't be asked
+    here: bool = False
 
     def __str__(self) -> str:
         if self.here:
@@ -52,22 +44,21 @@ class Hub:
     def look_up(self, name: str, kind: str) -> Download:
         """A `model` or `dataset` repository, or a folder."""
         if Path(name).expanduser().exists():
-            return Download(name, kind, None, True)
+            return Download(name, here=True)
         from huggingface_hub import HfApi, snapshot_download
 
         try:
             snapshot_download(name, repo_type=kind, local_files_only=True)
-            return Download(name, kind, None, True)
+            return Download(name, here=True)
         except Exception:  # not in the cache; which error says so changes from version to version
             pass
-        size = None
         if self.reachable:
             try:
                 info: Any = HfApi().repo_info(name, repo_type=kind, files_metadata=True, timeout=10)
-                size = sum(file.size or 0 for file in info.siblings or ())
+                return Download(name, sum(file.size or 0 for file in info.siblings or ()))
             except Exception:  # no network, no such repository, no access: the size is unknown in any case
                 self.reachable = False
-        return Download(name, kind, size, False)
+        return Download(name)
 
 
 def describe(run: RunFolder) -> list[str]:
@@ -83,7 +74,7 @@ def describe(run: RunFolder) -> list[str]:
     shape, method = job.shape, job.compressor
     item = BYTES[job.backbone.dtype]
     weights = weight_bytes(job.family.skeleton(job.backbone), item, job.backbone.quantization)
-    lines = [f"backbone    {hub.look_up(run.backbone_source, 'model')}"]
+    lines = [f"backbone    {hub.look_up(job.backbone.source, 'model')}"]
     lines.append(f"checkpoint  {job.weights or 'none needed' if not method.needs_training else job.weights}")
     if shape.visual_tokens is not None:
         lines += _costs(job, shape, weights, item, "; the same for every task")

@@ -70,17 +70,16 @@ def quiet() -> Iterator[None]:
 
     original = lmms_eval.evaluator.tqdm
     bars = not datasets.are_progress_bars_disabled()
-    modules = (lmms_eval.evaluator, lmms_eval.api.task)
     datasets.disable_progress_bars()
     try:
-        for module in modules:
-            module.tqdm = silent
-        with warnings.catch_warnings():
+        with (
+            mock.patch.object(lmms_eval.evaluator, "tqdm", silent),
+            mock.patch.object(lmms_eval.api.task, "tqdm", silent),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for module in modules:
-            module.tqdm = original
         if bars:
             datasets.enable_progress_bars()
 
@@ -113,20 +112,15 @@ def alone(crew: Crew) -> Iterator[None]:
     import torch.distributed
 
     load = lmms_eval.evaluator.get_task_dict
+    patch = mock.patch.object
     with (
         mock.patch.dict(os.environ),
-        mock.patch.object(torch.distributed, "is_initialized", lambda: False),
-        mock.patch.object(
-            lmms_eval.evaluator, "get_task_dict", lambda *a, **k: crew.after_leader(lambda: load(*a, **k))
-        ),
+        patch(torch.distributed, "is_initialized", lambda: False),
+        patch(lmms_eval.evaluator, "get_task_dict", lambda *a, **k: crew.after_leader(lambda: load(*a, **k))),
     ):
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
             os.environ.pop(name, None)
         yield
-
-
-def shipped_tasks() -> Path:
-    return shipped.path("benchmarks/tasks")
 
 
 def task_manager(tasks: Sequence[str], include: Sequence[str | Path] = ()) -> TaskManager:
@@ -141,7 +135,7 @@ def task_manager(tasks: Sequence[str], include: Sequence[str | Path] = ()) -> Ta
 
     known = catalogue.files(include)
     folders = {str(known[task].parent) for task in tasks if catalogue.members(task, known) == [task]}
-    paths = [str(shipped_tasks()), *(str(Path(p).expanduser()) for p in include), *sorted(folders)]
+    paths = [*_folders(include), *sorted(folders)]
     manager = TaskManager(include_path=paths, include_defaults=False, model_name="vtc")
     if any(t not in manager.all_tasks for t in tasks):
         manager = TaskManager(include_path=paths, include_defaults=True, model_name="vtc")
@@ -156,7 +150,11 @@ def every_task(include: Sequence[str | Path] = ()) -> list[str]:
     import_harness()
     from lmms_eval.tasks import TaskManager
 
-    return list(TaskManager(include_path=[str(shipped_tasks()), *map(str, include)], model_name="vtc").all_tasks)
+    return list(TaskManager(include_path=_folders(include), model_name="vtc").all_tasks)
+
+
+def _folders(include: Sequence[str | Path]) -> list[str]:
+    return [str(shipped.path("benchmarks/tasks")), *(str(Path(p).expanduser()) for p in include)]
 
 
 def run_task(model: VtcModel, spec: TaskSpec, manager: TaskManager) -> TaskScores:
@@ -195,8 +193,10 @@ def run_task(model: VtcModel, spec: TaskSpec, manager: TaskManager) -> TaskScore
             )
         except Exception as error:
             cause = _cause(error)
-            if cause is error or isinstance(cause, UserError):
-                raise cause from None if cause is not error else error
+            if cause is error:
+                raise
+            if isinstance(cause, UserError):
+                raise cause from None
             raise UserError(
                 f"benchmark.tasks={spec.name}: lmms-eval stopped ({type(cause).__name__}: {cause})"
             ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +16,15 @@ from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableMessagesTask
 from lmms_eval.protocol import ChatMessages
 
-from vtc.data.pictures import IN_FLIGHT
+from vtc.data.pictures import IN_FLIGHT, whole
 from vtc.errors import UserError
 from vtc.evaluation.crew import Crew
-from vtc.evaluation.prompts import Documents, Prompt, Room, decoded, whole_pictures
+from vtc.evaluation.prompts import Documents, Prompt, Room, decoded
 
 log = logging.getLogger(__name__)
 MAX_NEW_TOKENS = 1024  # for tasks that set none, as lmms-eval's own LLaVA does
 FRAMES = 8  # of a video, as Video-LLaVA reads it
+Answers = dict[int, GenerationResult | str]  # by the request's index; a text says why there is none
 
 
 @dataclass
@@ -117,8 +119,7 @@ class VtcModel(lmms):
 
         A sample that can't be answered is added to `bad` and taken out of its task, so that it isn't scored.
         """
-        answers: list[GenerationResult | None] = [None] * len(requests)
-        failed: dict[int, str] = {}
+        answers: Answers = {}
         groups: dict[str, list[int]] = {}
         if self.on_start:
             self.on_start(sum(not _padding(r) for r in requests))
@@ -131,37 +132,29 @@ class VtcModel(lmms):
             batches += [members[start : start + self.batch_size] for start in range(0, len(members), self.batch_size)]
         for number, batch in enumerate(batches):
             if self.crew.mine(number):
-                self._answer_batch(batch, requests, answers, failed)
+                self._answer_batch(batch, requests, answers)
             if self.on_sample:
                 self.on_sample(sum(not _padding(requests[i]) for i in batch))
-        share = {i: answer for i, answer in enumerate(answers) if answer is not None}
-        for other_answers, other_failures, kept in self.crew.collect((share, failed, self.kept)):
-            failed |= other_failures
+        for share, kept in self.crew.collect((answers, self.kept)):
+            answers |= share
             self.kept |= kept
-            for i, answer in other_answers.items():
-                answers[i] = answer
         order = [(str(requests[i].task_name), int(requests[i].doc_id)) for batch in batches for i in batch]
-        self.kept = {
-            key: self.kept[key] for key in order if key in self.kept
-        }  # a mean depends on it, in its last digit
-        if self.together > 1:
-            broken = {int(requests[i].doc_id) // self.together for i in failed}
-            for i, request in enumerate(requests):
-                if int(request.doc_id) // self.together in broken:
-                    failed.setdefault(i, "scored as one with a sample that failed")
-        for i, reason in sorted(failed.items()):
-            answers[i] = GenerationResult("", TokenCounts(input_tokens=0, output_tokens=0))
-            if not _padding(requests[i]):
-                self._set_aside(requests[i], reason)
-        return answers  # type: ignore[return-value]
+        # A mean depends on the order, in its last digit.
+        self.kept = {key: self.kept[key] for key in order if key in self.kept}
+        broken = {self._scored_with(requests[i]) for i, answer in answers.items() if isinstance(answer, str)}
+        for i, request in enumerate(requests):
+            if self._scored_with(request) in broken:
+                reason = answers[i] if isinstance(answers[i], str) else "scored as one with a sample that failed"
+                answers[i] = GenerationResult("", TokenCounts(input_tokens=0, output_tokens=0))
+                if not _padding(request):
+                    self._set_aside(request, str(reason))
+        return [answers[i] for i in range(len(requests))]  # type: ignore[misc]
 
-    def _answer_batch(
-        self,
-        batch: Sequence[int],
-        requests: Sequence[Instance],
-        answers: list[GenerationResult | None],
-        failed: dict[int, str],
-    ) -> None:
+    def _scored_with(self, request: Instance) -> tuple[str, int]:
+        """The same for all requests that are scored as one."""
+        return str(request.task_name), int(request.doc_id) // self.together
+
+    def _answer_batch(self, batch: Sequence[int], requests: Sequence[Instance], answers: Answers) -> None:
         """Decode a batch and answer it: in parts where its pictures have more than `IN_FLIGHT` pixels."""
         part: list[Prompt] = []
 
@@ -169,18 +162,18 @@ class VtcModel(lmms):
             if pixels > IN_FLIGHT:
                 raise ValueError(f"its pictures have {pixels / 1e6:.0f} million pixels; allowed: {IN_FLIGHT // 10**6}")
             if sum(prompt.pixels for prompt in part) + pixels > IN_FLIGHT:
-                self._answer(part, requests, answers, failed)
+                self._answer(part, requests, answers)
                 part.clear()
 
         for i in batch:
             try:
-                with whole_pictures():
+                with whole():  # for tasks that open pictures themselves
                     part.append(self._read(i, requests[i], room))
             except UserError:
                 raise
             except (Exception, SystemExit) as error:  # some of lmms-eval's tasks exit where a video is missing
-                failed[i] = _describe(error)
-        self._answer(part, requests, answers, failed)
+                answers[i] = _describe(error)
+        self._answer(part, requests, answers)
 
     def _read(self, index: int, request: Instance, room: Room) -> Prompt:
         """Decode one request: its text, images and frames of videos.
@@ -205,13 +198,7 @@ class VtcModel(lmms):
         images, clips = decoded(pictures, videos, self.frames, room)
         return Prompt(index, text, images, options, clips)
 
-    def _answer(
-        self,
-        questions: Sequence[Prompt],
-        requests: Sequence[Instance],
-        answers: list[GenerationResult | None],
-        failed: dict[int, str],
-    ) -> None:
+    def _answer(self, questions: Sequence[Prompt], requests: Sequence[Instance], answers: Answers) -> None:
         """Answer a batch; where that fails, its halves, down to the questions that can't be answered alone."""
         if not questions:
             return
@@ -227,13 +214,13 @@ class VtcModel(lmms):
         except Exception as error:
             if len(questions) == 1:
                 log.debug("a sample failed", exc_info=True)
-                failed[questions[0].index] = _describe(error)
+                answers[questions[0].index] = _describe(error)
                 return
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # where the reason was memory, the halves need what the whole had taken
             middle = len(questions) // 2
-            self._answer(questions[:middle], requests, answers, failed)
-            self._answer(questions[middle:], requests, answers, failed)
+            self._answer(questions[:middle], requests, answers)
+            self._answer(questions[middle:], requests, answers)
 
     def _generate(self, questions: Sequence[Prompt]) -> list[tuple[GenerationResult, Kept | None]]:
         from vtc.engine import compressing
@@ -267,36 +254,32 @@ class VtcModel(lmms):
         for row, (text, k) in enumerate(zip(texts, kept, strict=True)):
             # What the decoder reads in the end: the prompt with its visual tokens replaced by those that are left.
             dropped = (k.tokens_in - k.tokens_out) * len(questions[row].shown) if k else 0
-            counts = TokenCounts(
-                input_tokens=int(lengths[row]) - round(dropped), output_tokens=int((new[row] != pad).sum())
-            )
-            answer = GenerationResult(_until(text, options.get("until")), counts)
-            out.append((answer, k))
+            counts = TokenCounts(int(lengths[row]) - round(dropped), int((new[row] != pad).sum()))
+            out.append((GenerationResult(_until(text, options.get("until")), counts), k))
         return out
 
     def _embed(self, questions: Sequence[Prompt]) -> list[tuple[GenerationResult, Kept | None]]:
         """Embeddings of each question's one image and of every line of its text."""
         from vtc.engine import embed_images, embed_texts
 
-        lines = [q.text.split("\n") for q in questions]
         for q in questions:
             if len(q.images) != 1:
                 raise ValueError(f"an embedding request needs one image, this one has {len(q.images)}")
         with torch.inference_mode():
             images = embed_images(self.backbone, self.method, [q.images[0] for q in questions]).float().cpu().tolist()
-            flat = [text for texts in lines for text in texts]
+            lines = [line for q in questions for line in q.text.split("\n")]
             vectors: list[list[float]] = []
-            for start in range(0, len(flat), self.batch_size):
-                part = flat[start : start + self.batch_size]
+            for start in range(0, len(lines), self.batch_size):
+                part = lines[start : start + self.batch_size]
                 vectors += embed_texts(self.backbone, self.method, part).float().cpu().tolist()
         out: list[tuple[GenerationResult, Kept | None]] = []
-        at = 0
-        for image, texts in zip(images, lines, strict=True):
-            if not all(abs(x) < float("inf") for x in image):
+        following = iter(vectors)
+        for question, image in zip(questions, images, strict=True):
+            if not all(map(math.isfinite, image)):
                 raise ValueError("the image's embedding is not finite")
-            text = json.dumps({"image": _short(image), "texts": [_short(v) for v in vectors[at : at + len(texts)]]})
-            at += len(texts)
-            out.append((GenerationResult(text, TokenCounts(input_tokens=None, output_tokens=0)), None))
+            texts = [_short(next(following)) for _ in question.text.split("\n")]
+            answer = json.dumps({"image": _short(image), "texts": texts})
+            out.append((GenerationResult(answer, TokenCounts(input_tokens=None, output_tokens=0)), None))
         return out
 
     def _set_aside(self, request: Instance, error: str) -> None:
@@ -345,14 +328,11 @@ def kept_of(report: Any, visual: Sequence[int], images: Sequence[int], depth: in
     """
     out: list[Kept | None] = []
     for row, (tokens, count) in enumerate(zip(visual, images, strict=True)):
-        count = report.images[row] if report is not None else count  # the frames of a video are images
-        if not count:
-            out.append(None)
-        elif report is None:
-            out.append(Kept(tokens / count, tokens / count, [tokens / count] * depth))
-        else:
-            layers = [layer[row] / count for layer in report.layers]
-            out.append(Kept(report.tokens_in[row] / count, report.tokens_out[row] / count, layers))
+        at_first, at_last, layers = tokens, tokens, [tokens] * depth
+        if report is not None:
+            count = report.images[row]  # the frames of a video are images
+            at_first, at_last, layers = report.tokens_in[row], report.tokens_out[row], [n[row] for n in report.layers]
+        out.append(Kept(at_first / count, at_last / count, [n / count for n in layers]) if count else None)
     return out
 
 

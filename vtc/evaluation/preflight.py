@@ -11,11 +11,11 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from vtc.errors import UserError, unknown
-from vtc.evaluation import catalogue
 from vtc.evaluation.spec import About
 from vtc.job import Job
 
@@ -31,20 +31,16 @@ class Needs:
     Attributes:
         job: the run.
         entries: what is known of each task that is to be scored, those of groups among them.
-        files: every task there is, with the file that defines it.
+        contents: what the file of each of them says; empty where it has none.
     """
 
     job: Job
     entries: Mapping[str, About]
-    files: Mapping[str, Path]
+    contents: Mapping[str, Mapping[str, Any]]
 
     def requiring(self, need: str) -> list[str]:
         """The tasks that require one of `vtc.evaluation.suite.NEEDS`."""
         return [task for task, entry in self.entries.items() if need in entry.requires]
-
-    def content(self, task: str) -> dict[str, Any]:
-        """What a task's file says; empty where it has none."""
-        return catalogue.settings(self.files[task]) if task in self.files else {}
 
 
 def check(needs: Needs, network: bool = True) -> None:
@@ -56,7 +52,7 @@ def check(needs: Needs, network: bool = True) -> None:
     Raises:
         UserError: the first thing that is missing, with what to do about it.
     """
-    for look in (_metrics, _whole, _java, _judge, _web, _spacy, _video, _folder):
+    for look in (_metrics, _whole, _surroundings, _video, _folder):
         look(needs)
     _data(needs, network)
 
@@ -68,12 +64,11 @@ def _refusal(tasks: Sequence[str], entries: Mapping[str, About], why: str, remed
     """`benchmark.tasks=a,b: why; remedy, or take … instead | leave them out`."""
     instead = [entries[task].instead for task in tasks]
     rest = [task for task in entries if task not in tasks]
+    other = ""
     if all(instead):
-        other = f", or take benchmark.tasks=[{','.join(str(i) for i in instead)}]"
+        other = f", or take benchmark.tasks=[{','.join(map(str, instead))}]"
     elif rest:
         other = f", or leave {'it' if len(tasks) == 1 else 'them'} out: benchmark.tasks=[{','.join(rest)}]"
-    else:
-        other = ""
     return UserError(f"benchmark.tasks={','.join(tasks)}: {why}; {remedy}{other}")
 
 
@@ -82,7 +77,7 @@ def _metrics(needs: Needs) -> None:
     for task, entry in needs.entries.items():
         if entry.metric is None:
             continue
-        listed = needs.content(task).get("metric_list") or []
+        listed = needs.contents[task].get("metric_list") or []
         metrics = [str(m["metric"]) for m in listed if isinstance(m, Mapping) and "metric" in m]
         if metrics and entry.metric not in metrics:
             raise unknown(f"benchmark.about.{task}.metric", entry.metric, metrics)
@@ -98,32 +93,19 @@ def _whole(needs: Needs) -> None:
             )
 
 
-def _java(needs: Needs) -> None:
-    tasks = needs.requiring("java")
-    if tasks and shutil.which("java") is None:
-        why = "scoring needs Java (PTBTokenizer, METEOR), and there is no java on the PATH"
-        raise _refusal(tasks, needs.entries, why, "install a Java runtime")
-
-
-def _judge(needs: Needs) -> None:
-    tasks = needs.requiring("judge")
+def _surroundings(needs: Needs) -> None:
+    """Programs, packages and keys."""
     key = KEYS.get(os.environ.get("API_TYPE", "openai").lower())
-    if tasks and key and not os.environ.get(key):
-        raise _refusal(tasks, needs.entries, f"scored by a judge, and {key} is not set", f"set {key}")
-
-
-def _web(needs: Needs) -> None:
-    tasks = needs.requiring("web")
-    if tasks and _offline():
-        raise _refusal(tasks, needs.entries, "fetches every image from the web, and HF_HUB_OFFLINE is set", "unset it")
-
-
-def _spacy(needs: Needs) -> None:
-    from importlib.util import find_spec
-
-    tasks = needs.requiring("spacy")
-    if tasks and (find_spec("spacy") is None or find_spec("nltk") is None):
-        raise _refusal(tasks, needs.entries, "scoring needs spaCy and NLTK with their models", "install them")
+    java = "scoring needs Java (PTBTokenizer, METEOR), and there is no java on the PATH"
+    spacy = "scoring needs spaCy and NLTK with their models"
+    for need, lacks, why, remedy in (
+        ("java", shutil.which("java") is None, java, "install a Java runtime"),
+        ("judge", key and not os.environ.get(key), f"scored by a judge, and {key} is not set", f"set {key}"),
+        ("web", _offline(), "fetches every image from the web, and HF_HUB_OFFLINE is set", "unset it"),
+        ("spacy", find_spec("spacy") is None or find_spec("nltk") is None, spacy, "install them"),
+    ):
+        if lacks and (tasks := needs.requiring(need)):
+            raise _refusal(tasks, needs.entries, why, remedy)
 
 
 def _video(needs: Needs) -> None:
@@ -153,7 +135,7 @@ def _data(needs: Needs, network: bool) -> None:
     """The data sets: in the folder that was given, in the cache, or on the hub."""
     folder = needs.job.benchmark.data
     for task, entry in needs.entries.items():
-        content = needs.content(task)
+        content = needs.contents[task]
         name = str(content.get("dataset_path") or entry.data or "")
         if "folder" in entry.requires or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             continue  # a folder of its own, a builder such as parquet or json, or the tasks of a group

@@ -14,20 +14,13 @@ class Bar:
     """One progress bar over all samples of all tasks, those of the baseline among them."""
 
     def __init__(self, console: Console, runs: list[RunFolder]) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            SpinnerColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich import progress
 
         self.console = console
-        self.progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("samples"), TimeElapsedColumn(), TimeRemainingColumn(), console=console,
+        self.progress = progress.Progress(
+            progress.SpinnerColumn(), progress.TextColumn("{task.description}"), progress.BarColumn(),
+            progress.MofNCompleteColumn(), progress.TextColumn("samples"), progress.TimeElapsedColumn(),
+            progress.TimeRemainingColumn(), console=console,
         )  # fmt: skip
         self.runs = runs
         self.sizes: dict[int, dict[str, int | None]] = {}
@@ -52,8 +45,7 @@ class Bar:
         self.progress.stop()
 
     def note(self, line: str, style: str | None = None) -> None:
-        if line:
-            self.console.print(line, style=style, soft_wrap=True, markup=False)
+        self.console.print(line, style=style, soft_wrap=True, markup=False)
 
     def say(self, what: str) -> None:
         """What is being done; a line now and then where nobody watches a terminal."""
@@ -65,15 +57,11 @@ class Bar:
 
     def begin(self, run: RunFolder, task: str, samples: int) -> None:
         """Counts the samples of a task whose number wasn't known before."""
-        if self.sizes.setdefault(id(run), {}).get(task) is None:
+        if self.sizes[id(run)].get(task) is None:
             self.progress.update(self.task, total=(self.progress.tasks[0].total or 0) + samples)
 
     def advance(self, samples: int) -> None:
         self.progress.advance(self.task, samples)
 
     def skip(self, run: RunFolder, task: str) -> None:
-        self.progress.advance(self.task, self.sizes.get(id(run), {}).get(task) or 0)
-
-    def drop(self, run: RunFolder) -> None:
-        gone = sum(n or 0 for n in self.sizes.pop(id(run), {}).values())
-        self.progress.update(self.task, total=(self.progress.tasks[0].total or 0) - gone)
+        self.advance(self.sizes[id(run)].get(task) or 0)

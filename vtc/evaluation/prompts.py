@@ -5,13 +5,12 @@ Headers are read first, so that what a batch would take is known before its pict
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image, ImageFile
+from PIL import Image
 
 from vtc.data import video
 from vtc.data.pictures import Source, open_picture, opened
@@ -106,13 +105,3 @@ def decoded(
     headers = [opened(image) for image in images]
     room(sum(map(_pixels, headers)) + sum(video.pixels(path, frames) for path in videos))
     return [open_picture(header) for header in headers], [video.frames(path, frames) for path in videos]
-
-
-@contextlib.contextmanager
-def whole_pictures() -> Iterator[None]:
-    """A truncated file is an error: lmms-eval's tasks tell Pillow to fill what is missing with grey."""
-    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before

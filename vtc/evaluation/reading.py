@@ -34,11 +34,7 @@ def scores_of(spec: TaskSpec, results: Mapping[str, Any], model: VtcModel) -> Ta
     docs = [s["doc"] for s in logged]
     records = [s.get(headline) for s in logged]
     kind = metadata.get("samples")
-    scores: list[float | None]
-    if kind:
-        scores = [float(x) for x in scoring.OVER_ALL[kind](records)]
-    else:
-        scores = [_number(r) for r in records]
+    scores: list[float | None] = list(scoring.OVER_ALL[kind](records)) if kind else [_number(r) for r in records]
     strata = [str(d.get(metadata["strata"], "")) if "strata" in metadata else "" for d in docs]
     value = metrics.get(headline)
     known = [x for x in scores if x is not None]
@@ -49,19 +45,12 @@ def scores_of(spec: TaskSpec, results: Mapping[str, Any], model: VtcModel) -> Ta
             raise RuntimeError(f"{spec.name}: the samples' scores don't make {headline}={value}")
         scores = [None] * len(scores)  # a metric that isn't a mean over samples (MME): no error bar, no paired test
     samples = []
-    for i, (sample, doc, score, stratum) in enumerate(zip(logged, docs, scores, strata, strict=True)):
+    answers = _predictions(metadata, logged, records)
+    for sample, doc, answer, score, stratum in zip(logged, docs, answers, scores, strata, strict=True):
         kept = model.kept.get((task, int(sample["doc_id"])))
-        samples.append(
-            ScoredSample(
-                id=str(doc.get("id", sample["doc_id"])),
-                prediction=_prediction(kind, metadata, sample, doc, records, i),
-                target=_text(sample["target"]),
-                score=score,
-                stratum=stratum,
-                tokens_in=kept.tokens_in if kept else None,
-                tokens_kept=kept.tokens_out if kept else None,
-            )
-        )
+        tokens = (kept.tokens_in, kept.tokens_out) if kept else (None, None)
+        name = str(doc.get("id", sample["doc_id"]))
+        samples.append(ScoredSample(name, answer, _text(sample["target"]), score, stratum, *tokens))
     bad = [{"id": b.id, "error": b.error} for b in model.bad]
     samples += [ScoredSample(b["id"], "", "", None, error=b["error"]) for b in bad]
     layers = [k.layers for k in model.kept.values() if k.layers]
@@ -115,21 +104,15 @@ def _text(value: Any) -> str:
     return " | ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _prediction(
-    kind: str | None, metadata: dict[str, Any], sample: dict[str, Any], doc: Any, records: list, i: int
-) -> str:
-    """The answer in words; for embeddings the caption that is closest to the image."""
-    answer = sample["filtered_resps"][0]
-    answer = answer[0] if isinstance(answer, list) and answer else answer
+def _predictions(metadata: dict[str, Any], logged: Sequence[dict[str, Any]], records: list) -> list[str]:
+    """The answers in words; for embeddings the captions that are closest to the images."""
     if metadata.get("group") != "discriminative":
-        return str(answer)
-    if kind == "retrieval":
-        if i == 0:
-            closest = scoring.similarities(records).argmax(axis=1)
-            for record, best in zip(records, closest, strict=True):
-                record["nearest"] = records[int(best)]["caption"]
-        return records[i]["nearest"]
-    return doc["answer"] if _number(sample[metadata["headline"]]) else doc["options"][0]
+        answers = [sample["filtered_resps"][0] for sample in logged]
+        return [str(a[0] if isinstance(a, list) and a else a) for a in answers]
+    if metadata.get("samples") == "retrieval" and records:
+        return [records[int(best)]["caption"] for best in scoring.similarities(records).argmax(axis=1)]
+    docs = [(sample["doc"], sample[metadata["headline"]]) for sample in logged]
+    return [doc["answer"] if _number(record) else doc["options"][0] for doc, record in docs]
 
 
 def _floor(name: str, docs: Sequence[dict[str, Any]], strata: Sequence[str], metadata: dict[str, Any]) -> float | None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtc import results
+from vtc import results, statistics
 from vtc.backbones.loading import count
+from vtc.checkpoint import read_manifest
 from vtc.evaluation.run_folder import RunFolder
 from vtc.evaluation.spec import TaskScores
 from vtc.job import Job
@@ -26,17 +25,6 @@ if TYPE_CHECKING:
     from vtc.interface import Compressor
 
 SHOWN = 100  # bad samples that a result file names; all are in samples.parquet
-
-
-@dataclass
-class Paired:
-    """A task's scores beside the baseline's on the same samples."""
-
-    value: float | None
-    p_value: float | None
-    mine: list[float]
-    theirs: list[float]
-    strata: list[str]
 
 
 def result_of(
@@ -50,11 +38,13 @@ def result_of(
 ) -> dict[str, Any]:
     """The result file's content (DESIGN.md, "One result file a run")."""
     job = run.job
-    plain, plain_scores = baseline.read() if baseline is not None else (None, {})
+    plain = None if baseline is None else results.load(baseline.path)
     before = {row["task"]: row["value"] for row in plain["scores"]} if plain else {}
-    pairs = {task.task: _paired(task, plain_scores.get(task.task, {}), before.get(task.task)) for task in tasks}
-    data = {spec.name: spec.identity[:12] for spec in run.specs}
-    rows = [_row(task, pairs[task.task], run.is_baseline) | {"data": data[task.task]} for task in tasks]
+    if job.is_baseline:
+        before = {task.task: task.value for task in tasks}
+    compared = {} if baseline is None else _compared(tasks, baseline)
+    data = {spec.name: {"data": spec.identity[:12]} for spec in run.specs}
+    rows = [_row(task, before.get(task.task), compared.get(task.task)) | data[task.task] for task in tasks]
     return {
         "run": {
             "id": run.id,
@@ -74,7 +64,7 @@ def result_of(
         "config": shared(job.config()),
         "backbone": {
             "name": backbone.name,
-            "pretrained": shared(run.backbone_source),
+            "pretrained": shared(job.backbone.source),
             "parameters": count(backbone.model),
             "weights": run.weights[:12],
             "shape": {k: v for k, v in dataclasses.asdict(backbone.shape).items() if k != "name"},
@@ -87,10 +77,16 @@ def result_of(
             "class": f"{type(method).__module__}.{type(method).__qualname__}",
             **({"parts": method.described()} if isinstance(method, Chain) else {}),
         },
-        "checkpoint": checkpoint_section(job.weights),
+        "checkpoint": None
+        if (folder := job.weights) is None
+        else {
+            "path": shared(folder),
+            "weights": results.hash_weights([folder])[:12],
+            "manifest": read_manifest(folder),
+        },
         "budget": budget_section(job, tasks, costs, backbone.shape.depth),
         "scores": rows,
-        "means": {g: m for g in results.GROUPS if (m := _mean(g, pairs, rows)) is not None},
+        "means": {g: m for g in results.GROUPS if (m := _mean(g, rows, compared)) is not None},
         "baseline": None if plain is None else {"id": plain["run"]["id"], "path": f"baselines/{plain['run']['id']}"},
         "efficiency": costs,
         "bad_samples": {
@@ -100,9 +96,8 @@ def result_of(
     }
 
 
-def _row(task: TaskScores, pair: Paired, is_baseline: bool) -> dict[str, Any]:
-    """A task's row of `scores`."""
-    base = task.value if is_baseline else pair.value
+def _row(task: TaskScores, base: float | None, paired: dict[str, Any] | None) -> dict[str, Any]:
+    """A task's row of `scores`, beside the baseline's score."""
     return {
         "task": task.task,
         "group": task.group,
@@ -112,7 +107,7 @@ def _row(task: TaskScores, pair: Paired, is_baseline: bool) -> dict[str, Any]:
         "n": task.n,
         "baseline": base,
         "retained": task.value / base if task.value is not None and base else None,
-        "p_value": pair.p_value,
+        "p_value": paired["p_value"] if paired else None,
         "blind": task.floors.get("blind"),
         "bag": task.floors.get("bag"),
         "bad": len(task.bad),
@@ -124,54 +119,48 @@ def _row(task: TaskScores, pair: Paired, is_baseline: bool) -> dict[str, Any]:
     }
 
 
-def _paired(task: TaskScores, known: Mapping[str, float], value: float | None) -> Paired:
-    from vtc import statistics
+def _compared(tasks: list[TaskScores], baseline: RunFolder) -> dict[str, dict[str, Any]]:
+    """Paired comparison with the baseline's samples, by task and by group."""
+    import pandas as pd
 
-    both = [s for s in task.scored if s.id in known]
-    mine, theirs = [float(s.score) for s in both if s.score is not None], [known[s.id] for s in both]
-    strata = [s.stratum for s in both]
-    return Paired(value, statistics.paired(mine, theirs, strata) if both else None, mine, theirs, strata)
+    columns = ["task", "id", "target", "score", "stratum"]
+    samples = [(task.task, s.id, s.target, s.score, s.stratum) for task in tasks for s in task.samples]
+    mine = pd.DataFrame(samples, columns=columns).astype({"score": float})
+    rows = [{"task": t.task, "group": t.group, "scale": t.scale} for t in tasks]
+    return statistics.compare_samples(mine, results.samples(baseline.path), rows)
 
 
-def _mean(group: str, pairs: Mapping[str, Paired], rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _mean(group: str, rows: list[dict[str, Any]], compared: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
     """The mean score of a group's tasks as shares of their full scores, each counting alike, with its error and the
     paired test over all samples."""
     import numpy as np
 
-    from vtc import statistics
-
     members = [r for r in rows if r["group"] == group and r["value"] is not None]
     if not members:
         return None
-    value = _average([results.share(r) for r in members])
-    errors = [results.share(r, "stderr") for r in members]
-    base = _average([results.share(r, "baseline") for r in members])
-    tested = [(pairs[r["task"]], r["scale"]) for r in members if pairs[r["task"]].mine]
-    differences = [
-        statistics.weights(p.strata) * (np.asarray(p.mine) - np.asarray(p.theirs)) / scale for p, scale in tested
-    ]
+    value, base = (_average([results.share(r, key) for r in members]) for key in ("value", "baseline"))
+    errors = np.array([results.share(r, "stderr") for r in members], dtype=float)  # NaN: there is none
     return {
         "value": value,
-        "stderr": float(np.sqrt(np.sum(np.square([e or 0.0 for e in errors]))) / len(members))
-        if all(e is not None for e in errors)
-        else None,
+        "stderr": None if np.isnan(errors).any() else float(np.sqrt(np.sum(np.square(errors))) / len(members)),
         "n": sum(r["n"] for r in members),
         "tasks": len(members),
         "baseline": base,
         "retained": value / base if base and value is not None else None,
-        "p_value": statistics.sign_flips(np.concatenate(differences)) if len(tested) == len(members) else None,
+        "p_value": compared[group]["p_value"] if all(r["task"] in compared for r in members) else None,
         **{f: _average([results.share(r, f) for r in members]) for f in ("blind", "bag")},
     }
 
 
 def _average(values: list[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
+    return None if None in values or not values else sum(values) / len(values)  # type: ignore[arg-type]
 
 
 def budget_section(job: Job, tasks: list[TaskScores], costs: Mapping[str, Any], depth: int) -> dict[str, Any]:
     """What was asked for, and what was truly kept on the scored samples (per image); where no task generates, on the
     image that the costs were measured with."""
+    layers = [float(v) for v in costs["layer_tokens"]]
+    tokens_in, tokens_out = costs["visual_tokens"], costs["visual_tokens_out"]
     kept = [s for t in tasks for s in t.samples if s.tokens_in is not None]
     weighted = [(t.layers, sum(s.tokens_in is not None for s in t.samples)) for t in tasks if t.layers]
     if kept and weighted:
@@ -179,9 +168,6 @@ def budget_section(job: Job, tasks: list[TaskScores], costs: Mapping[str, Any], 
         layers = [sum(values[i] * n for values, n in weighted) / total for i in range(depth)]
         tokens_in = sum(s.tokens_in for s in kept) / len(kept)  # type: ignore[misc]
         tokens_out = sum(s.tokens_kept for s in kept) / len(kept)  # type: ignore[misc]
-    else:
-        layers = [float(v) for v in costs["layer_tokens"]]
-        tokens_in, tokens_out = costs["visual_tokens"], costs["visual_tokens_out"]
     average = sum(layers) / len(layers)
     return {
         "requested": job.budget.requested,
@@ -194,16 +180,6 @@ def budget_section(job: Job, tasks: list[TaskScores], costs: Mapping[str, Any], 
     }
 
 
-def checkpoint_section(folder: Path | None) -> dict[str, Any] | None:
-    if folder is None:
-        return None
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        manifest = None
-    return {"path": shared(folder), "weights": results.hash_weights([folder])[:12], "manifest": manifest}
-
-
 def shared(value: Any) -> Any:
     """Paths into what comes with vtc as relative ones: a result says the same on every machine."""
     from vtc import shipped
@@ -212,12 +188,10 @@ def shared(value: Any) -> Any:
         return {k: shared(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [shared(v) for v in value]
-    if isinstance(value, (str, Path)) and os.path.isabs(str(value)):
-        try:
-            return Path(value).resolve().relative_to(shipped.root()).as_posix()
-        except ValueError:
-            return str(value)
-    return value
+    if not isinstance(value, (str, Path)) or not os.path.isabs(str(value)):
+        return value
+    path = Path(value).resolve()
+    return path.relative_to(shipped.root()).as_posix() if path.is_relative_to(shipped.root()) else str(value)
 
 
 def versions() -> dict[str, str]:
@@ -242,10 +216,7 @@ def git_commit() -> str | None:
         return subprocess.run(line, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
-        commit, changes = (
-            git("rev-parse", "HEAD"),
-            git("status", "--porcelain", "--untracked-files=no", "--", "vtc", "conf"),
-        )
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", "vtc", "conf")
+        return git("rev-parse", "HEAD") + ("-dirty" if changes else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"{commit}-dirty" if changes else commit

@@ -5,24 +5,24 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtc import results
+from vtc import profiling, results
 from vtc.evaluation import crew as crews
-from vtc.evaluation import placement
-from vtc.evaluation.costs import efficiency_of
+from vtc.evaluation import scorer
 from vtc.evaluation.run_folder import RunFolder
 from vtc.job import Job
+from vtc.settings import ProfileSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from vtc.backbones.base import Backbone
     from vtc.evaluation.crew import Crew
     from vtc.evaluation.progress import Bar
-    from vtc.evaluation.scorer import Scorer
     from vtc.evaluation.spec import TaskScores, TaskSpec
+    from vtc.interface import Compressor
 
 
 def evaluate(job: Job) -> Path:
@@ -40,13 +40,11 @@ def evaluate(job: Job) -> Path:
     Raises:
         UserError: an unknown task, data that isn't there; what several processes can't do.
     """
-    placement.check(job)
+    scorer.check_processes(job)
     with crews.launched_crew() as crew:
         if crew.leads:
             return crew.lead(lambda: _evaluate(job, crew))
-        from vtc.evaluation.scorer import Helper
-
-        return crew.serve(Helper(crew).orders)
+        return crew.serve(scorer.orders_of(crew))
 
 
 def _evaluate(job: Job, crew: Crew) -> Path:
@@ -76,7 +74,7 @@ def _evaluate(job: Job, crew: Crew) -> Path:
                 result = measure_again(run, result, console)
         else:
             console.print(f"scoring {len(run.specs)} tasks of {job.benchmark.name}, run {run.id}")
-            baseline = None if run.is_baseline else RunFolder(job.baseline())
+            baseline = None if run.job.is_baseline else RunFolder(job.baseline())
             result = _score(run, baseline, console, crew)
     console.print(display.scores(result))
     console.print(display.costs(result))
@@ -93,21 +91,22 @@ def _score(run: RunFolder, baseline: RunFolder | None, console: Console, crew: C
     make_baseline = baseline is not None and not baseline.finished()
     specs = run.specs if make_baseline else run.open_specs()
     run.source.check(run.job, [spec.name for spec in specs])
-    with Bar(console, [r for r in (baseline if make_baseline else None, run) if r is not None]) as bar:
+    with Bar(console, [baseline, run] if baseline and make_baseline else [run]) as bar:
         if baseline is not None:
             with baseline.lock():  # another job may be making it just now
                 if not baseline.finished():
                     make(baseline, None, bar, crew)
                     bar.note(f"baseline (method none) stored: {baseline.path}")
                 else:
-                    bar.drop(baseline)
+                    for spec in baseline.specs if make_baseline else ():
+                        bar.skip(baseline, spec.name)
                     bar.note(f"baseline (method none) reused: {baseline.path}")
         return make(run, baseline, bar, crew)
 
 
 def make(run: RunFolder, baseline: RunFolder | None, bar: Bar, crew: Crew) -> dict[str, Any]:
     """Load the model, score task by task, measure costs, write."""
-    from vtc.evaluation import display, harness, scorer
+    from vtc.evaluation import harness
     from vtc.evaluation.record import result_of
 
     started = time.time()
@@ -123,23 +122,19 @@ def make(run: RunFolder, baseline: RunFolder | None, bar: Bar, crew: Crew) -> di
     costs = efficiency_of(model.backbone, model.method, run.job)
     result = result_of(run, baseline, tasks, model.backbone, model.method, costs, time.time() - started)
     result["run"]["processes"] = crew.world
-    result = run.write(result, tasks)
-    results.write_text(run.folder / results.SUMMARY, display.markdown(result))
-    return result
+    return run.write(result, tasks)
 
 
-def _task(run: RunFolder, spec: TaskSpec, model: Scorer, bar: Bar, crew: Crew) -> TaskScores:
+def _task(run: RunFolder, spec: TaskSpec, model: scorer.Scorer, bar: Bar, crew: Crew) -> TaskScores:
     """Score one task, or take over what an interrupted run has of it."""
-    from vtc.evaluation.scorer import SCORE
-
     earlier = run.stored(spec.name)
     if earlier is not None:
         bar.skip(run, spec.name)
         bar.note(f"{spec.name}: kept from the interrupted run")
         return earlier
     bar.say(f"{run.label}: {spec.name}")
-    model.model.on_start = _starter(bar, run, spec.name)
-    with crew.doing(SCORE, spec):
+    model.model.on_start = lambda samples: bar.begin(run, spec.name, samples)
+    with crew.doing(scorer.SCORE, spec):
         scores = model.score(spec)
     for bad in scores.bad[:3]:
         bar.note(f"{spec.name}: sample {bad['id']} set aside: {bad['error']}", "yellow")
@@ -151,20 +146,37 @@ def _task(run: RunFolder, spec: TaskSpec, model: Scorer, bar: Bar, crew: Crew) -
     return scores
 
 
-def _starter(bar: Bar, run: RunFolder, task: str) -> Callable[[int], None]:
-    return lambda samples: bar.begin(run, task, samples)
-
-
 def measure_again(run: RunFolder, result: dict[str, Any], console: Console) -> dict[str, Any]:
     """Put new costs beside the scores of a finished run, and write it."""
-    from vtc.evaluation import display
-    from vtc.evaluation.scorer import load
-
     console.print("its costs were measured of something else, or in another way: measuring them again")
-    costs = efficiency_of(*load(placement.on_own_device(run.job)), run.job)
+    costs = efficiency_of(*scorer.load(run.job), run.job)
     result["efficiency"] = costs
     result["budget"]["flops_ratio"] = costs["flops_ratio"]
     result["run"] |= {"costs_id": run.costs_id, "device": costs["protocol"]["device"]}
-    results.write(run.folder, result)
-    results.write_text(run.folder / results.SUMMARY, display.markdown(result))
-    return results.load(run.path)
+    return run.write(result)
+
+
+def efficiency_of(backbone: Backbone, method: Compressor, job: Job) -> dict[str, Any]:
+    """The efficiency section: seconds on a CPU, for a section that `action=profile` measures at leisure."""
+    quick = ProfileSettings(repeats=2, first_token_repeats=7) if backbone.device.type == "cpu" else ProfileSettings()
+    return profiling.efficiency(backbone, method, job.profile or quick)
+
+
+def profile(job: Job) -> Path:
+    """`action=profile`: measure a method without scoring it; writes `profile.json` and returns its path."""
+    from rich.console import Console
+
+    from vtc.profiling.display import rows, table
+
+    console = Console()
+    backbone, method = job.load()
+    with console.status("measuring, in turns with the uncompressed model"):
+        costs = profiling.efficiency(backbone, method, job.profile)
+    tokens = "" if method.tokens is None else f", {method.tokens} tokens"
+    cells = rows(costs, 2 * costs["visual_tokens"] * backbone.shape.width)
+    console.print(table(f"{method.name}{tokens} on {backbone.name}", cells, costs["protocol"]))
+    name = f"{backbone.name}-{method.name}" + (f"-{method.tokens}" if method.tokens is not None else "")
+    path = job.output_dir / "profiles" / name / "profile.json"
+    results.write_json(path, {"config": job.config(), "efficiency": costs})
+    console.print(f"[dim]{path}[/dim]")
+    return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ class RunFolder:
     """What a job will make, and where: no model is loaded here.
 
     Attributes:
-        is_baseline: whether it is the uncompressed backbone with its own weights.
         source: of its tasks; specs: the tasks.
         weights: hash of what the weights of backbone and method hold.
         id: names the run: of the same settings, weights, tasks and versions of what scores them the same.
@@ -34,11 +33,10 @@ class RunFolder:
     """
 
     def __init__(self, job: Job) -> None:
-        self.is_baseline = job.is_baseline
-        self.job = job.baseline() if self.is_baseline else job
+        self.job = job.baseline() if job.is_baseline else job
         self.source = source_of(job.benchmark)
         self.specs: list[TaskSpec] = self.source.specs(job.seed)
-        self.weights = results.hash_weights([self.backbone_source, self.job.weights])
+        self.weights = results.hash_weights([self.job.backbone.source, self.job.weights])
         scores = {
             "settings": self.job.deciding(SCORES),
             "weights": self.weights,
@@ -48,21 +46,16 @@ class RunFolder:
         costs = {"settings": self.job.deciding(COSTS), "weights": self.weights, "profiling": profiling.VERSION}
         self.id, self.costs_id = digest(scores)[:12], digest(costs)[:12]
         root = job.output_dir.expanduser().absolute()
-        if self.is_baseline:
+        if job.is_baseline:
             self.folder = root / "baselines" / self.id
         else:
             budget = job.budget_in_words.replace("=", "") or "default"
             self.folder = root / f"{job.backbone.name}-{job.method.name}-{budget}-{self.id}"
 
-    @cached_property
-    def backbone_source(self) -> str:
-        """Where the backbone's weights come from: a folder or a hub id."""
-        return self.job.backbone.source
-
     @property
     def label(self) -> str:
         """What it is called on the screen."""
-        return "baseline" if self.is_baseline else self.job.label
+        return "baseline" if self.job.is_baseline else self.job.label
 
     @property
     def path(self) -> Path:
@@ -103,23 +96,22 @@ class RunFolder:
     def store(self, scores: TaskScores) -> None:
         results.write_json(self._partial(scores.task), scores.to_dict())
 
-    def write(self, result: dict[str, Any], tasks: list[TaskScores]) -> dict[str, Any]:
-        """Write the result and its samples; what an interrupted run would need goes."""
-        rows = [
-            {"task": t.task, "id": s.id, "prediction": s.prediction, "target": s.target, "score": s.score,
-             "stratum": s.stratum, "tokens_in": s.tokens_in, "tokens_kept": s.tokens_kept, "error": s.error}
-            for t in tasks for s in t.samples
-        ]  # fmt: skip
-        results.write_samples(self.folder, rows)
+    def write(self, result: dict[str, Any], tasks: list[TaskScores] | None = None) -> dict[str, Any]:
+        """Write the result, its summary and, where they are new, its samples; what an interrupted run would need goes.
+
+        Returns:
+            the result as it is read.
+        """
+        from vtc.evaluation import display
+
+        if tasks is not None:
+            rows = [{"task": task.task, **asdict(sample)} for task in tasks for sample in task.samples]
+            results.write_samples(self.folder, rows)
         results.write(self.folder, result)
         shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
-        return results.load(self.path)
-
-    def read(self) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
-        """Its result, and task → sample id → score."""
-        frame = results.samples(self.path).dropna(subset=["score"])
-        scores = {str(t): dict(zip(rows["id"], rows["score"], strict=True)) for t, rows in frame.groupby("task")}
-        return results.load(self.path), scores
+        result = results.load(self.path)
+        results.write_text(self.folder / results.SUMMARY, display.markdown(result))
+        return result
 
     def code(self) -> str:
         """Hash of vtc's code and of the plug-ins that the run takes, for the record: it names nothing."""

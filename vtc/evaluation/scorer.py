@@ -9,13 +9,14 @@ sets, scores, measures, prints and writes.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vtc.errors import UserError
 from vtc.evaluation import harness
-from vtc.evaluation.placement import on_own_device
 from vtc.evaluation.spec import TaskScores, TaskSpec
-from vtc.job import Job
+from vtc.job import Job, launched
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
@@ -50,7 +51,7 @@ class Scorer:
         from vtc.evaluation.model import FRAMES, VtcModel
 
         say("loading the model")
-        self.backbone, self.method = load(on_own_device(job))
+        self.backbone, self.method = load(job)
         frames = job.backbone.frames or FRAMES
         self.model = VtcModel(
             self.backbone, self.method, job.batch_size, description, frames, on_sample=on_sample, crew=crew
@@ -61,35 +62,83 @@ class Scorer:
         return harness.run_task(self.model, spec, self.manager)
 
 
-class Helper:
-    """What the other processes do on the leader's orders."""
+def orders_of(crew: Crew) -> Mapping[str, Callable[..., Any]]:
+    """What the other processes do on the leader's orders, by name, for `Crew.serve`."""
+    loaded: list[Scorer] = []
 
-    def __init__(self, crew: Crew) -> None:
-        self.crew = crew
-        self.scorer: Scorer | None = None
+    def load(job: Job, tasks: Sequence[str], description: str) -> None:
+        loaded.clear()  # the memory is needed
+        loaded.append(Scorer(crew, job, tasks, description))
 
-    @property
-    def orders(self) -> Mapping[str, Callable[..., Any]]:
-        """The orders by name, for `Crew.serve`."""
-        return {LOAD: self.load, SCORE: self.score}
+    def score(spec: TaskSpec) -> None:
+        for scorer in loaded:  # where loading failed the leader knows
+            scorer.score(spec)
 
-    def load(self, job: Job, tasks: Sequence[str], description: str) -> None:
-        self.scorer = None  # the memory is needed
-        self.scorer = Scorer(self.crew, job, tasks, description)
+    return {LOAD: load, SCORE: score}
 
-    def score(self, spec: TaskSpec) -> None:
-        if self.scorer is not None:  # where loading failed the leader knows
-            self.scorer.score(spec)
+
+def check_processes(job: Job) -> None:
+    """What can't be done by several processes.
+
+    Raises:
+        UserError: a model over several GPUs, or a GPU for several processes.
+    """
+    if (count := launched()) == 1:
+        return
+    for kind in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true":
+            raise UserError(
+                f"accelerate: {kind} splits a model that is trained; to evaluate, each process holds all of it: "
+                "see conf/accelerate/ddp.yaml"
+            )
+    device_map, device = job.backbone.device_map, job.backbone.device
+    if device_map is not None:
+        raise UserError(
+            f"backbone.device_map={device_map}: spreads one model over the GPUs, but {count} processes "
+            "were started and each loads its own; leave out device_map or the launcher"
+        )
+    if device.startswith("cuda:"):
+        raise UserError(
+            f"backbone.device={device}: {count} processes would share it; with auto each takes a GPU of its own"
+        )
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or count)
+    if _on_gpus(device) and here > (gpus := _gpus()):
+        raise UserError(f"backbone.device={device}: {here} processes for {gpus} GPUs; start one a GPU at most")
+
+
+def on_own_device(job: Job) -> Job:
+    """The same job with the device that is this process's own."""
+    device = job.backbone.device
+    if launched() > 1 and _on_gpus(device):
+        import torch
+
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+    elif launched() > 1 and device == "auto" and _gpus():
+        device = "cpu"  # as the launcher's own settings have it
+    return dataclasses.replace(job, backbone=dataclasses.replace(job.backbone, device=device))
+
+
+def _on_gpus(device: str) -> bool:
+    cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    return (device == "cuda" or (device == "auto" and not cpu)) and _gpus() > 0
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def load(job: Job) -> tuple[Backbone, Compressor]:
-    """The backbone and a method of its own, without the bar that transformers draws over ours."""
+    """The backbone and a method of its own on this process's device, without the bar that transformers draws over
+    ours."""
     from transformers.utils import logging as transformers_logging
 
     visible = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        return dataclasses.replace(job).load()  # a job keeps the method that it has built, which is attached once
+        return on_own_device(job).load()
     finally:
         if visible:
             transformers_logging.enable_progress_bar()

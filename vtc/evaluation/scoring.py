@@ -93,9 +93,7 @@ def hits(records: Sequence[dict[str, Any]], k: int, direction: str) -> np.ndarra
     Args:
         direction: `image_to_text` or `text_to_image`.
     """
-    scores = similarities(records)
-    if direction == "text_to_image":
-        scores = scores.T
+    scores = similarities(records) if direction == "image_to_text" else similarities(records).T
     captions = np.asarray([normalise(r["caption"]) for r in records])
     relevant = captions[:, None] == captions[None, :]
     best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)

@@ -26,14 +26,13 @@ KEYS = tuple(f.name for f in fields(About))
 
 
 def about(entries: Mapping[str, Mapping[str, Any]], task: str) -> About:
-    """What is said of a task in `benchmark.about`; what is left out there, as a shipped suite or `TRAPS` has it.
+    """What is said of a task in `benchmark.about`; what is left out there, as a shipped suite has it, or the list of
+    upstream's traps.
 
     Raises:
         UserError: a key or a value that it can't have.
     """
-    known = _shipped().get(task) or TRAPS.get(task) or {}
-    own = entries.get(task) or {}
-    return _entry(task, {**known, **own})
+    return _entry(task, {**(_shipped().get(task) or {}), **(entries.get(task) or {})})
 
 
 def _entry(task: str, entry: Mapping[str, Any]) -> About:
@@ -56,10 +55,14 @@ def _entry(task: str, entry: Mapping[str, Any]) -> About:
 @lru_cache(maxsize=1)
 def _shipped() -> dict[str, dict[str, Any]]:
     known: dict[str, dict[str, Any]] = {}
-    for suite in suites().values():
-        for task, entry in suite["about"].items():
-            known.setdefault(task, entry)
+    for entries in [*(suite["about"] for suite in suites().values()), traps()]:
+        known = {**entries, **known}
     return known
+
+
+def traps() -> dict[str, dict[str, Any]]:
+    """Tasks of lmms-eval that are in no suite, because something that a suite has does the same without a trap."""
+    return yaml.safe_load(shipped.path("benchmarks/tasks/_traps").read_text(encoding="utf-8"))
 
 
 def suites() -> dict[str, dict[str, Any]]:
@@ -72,23 +75,3 @@ def read(file: Path) -> dict[str, Any] | None:
     """A suite's file; None where it is none."""
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     return content if isinstance(content, dict) and isinstance(content.get("about"), dict) else None
-
-
-# Upstream tasks that are in no suite because something that a suite has does the same without a trap.
-TRAPS: dict[str, dict[str, Any]] = {
-    "mmbench_en_dev": {"metric": "gpt_eval_score", "scale": 100, "requires": ["judge"],
-                       "instead": "mmbench_en_dev_static"},
-    "mmbench_en_dev_lite": {"metric": "gpt_eval_score", "scale": 100, "requires": ["judge"]},
-    "mmbench_cn_dev": {"metric": "gpt_eval_score", "scale": 100, "requires": ["judge"],
-                       "instead": "mmbench_cn_dev_static"},
-    "mmbench_cn_dev_lite": {"metric": "gpt_eval_score", "scale": 100, "requires": ["judge"]},
-    "hallusion_bench_image": {"metric": "aAcc", "scale": 100, "requires": ["judge"],
-                              "instead": "hallusion_bench_yes_no"},
-    "activitynetqa": {"metric": "gpt_eval_accuracy", "scale": 100, "requires": ["judge", "video"],
-                      "instead": "activitynet_qa"},
-    "coco_karpathy_val": {"metric": "coco_CIDEr", "requires": ["java", "web"], "instead": "coco2017_cap_val"},
-    "coco_karpathy_test": {"metric": "coco_CIDEr", "requires": ["java", "web"], "instead": "coco2017_cap_val"},
-    "coco2014_cap_val": {"metric": "coco_CIDEr", "requires": ["java"], "instead": "coco2017_cap_val_no_java"},
-    "amber_g": {"metric": "amber_cover", "scale": 100, "requires": ["spacy"], "instead": "pope"},
-    "coco_cap_chair": {"metric": "coco_cap_recall", "scale": 100, "requires": ["spacy"], "instead": "pope"},
-}  # fmt: skip

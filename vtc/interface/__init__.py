@@ -4,9 +4,9 @@ Sizes (`BackboneShape`), tokens (`TokenSequence`), everything else that a method
 the base classes: `Compressor`, and narrower ones of which a method overrides one verb. It imports nothing above it.
 """
 
-from vtc.interface.backbone import AttachableBackbone
 from vtc.interface.compressor import (
     SUMMARY_PROMPT,
+    AttachableBackbone,
     Compressor,
     Embedded,
     Resampler,
@@ -15,12 +15,11 @@ from vtc.interface.compressor import (
     VideoPruner,
 )
 from vtc.interface.context import Context
-from vtc.interface.layers import resolve_layer, scaled_layer
 from vtc.interface.needs import CLS, FIXED_COUNT, GRID, ONE_TOWER, PATCHES, PLACES, WHOLE_IMAGES, Need, refuse_lacking
-from vtc.interface.options import layer_option, option
+from vtc.interface.options import layer_option, option, resolve_layer, scaled_layer
 from vtc.interface.self_compressor import Captions, SelfCompressor
 from vtc.interface.shape import BackboneShape, TowerShape
-from vtc.interface.tokens import REGISTER, TEXT, VISUAL, TokenSequence, keep_best, merge_images
+from vtc.interface.tokens import REGISTER, TEXT, VISUAL, TokenSequence, keep_best, merge_images, rank
 from vtc.interface.tower import Tower, TowerUse, projected_layer, resolve_tower_layer
 from vtc.interface.tower_methods import (
     Condensed,
@@ -28,50 +27,13 @@ from vtc.interface.tower_methods import (
     TowerCompressor,
     TowerPruner,
     TowerResampler,
-    best,
 )
 
 __all__ = [
-    "AttachableBackbone",
-    "BackboneShape",
-    "CLS",
-    "Captions",
-    "Compressor",
-    "Condensed",
-    "Context",
-    "Embedded",
-    "FIXED_COUNT",
-    "FewerPatches",
-    "GRID",
-    "Need",
-    "ONE_TOWER",
-    "PATCHES",
-    "PLACES",
-    "REGISTER",
-    "Resampler",
-    "SUMMARY_PROMPT",
-    "SelfCompressor",
-    "TEXT",
-    "TokenMerger",
-    "TokenPruner",
-    "TokenSequence",
-    "Tower",
-    "TowerCompressor",
-    "TowerPruner",
-    "TowerResampler",
-    "TowerShape",
-    "TowerUse",
-    "VISUAL",
-    "VideoPruner",
-    "WHOLE_IMAGES",
-    "best",
-    "keep_best",
-    "layer_option",
-    "merge_images",
-    "option",
-    "projected_layer",
-    "refuse_lacking",
-    "resolve_layer",
-    "resolve_tower_layer",
-    "scaled_layer",
-]
+    "AttachableBackbone", "BackboneShape", "CLS", "Captions", "Compressor", "Condensed", "Context", "Embedded",
+    "FIXED_COUNT", "FewerPatches", "GRID", "Need", "ONE_TOWER", "PATCHES", "PLACES", "REGISTER", "Resampler",
+    "SUMMARY_PROMPT", "SelfCompressor", "TEXT", "TokenMerger", "TokenPruner", "TokenSequence", "Tower",
+    "TowerCompressor", "TowerPruner", "TowerResampler", "TowerShape", "TowerUse", "VISUAL", "VideoPruner",
+    "WHOLE_IMAGES", "keep_best", "layer_option", "merge_images", "option", "projected_layer", "rank",
+    "refuse_lacking", "resolve_layer", "resolve_tower_layer", "scaled_layer",
+]  # fmt: skip

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from vtc.interface.backbone import AttachableBackbone
 from vtc.interface.context import Context
 from vtc.interface.needs import Need, refuse_lacking
 from vtc.interface.options import Declared, bind, check_names, options_of
@@ -29,6 +28,30 @@ if TYPE_CHECKING:
     from vtc.interface.tower import TowerUse
 
 SUMMARY_PROMPT = "Summarize the image in a few words."  # Fwd2Bot, section 3.2
+
+
+class AttachableBackbone(Protocol):
+    """The part of `vtc.backbones.Backbone` that `Compressor.attach` may use.
+
+    Attributes:
+        tokenizer: of the LLM, to look a prompt up; None for a model that was built without one.
+        device, dtype: of the LLM's embeddings.
+    """
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def add_adapters(self, names: Sequence[str], rank: int, alpha: int, dropout: float = 0.0) -> None:
+        """Puts LoRA adapters of these names on the linear layers of the LLM, inactive until the engine runs one."""
+
+    def add_tower_adapters(self, names: Sequence[str], rank: int, alpha: int, dropout: float = 0.0) -> None:
+        """The same on the layers of the vision tower, up to the one that is projected."""
 
 
 class Embedded(Protocol):
@@ -65,7 +88,8 @@ class Compressor(nn.Module):
             `training_budgets` says which ones a step of training is about.
         trained_options: options that trained weights hold for; a checkpoint of another value is refused.
         learns_from_captions: `losses` has a term of its own over images and their captions.
-        default_share: of the visual tokens, what is left where the user gives no budget; None: see `default_tokens`.
+        default_share: of the visual tokens, what is left where the user gives no budget.
+        default_count: the same as a number, or all visual tokens where there are fewer.
         bottleneck: what follows an image sees of it only the tokens that the method put behind it: the mask hides each
             image's visual tokens from all but the image itself and those, in every layer, and they leave the cache
             when the prefill is over. Later tokens keep their positions. Not together with `probes` or `reads_prompt`.
@@ -96,6 +120,7 @@ class Compressor(nn.Module):
     trained_options: ClassVar[tuple[str, ...]] = ()
     learns_from_captions: ClassVar[bool] = False
     default_share: ClassVar[float | None] = None
+    default_count: ClassVar[int | None] = None
     bottleneck: ClassVar[bool] = False
     adapter: str | None = None
     reads_prompt: bool = False
@@ -153,7 +178,7 @@ class Compressor(nn.Module):
         return None
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        """The tokens that `layer` gets to see."""
+        """The tokens that `layer` gets to see; called where there are visual ones."""
         return tokens
 
     def embed(self, source: Embedded) -> Tensor:
@@ -198,23 +223,21 @@ class Compressor(nn.Module):
     # -- budgets; `tokens` need not be known for the first two
     def default_tokens(self) -> int | None:
         """Tokens per image where the user gives no budget; None keeps whatever there is."""
-        if self.default_share is None or self.shape.visual_tokens is None:
-            return None
-        return max(1, round(self.shape.visual_tokens * self.default_share))
+        full = self.shape.visual_tokens
+        if self.default_count is not None:
+            return min(self.default_count, full or self.default_count)
+        return None if self.default_share is None or full is None else max(1, round(full * self.default_share))
 
     def offers(self) -> Sequence[int]:
         """The numbers of tokens per image that it can leave."""
         return range(1, (self.shape.visual_tokens or 0) + 1)
 
     def layer_tokens(self) -> list[int]:
-        """Visual tokens (registers among them) that each decoder layer sees per image in the prefill that answers."""
-        return self.two_level(0)
-
-    def two_level(self, layer: int, extra: int = 0) -> list[int]:
-        """`layer_tokens` of a method that acts once: all visual tokens (and `extra`) up to `layer`, then `tokens`."""
-        full = self.shape.visual_tokens or 0
+        """Visual tokens (registers among them) that each decoder layer sees per image in the prefill that answers; of a
+        method that acts once, all up to there, then `tokens`."""
+        full, layer = self.shape.visual_tokens or 0, max(self.layers(), default=0)
         left = full if self.tokens is None else self.tokens
-        return [full + extra] * layer + [left] * (self.shape.depth - layer)
+        return [full] * layer + [left] * (self.shape.depth - layer)
 
     def leaves(self) -> BackboneShape:
         """The sizes that a method behind this one finds: fewer visual tokens, in no grid, at no fixed places."""
@@ -231,9 +254,6 @@ class OneLayer(Compressor):
     def layers(self) -> set[int]:
         return {self.layer}
 
-    def layer_tokens(self) -> list[int]:
-        return self.two_level(self.layer)
-
 
 class TokenPruner(OneLayer):
     """Keeps the best visual tokens of each image, before one layer. Override `score`."""
@@ -243,9 +263,9 @@ class TokenPruner(OneLayer):
         raise NotImplementedError
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        index, real = tokens.images
-        if self.tokens is None or not index.numel() or (self.tokens >= index.shape[1]):
+        if self.tokens is None or tokens.fits(self.tokens):
             return tokens
+        _, real = tokens.images
         return keep_best(tokens, self.score(tokens, context), real.sum(1).clamp(max=self.tokens))
 
 
@@ -259,8 +279,7 @@ class VideoPruner(TokenPruner):
     across_images = True
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        index, _ = tokens.images
-        if self.tokens is None or not index.numel() or self.tokens >= index.shape[1]:
+        if self.tokens is None or tokens.fits(self.tokens):
             return tokens
         row, _ = tokens.frames
         count = self.tokens * torch.bincount(row, minlength=len(tokens.mask))
@@ -278,8 +297,6 @@ class TokenMerger(OneLayer):
         raise NotImplementedError
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        if not tokens.images[0].numel():
-            return tokens
         groups, weights = self.assign(tokens, context)
         return merge_images(tokens, groups, weights)
 
@@ -296,16 +313,10 @@ class Resampler(Compressor):
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
         _, real = tokens.images
-        if not real.numel():
-            return tokens
         features, sizes = tokens.visual_hidden(), real.sum(1)
-        if bool(real.all()):
-            return tokens.replace(self(features, context))
-        resampled = features.new_empty(len(features), 0, features.shape[-1])
+        resampled: dict[int, Tensor] = {}
         for size in sizes.unique().tolist():  # Images of one size are resampled together.
-            same = (sizes == size).nonzero()[:, 0]
-            grids = [context.grids[i] for i in same.tolist()]
-            new = self(features[same, :size], dataclasses.replace(context, grids=grids))
-            resampled = resampled if resampled.shape[1] else features.new_empty(len(features), *new.shape[1:])
-            resampled = resampled.index_copy(0, same, new.to(resampled))
-        return tokens.replace(resampled)
+            same = (sizes == size).nonzero()[:, 0].tolist()
+            alike = dataclasses.replace(context, grids=[g for i, g in enumerate(context.grids) if i in same])
+            resampled |= zip(same, self(features[same, :size], alike), strict=True)
+        return tokens.replace(torch.stack([resampled[i] for i in range(len(features))]))

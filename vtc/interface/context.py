@@ -59,10 +59,6 @@ class Context:
     training: bool = False
     memo: dict[str, Any] = field(default_factory=dict)
 
-    def attention(self, layer: int) -> Tensor:
-        """[B, L]: the probed row of `layer`, over the tokens as they now are."""
-        return self.attention_rows[layer]
-
     def seen(self) -> Tower:
         """What the method asked to see of the vision tower."""
         if self.tower is None:

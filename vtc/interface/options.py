@@ -10,13 +10,13 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import floor
 from typing import TYPE_CHECKING, Any
 
 from vtc.allowed import BOOLEAN, Allowed, anything, number, one_of, text, whole
 from vtc.declarations import LAYER_SCALE, Declaration, Declared, line_of
-from vtc.errors import UserError, nearest
+from vtc.errors import UserError, nearest, unknown
 from vtc.identity import EVERYTHING, Decides
-from vtc.interface.layers import resolve_layer
 
 if TYPE_CHECKING:
     from vtc.interface.compressor import Compressor
@@ -29,6 +29,7 @@ KINDS = {
     "str": text(),
 }
 SOME = Allowed("1 or more", whole(1).accepts)
+PAPER_DEPTH = 32  # decoder layers of the models in the papers (7B)
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,39 @@ def bind(method: Compressor, options: Mapping[str, Any]) -> None:
         elif not isinstance(declared.default, tuple):
             value = resolve_layer(value, method.shape.depth, scale, declared.lowest, key)
         setattr(method, attribute, value)
+
+
+def scaled_layer(k: int, depth: int) -> int:
+    """The layer that stands for the papers' layer `k` in a decoder of `depth` layers.
+
+    Layers 0 and 1 have a meaning of their own (before the LLM, after one layer) and stay; all others keep their
+    relative depth, but never less than 2: `k if k < 2 else max(2, floor(k * depth / 32 + 0.5))`.
+    """
+    return k if k < 2 else max(2, floor(k * depth / PAPER_DEPTH + 0.5))
+
+
+def resolve_layer(layer: Any, depth: int, scale: str = "auto", lowest: int = 0, key: str = "method.layer") -> int:
+    """A user's layer number as an index into a decoder of `depth` layers.
+
+    Args:
+        scale: "auto" reads `layer` as the papers' number for 32 layers (`scaled_layer`), "none" takes it literally.
+        lowest: the first layer before which the method can act (1 where it needs attention of the layer before).
+
+    Raises:
+        UserError: not a whole number, or a layer that this decoder doesn't have.
+    """
+    if scale not in ("auto", "none"):
+        raise unknown("method.layer_scale", scale, ("auto", "none"))
+    if isinstance(layer, bool) or not isinstance(layer, int):
+        raise UserError(f"{key}={layer}: allowed: a whole number")
+    own = scaled_layer(layer, depth) if scale == "auto" else layer
+    if layer < lowest or own >= depth:
+        highest = (
+            max(k for k in range(PAPER_DEPTH + 1) if scaled_layer(k, depth) < depth) if scale == "auto" else depth - 1
+        )
+        how = f" (for {PAPER_DEPTH} layers; layer_scale=none takes it literally)" if scale == "auto" else ""
+        raise UserError(f"{key}={layer}: this decoder has {depth} layers; allowed: {lowest} to {highest}{how}")
+    return own
 
 
 def _of_annotation(cls: type, attribute: str) -> Allowed:

@@ -12,11 +12,6 @@ from vtc.interface.context import Context
 from vtc.interface.tokens import TokenSequence
 
 
-def _of_this_process(rows: Tensor) -> Tensor:
-    """What a single process gathers."""
-    return rows
-
-
 @dataclass(frozen=True)
 class Captions:
     """A caption of each image of a training pass.
@@ -28,7 +23,7 @@ class Captions:
 
     ids: Tensor
     mask: Tensor
-    gather: Callable[[Tensor], Tensor] = _of_this_process
+    gather: Callable[[Tensor], Tensor] = lambda rows: rows
 
 
 class SelfCompressor(Resampler):
@@ -44,10 +39,7 @@ class SelfCompressor(Resampler):
         raise NotImplementedError
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        index, real = tokens.images
-        if not index.numel():
-            return tokens
-        return tokens.replace(self._summary(tokens.visual_hidden(), real, context))
+        return tokens.replace(self._summary(tokens.visual_hidden(), tokens.images[1], context))
 
     def embed(self, source: Embedded) -> Tensor:
         """[I, D] float32: the mean of the summary tokens."""

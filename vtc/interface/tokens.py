@@ -69,15 +69,9 @@ class TokenSequence:
             length = self.mask.shape[1]
             owner = (flat // length) * (length + 1) + self.image.flatten()[flat]
             _, counts = torch.unique_consecutive(owner, return_counts=True)
-            sizes = counts.tolist()
-            if len(set(sizes)) <= 1:
-                index = flat.view(len(sizes), sizes[0] if sizes else 0)
-                self._images = index, torch.ones_like(index, dtype=torch.bool)
-            else:
-                pad = torch.nn.utils.rnn.pad_sequence
-                parts = flat.split(sizes)
-                real = [torch.ones_like(p, dtype=torch.bool) for p in parts]
-                self._images = pad(parts, batch_first=True), pad(real, batch_first=True)
+            longest = int(counts.max()) if len(counts) else 0
+            real = torch.arange(longest, device=flat.device) < counts[:, None]
+            self._images = torch.zeros_like(real, dtype=flat.dtype).masked_scatter(real, flat), real
         return self._images
 
     @property
@@ -91,6 +85,10 @@ class TokenSequence:
         """[I, N, D] hidden states of the visual tokens, image by image (see `images`; padded ones repeat token 0)."""
         index, _ = self.images
         return self.hidden.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
+
+    def fits(self, count: int | None) -> bool:
+        """Whether no image has more than `count` visual tokens, so that none need go; None: no bound."""
+        return count is None or self.images[0].shape[1] <= count
 
     def per_token(self, values: Tensor, fill: float = 0) -> Tensor:
         """Spreads values [I, N] of the visual tokens (see `images`) to [B, L]; `fill` elsewhere."""
@@ -137,6 +135,10 @@ class TokenSequence:
             position = position - before
             shift = before[:, -1:].neg() if shift is None else shift - before[:, -1:]
         return self._take(order, mask, position, shift)
+
+    def keep_visual(self, kept: Tensor) -> TokenSequence:
+        """Of the visual tokens only `kept` [I, N] bool (images as in `images`); all others stay."""
+        return self.keep(self.per_token(kept, False) | (self.role != VISUAL))
 
     def hide(self, hidden: Tensor) -> TokenSequence:
         """Without the tokens `hidden` [B, L] bool, as if a mask hid them: the others keep their positions."""
@@ -198,16 +200,13 @@ class TokenSequence:
             return self
         return view.keep(kept)._from_pool(torch.cat([whole, mean.to(whole.dtype)]))
 
-    def insert(self, embeddings: Tensor, after: int = VISUAL, role: int = REGISTER) -> TokenSequence:
+    def insert(self, embeddings: Tensor, role: int = REGISTER) -> TokenSequence:
         """Adds tokens behind each image; everything behind them moves on by as many positions.
 
         Args:
             embeddings: [M, D], the same for every image, or [I, M, D] (images as in `images`).
-            after: VISUAL, the only place there is.
             role: what they are.
         """
-        if after != VISUAL:
-            raise ValueError("tokens can only be inserted after VISUAL ones")
         index, real = self.images
         rows, length, _ = self.hidden.shape
         count, m = index.shape[0], embeddings.shape[-2]
@@ -261,7 +260,7 @@ class TokenSequence:
         origin = self.origin.flatten().index_fill(0, rows, -1)
         return dataclasses.replace(self, hidden=hidden.view_as(self.hidden), origin=origin.view_as(self.origin))
 
-    def replace(self, embeddings: Tensor, role: int = VISUAL) -> TokenSequence:
+    def replace(self, embeddings: Tensor) -> TokenSequence:
         """Puts M tokens in the place of each image's visual tokens, with positions as if the image had only ever had M.
 
         Args:
@@ -275,7 +274,7 @@ class TokenSequence:
         marked = rows * length + torch.arange(count * m, device=dev).view(count, m, 1)
         if not flat:
             view = view._closed()
-        out = view.insert(marked, role=role)
+        out = view.insert(marked, role=VISUAL)
         new = out.hidden[..., 0] >= rows * length
         out = out.keep(new | (out.role != VISUAL))
         return dataclasses.replace(out, compact=self.compact, deep=self.deep)._from_pool(self._with(embeddings))
@@ -317,18 +316,9 @@ class TokenSequence:
             hidden = hidden.flatten(0, 1).index_select(0, flat).view(*order.shape, hidden.shape[-1])
             if deep is not None:
                 deep = deep.flatten(0, 1).index_select(0, flat).view(*order.shape, *deep.shape[2:])
-        return TokenSequence(
-            hidden=hidden,
-            mask=mask,
-            position=position.gather(2, order.expand(position.shape[0], -1, -1)),
-            role=self.role.gather(1, order),
-            origin=self.origin.gather(1, order),
-            block=self.block.gather(1, order),
-            image=self.image.gather(1, order),
-            shift=shift,
-            compact=self.compact,
-            deep=deep,
-        )
+        position = position.gather(2, order.expand(position.shape[0], -1, -1))
+        said = {name: getattr(self, name).gather(1, order) for name in ("role", "origin", "block", "image")}
+        return dataclasses.replace(self, hidden=hidden, mask=mask, position=position, shift=shift, deep=deep, **said)
 
     def _whole(self) -> Tensor:
         """[B·L, D], or [B·L, (1 + S)·D]: hidden states, and behind them what is still to be added."""
@@ -352,6 +342,11 @@ class TokenSequence:
         return dataclasses.replace(self, hidden=rows[..., :width], deep=deep)
 
 
+def rank(score: Tensor) -> Tensor:
+    """[R, N]: the place of each score among those of its row, 0 for the highest; ties go to the earlier one."""
+    return score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+
+
 def keep_best(tokens: TokenSequence, score: Tensor, count: Tensor) -> TokenSequence:
     """Without the visual tokens that aren't among the best of their image. Ties go to the earlier token.
 
@@ -360,23 +355,14 @@ def keep_best(tokens: TokenSequence, score: Tensor, count: Tensor) -> TokenSeque
         count: [I], how many are kept of each image (images as in `tokens.images`).
     """
     index, real = tokens.images
-    ranked = score.flatten()[index].float().masked_fill(~real, float("-inf"))
-    place = ranked.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    chosen = (place < count[:, None]) & real
-    return tokens.keep(tokens.per_token(chosen, False) | ((tokens.role != VISUAL) & tokens.mask))
+    own = score.flatten()[index].float().masked_fill(~real, float("-inf"))
+    return tokens.keep_visual(rank(own) < count[:, None])
 
 
 def keep_best_of_rows(tokens: TokenSequence, score: Tensor, count: Tensor) -> TokenSequence:
-    """Without the visual tokens that aren't among the best of their row, whichever of its images they are of. Ties go
-    to the earlier token.
-
-    Args:
-        score: [B, L], higher is better; only the visual tokens' scores are read.
-        count: [B], how many are kept of each row.
-    """
-    ranked = score.float().masked_fill(~tokens.visual, float("-inf"))
-    place = ranked.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return tokens.keep((tokens.visual & (place < count[:, None])) | ((tokens.role != VISUAL) & tokens.mask))
+    """The same for `count` [B] of each row, whichever of its images they are of."""
+    own = score.float().masked_fill(~tokens.visual, float("-inf"))
+    return tokens.keep(~tokens.visual | (rank(own) < count[:, None]))
 
 
 def merge_images(tokens: TokenSequence, groups: Tensor, weights: Tensor | None = None) -> TokenSequence:

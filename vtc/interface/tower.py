@@ -174,13 +174,13 @@ def views(tower: Tower, count: int | None) -> Iterator[View]:
         yield View(tower, number, torch.arange(patches, device=device).expand(len(tower), -1), [0] * len(tower), count)
         return
     groups: dict[tuple[int, int | None], list[tuple[int, int, Tensor, Tensor]]] = {}
-    for image, made_of in enumerate(tower.patches):
-        tile = torch.div(made_of, patches, rounding_mode="floor")
-        token = [(tile == t).nonzero()[:, 0] for t in tile[made_of >= 0].unique().tolist()]
+    for image, patch in enumerate(tower.patches):
+        tile = torch.div(patch, patches, rounding_mode="floor")
+        token = [(tile == t).nonzero()[:, 0] for t in tile[patch >= 0].unique().tolist()]
         sizes = [len(t) for t in token]
         shares: Sequence[int | None] = [None] * len(sizes) if count is None else evenly(count, sizes)
         for part, (own, share) in enumerate(zip(token, shares, strict=True)):
-            groups.setdefault((len(own), share), []).append((image, part, own, made_of[own]))
+            groups.setdefault((len(own), share), []).append((image, part, own, patch[own]))
     for (_, share), members in groups.items():
         of, parts, tokens, places = zip(*members, strict=True)
         seen = dataclasses.replace(tower, patches=None, place=torch.stack(places))

@@ -14,7 +14,7 @@ from vtc.interface.compressor import Compressor, Resampler
 from vtc.interface.context import Context
 from vtc.interface.needs import ONE_TOWER, PATCHES, Need
 from vtc.interface.options import option
-from vtc.interface.tokens import REGISTER, VISUAL, TokenSequence
+from vtc.interface.tokens import REGISTER, TokenSequence, rank
 from vtc.interface.tower import Tower, TowerUse, View, resolve_tower_layer, views
 
 
@@ -70,10 +70,9 @@ class TowerCompressor(Compressor):
         raise NotImplementedError
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        _, real = tokens.images
-        if not real.numel() or (not self.adaptive if self.tokens is None else self.tokens >= real.shape[1]):
+        if tokens.fits(self.tokens) and not (self.adaptive and self.tokens is None):
             return tokens
-        tower = context.seen()
+        tower, (_, real) = context.seen(), tokens.images
         kept, changed, values = torch.zeros_like(real), torch.zeros_like(real), None
         if tower.patches is not None and self.tokens is not None:
             kept = self._untouched(tower.patches, real, self.tokens)
@@ -92,8 +91,7 @@ class TowerCompressor(Compressor):
                 changed[at] = condensed.kept
             if condensed.added is not None:
                 added.append((view, condensed.added))
-        out = tokens if values is None else tokens.rewrite(values, changed)
-        out = out.keep(out.per_token(kept, False) | ((out.role != VISUAL) & out.mask))
+        out = (tokens if values is None else tokens.rewrite(values, changed)).keep_visual(kept)
         return _behind(out, added, context) if added else out
 
     @staticmethod
@@ -129,13 +127,7 @@ class TowerPruner(TowerCompressor):
         raise NotImplementedError
 
     def condense(self, tower: Tower, count: int | None) -> Condensed:
-        return Condensed(best(self.rate(tower), count or 0))
-
-
-def best(score: Tensor, count: int) -> Tensor:
-    """[I, N] bool: the `count` highest of each row of scores [I, N]; ties go to the earlier one."""
-    chosen = score.argsort(dim=1, descending=True, stable=True)[:, :count]
-    return torch.zeros_like(score, dtype=torch.bool).scatter(1, chosen, True)
+        return Condensed(rank(self.rate(tower)) < (count or 0))
 
 
 class FewerPatches(Compressor):
@@ -149,12 +141,11 @@ class FewerPatches(Compressor):
         return set() if self.tokens is None else {0}
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        _, real = tokens.images
-        if self.tokens is None or not real.numel() or self.tokens >= real.shape[1]:
+        if tokens.fits(self.tokens):
             return tokens
-        filled = tokens.per_token(real & (real.cumsum(1) <= self.tokens), False)
-        tokens = dataclasses.replace(tokens, origin=tokens.origin.masked_fill(tokens.visual, -1))
-        return tokens.keep(filled | ((tokens.role != VISUAL) & tokens.mask))
+        _, real = tokens.images
+        remade = dataclasses.replace(tokens, origin=tokens.origin.masked_fill(tokens.visual, -1))
+        return remade.keep_visual(real.cumsum(1) <= (self.tokens or 0))
 
 
 class TowerResampler(Resampler):
@@ -168,6 +159,4 @@ class TowerResampler(Resampler):
         raise NotImplementedError
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        if not tokens.images[0].numel():
-            return tokens
         return tokens.replace(self(context.seen().features, context))

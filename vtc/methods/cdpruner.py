@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc.interface import Context, TokenPruner, TokenSequence, option
+from vtc.methods.divprune import take_best
 
 
 class CDPruner(TokenPruner):
@@ -73,9 +74,7 @@ def most_diverse(kernel: Tensor, real: Tensor, count: int) -> Tensor:
     factor = kernel.new_zeros(len(kernel), 0, kernel.shape[1])  # rows of the Cholesky factor, [I, picked, N]
     rank, left = torch.zeros_like(gain), real.clone()
     for pick in range(count):
-        best = gain.masked_fill(~left, -1).argmax(1, keepdim=True)
-        rank.scatter_(1, best, torch.where(left.gather(1, best), count - pick, rank.gather(1, best)))
-        left.scatter_(1, best, False)
+        best = take_best(gain, left, rank, count - pick)
         at, adds = best[..., None], gain.gather(1, best)[..., None]
         row = kernel.gather(1, at.expand(-1, -1, kernel.shape[2]))
         row = row - factor.gather(2, at.expand(-1, factor.shape[1], -1)).transpose(1, 2) @ factor

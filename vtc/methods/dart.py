@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc.allowed import whole
-from vtc.interface import Context, TokenPruner, TokenSequence, layer_option, option
+from vtc.interface import Context, TokenPruner, TokenSequence, layer_option, option, rank
 
 
 class DART(TokenPruner):
@@ -62,6 +62,6 @@ class DART(TokenPruner):
             until = torch.div(rest * turn[:, p], total, rounding_mode="floor")
             since = torch.div(rest * (turn[:, p] - there[:, p].long()), total, rounding_mode="floor")
             duplication = (points @ unit[pivots[:, p]][..., None])[..., 0]
-            place = duplication.masked_fill(kept | ~real, float("inf")).argsort(dim=1, stable=True).argsort(dim=1)
+            place = rank(-duplication.masked_fill(kept | ~real, float("inf")))
             kept = kept | ((place < (until - since)[:, None]) & real)
         return tokens.per_token(kept.float())

@@ -51,9 +51,16 @@ def farthest_first(points: Tensor, real: Tensor, count: int) -> Tensor:
     nearest = distance.amin(2)  # to any other token at first, then to those picked
     rank, left = torch.zeros_like(nearest), real.clone()
     for pick in range(count):
-        best = nearest.masked_fill(~left, float("-inf")).argmax(1, keepdim=True)
-        rank.scatter_(1, best, torch.where(left.gather(1, best), count - pick, rank.gather(1, best)))
-        left.scatter_(1, best, False)
+        best = take_best(nearest, left, rank, count - pick)
         row = distance.gather(1, best[..., None].expand(-1, -1, distance.shape[2]))[:, 0]
         nearest = row if pick == 0 else torch.minimum(nearest, row)
     return rank
+
+
+def take_best(value: Tensor, left: Tensor, rank: Tensor, number: int) -> Tensor:
+    """[I, 1]: of the tokens `left` [I, N] bool the one of the greatest value, which leaves them and has this number in
+    `rank` [I, N]; any token of an image that has none left."""
+    best = value.masked_fill(~left, float("-inf")).argmax(1, keepdim=True)
+    rank.scatter_(1, best, torch.where(left.gather(1, best), number, rank.gather(1, best)))
+    left.scatter_(1, best, False)
+    return best

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vtc.interface import PLACES, Context, TokenSequence, VideoPruner
-from vtc.methods.evs import similarity, whole
+from vtc.interface import PLACES, Context, TokenSequence, VideoPruner, rank
+from vtc.methods.evs import beside_whole, similarity
 
 GROUP = 4  # frames
 BACK = (0, 1, 2, 1)  # how far before it the frame lies that a frame of a group is compared with
@@ -32,20 +32,14 @@ class DyCoke(VideoPruner):
     """
 
     name = "dycoke"
-    about = (
-        "DyCoke: a row's images are frames of a video, in groups of four; merges what repeats over time "
-        "(arXiv 2411.15024)."
-    )
+    about = "DyCoke: of a video's frames in groups of four, merges what repeats over time (arXiv 2411.15024)."
     default_share = 1 / 2
     needs = (PLACES,)
 
     @torch.no_grad()
     def score(self, tokens: TokenSequence, context: Context) -> Tensor:
-        _, real = tokens.images
-        _, frame = tokens.frames
+        (_, real), (_, frame) = tokens.images, tokens.frames
         number = frame % GROUP
         like = similarity(tokens, torch.tensor(BACK, device=frame.device)[number])
-        place = like.masked_fill(~real, float("inf")).argsort(dim=1, stable=True).argsort(dim=1)
-        opens = number == 0
-        kept = whole(tokens, opens, self.tokens or real.shape[1])
-        return tokens.per_token(torch.where(opens[:, None], kept, -place.float()))
+        place = rank(-like.masked_fill(~real, float("inf")))
+        return beside_whole(tokens, number == 0, -place.float(), self.tokens or real.shape[1])

@@ -30,20 +30,15 @@ class EVS(VideoPruner):
     """
 
     name = "evs"
-    about = (
-        "EVS: a row's images are frames of a video; drops what hardly changed since the previous one "
-        "(arXiv 2510.14624)."
-    )
+    about = "EVS: of a video's frames, drops what hardly changed since the previous one (arXiv 2510.14624)."
     default_share = 1 / 4
     needs = (PLACES,)
 
     @torch.no_grad()
     def score(self, tokens: TokenSequence, context: Context) -> Tensor:
-        _, real = tokens.images
-        _, frame = tokens.frames
+        (_, real), (_, frame) = tokens.images, tokens.frames
         changed = 1 - similarity(tokens, torch.ones_like(frame))
-        first = (frame == 0)[:, None]
-        return tokens.per_token(torch.where(first, whole(tokens, frame == 0, self.tokens or real.shape[1]), changed))
+        return beside_whole(tokens, frame == 0, changed, self.tokens or real.shape[1])
 
 
 def similarity(tokens: TokenSequence, back: Tensor) -> Tensor:
@@ -55,9 +50,9 @@ def similarity(tokens: TokenSequence, back: Tensor) -> Tensor:
     return (unit * unit[before]).sum(-1).masked_fill(~(real & real[before]), -1)
 
 
-def whole(tokens: TokenSequence, stays: Tensor, count: int) -> Tensor:
-    """[I, N]: scores that keep the images `stays` [I] as they are where the row's budget, `count` an image, allows it;
-    else `count` tokens of each at even distances, and no others."""
+def beside_whole(tokens: TokenSequence, stays: Tensor, score: Tensor, count: int) -> Tensor:
+    """[B, L]: `score` [I, N], and scores that keep the images `stays` [I] as they are where the row's budget, `count`
+    an image, allows it; else `count` tokens of each at even distances, and no others."""
     _, real = tokens.images
     row, _ = tokens.frames
     rows = len(tokens.mask)
@@ -65,4 +60,4 @@ def whole(tokens: TokenSequence, stays: Tensor, count: int) -> Tensor:
     fits = (needed <= count * torch.bincount(row, minlength=rows))[row]
     groups = raster_groups(real, count)
     opens = torch.cat([torch.ones_like(real[:, :1]), groups[:, 1:] != groups[:, :-1]], 1)
-    return torch.where(fits[:, None] | opens, FIRST, -FIRST)
+    return tokens.per_token(torch.where(stays[:, None], torch.where(fits[:, None] | opens, FIRST, -FIRST), score))

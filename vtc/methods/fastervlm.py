@@ -21,10 +21,8 @@ class FasterVLM(TowerPruner):
 
     name = "fastervlm"
     about = "FasterVLM: keeps the patches that the vision tower's CLS token attends to (arXiv 2412.01818v1)."
+    default_share = 1 / 4
     needs = (CLS,)
 
     def rate(self, tower: Tower) -> Tensor:
         return tower.cls_attention(self.tower_layer).mean(1)
-
-    def default_tokens(self) -> int | None:
-        return self.shape.visual_tokens and max(1, self.shape.visual_tokens // 4)

@@ -28,4 +28,4 @@ class FastV(TokenPruner):
         return {self.layer - 1}
 
     def score(self, tokens: TokenSequence, context: Context) -> Tensor:
-        return context.attention(self.layer - 1)
+        return context.attention_rows[self.layer - 1]

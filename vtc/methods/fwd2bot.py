@@ -55,9 +55,8 @@ class Fwd2Bot(SelfCompressor):
     """
 
     name = "fwd2bot"
-    about = (
-        "Fwd2Bot: the LLM summarises the image in a first pass and reads the summary in a second (arXiv 2503.21757)."
-    )
+    about = "Fwd2Bot: the LLM summarises the image in one pass and reads the summary in a second (arXiv 2503.21757)."
+    default_count = 16
     needs_training = True
     fixed_budget = True
     trained_options = ("adapters", "rank", "alpha", "bidirectional")
@@ -111,7 +110,7 @@ class Fwd2Bot(SelfCompressor):
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
         tokens = super().reduce(tokens, layer, context)
-        if not self.hide or not tokens.images[0].numel():
+        if not self.hide:
             return tokens
         hidden = torch.zeros_like(tokens.images[1])
         hidden[:, self.hide] = True
@@ -130,9 +129,6 @@ class Fwd2Bot(SelfCompressor):
         """H_r and the adapters."""
         own = (self.tokens or 0) * self.shape.width
         return own + len(self.names) * lora_parameters(self.shape, self.rank)
-
-    def default_tokens(self) -> int | None:
-        return 16
 
     def layer_tokens(self) -> list[int]:
         return [(self.tokens or 0) - len(self.hide)] * self.shape.depth

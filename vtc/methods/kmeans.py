@@ -39,7 +39,7 @@ class KMeans(TokenMerger):
     def assign(self, tokens: TokenSequence, context: Context) -> tuple[Tensor, None]:
         _, real = tokens.images
         groups = raster_groups(real, self.tokens or real.shape[1])
-        if self.tokens is None or self.tokens >= real.shape[1]:
+        if tokens.fits(self.tokens):
             return groups, None
         return lloyd(tokens.visual_hidden().detach().float(), real, groups, self.iterations), None
 

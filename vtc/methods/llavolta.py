@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -46,8 +47,7 @@ class LLaVolta(TokenMerger):
     def _resolved(self, stage: CompressionStage, scale: str) -> CompressionStage:
         if stage.layer is None:
             return stage
-        layer = resolve_layer(stage.layer, self.shape.depth, scale, key="schedule.layer")
-        return CompressionStage(layer, stage.stride, stage.share)
+        return replace(stage, layer=resolve_layer(stage.layer, self.shape.depth, scale, key="schedule.layer"))
 
     def set_stage(self, step: int, total: int) -> None:
         self.stage = stage_at(self.stages, step, total)

@@ -96,30 +96,23 @@ class MQT(Resampler):
 
     def forward(self, features: Tensor, context: Context) -> Tensor:
         m, images, dtype = self.tokens or self.most, len(features), features.dtype
-        cells, real = self.cells(context.grids, features.shape[1], features.device)
         points = torch.stack([van_der_corput(m, 2), van_der_corput(m, 3)], -1) * self.side - 0.5
         z = self.queries[:m] + sincos(points.to(features.device), self.shape.width).to(self.queries.dtype)
+        cells = torch.stack([self.cells(grid, features.device) for grid in context.grids])
         place = sincos(cells, self.shape.width).to(dtype)
         q, k = self.q(self.norm_q(z)), self.k(self.norm_k(place + features if self.keys == "image" else place))
         v = self.v(self.norm_v(features))
         q, k, v = (self.per_head(x) for x in (q.expand(images, -1, -1), k, v))
-        read = F.scaled_dot_product_attention(q, k, v, attn_mask=real[:, None, None])
-        return self.out(read.transpose(1, 2).flatten(2))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
-    def cells(
-        self, grids: Sequence[tuple[int, int] | None], length: int, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """Places [I, N, 2] (column, row) of the images' patches, on the queries' scale, and which are real, [I, N]."""
-        place = torch.zeros(len(grids), length, 2, device=device)
-        for grid in {*grids}:
-            if grid is None:
-                raise UserError("method=mqt: an image whose visual tokens are no grid has no places for its keys")
-            height, width = grid
-            raster = torch.arange(height * width, device=device)
-            cell = torch.stack([(raster % width + 0.5) / width, (raster // width + 0.5) / height], -1)
-            place[[g == grid for g in grids], : len(cell)] = cell * self.side - 0.5
-        sizes = torch.tensor([[g[0] * g[1]] for g in grids if g], device=device)
-        return place, torch.arange(length, device=device) < sizes
+    def cells(self, grid: tuple[int, int] | None, device: torch.device) -> Tensor:
+        """Places [N, 2] (column, row) of an image's patches, on the queries' scale."""
+        if grid is None:
+            raise UserError("method=mqt: an image whose visual tokens are no grid has no places for its keys")
+        height, width = grid
+        raster = torch.arange(height * width, device=device)
+        cell = torch.stack([(raster % width + 0.5) / width, (raster // width + 0.5) / height], -1)
+        return cell * self.side - 0.5
 
     def per_head(self, x: Tensor) -> Tensor:
         """[I, L, D] → [I, H, L, D / H]."""

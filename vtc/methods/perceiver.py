@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtc.allowed import whole
-from vtc.interface import Context, Resampler, TokenSequence, option
+from vtc.interface import Context, Resampler, option
 
 
 class Perceiver(Resampler):
@@ -28,10 +28,8 @@ class Perceiver(Resampler):
     """
 
     name = "perceiver"
-    about = (
-        "The Perceiver Resampler: learned latents attend to the projected image, layer by layer "
-        "(Flamingo, arXiv 2204.14198)."
-    )
+    about = "The Perceiver Resampler: learned latents attend to the projected image (Flamingo, arXiv 2204.14198)."
+    default_count = 64
     needs_training = True
     fixed_budget = True
     trained_options = ("depth", "heads", "head_width", "mult")
@@ -58,25 +56,12 @@ class Perceiver(Resampler):
         )
         self.norm = nn.LayerNorm(width)
 
-    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        _, real = tokens.images
-        if not real.numel():
-            return tokens
-        return tokens.replace(self.resample(tokens.visual_hidden(), None if bool(real.all()) else real))
-
     def forward(self, features: Tensor, context: Context) -> Tensor:
-        return self.resample(features)
-
-    def resample(self, media: Tensor, real: Tensor | None = None) -> Tensor:
-        """Projected visual tokens [I, N, D], of which `real` [I, N] bool are there (None: all) → [I, M, D]."""
-        latents = self.latents.expand(len(media), -1, -1)
+        latents = self.latents.expand(len(features), -1, -1)
         for attention, forward in zip(self.attentions, self.forwards, strict=True):
-            latents = latents + attention(latents, media, real)
+            latents = latents + attention(latents, features)
             latents = latents + forward(latents)
         return self.norm(latents)
-
-    def default_tokens(self) -> int | None:
-        return min(64, self.shape.visual_tokens or 64)
 
 
 class LatentAttention(nn.Module):
@@ -90,13 +75,12 @@ class LatentAttention(nn.Module):
         self.to_kv = nn.Linear(width, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, width, bias=False)
 
-    def forward(self, latents: Tensor, media: Tensor, real: Tensor | None) -> Tensor:
-        """Latents [I, M, D] and media [I, N, D], of which `real` [I, N] are there (None: all) → [I, M, D]."""
+    def forward(self, latents: Tensor, media: Tensor) -> Tensor:
+        """Latents [I, M, D] and media [I, N, D] → [I, M, D]."""
         z = self.latent_norm(latents)
         both = torch.cat([self.media_norm(media), z], 1)
         q, k, v = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in (self.to_q(z), *self.to_kv(both).chunk(2, dim=-1))
         )
-        mask = None if real is None else F.pad(real, (0, z.shape[1]), value=True)[:, None, None]
-        return self.to_out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))

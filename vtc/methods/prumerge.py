@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc.allowed import whole
-from vtc.interface import CLS, Condensed, Tower, TowerCompressor, option, resolve_tower_layer
+from vtc.interface import CLS, Condensed, Tower, TowerCompressor, option, rank, resolve_tower_layer
 
 
 class PruMerge(TowerCompressor):
@@ -32,10 +32,7 @@ class PruMerge(TowerCompressor):
     """
 
     name = "prumerge"
-    about = (
-        "PruMerge: patches that stand out absorb those with similar keys; without a budget, as many as stand out "
-        "(arXiv 2403.15388)."
-    )
+    about = "PruMerge: patches that stand out, as many as there are, absorb those with similar keys (arXiv 2403.15388)."
     needs = (CLS,)
     adaptive = True
     plus: bool = option(False, "PruMerge+: spatially uniform patches too")
@@ -67,10 +64,9 @@ class PruMerge(TowerCompressor):
     def best(self, attention: Tensor, count: int) -> Tensor:
         """[I, N] bool: `count` kept ones an image."""
         top = -(-count // 4) if self.plus else count
-        ranked = attention.argsort(dim=1, descending=True, stable=True)
-        kept = torch.zeros_like(attention, dtype=torch.bool).scatter(1, ranked[:, :top], True)
+        kept = rank(attention) < top
         if count > top:
-            rest = ranked[:, top:].sort(dim=1).values
+            rest = (~kept).nonzero()[:, 1].view(len(kept), -1)
             evenly = (2 * torch.arange(count - top, device=rest.device) + 1) * rest.shape[1] // (2 * (count - top))
             kept = kept.scatter(1, rest[:, evenly], True)
         return kept

@@ -28,10 +28,7 @@ class PyramidDrop(Compressor):
     """
 
     name = "pyramiddrop"
-    about = (
-        "PyramidDrop: drops the same share of the visual tokens at several layers, by the last word's attention "
-        "(arXiv 2410.17247)."
-    )
+    about = "PyramidDrop: drops an equal share at several layers, by the last word's attention (arXiv 2410.17247)."
     default_share = 1 / 8
     reads_prompt = True
     # Four stages of equal depth. Where a shallow decoder has one layer for several, they act there at once.
@@ -46,9 +43,9 @@ class PyramidDrop(Compressor):
         return set() if self.tokens is None else set(self.stages)
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        index, real = tokens.images
-        if self.tokens is None or self.tokens >= index.shape[1]:
+        if self.tokens is None or tokens.fits(self.tokens):
             return tokens
+        _, real = tokens.images
         left = [remaining(n, self.tokens, self.stages[layer]) for n in real.sum(1).tolist()]
         return keep_best(tokens, context.next_layer_attention(tokens), torch.tensor(left, device=real.device))
 

@@ -30,6 +30,7 @@ class QFormer(TowerResampler):
 
     name = "qformer"
     about = "The Q-Former: learned queries in a BERT of their own, in the projector's place (BLIP-2, arXiv 2301.12597)."
+    default_count = 32
     needs = (ONE_TOWER, WHOLE_IMAGES)
     needs_training = True
     fixed_budget = True
@@ -80,6 +81,3 @@ class QFormer(TowerResampler):
         queries = self.queries.expand(len(features), -1, -1)
         states = self.blocks(query_embeds=queries, encoder_hidden_states=self.norm(features)).last_hidden_state
         return self.project(states)
-
-    def default_tokens(self) -> int | None:
-        return min(32, self.shape.visual_tokens or 32)

@@ -46,8 +46,6 @@ class QueCC(WindowResampler):
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
         rows, _ = tokens.frames
-        if not rows.numel():
-            return tokens
         return tokens.replace(self.pack(context.seen(), self.question(tokens, context)[rows]))
 
     def pack(self, tower: Tower, question: Tensor) -> Tensor:

@@ -30,9 +30,8 @@ class SingleForward(FewerPatches):
     """
 
     name = "single_forward"
-    about = (
-        "Single forward: the vision tower makes the summary tokens in place of the LLM (Fwd2Bot's baseline, table 7)."
-    )
+    about = "Single forward: the vision tower makes the summary tokens, not the LLM (Fwd2Bot's baseline, table 7)."
+    default_count = 16
     needs = (ONE_TOWER, WHOLE_IMAGES)
     needs_training = True
     fixed_budget = True
@@ -62,6 +61,3 @@ class SingleForward(FewerPatches):
         sides = 4 * 2 * v.width + 2 * (v.width + v.intermediate)
         in_tower = self.rank * (projected_layer(self.shape) + 1) * sides
         return (self.tokens or 0) * v.width + in_tower + lora_parameters(self.shape, self.rank)
-
-    def default_tokens(self) -> int | None:
-        return 16

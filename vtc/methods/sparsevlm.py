@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vtc.allowed import number
-from vtc.interface import VISUAL, Compressor, Context, TokenSequence, layer_option, merge_images, option
+from vtc.interface import Compressor, Context, TokenSequence, layer_option, merge_images, option, rank
 from vtc.methods.pyramiddrop import pyramid, remaining, stages_of
 
 
@@ -36,10 +36,7 @@ class SparseVLM(Compressor):
     """
 
     name = "sparsevlm"
-    about = (
-        "SparseVLM: words about the image rate its tokens; some of the dropped are merged and return "
-        "(arXiv 2410.04417)."
-    )
+    about = "SparseVLM: words about the image rate its tokens; some dropped ones merge and return (arXiv 2410.04417)."
     default_share = 1 / 5
     reads_prompt = True
     stage_layers: Sequence[int] = layer_option(
@@ -56,9 +53,9 @@ class SparseVLM(Compressor):
         return set() if self.tokens is None else {0, *self.stages}
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        index, real = tokens.images
-        if self.tokens is None or self.tokens >= index.shape[1]:
+        if tokens.fits(self.tokens):
             return tokens
+        index, real = tokens.images
         if layer == 0:
             chosen = raters(tokens, context.prompt(tokens))
             context.memo["raters"] = torch.zeros_like(chosen).scatter(1, tokens.origin, chosen)
@@ -66,15 +63,15 @@ class SparseVLM(Compressor):
             return tokens
         rating = context.memo["raters"].gather(1, tokens.origin.clamp(min=0)) & (tokens.origin >= 0) & tokens.mask
         rating = torch.where(rating.any(1, keepdim=True), rating, context.prompt(tokens))
-        score = context.next_layer_attention(tokens, queries=rating).flatten()[index].masked_fill(~real, float("-inf"))
-        place = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        score = context.next_layer_attention(tokens, queries=rating).flatten()[index]
+        place = rank(score.masked_fill(~real, float("-inf")))
 
         plan = [self._plan(n, self.stages[layer]) for n in real.sum(1).tolist()]
         kept, recycled, clusters = torch.tensor(plan, device=real.device).T[..., None]
         again = (place >= kept) & (place < kept + recycled) & real
         groups = density_peaks(tokens.visual_hidden(), again, clusters)
         stays = ((place < kept) & real) | again
-        left = tokens.keep(tokens.per_token(stays, False) | ((tokens.role != VISUAL) & tokens.mask))
+        left = tokens.keep_visual(stays)
         order = (~stays).to(torch.uint8).argsort(dim=1, stable=True)[:, : left.images[0].shape[1]]
         return merge_images(left, groups.gather(1, order))
 
@@ -124,7 +121,7 @@ def density_peaks(points: Tensor, real: Tensor, count: Tensor) -> Tensor:
     widest = distance.masked_fill(distance == far, 0).amax((1, 2))[:, None]
     peak = distance.masked_fill(~denser, far).amin(2)
     score = (density * torch.where(peak == far, widest, peak)).masked_fill(~real, -1)
-    place = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    place = rank(score)
     centre = (place < count) & real
     cluster = distance.masked_fill(~centre[:, None], far).argmin(2)  # the place of its centre
     cluster = torch.where(centre, number, cluster)

@@ -6,7 +6,7 @@ Stages count optimizer steps (the authors' code counts forward passes, which mov
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor
 from typing import Any
 
@@ -71,7 +71,7 @@ def parse_stages(spec: str | Sequence[CompressionStage | Mapping[str, Any]]) -> 
     fixed = sum(s.share for s in stages if s.share is not None)
     open_ = sum(s.share is None for s in stages)
     rest = (1 - fixed) / open_ if open_ else 0.0
-    stages = [s if s.share is not None else CompressionStage(s.layer, s.stride, rest) for s in stages]
+    stages = [s if s.share is not None else replace(s, share=rest) for s in stages]
     if abs(sum(s.share or 0 for s in stages) - 1) > 1e-6 or any((s.share or 0) <= 0 for s in stages):
         raise UserError(f"schedule.stages: shares {[s.share for s in stages]}; they must be positive and sum to 1")
     return tuple(stages)

@@ -29,10 +29,7 @@ class TokenPacker(WindowResampler):
     """
 
     name = "tokenpacker"
-    about = (
-        "TokenPacker: coarse queries take in the fine features of their window, in the projector's place "
-        "(arXiv 2407.02392)."
-    )
+    about = "TokenPacker: coarse queries take in the fine features of their windows (arXiv 2407.02392)."
 
     def make_parameters(self) -> None:
         width = self.shape.vision.width

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -47,9 +47,9 @@ class VCC(TokenMerger):
 
     def assign(self, tokens: TokenSequence, context: Context) -> tuple[Tensor, None]:
         _, real = tokens.images
-        if self.tokens is None or self.tokens >= real.shape[1]:
+        if self.tokens is None or tokens.fits(self.tokens):
             return raster_groups(real, real.shape[1]), None
-        blocks = raster_groups(real, _blocks(real.sum(1, keepdim=True), self.block).clamp(max=self.tokens))
+        blocks = raster_groups(real, real.sum(1, keepdim=True).div(self.block).ceil().long().clamp(max=self.tokens))
         with torch.no_grad():
             coarse = merge_images(tokens, blocks)
             score = context.next_layer_attention(coarse, queries=context.prompt(coarse), over=coarse.visual)
@@ -57,11 +57,11 @@ class VCC(TokenMerger):
 
     def default_tokens(self) -> int | None:
         full = self.shape.visual_tokens
-        return full and min(full, _blocks(full, self.block) + 3 * (self.block - 1))
+        return full and min(full, ceil(full / self.block) + 3 * (self.block - 1))
 
     def offers(self) -> Sequence[int]:
         full = self.shape.visual_tokens or 0
-        return range(_blocks(full, self.block), full + 1)
+        return range(ceil(full / self.block), full + 1)
 
 
 def split(blocks: Tensor, real: Tensor, score: Tensor, tokens: int) -> Tensor:
@@ -81,8 +81,3 @@ def split(blocks: Tensor, real: Tensor, score: Tensor, tokens: int) -> Tensor:
     start, first = size.cumsum(1) - size, pieces.cumsum(1) - pieces
     rank = real.cumsum(1) - 1 - start.gather(1, blocks)
     return first.gather(1, blocks) + rank * pieces.gather(1, blocks) // size.gather(1, blocks).clamp(min=1)
-
-
-def _blocks(length: Any, block: int) -> Any:
-    """ceil(length / block), of a number or a tensor."""
-    return -(-length // block)

@@ -26,6 +26,7 @@ class Victor(Compressor):
 
     name = "victor"
     about = "Victor: learnable registers take over and every visual token is dropped (arXiv 2410.14072)."
+    default_count = 8
     needs_training = True
     fixed_budget = True
     trained_options = ("layer", "layer_scale", "registers", "drop", "keep_last")
@@ -79,14 +80,11 @@ class Victor(Compressor):
         return {self.layer} if self.keep_last else {0, self.layer} if self.drops else {0}
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        if not tokens.images[0].numel():
-            return tokens
         if self.keep_last:
             _, real = tokens.images
-            last = real & (real.cumsum(1) > real.sum(1, keepdim=True) - (self.tokens or 0))
-            return tokens.keep(tokens.per_token(last, False) | ((tokens.role != VISUAL) & tokens.mask))
+            return tokens.keep_visual(real.cumsum(1) > real.sum(1, keepdim=True) - (self.tokens or 0))
         if layer == 0:
-            return tokens.insert(self.initial(tokens, context), after=VISUAL)
+            return tokens.insert(self.initial(tokens, context))
         return tokens.drop(VISUAL)
 
     def initial(self, tokens: TokenSequence, context: Context) -> Tensor:
@@ -102,11 +100,7 @@ class Victor(Compressor):
             return tokens.hidden.new_zeros(m, tokens.hidden.shape[-1])
         return context.embed(self.word.to(tokens.hidden.device)).expand(m, -1)
 
-    def default_tokens(self) -> int | None:
-        return 8
-
     def layer_tokens(self) -> list[int]:
         m, full = self.tokens or 0, self.shape.visual_tokens or 0
-        if not self.drops:
-            return [full + m] * self.shape.depth
-        return self.two_level(self.layer, extra=0 if self.keep_last else m)
+        early = full if self.keep_last else full + m
+        return [early] * self.layer + [m if self.drops else early] * (self.shape.depth - self.layer)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc.allowed import number
-from vtc.interface import Context, TokenSequence, VideoPruner, option
+from vtc.interface import Context, TokenSequence, VideoPruner, option, rank
 
 WIDTHS = [2.0**k for k in range(-3, 2)]  # of the Gaussians, in the authors' code
 
@@ -30,10 +30,7 @@ class VidCom2(VideoPruner):
     """
 
     name = "vidcom2"
-    about = (
-        "VidCom2: a row's images are frames of a video; unique frames get more tokens, unique tokens stay "
-        "(arXiv 2505.14454)."
-    )
+    about = "VidCom2: unique frames of a video get more tokens, unique tokens stay (arXiv 2505.14454)."
     default_share = 1 / 4
     # τ of the authors' code.
     temperature: float = option(
@@ -64,8 +61,7 @@ class VidCom2(VideoPruner):
         typical = gaussian(x, of_video)
         unique = -(typical * real).sum(1) / sizes
         share = (self.tokens or 0) * (1 + (unique / self.temperature).softmax(0) - 1 / len(frames))
-        order = (typical + gaussian(x, of_frame)).masked_fill(~real, float("inf")).argsort(dim=1, stable=True)
-        place = order.argsort(dim=1)
+        place = rank(-(typical + gaussian(x, of_frame)).masked_fill(~real, float("inf")))
         return torch.where(place == 0, float("inf"), share[:, None] - place)
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc.allowed import one_of
-from vtc.interface import CLS, Condensed, Tower, TowerCompressor, best, option
+from vtc.interface import CLS, Condensed, Tower, TowerCompressor, option, rank
 
 CONTEXTUAL = 10 / 64  # the paper's budgets: 54 + 10, 108 + 20, 162 + 30
 
@@ -31,10 +31,8 @@ class VisionZip(TowerCompressor):
     """
 
     name = "visionzip"
-    about = (
-        "VisionZip: dominant patches by CLS attention, the others merged into a few contextual tokens "
-        "(arXiv 2412.04467)."
-    )
+    about = "VisionZip: dominant patches by CLS attention, the others merged into a few tokens (arXiv 2412.04467)."
+    default_share = 1 / 9
     needs = (CLS,)
     merge: str = option(
         "add",
@@ -45,7 +43,7 @@ class VisionZip(TowerCompressor):
     def condense(self, tower: Tower, count: int | None) -> Condensed:
         assert count is not None
         few = round(count * CONTEXTUAL)
-        dominant = best(tower.cls_attention(self.tower_layer).sum(1), count - few)
+        dominant = rank(tower.cls_attention(self.tower_layer).sum(1)) < count - few
         return Condensed(dominant, added=self.contextual(tower, ~dominant, few) if few else None)
 
     def contextual(self, tower: Tower, rest: Tensor, few: int) -> Tensor:
@@ -63,6 +61,3 @@ class VisionZip(TowerCompressor):
         total, own = joins @ features[:, other], features[:, target]
         merged = (own + total) / (1 + size) if self.merge == "mean" else own + total / size.clamp(min=1)
         return merged.to(tower.features.dtype)
-
-    def default_tokens(self) -> int | None:
-        return self.shape.visual_tokens and max(1, self.shape.visual_tokens // 9)

@@ -29,6 +29,7 @@ class VisPruner(TowerCompressor):
 
     name = "vispruner"
     about = "VisPruner: important patches by CLS attention, and diverse ones among the others (arXiv 2412.01818v2)."
+    default_share = 1 / 9
     needs = (CLS,)
     # r of the paper.
     important: float = option(
@@ -43,9 +44,6 @@ class VisPruner(TowerCompressor):
         diverse = distinct(tower.patch_features().detach(), ranked[:, first:], count - first, self.remove)
         chosen = torch.cat([ranked[:, :first], diverse], 1)
         return Condensed(torch.zeros_like(ranked, dtype=torch.bool).scatter(1, chosen, True))
-
-    def default_tokens(self) -> int | None:
-        return self.shape.visual_tokens and max(1, self.shape.visual_tokens // 9)
 
 
 def distinct(features: Tensor, index: Tensor, count: int, remove: int) -> Tensor:

@@ -29,10 +29,8 @@ class VoCo(Compressor):
     """
 
     name = "voco"
-    about = (
-        "VoCo-LLaMA: the text sees the image only through VoCo tokens behind it, whose cache is all that stays "
-        "(arXiv 2406.12275)."
-    )
+    about = "VoCo-LLaMA: the text sees the image through VoCo tokens behind it alone, which stay (arXiv 2406.12275)."
+    default_count = 1
     needs_training = True
     fixed_budget = True
     trained_options = ("shared",)
@@ -48,12 +46,7 @@ class VoCo(Compressor):
         return {0}
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        if not tokens.images[0].numel():
-            return tokens
         return tokens.insert(self.registers.expand(self.tokens or 1, -1))  # [M, D]
-
-    def default_tokens(self) -> int | None:
-        return 1
 
     def layer_tokens(self) -> list[int]:
         return [(self.shape.visual_tokens or 0) + (self.tokens or 1)] * self.shape.depth

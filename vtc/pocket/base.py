@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,16 @@ import torch
 from vtc import distributed
 from vtc.backbones import wrap
 from vtc.errors import UserError
+from vtc.folders import replacing
 from vtc.job import Job
 from vtc.methods import build
 from vtc.pocket.model import build_model, build_processor
 from vtc.pocket.recipe import AlignStage, LanguageStage, TowerStage
 from vtc.pocket.source import PocketSource
 from vtc.training.identity import recipe, training_folder
-from vtc.training.log import gather_logs, provenance
+from vtc.training.log import LOG, gathered_logs, provenance
 from vtc.training.method_stage import MethodStage
-from vtc.training.recipes import run_stage, written_recipe
+from vtc.training.recipes import run_stage, tell, written_recipe
 from vtc.training.stage import Stage
 
 STAGES = ("tower", "locate", "language", "align", "instruct")
@@ -70,21 +71,22 @@ def train_base(job: Job) -> Path:
         stage.to(device)
         reports.append(run_stage(stage, job, stages[name], folder))
         if name == "align":
-            _save(model, folder / "aligned", build_processor())
-    target = _save(model, folder / "weights", build_processor())
-    if distributed.is_main():
-        origin = {"backbone": "pocket", "recipe": written_recipe(job)} | provenance(job, reports)
-        (target / "training.json").write_text(json.dumps(origin, indent=2) + "\n")
-    gather_logs(folder, STAGES, target / "training.jsonl")
+            _save(model, folder / "aligned", {})
+    origin = {"backbone": "pocket", "recipe": written_recipe(job)} | provenance(job, reports)
+    target, files = folder / "weights", {"training.json": json.dumps(origin, indent=2) + "\n"}
+    _save(model, target, files | {LOG: gathered_logs(folder, STAGES) if distributed.is_main() else ""})
+    tell(job, target)
     return target
 
 
 @torch.no_grad()
-def _save(model: Any, folder: Path, processor: Any) -> Path:
+def _save(model: Any, folder: Path, files: Mapping[str, str]) -> None:
     """An ordinary transformers folder, weights in bfloat16 (half the size; scores are those of the rounded weights)."""
     if distributed.is_main():
         half = copy.deepcopy(model).to("cpu", torch.bfloat16)
-        half.save_pretrained(folder)
-        processor.save_pretrained(folder)
+        with replacing(folder) as fresh:
+            half.save_pretrained(fresh)
+            build_processor().save_pretrained(fresh)
+            for name, text in files.items():
+                (fresh / name).write_text(text, encoding="utf-8")
     distributed.barrier()
-    return folder

@@ -8,7 +8,7 @@ together, and not how often each occurs. A score near a floor is no evidence of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class Question:
     kind: str
     blind: float
     bag: float
-    options: tuple[str, ...] = field(default=())
+    options: tuple[str, ...] = ()
 
 
 def _pick(rng: np.random.Generator, items: Sequence):
@@ -86,14 +86,12 @@ def attributes(rng: np.random.Generator, scene: Scene) -> Question | None:
     draw = rng.random()
     colors, names = {t.color for t in scene.things}, {t.name for t in scene.things}
     if draw < 0.4:
-        things = _unique(scene.things, lambda t: t.name)
-        if not things:
+        if not (things := _unique(scene.things, lambda t: t.name)):
             return None
         thing = _pick(rng, things)
         return Question(f"what color is the {thing.name}?", thing.color, "color", 1 / len(COLORS), 1 / len(colors))
     if draw < 0.8:
-        things = _unique(scene.things, lambda t: t.color)
-        if not things:
+        if not (things := _unique(scene.things, lambda t: t.color)):
             return None
         thing = _pick(rng, things)
         blind = 0.65 / len(SHAPES)
@@ -129,13 +127,10 @@ def relations(rng: np.random.Generator, scene: Scene) -> Question | None:
 def reading(rng: np.random.Generator, scene: Scene) -> Question | None:
     """``what digit is red?``: a handwritten digit, told from the others by its colour."""
     digits = [t for t in scene.things if t.is_digit]
-    readable = _unique(digits, lambda t: t.color)
-    if not readable:
+    if not (readable := _unique(digits, lambda t: t.color)):
         return None
-    thing = _pick(rng, readable)
-    return Question(
-        f"what digit is {thing.color}?", thing.name, "digit", 1 / len(DIGITS), 1 / len({t.name for t in digits})
-    )
+    thing, bag = _pick(rng, readable), 1 / len({t.name for t in digits})
+    return Question(f"what digit is {thing.color}?", thing.name, "digit", 1 / len(DIGITS), bag)
 
 
 def choice(rng: np.random.Generator, scene: Scene) -> Question | None:
@@ -193,9 +188,6 @@ def hard_negative(rng: np.random.Generator, scene: Scene, kind: str) -> str | No
         if f"{c} {n}" not in phrases
     ]
 
-    def describe(color: str, name: str, size: str) -> str:
-        return f"a {color} {name}" if name in DIGITS else f"a {size} {color} {name}"
-
     parts = [f"a {t.description}" for t in things]
     if kind == "swap":
         pairs = [
@@ -207,13 +199,13 @@ def hard_negative(rng: np.random.Generator, scene: Scene, kind: str) -> str | No
         if not pairs:
             return None
         i, j = _pick(rng, pairs)
-        parts[i] = describe(things[j].color, things[i].name, things[i].size)
-        parts[j] = describe(things[i].color, things[j].name, things[j].size)
+        for at, other in ((i, j), (j, i)):
+            parts[at] = f"a {replace(things[at], color=things[other].color).description}"
     elif not crossed:
         return None
     else:
         i, color, name = _pick(rng, crossed)
-        new = describe(color, name, things[i].size)
+        new = f"a {replace(things[i], color=color, name=name).description}"
         if kind == "replace":
             parts[i] = new
         elif kind == "add":

@@ -16,7 +16,7 @@ Without 3, a decoder of this size learns what is present but not what belongs to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,23 +25,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from vtc.data.training.batch import Batch, Part, on_device
+from vtc.data.training.batch import WHOLE, Batch, Part, on_device
 from vtc.pocket.data import attention, draw_questions, draw_scenes, pack, patch_labels, patches_of, render
 from vtc.pocket.model import GRID, WIDTH, encode, vocabulary_index
-from vtc.pocket.scenes import COLORS, NAMES, SIZES, Split, scene_rng
+from vtc.pocket.scenes import COLORS, NAMES, SIZES, Scene, scene_rng
 from vtc.pocket.source import validated
 from vtc.settings import DataSettings
-from vtc.training.losses import answer_loss
+from vtc.training.method_stage import answer_loss
 from vtc.training.stage import Stage
 
 Described = tuple[Batch, Tensor, Tensor]  # questions, the words of each concept [3, B, N], its patch [B, N]
 BACKGROUND_WEIGHT = 0.15  # background patches are nine in ten and easy
 
 
-class SceneStage(Stage):
-    """A stage whose batches begin with what there is one of for each scene."""
+def pictures(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
+    """Pixels ``[B, 3, 96, 96]`` and the labels of their patches ``[3, B, 144]``."""
+    return render(scenes), patch_labels(scenes)
 
+
+class SceneStage(Stage):
+    """A stage whose batches begin with what there is one of for each scene; pictures and labels of their patches."""
+
+    seed: int
     batch_size: int
+
+    def batch(self, step: int, part: Part = WHOLE) -> tuple[Any, ...]:
+        scenes = draw_scenes(scene_rng(self.seed, self.name, step), self.batch_size, "train")
+        return pictures(scenes[part.of(len(scenes))])
 
     def images(self, batch: tuple[Any, ...]) -> int:
         return len(batch[0])
@@ -80,18 +90,9 @@ class TowerStage(SceneStage):
         if self.name == "locate":
             yield from self.places.named_parameters(prefix="place_head")
 
-    def _draw(self, rng: np.random.Generator, split: Split) -> tuple[Tensor, Tensor]:
-        scenes = draw_scenes(rng, self.batch_size, split)
-        return render(scenes), patch_labels(scenes)
-
     def modules(self) -> dict[str, nn.Module]:
         own = {"heads": self.heads, "presence": self.presence}
         return {"tower": self.tower} | own | ({"places": self.places} if self.name == "locate" else {})
-
-    def batch(self, step: int, part: Part | None = None) -> tuple[Tensor, Tensor]:
-        pixels, labels = self._draw(scene_rng(self.seed, self.name, step), "train")
-        rows = (part or Part()).of(len(pixels))
-        return pixels[rows], labels[:, rows]
 
     def weights(self, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
         return dict.fromkeys(("color", "name", "size", "presence", "row", "column"), len(batch[0]))
@@ -112,8 +113,9 @@ class TowerStage(SceneStage):
         logits = self.presence(out.pooler_output).float()
         terms["presence"] = 0.2 * F.binary_cross_entropy_with_logits(logits, present)
         if self.name == "locate":
-            for name, head, place in zip(("row", "column"), self.places, _rows_and_columns(pixels), strict=True):
-                terms[name] = 0.5 * F.cross_entropy(head(patches).float().flatten(0, 1), place.flatten())
+            patch = torch.arange(GRID * GRID, device=pixels.device).repeat(len(pixels))
+            for name, head, place in zip(("row", "column"), self.places, (patch // GRID, patch % GRID), strict=True):
+                terms[name] = 0.5 * F.cross_entropy(head(patches).float().flatten(0, 1), place)
         return terms
 
     @torch.no_grad()
@@ -122,8 +124,8 @@ class TowerStage(SceneStage):
         right = dict.fromkeys(("color", "name", "size"), 0.0)
         total = 0.0
         for step in range(8):
-            drawn = self._draw(scene_rng(0, "tower-validation", step), "validation")
-            pixels, labels = on_device(drawn, self.device)
+            scenes = draw_scenes(scene_rng(0, "tower-validation", step), self.batch_size, "validation")
+            pixels, labels = on_device(pictures(scenes), self.device)
             patches = self.tower(pixel_values=pixels).last_hidden_state[:, 1:]
             thing = labels[0] > 0
             total += float(thing.sum())
@@ -135,12 +137,6 @@ class TowerStage(SceneStage):
 def _patch_weights(labels: Tensor) -> Tensor:
     """What each patch counts, ``[B, 144]``."""
     return torch.where(labels[0] > 0, 1.0, BACKGROUND_WEIGHT)
-
-
-def _rows_and_columns(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """The row and the column of every patch, ``[B, 144]`` each."""
-    patch = torch.arange(GRID * GRID, device=pixels.device).expand(len(pixels), -1)
-    return patch // GRID, patch % GRID
 
 
 class Places(nn.Module):
@@ -239,11 +235,11 @@ class LanguageStage(SceneStage):
         packed.attention_mask[:, len(start) : len(prefix)] = (index >= 0).long()
         return packed, words, index.clamp(min=0)
 
-    def batch(self, step: int, part: Part | None = None) -> Described:
+    def batch(self, step: int, part: Part = WHOLE) -> Described:
         rng = scene_rng(self.seed, self.name, step)
         scenes = draw_scenes(rng, self.batch_size, "train")
         packed, words, patch = self.pack(rng, scenes, self.mixture(step), self.questions)
-        rows = (part or Part()).of(len(packed))
+        rows = part.of(len(packed))
         return packed.rows(rows), words[:, rows], patch[rows]
 
     def weights(self, batch: Described) -> dict[str, float]:
@@ -287,11 +283,6 @@ class AlignStage(SceneStage):
 
     def modules(self) -> dict[str, nn.Module]:
         return {"model": self.model, "places": self.places}
-
-    def batch(self, step: int, part: Part | None = None) -> tuple[Tensor, Tensor]:
-        scenes = draw_scenes(scene_rng(self.seed, self.name, step), self.batch_size, "train")
-        rows = (part or Part()).of(len(scenes))
-        return render(scenes[rows]), patch_labels(scenes[rows])
 
     def weights(self, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
         return {"distance": _patch_weights(batch[1]).sum().item()}

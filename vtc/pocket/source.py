@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.data.training.batch import IGNORE, Batch, Part, on_device
+from vtc.data.training.batch import IGNORE, WHOLE, Batch, Part, on_device
 from vtc.data.training.source import Answers
 from vtc.pocket.data import caption_batch, draw_questions, draw_scenes, image_prefix, pack, render
 from vtc.pocket.questions import KINDS, TASK_OF_KIND
@@ -48,12 +48,11 @@ class PocketSource:
         packed.captions = caption_batch([scene.caption for scene in scenes])
         return packed
 
-    def batch(self, step: int, part: Part | None = None) -> Batch:
+    def batch(self, step: int, part: Part = WHOLE) -> Batch:
         """A part of the global batch of a step; a function of the seed, the step and the part alone."""
         rng = scene_rng(self.seed, self.name, step)
         scenes = draw_scenes(rng, self.batch_size, "train", self.twins)
-        whole = self.pack(rng, scenes, self.weights, self.questions)
-        return whole if part is None else whole.rows(part.of(len(whole)))
+        return self.pack(rng, scenes, self.weights, self.questions).rows(part.of(self.batch_size))
 
     def validate(self, answers: Answers, device: torch.device) -> dict[str, float]:
         """Share of exactly right answers by kind on 128 validation scenes; see `validated`."""

@@ -1,7 +1,5 @@
 """The test and validation sets of the pocket benchmark, made anew from their seeds wherever they are needed.
 
-    python -m vtc.pocket.splits FOLDER
-
 Nothing is downloaded and nothing is stored in the repository: drawing all nine sets takes seconds.
 """
 
@@ -9,9 +7,9 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vtc.pocket.questions import CAPTION_PROMPT, KINDS, Question, hard_negative
+from vtc.pocket.questions import CAPTION_PROMPT, KINDS, hard_negative
 from vtc.pocket.scenes import Scene, Split, draw_scene, recolor, scene_rng
 
 VERSION = 1  # raise whenever a set changes: results of different versions must not be compared
@@ -28,31 +26,27 @@ SEED = 20_240
 EDITS = ("replace", "swap", "add")
 GALLERY_GROUP = 4  # images of one retrieval group hold the same attributes, bound differently
 EMBED_PROMPT = "<embed>"
-GENERATIVE = ("existence", "counting", "attributes", "relations", "reading", "choice", "captions")
-DISCRIMINATIVE = ("retrieval", "hard_captions")
-SAMPLES = dict.fromkeys(GENERATIVE, 300) | {"retrieval": 200, "hard_captions": 300}
-TASKS = tuple(f"pocket_{name}" for name in (*GENERATIVE, *DISCRIMINATIVE))
+SAMPLES = dict.fromkeys(KINDS, 300) | {"retrieval": 200, "hard_captions": 300}
+TASKS = tuple(f"pocket_{name}" for name in SAMPLES)
 
 Row = dict[str, Any]
+
+
+_TEXT, _TEXTS, _NUMBER = pa.string(), pa.list_(pa.string()), pa.float64()
+_COLUMNS: dict[str, pa.DataType] = (
+    {"id": _TEXT, "image": pa.struct([("bytes", pa.binary()), ("path", _TEXT)]), "question": _TEXT, "answer": _TEXT}
+    | {"options": _TEXTS, "kind": _TEXT, "references": _TEXTS, "blind": _NUMBER, "bag": _NUMBER}
+    | {"blind_prediction": _TEXT, "bag_prediction": _TEXT, "group": pa.int64()}
+)
+_ABSENT = {_TEXT: "", _TEXTS: [], _NUMBER: float("nan"), pa.int64(): -1}  # what a row holds that says nothing else
 
 
 def _row(scene: Scene, question: str, answer: str, kind: str, **more: Any) -> Row:
     buffer = io.BytesIO()
     scene.image().save(buffer, "PNG", compress_level=1)
-    row = {
-        "image": {"bytes": buffer.getvalue(), "path": None},
-        "question": question,
-        "answer": answer,
-        "options": [],
-        "kind": kind,
-        "references": [],
-        "blind": float("nan"),
-        "bag": float("nan"),
-        "blind_prediction": "",
-        "bag_prediction": "",
-        "group": -1,
-    }
-    return row | more
+    image = {"bytes": buffer.getvalue(), "path": None}
+    row = {name: _ABSENT.get(column) for name, column in _COLUMNS.items()}
+    return row | {"image": image, "question": question, "answer": answer, "kind": kind, **more}
 
 
 def _questions(name: str, split: Split, rng: np.random.Generator) -> Iterator[Row]:
@@ -61,18 +55,11 @@ def _questions(name: str, split: Split, rng: np.random.Generator) -> Iterator[Ro
         things = int(rng.integers(3, 7))
         digits = int(rng.integers(2, things + 1)) if name == "reading" else None
         scene = draw_scene(rng, split, things, digits)
-        question: Question | None = KINDS[name](rng, scene)
+        question = KINDS[name](rng, scene)
         if question is None or (name == "reading" and question.bag == 1.0):
             continue
-        yield _row(
-            scene,
-            question.text,
-            question.answer,
-            question.kind,
-            options=list(question.options),
-            blind=question.blind,
-            bag=question.bag,
-        )
+        floors = {"blind": question.blind, "bag": question.bag}
+        yield _row(scene, question.text, question.answer, question.kind, options=list(question.options), **floors)
 
 
 def _captions(split: Split, rng: np.random.Generator) -> Iterator[Row]:
@@ -84,20 +71,14 @@ def _captions(split: Split, rng: np.random.Generator) -> Iterator[Row]:
         if bag is None:
             continue
         blind = draw_scene(rng, "train", int(rng.integers(3, 7)))
-        yield _row(
-            scene,
-            CAPTION_PROMPT,
-            scene.caption,
-            "caption",
-            references=[scene.caption],
-            blind_prediction=blind.caption,
-            bag_prediction=bag.caption,
-        )
+        floors = {"blind_prediction": blind.caption, "bag_prediction": bag.caption}
+        yield _row(scene, CAPTION_PROMPT, scene.caption, "caption", references=[scene.caption], **floors)
 
 
 def _retrieval(split: Split, rng: np.random.Generator) -> Iterator[Row]:
     """Groups of four scenes with the same attributes, bound differently. Blind R@1 is one in the gallery; knowing the
     bag finds the group and guesses in it: R@1 = 1/4."""
+    floors = {"blind": 1 / SAMPLES["retrieval"], "bag": 1 / GALLERY_GROUP}
     group = 0
     while True:
         scenes = [draw_scene(rng, split, int(rng.integers(4, 7)))]
@@ -110,28 +91,18 @@ def _retrieval(split: Split, rng: np.random.Generator) -> Iterator[Row]:
         if len(scenes) < GALLERY_GROUP:
             continue
         for scene in scenes:
-            yield _row(
-                scene,
-                EMBED_PROMPT,
-                scene.caption,
-                "pair",
-                blind=1 / SAMPLES["retrieval"],
-                bag=1 / GALLERY_GROUP,
-                group=group,
-            )
+            yield _row(scene, EMBED_PROMPT, scene.caption, "pair", group=group, **floors)
         group += 1
 
 
 def _hard_captions(split: Split, rng: np.random.Generator) -> Iterator[Row]:
     """A true caption and one with a single edit that uses only words which fit the picture: both floors are 1/2."""
-    edit = 0
-    while True:
-        scene = draw_scene(rng, split, int(rng.integers(3, 6)))
-        wrong = hard_negative(rng, scene, EDITS[edit % len(EDITS)])
-        if wrong is None:
-            continue
-        yield _row(scene, EMBED_PROMPT, scene.caption, EDITS[edit % len(EDITS)], options=[wrong], blind=0.5, bag=0.5)
-        edit += 1
+    for edit in itertools.cycle(EDITS):
+        wrong = None
+        while wrong is None:
+            scene = draw_scene(rng, split, int(rng.integers(3, 6)))
+            wrong = hard_negative(rng, scene, edit)
+        yield _row(scene, EMBED_PROMPT, scene.caption, edit, options=[wrong], blind=0.5, bag=0.5)
 
 
 def rows(task: str, split: Split = "test") -> list[Row]:
@@ -142,15 +113,7 @@ def rows(task: str, split: Split = "test") -> list[Row]:
     rng = scene_rng(SEED + VERSION, f"{split}/{name}", 0)
     makers = {"captions": _captions, "retrieval": _retrieval, "hard_captions": _hard_captions}
     make = makers.get(name, functools.partial(_questions, name))(split, rng)
-    return [{"id": f"{name}-{i}"} | next(make) for i in range(SAMPLES[name])]
-
-
-_TEXT, _TEXTS, _NUMBER = pa.string(), pa.list_(pa.string()), pa.float64()
-_COLUMNS: dict[str, pa.DataType] = (
-    {"id": _TEXT, "image": pa.struct([("bytes", pa.binary()), ("path", _TEXT)]), "question": _TEXT, "answer": _TEXT}
-    | {"options": _TEXTS, "kind": _TEXT, "references": _TEXTS, "blind": _NUMBER, "bag": _NUMBER}
-    | {"blind_prediction": _TEXT, "bag_prediction": _TEXT, "group": pa.int64()}
-)
+    return [next(make) | {"id": f"{name}-{i}"} for i in range(SAMPLES[name])]
 
 
 def _feature(column: pa.DataType) -> dict[str, Any]:
@@ -183,8 +146,3 @@ def materialise(folder: str | os.PathLike, split: Split = "test") -> dict[str, P
             os.replace(fresh, path)
         paths[task] = path
     return paths
-
-
-if __name__ == "__main__":
-    for task, path in materialise(sys.argv[1] if len(sys.argv) > 1 else "pocket-data").items():
-        print(f"{task:24s} {path}")

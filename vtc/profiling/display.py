@@ -17,44 +17,47 @@ def number(value: float | None, unit: str = "") -> str:
     return f"{value:.3g} {unit}".strip()
 
 
-def rows(costs: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """(what, this method, uncompressed, quotient) of an efficiency section."""
-    pairs = [
-        ("vision FLOPs, tower and projector", "vision_flops", ""),
-        ("prefill FLOPs, decoder and method", "prefill_flops", ""),
-        ("TTFT, one row", "ttft_ms", "ms"),
-        ("decoding, a step of the batch", "decode_ms_per_token", "ms"),
-        ("KV cache of a row", "kv_cache_bytes", "B"),
-        ("peak memory", "peak_memory_bytes", "B"),
-    ]
-    out: list[tuple[str, str, str, str]] = []
-    for what, key, unit in pairs:
-        mine, plain = costs.get(key), costs.get(f"{key}_uncompressed")
-        if isinstance(mine, dict):
-            mine, plain = mine["median"], plain["median"]  # type: ignore[index]
-        if mine is not None and plain is not None:
-            out.append((what, number(mine, unit), number(plain, unit), f"{mine / plain:.2f}×"))
-    out.insert(2, ("… of the method itself", number(costs["method_flops"]), "", ""))
-    own = f"{number(costs['method_ms'], 'ms')} ({100 * costs['method_share']:.1f} %)"
-    out.insert(4, ("… of the method itself, share of it", own, "", ""))
+def rows(costs: dict[str, Any], stored: float | None = None) -> list[tuple[str, str, str]]:
+    """(what, this method, uncompressed) of an efficiency section.
+
+    Args:
+        stored: bytes in 16 bit of an image's tokens, uncompressed.
+    """
+    vision, vision_plain = costs["vision_flops"], costs["vision_flops_uncompressed"]
+    answer, plain = costs["answer_flops"], costs["prefill_flops_uncompressed"]
+    ttft, decoding = costs["ttft_ms"]["median"], costs["decode_ms_per_token"]
+    out = [
+        ("vision FLOPs, tower and projector", f"{number(vision)} ({vision / vision_plain:.2f}×)", number(vision_plain)),
+        ("prefill FLOPs, decoder and method", f"{number(costs['prefill_flops'])} ({costs['flops_ratio']:.2f}×)",
+         number(plain)),
+        ("… of an image compressed beforehand", f"{number(answer)} ({answer / plain:.2f}×)", number(plain)),
+        ("TTFT, one row", f"{ttft:.1f} ms", f"{costs['ttft_ms_uncompressed']['median']:.1f} ms"),
+        ("… of the method itself", f"{costs['method_ms']:.1f} ms ({100 * costs['method_share']:.0f} %)", "–"),
+        (f"decoding, a step of {costs['protocol']['batch_size']} rows", f"{decoding:.1f} ms",
+         f"{costs['decode_ms_per_token_uncompressed']:.1f} ms"),
+    ]  # fmt: skip
+    if answer > 0.995 * costs["prefill_flops"]:  # others compress an image anew for whatever is asked of it
+        del out[2]
     for n, value in costs["throughput"].items():
-        plain = costs["throughput_uncompressed"][n]
+        gain, other = costs["speedup_by_tokens"][n], costs["throughput_uncompressed"][n]
         out.append(
-            (f"throughput at {n} new tokens", number(value, "tok/s"), number(plain, "tok/s"), f"{value / plain:.2f}×")
+            (f"throughput, {n} new tokens", f"{number(value)} tokens/s ({gain:.2f}×)", f"{number(other)} tokens/s")
         )
-    out.append(("stored bytes per image, 16 bit", number(costs["storage_bytes_per_image"], "B"), "", ""))
-    out.append(("extra parameters", number(costs["extra_parameters"]), "", ""))
+    for what, key in (("KV cache after the prefill", "kv_cache_bytes"), ("peak GPU memory", "peak_memory_bytes")):
+        if costs[key] is not None:
+            out.append((what, number(costs[key], "B"), number(costs[f"{key}_uncompressed"], "B")))
+    out.append(("stored per image, 16 bit", number(costs["storage_bytes_per_image"], "B"), number(stored, "B")))
+    out.append(("extra parameters", number(costs["extra_parameters"]), "0"))
     return out
 
 
-def table(costs: dict[str, Any], backbone: str, method: str, tokens: int | None) -> Table:
-    protocol = costs["protocol"]
-    title = f"{method}" + (f", {tokens} tokens" if tokens is not None else "") + f" on {backbone}"
-    caption = f"batch {protocol['batch_size']}, {protocol['prompt_tokens']} text tokens, {protocol['device']}"
+def table(title: str, cells: list[tuple[str, str, str]], protocol: dict[str, Any]) -> Table:
+    """Rows of costs under their title, with how they were measured."""
+    caption = f"{protocol['prompt_tokens']} text tokens a prompt, batch {protocol['batch_size']}, {protocol['device']}"
     out = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    out.add_column("cost")
-    for column in ("this method", "uncompressed", "relative"):
-        out.add_column(column, justify="right")
-    for row in rows(costs):
+    out.add_column("", no_wrap=True)
+    out.add_column("this method", justify="right", no_wrap=True)
+    out.add_column("uncompressed", justify="right", no_wrap=True)
+    for row in cells:
         out.add_row(*row)
     return out

@@ -89,25 +89,20 @@ def example(backbone: Backbone, rows: int, prompt_tokens: int, seed: int = 0) ->
     return backbone.inputs([" ".join(["a"] * words)] * rows, [[image]] * rows)
 
 
+def generate(backbone: Backbone, inputs: Any, count: int) -> None:
+    """Exactly `count` new tokens a row: a prefill, and a decoding step for each but the first."""
+    pad = getattr(backbone.tokenizer, "pad_token_id", None) or 0
+    greedily = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    backbone.model.generate(**inputs, max_new_tokens=count, min_new_tokens=count, pad_token_id=pad, **greedily)
+
+
 def generator(backbone: Backbone, method: Compressor, inputs: Any, new_tokens: int) -> Callable[[], None]:
     """A call that generates exactly `new_tokens` tokens a row, the method in place."""
     from vtc.engine import compressing
 
-    tokenizer = backbone.tokenizer
-    pad = tokenizer.pad_token_id if tokenizer is not None and tokenizer.pad_token_id is not None else 0
-
     def run() -> None:
         with torch.inference_mode(), compressing(backbone, method):
-            backbone.model.generate(
-                **inputs,
-                max_new_tokens=new_tokens,
-                min_new_tokens=new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=pad,
-            )
+            generate(backbone, inputs, new_tokens)
 
     return run
 

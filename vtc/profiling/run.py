@@ -76,34 +76,36 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: ProfileSettings
     whole = ran if same else count_passes(backbone, none, one)
     plain_flops, plain_vision = flops.total(shape, whole.prefill) + flops.head(shape), whole.vision_flops
     timings = latency.measure(backbone, [method] if same else [method, none], protocol)
-    mine, plain = timings[0], timings[-1]
-    through, through_plain = mine.throughput(protocol.batch_size), plain.throughput(protocol.batch_size)
-    by_tokens = {n: through[n] / through_plain[n] for n in through}
+    both: list[dict[str, Any]] = [
+        {
+            "vision_flops": vision,
+            "prefill_flops": decoder,
+            "ttft_ms": timing.ttft_ms(),
+            "decode_ms_per_token": timing.decode_ms(),
+            "throughput": timing.throughput(protocol.batch_size),
+            "peak_memory_bytes": timing.peak_memory,
+            "kv_cache_bytes": flops.cache_bytes(shape, held, item),
+        }
+        for vision, decoder, timing, held in (
+            (vision_flops, prefill_flops, timings[0], cached),
+            (plain_vision, plain_flops, timings[-1], [full + text] * shape.depth),
+        )
+    ]
+    mine, plain = both
+    by_tokens = {n: speed / plain["throughput"][n] for n, speed in mine["throughput"].items()}
     return {
-        "vision_flops": vision_flops,
-        "vision_flops_uncompressed": plain_vision,
-        "prefill_flops": prefill_flops,
-        "prefill_flops_uncompressed": plain_flops,
+        **mine,
+        **{f"{cost}_uncompressed": value for cost, value in plain.items()},
         "flops_ratio": prefill_flops / plain_flops,
         "flops_ratio_with_vision": (prefill_flops + vision_flops) / (plain_flops + plain_vision),
         "method_flops": method_flops,
         "answer_flops": answer_flops,
         "decode_flops_per_token": flops.total(shape, steps) + flops.head(shape),
-        "ttft_ms": mine.ttft_ms(),
-        "ttft_ms_uncompressed": plain.ttft_ms(),
-        "method_ms": mine.method_ms(),
-        "method_share": mine.method_share(),
-        "decode_ms_per_token": mine.decode_ms(),
-        "decode_ms_per_token_uncompressed": plain.decode_ms(),
-        "throughput": through,
-        "throughput_uncompressed": through_plain,
+        "method_ms": timings[0].method_ms(),
+        "method_share": timings[0].method_share(),
         "speedup": by_tokens[max(by_tokens, key=int)],
         "speedup_by_tokens": by_tokens,
-        "ttft_speedup": plain.ttft_ms()["median"] / mine.ttft_ms()["median"],
-        "peak_memory_bytes": mine.peak_memory,
-        "peak_memory_bytes_uncompressed": plain.peak_memory,
-        "kv_cache_bytes": flops.cache_bytes(shape, cached, item),
-        "kv_cache_bytes_uncompressed": flops.cache_bytes(shape, [full + text] * shape.depth, item),
+        "ttft_speedup": plain["ttft_ms"]["median"] / mine["ttft_ms"]["median"],
         "extra_parameters": int(method.extra_parameters),
         "storage_bytes_per_image": storage,
         "visual_tokens": full,
@@ -142,7 +144,7 @@ def count_passes(backbone: Backbone, method: Compressor, inputs: Any) -> PassCou
     import torch
 
     from vtc.engine import compressing
-    from vtc.profiling import parts
+    from vtc.profiling import latency, parts
     from vtc.profiling.counter import flop_counter
     from vtc.profiling.recorder import record_calls
 
@@ -154,7 +156,7 @@ def count_passes(backbone: Backbone, method: Compressor, inputs: Any) -> PassCou
         compressing(backbone, method) as engine,
         record_calls(backbone) as calls,
     ):
-        generate_two(backbone, inputs)
+        latency.generate(backbone, inputs, 2)
     first = len(calls) - backbone.shape.depth  # the second token's step: one query a layer
     return PassCounts(calls[:first], calls[first:], spent[parts.METHOD], spent[parts.VISION], engine.report)
 
@@ -170,22 +172,6 @@ def without_gradients(method: Compressor) -> Iterator[None]:
     finally:
         for parameter in learning:
             parameter.requires_grad_(True)
-
-
-def generate_two(backbone: Backbone, inputs: Any) -> None:
-    """A prefill and one decoding step."""
-    tokenizer = backbone.tokenizer
-    pad = tokenizer.pad_token_id if tokenizer is not None and tokenizer.pad_token_id is not None else 0
-    backbone.model.generate(
-        **inputs,
-        max_new_tokens=2,
-        min_new_tokens=2,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        pad_token_id=pad,
-    )
 
 
 def device_name(device: Any) -> str:

@@ -185,7 +185,7 @@ def text_rows_are_unchanged(backbone: Backbone, make: Make, tokens: int) -> None
     several = rows(backbone, before=(2, 5), after=(6, 9), images=(1, 0))
     inputs, alone = collate(backbone, several), collate(backbone, several[1:])
     real = inputs["attention_mask"][1].bool()
-    with adapters.using(backbone.decoder, method.adapter):
+    with adapters.using(backbone.decoder.layers, method.adapter):
         plain = logits(backbone, alone)
     with compressing(backbone, method):
         assert torch.equal(logits(backbone, alone), plain)

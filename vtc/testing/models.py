@@ -19,7 +19,7 @@ from vtc.backbones.base import Backbone
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PAD, BOS, EOS, IMAGE, FIRST_WORD = 0, 1, 2, 3, 4
+PAD, BOS, IMAGE = 0, 1, 3
 VOCABULARY = (
     "summarize the image in a few words . USER: ASSISTANT: what is this one two three red blue circle square left right"
 )
@@ -40,40 +40,52 @@ def tokenizer(special: Sequence[str] = (), named: Mapping[str, str] | None = Non
         special: further special tokens of a family, behind the words.
         named: of the special tokens, those that the family's processor asks for by name; default: image_token.
     """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = ["<pad>", "<s>", "</s>", "<image>", "<unk>", *dict.fromkeys(w.lower() for w in WORDS), *special]
-    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))
-    core.normalizer = normalizers.Lowercase()
-    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    core.add_special_tokens(["<pad>", "<s>", "</s>", "<image>", *special])
+    first = ["<pad>", "<s>", "</s>", "<image>"]
+    core = word_level([*first, "<unk>", *WORDS, *special], [*first, *special])
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
     usual = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
     extra = {"image_token": "<image>"} if named is None else dict(named)
     return PreTrainedTokenizerFast(tokenizer_object=core, extra_special_tokens=extra, **usual)
 
 
-def decoder_sizes(
-    width: int, depth: int, heads: int = 4, kv_heads: int = 2, positions: int = 4096, **others: Any
-) -> dict[str, Any]:
-    """Of a language model, for its config class."""
-    return {
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-        "num_hidden_layers": depth,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": 64,
-        "max_position_embeddings": positions,
-        "pad_token_id": PAD,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "initializer_range": 0.2,
-    } | others
+def word_level(vocabulary: Sequence[str], special: Sequence[str]) -> Any:
+    """What splits lower-cased text into words and signs, and numbers those of `vocabulary` in its order."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    words = dict.fromkeys(w if w in special else w.lower() for w in vocabulary)
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    core.add_special_tokens(list(special))
+    return core
 
 
-def drawn(make: Callable[[], Any], seed: int, attention: str | None = None) -> Any:
+def tiny_decoder(kind: str, width: int = 32, depth: int = 4, heads: int = 4, kv_heads: int = 2) -> Any:
+    """The config of a language model: llama, mistral or qwen2."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(
+        kind,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=width // heads,
+        vocab_size=64,
+        max_position_embeddings=2048,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=None,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+    )
+
+
+def drawn(make: Callable[[], Any], seed: int = 0, attention: str | None = None) -> Any:
     """The model that `make` draws from this seed, in eval mode, generating up to the length asked for."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -93,21 +105,27 @@ def tiny_backbone(
     grid: int = 4,
     attention: str = "sdpa",
     seed: int = 0,
+    tower: str = "clip",
 ) -> Backbone:
     """A `LlavaForConditionalGeneration` of random weights with `grid`² visual tokens, its processor, in eval mode.
 
     Weights are drawn wide enough (0.2) for attention to differ from token to token.
+
+    Args:
+        tower: `clip`, or `siglip`, which has no CLS token.
     """
     import transformers
 
     patch = 4
     side = grid * patch
+    kind: Any = transformers.CLIPVisionConfig if tower == "clip" else transformers.SiglipVisionConfig
+    strategy: Any = "default" if tower == "clip" else "full"
     config = transformers.LlavaConfig(
-        vision_config=transformers.CLIPVisionConfig(image_size=side, patch_size=patch, **TOWER),
-        text_config=transformers.LlamaConfig(**decoder_sizes(width, depth, heads, kv_heads, 2048, bos_token_id=BOS)),
+        vision_config=kind(image_size=side, patch_size=patch, **TOWER),
+        text_config=tiny_decoder("llama", width, depth, heads, kv_heads),
         image_token_id=IMAGE,  # type: ignore[call-arg]
         vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy=strategy,
     )
     model = drawn(lambda: transformers.LlavaForConditionalGeneration(config), seed, attention)
     processor = transformers.LlavaProcessor(
@@ -116,8 +134,8 @@ def tiny_backbone(
         ),
         tokenizer=tokenizer(),
         patch_size=patch,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=int(tower == "clip"),
     )
     return wrap(model, processor)
 

@@ -10,17 +10,7 @@ if TYPE_CHECKING:
 
 
 def train(job: Job) -> Path:
-    """Run ``action=train``.
-
-    Args:
-        job: with a recipe in ``job.training``.
-
-    Returns:
-        The folder of the finished weights; of a dry run the folder of the training that it speaks of.
-
-    Raises:
-        UserError: a recipe, stage or option that doesn't exist, before anything is trained.
-    """
+    """Run ``action=train``; see `vtc.training.recipes.run`."""
     from vtc.training import recipes
 
     return recipes.run(job)

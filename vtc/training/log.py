@@ -6,19 +6,22 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vtc import __version__, distributed
+from vtc import __version__, distributed, results
 from vtc.identity import WEIGHTS
 from vtc.job import Job
 from vtc.settings import StageSettings
 from vtc.training import track
 
+PLAIN = 10.0  # seconds between two lines where there is no terminal to draw a progress bar on
 FRESH: dict[str, Any] = {"step": 0, "seconds": 0.0, "running": {}, "validation": {}}
 
 
@@ -40,7 +43,10 @@ class StageLog:
         self.began, self.spent, self.seen = time.perf_counter(), 0.0, {"images": 0.0, "tokens": 0.0}
         self.writes, self.file = distributed.is_main(), folder / "log.jsonl"
         if self.writes:
-            self.file.write_text("".join(_lines_until(self.file, self.first)))
+            results.write_text(self.file, "".join(_lines_until(self.file, self.first)))
+        console = Console(highlight=False, soft_wrap=True)
+        self.quiet, self.drawn = quiet or not self.writes, console.is_terminal or console.is_jupyter
+        self.name, self.next_line = name, self.began + PLAIN
         self.progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -48,8 +54,9 @@ class StageLog:
             TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            disable=quiet or not self.writes,
+            disable=self.quiet or not self.drawn,
             refresh_per_second=1,
+            console=console,
         )
         self.bar = self.progress.add_task(name, total=self.total, completed=self.first, figures="")
 
@@ -66,6 +73,11 @@ class StageLog:
     def seconds(self) -> float:
         """Of training, over all sittings."""
         return round(self.before + time.perf_counter() - self.began, 1)
+
+    def say(self, line: str) -> None:
+        """A line on the console."""
+        if not self.quiet:
+            self.progress.console.print(line, markup=False)
 
     def position(self) -> dict[str, Any]:
         """What a state remembers of it."""
@@ -93,9 +105,14 @@ class StageLog:
         figures = [" ".join(f"{n} {v:.3f}" for n, v in self.running.items())]
         figures += [f"{value:.0f} {unit}" for value, unit in units if value]
         self.progress.update(self.bar, completed=done, figures=" · ".join(figures))
+        left = (self.total - done) * self.spent / (done - self.first)
+        if not self.drawn and (done == self.total or time.perf_counter() >= self.next_line):
+            self.next_line = time.perf_counter() + PLAIN
+            self.say(
+                " · ".join([f"{self.name} {done}/{self.total}", *figures, f"{timedelta(seconds=round(left))} left"])
+            )
         if done % self.every and done != self.total:
             return
-        left = (self.total - done) * self.spent / (done - self.first)
         entry = {"step": done, "seconds": self.seconds, "lr": rate, "norm": round(norm, 4)}
         entry |= {"loss": round(sum(terms.values()), 6)} | {n: round(v, 4) for n, v in self.running.items()}
         entry |= {f"{name}_per_second": round(value, 1) for name, value in speed.items()}
@@ -143,10 +160,10 @@ def provenance(job: Job, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     }
 
 
-def gather_logs(folder: Path, stages: Sequence[str], target: Path) -> None:
-    """One log beside the weights: every stage's, each line naming its stage. The main process alone writes."""
-    if distributed.is_main():
-        with target.open("w") as out:
-            for name in stages:
-                for line in (folder / name / "log.jsonl").read_text().splitlines():
-                    out.write(json.dumps({"stage": name} | json.loads(line)) + "\n")
+LOG = "training.jsonl"  # beside the weights
+
+
+def gathered_logs(folder: Path, stages: Sequence[str]) -> str:
+    """Every stage's log as one, each line naming its stage."""
+    lines = [(name, line) for name in stages for line in (folder / name / "log.jsonl").read_text().splitlines()]
+    return "".join(json.dumps({"stage": name} | json.loads(line)) + "\n" for name, line in lines)

@@ -23,6 +23,7 @@ from vtc.errors import UserError
 from vtc.identity import WEIGHTS, deciding
 from vtc.settings import StageSettings
 from vtc.training import state, track
+from vtc.training.interruption import Interruption
 from vtc.training.log import FRESH, StageLog, versions
 from vtc.training.optim import build_schedulers
 from vtc.training.parallel import ParallelModel
@@ -66,6 +67,7 @@ def train_stage(
 
     Raises:
         UserError: a state of another configuration; a tracker that is not there; what this kind of launch can't do.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the step at hand, whose state is stored.
     """
     track.check(log)
     distributed.begin(stage.device.type == "cpu")
@@ -76,11 +78,13 @@ def train_stage(
         folder.mkdir(parents=True, exist_ok=True)
     identity = {"stage": stage.name, "plan": deciding(settings, WEIGHTS), "seed": seed, **(config or {})}
 
-    parts = parts_of(accumulate)
+    world, rank = distributed.world(), distributed.rank()
+    # This process's parts of a step: a micro-batch's parts on all processes lie side by side.
+    parts = [Part(micro * world + rank, world * accumulate) for micro in range(accumulate)]
     if stage.batch_size is not None and stage.batch_size < parts[0].count:
         raise UserError(
             f"training.data.batch_size={stage.batch_size}: fewer than the {parts[0].count} parts of a step "
-            f"({distributed.world()} processes × accumulate={accumulate})"
+            f"({world} processes × accumulate={accumulate})"
         )
 
     model = ParallelModel(stage, settings, accumulate, folder, log)
@@ -97,7 +101,12 @@ def train_stage(
     first = int(notes["step"])
     if first < total:
         stage.expect(parts, first, total)
-    with StageLog(folder, settings, notes, stage.name, quiet) as written:
+
+    def store(done: int) -> None:
+        more = {"of": total, "versions": versions(), "launch": model.launch, **written.position()}
+        states.save(done, training, more, finished=done == total)
+
+    with StageLog(folder, settings, notes, stage.name, quiet) as written, Interruption() as interruption:
         written.tracker = track.Tracker(model.accelerator, log if first < total else (), folder, identity)
         for step in range(first, total):
             began = time.perf_counter()
@@ -111,17 +120,14 @@ def train_stage(
             written.step(done, terms, seen, norm, rate, time.perf_counter() - began)
             if (settings.validate_every and done % settings.validate_every == 0) or done == total:
                 written.validated(done, model.run(stage.validate))
-            if done % settings.checkpoint_every == 0 or done == total:
-                more = {"of": total, "versions": versions(), "launch": model.launch, **written.position()}
-                states.save(done, training, more, finished=done == total)
+            interrupted = any(distributed.gather_objects(interruption.noted))  # all stop after the same step
+            if done % settings.checkpoint_every == 0 or done == total or interrupted:
+                store(done)
+            if interrupted:
+                written.say(f"{stage.name}: stopped after step {done} of {total}, whose state is stored")
+                raise KeyboardInterrupt
     model.close()
     return {"steps": total, "seconds": written.seconds, "validation": written.validation}
-
-
-def parts_of(accumulate: int) -> list[Part]:
-    """This process's parts of a step: a micro-batch's parts on all processes lie side by side."""
-    world, rank = distributed.world(), distributed.rank()
-    return [Part(micro * world + rank, world * accumulate) for micro in range(accumulate)]
 
 
 def _gradients(
@@ -139,14 +145,14 @@ def _gradients(
     try:
         batches = [stage.batch(step, part) for part in parts]
         weights = [stage.weights(batch) for batch in batches]
-        sums |= _added([{f"weight/{n}": float(w) for n, w in each.items()} for each in weights])
+        sums |= distributed.added([{f"weight/{n}": float(w) for n, w in each.items()} for each in weights])
         sums |= {"images": float(sum(map(stage.images, batches))), "tokens": float(sum(map(stage.tokens, batches)))}
     except UserError as error:
         mistake = str(error)
     everyone = distributed.gather_objects((mistake, sums))
     if mistakes := [text for text, _ in everyone if text]:
         raise UserError(mistakes[0])
-    totals = _added([each for _, each in everyone])
+    totals = distributed.added([each for _, each in everyone])
 
     values = []
     for number, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
@@ -156,15 +162,7 @@ def _gradients(
             terms = model.losses(stage, on_device(batch, stage.device), shares, 1 / totals["parts"])
             model.backward(torch.stack(list(terms.values())).sum(), last)
         values.append({n: float(t.detach()) / model.factor for n, t in terms.items() if n})
-    whole = distributed.sum_over_ranks(_added(values))
+    whole = distributed.sum_over_ranks(distributed.added(values))
     if not whole:
         raise UserError(f"training: step {step + 1} of stage {stage.name!r} has nothing to learn from")
     return whole, {n: totals[n] for n in ("images", "tokens")}
-
-
-def _added(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    total: dict[str, float] = {}
-    for entry in entries:
-        for name, value in entry.items():
-            total[name] = total.get(name, 0.0) + value
-    return total

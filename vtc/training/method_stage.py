@@ -8,12 +8,13 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtc.backbones.base import Backbone
 from vtc.checkpoint import parameters_of
 from vtc.data.training import FileSource, Prefetched, TrainingSource
-from vtc.data.training.batch import IGNORE, Batch, Part
+from vtc.data.training.batch import IGNORE, WHOLE, Batch, Part
 from vtc.distributed import gather_with_gradient
 from vtc.engine import Engine, compressing, encode_images, encode_texts
 from vtc.engine.embed import EmbeddedImages
@@ -22,8 +23,23 @@ from vtc.interface import Captions, Compressor, Context
 from vtc.methods import build
 from vtc.methods.fwd2bot import info_nce
 from vtc.settings import LOSSES
-from vtc.training.losses import EMBED_TEMPERATURE, answer_loss
 from vtc.training.stage import Stage
+
+EMBED_TEMPERATURE = 0.07  # CLIP's
+
+
+def answer_loss(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
+    """Next-token cross entropy, mean over the answers' tokens (LLaVA's loss; L_AR, eq. 2, of Fwd2Bot).
+
+    Args:
+        head: hidden states [..., D] → logits [..., V]; run on the states that predict an answer's token alone, since
+            the logits of a whole batch are its largest tensor.
+        hidden: [B, L, D] last hidden states.
+        labels: [B, L], -100 where nothing is answered.
+    """
+    following = labels[:, 1:]
+    counted = following != IGNORE
+    return F.cross_entropy(head(hidden[:, :-1][counted]).float(), following[counted])
 
 
 class MethodStage(Stage):
@@ -97,8 +113,8 @@ class MethodStage(Stage):
         if self.workers and isinstance(self.source, FileSource):
             self.prefetched = Prefetched(self.source, parts, first, last, self.workers)
 
-    def batch(self, step: int, part: Part | None = None) -> Batch:
-        return self.source.batch(step) if part is None else self.prefetched.batch(step, part)
+    def batch(self, step: int, part: Part = WHOLE) -> Batch:
+        return self.prefetched.batch(step, part)
 
     def weights(self, batch: Batch) -> dict[str, float]:
         return {"answer": batch.answers}

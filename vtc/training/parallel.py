@@ -50,12 +50,7 @@ class ParallelModel:
     """
 
     def __init__(
-        self,
-        stage: Stage,
-        settings: StageSettings,
-        accumulate: int,
-        folder: Path,
-        log: Sequence[str] = (),
+        self, stage: Stage, settings: StageSettings, accumulate: int, folder: Path, log: Sequence[str] = ()
     ) -> None:
         handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         cpu = stage.device.type == "cpu"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
+import shlex
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,11 +19,12 @@ from filelock import Timeout
 from vtc import distributed, shipped
 from vtc.errors import UserError, unknown
 from vtc.folders import lock_of
-from vtc.job import POCKET_WEIGHTS, Job, add_lora
+from vtc.identity import digest
+from vtc.job import POCKET_WEIGHTS, Job, add_lora, written
 from vtc.registry import recipes, training_sources
 from vtc.settings import DataSettings, StageSettings
 from vtc.training import track
-from vtc.training.identity import identity, recipe, training_folder
+from vtc.training.identity import identity, identity_of_manifest, is_slow_in_bf16, recipe, training_folder
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
@@ -36,7 +37,14 @@ POLL = 10.0  # seconds: processes that wait together hear from the first one so 
 
 
 def run(job: Job) -> Path:
-    """Train by the recipe of a job; see :func:`vtc.training.train`."""
+    """Train by the recipe in ``job.training``.
+
+    Returns:
+        The folder of the finished weights; of a dry run the folder of the training that it speaks of.
+
+    Raises:
+        UserError: a recipe, stage or option that doesn't exist, before anything is trained.
+    """
     training = recipe(job)
     train = recipes.get(training.recipe)
     if job.backbone.quantization != "none":
@@ -51,7 +59,10 @@ def run(job: Job) -> Path:
         from vtc.training.plan import dry_run
 
         return dry_run(job)
-    distributed.begin(cpu=distributed.device(job.backbone.device).type == "cpu")
+    device = distributed.device(job.backbone.device).type
+    distributed.begin(cpu=device == "cpu")
+    if (slow := slow_bf16(job.training.stages, device)) and distributed.is_main():  # type: ignore[union-attr]
+        print(slow, flush=True)
     with alone(training_folder(job)):
         return train(job)
 
@@ -88,7 +99,7 @@ def train_method(job: Job) -> Path:
 
     from vtc import checkpoint
     from vtc.checkpoint import PARTS
-    from vtc.training.log import gather_logs, provenance
+    from vtc.training.log import LOG, gathered_logs, provenance
     from vtc.training.method_stage import MethodStage
 
     training = recipe(job)
@@ -96,20 +107,19 @@ def train_method(job: Job) -> Path:
         for part in settings.train:
             if part not in PARTS:
                 raise unknown("training.stages[].train", part, PARTS)
-    if training.start and not os.path.isdir(training.start):
+    start = checkpoint.folder_of(training.start) if training.start else None
+    if start and not start.is_dir():
         raise UserError(f"training.start={training.start!r}: no such folder; give a checkpoint to start from, or null")
     folder = training_folder(job)
-    target = folder / "weights"
-    if job.resume is not False and (target / checkpoint.MANIFEST).is_file():
+    target = folder / checkpoint.FINISHED
+    if is_finished(job, target):
+        tell(job, target, already=True)
         return target
-    device = distributed.device(job.backbone.device)
-    if (slow := slow_bf16(training.stages, device.type)) and distributed.is_main():
-        print(slow, flush=True)
     torch.manual_seed(job.seed)  # Registers, summary tokens and adapters start at random, alike in every process.
-    backbone, method = _at_the_start(job).load(trained=False)
+    backbone, method = at_the_start(job).load(trained=False)
     add_lora(backbone, method, training.lora)
-    if training.start:
-        checkpoint.load(training.start, backbone, method, fit=False)
+    if start:
+        checkpoint.load(start, backbone, method, fit=False)
     reports, trained = [], set()
     for settings in training.stages:
         data = training.data_of(settings)
@@ -139,8 +149,9 @@ def train_method(job: Job) -> Path:
         "training": written_recipe(job),
     } | provenance(job, reports)
     dtype = torch.bfloat16 if training.store == "bfloat16" else None
-    checkpoint.save(target, backbone, method, manifest, trained, dtype)
-    gather_logs(folder, [settings.name for settings in training.stages], target / "training.jsonl")
+    log = gathered_logs(folder, [settings.name for settings in training.stages]) if distributed.is_main() else ""
+    checkpoint.save(target, backbone, method, manifest, trained, dtype, {LOG: log})
+    tell(job, target)
     return target
 
 
@@ -198,20 +209,83 @@ def source_of(name: str, data: DataSettings, backbone: Backbone, method: Compres
 
 
 def slow_bf16(stages: Sequence[StageSettings], device: str) -> str | None:
-    """A line for stages in bfloat16 where the processor has no instructions for it, else None.
-
-    On an AVX2 machine a product of matrices took 35 times as long as in float32, and nobody would see why.
-    """
-    import torch
-
-    slow = [i for i, stage in enumerate(stages) if stage.bf16]
-    if not slow or device != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX2":
+    """A line for stages in bfloat16 where the processor has no instructions for it (`is_slow_in_bf16`), else None."""
+    slow = [i for i, stage in enumerate(stages) if stage.bf16 is True]
+    if not is_slow_in_bf16(device):
         return None
-    instead = " ".join(f"training.stages.{i}.bf16=false" for i in slow)
-    return f"bf16=true: this processor (AVX2) is many times slower in bfloat16 than in float32; quicker here: {instead}"
+    if slow:
+        instead = " ".join(f"training.stages.{i}.bf16=false" for i in slow)
+        return f"bf16=true: this processor is many times slower in bfloat16 than in float32; quicker here: {instead}"
+    if any(stage.bf16 == "auto" for stage in stages):
+        return "bf16=auto: in float32, as this processor is many times slower in bfloat16"
+    return None
 
 
-def _at_the_start(job: Job) -> Job:
+def is_finished(job: Job, target: Path) -> bool:
+    """Whether the weights of this very training are there, as it wrote them.
+
+    Raises:
+        UserError: they are another training's, or nobody can say whose.
+    """
+    from vtc.checkpoint import MANIFEST, damage, read_manifest
+
+    if job.resume is False or not (target / MANIFEST).is_file():
+        return False
+    try:
+        same = digest(identity_of_manifest(read_manifest(target), job)) == digest(identity(job))
+    except (KeyError, TypeError, ValueError):
+        same = False
+    if not same:
+        raise UserError(
+            f"{target} holds the weights of another training, or its {MANIFEST} was changed; "
+            "resume=false trains anew in its place, another training.folder keeps both"
+        )
+    if (what := damage(target)) and distributed.is_main():
+        print(f"{target}: {what}; it is made anew from what the stages stored", flush=True)
+    return what is None
+
+
+def tell(job: Job, weights: Path, already: bool = False) -> None:
+    """Says where the weights of a training are, and what to type next. The main process alone speaks."""
+    from vtc.checkpoint import MANIFEST
+
+    if not distributed.is_main():
+        return
+    if not (weights / MANIFEST).is_file():  # a model of its own
+        print(f"trained: {weights}\nscore it: python -m vtc {shlex.quote(written('pretrained', weights))}", flush=True)
+        return
+    score = f"score it: {scoring_command(job, weights)}"
+    if already:
+        on = shlex.quote(written("training.start", weights))
+        print(f"trained already: {weights}; {score}; train on from it: {on}; anew: resume=false", flush=True)
+    else:
+        print(f"trained: {weights}\n{score}", flush=True)
+
+
+def scoring_command(job: Job, weights: Path) -> str:
+    """What to type to score the weights that a job trained: its own overrides but those of training."""
+    dropped = {"action", "training", "checkpoint", "resume", "dry_run", "seed"}
+    words = job.overrides
+    if words is None:
+        words = (written("backbone", job.backbone.name), written("method", job.method.name))
+        words += tuple(written(key, value) for key, value in job.budget.requested.items())
+    kept = {word: word.lstrip("+~").partition("=")[0].split(".") for word in words}
+    start = at_the_start(job).backbone.pretrained
+    parts = {part for stage in recipe(job).stages for part in stage.train}
+    if start == job.backbone.pretrained or (recipe(job).pretrained == "aligned" and {"projector", "decoder"} <= parts):
+        start = None  # the weights to score with are the backbone's own, or all that differs from them is stored
+    else:
+        kept = {word: key for word, key in kept.items() if key[-1] != "pretrained"}
+    command = [word for word, key in kept.items() if key[0] not in dropped]
+    if "experiment" in (key[0] for key in kept.values()):
+        command.append("action=evaluate")
+    if not job.budget.requested and job.compressor.tokens is not None:  # of an elastic method any will do
+        command.append(written("tokens", job.compressor.tokens))
+    command += [written("backbone.pretrained", start)] if start else []
+    return shlex.join(["python", "-m", "vtc", *command, written("checkpoint", weights)])
+
+
+def at_the_start(job: Job) -> Job:
     """The job with the backbone's weights of before: ``aligned`` is pocket before it was instructed.
 
     Raises:

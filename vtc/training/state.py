@@ -106,7 +106,8 @@ class States:
                     training.save(fresh / "optimizer")  # type: ignore[misc]
                     barrier()
                 save_file(tensors, fresh / TENSORS)
-                rest["files"] = {str(file.relative_to(fresh)): _fingerprint(file) for file in _files(fresh)}
+                files = [file for file in sorted(fresh.rglob("*")) if file.is_file()]
+                rest["files"] = {str(file.relative_to(fresh)): _fingerprint(file) for file in files}
                 (fresh / REST).write_text(json.dumps(rest, default=list))
             self._prune(target)
         else:
@@ -224,10 +225,6 @@ def _read(path: Path) -> dict[str, Any]:
         if _fingerprint(path / name) != expected:
             raise ValueError(f"{name} is not what was written")
     return rest
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (file for file in sorted(folder.rglob("*")) if file.is_file())
 
 
 def _fingerprint(file: Path) -> list[int]:

@@ -80,7 +80,6 @@ def test_an_epoch_reads_every_sample_once(folder: Path) -> None:
     for epoch in range(3):
         assert sorted(drawn[38 * epoch : 38 * (epoch + 1)]) == list(range(38))
     assert list(drawn[:38]) != list(drawn[38:76])
-    assert data.steps(1) == 7 and data.steps(3) == 19 and data.steps(0.5) == 4
     again, other = source(folder, "talk.json"), source(folder, "talk.json", seed=6)
     assert (again.numbers("conversation", 2) == data.numbers("conversation", 2)).all()
     assert (other.numbers("conversation", 2) != data.numbers("conversation", 2)).any()
@@ -122,7 +121,6 @@ def test_kinds_alternate_and_rows_are_of_the_kind(folder: Path) -> None:
             seen.update(str(row[3]) for row in rows(batch))
         else:
             assert batch.answers and batch.captions is None
-    assert data.steps(1) == 13, "38 conversations in every other step of 6"
     assert sum(seen.values()) == 60 and len(seen) == 20, "all but four of the pairs were met twice"
 
 

@@ -25,6 +25,9 @@ class Part:
         return slice(start, start + least + (self.index < more))
 
 
+WHOLE = Part()
+
+
 @dataclass
 class Batch:
     """One part of a step's global batch.

@@ -87,6 +87,11 @@ def entries(path: Path, format: str) -> Iterator[Entry]:
     return {"json": _array, "jsonl": _lines, "webdataset": _shard}[format](path)
 
 
+def wrong(path: Path, where: str, what: str) -> UserError:
+    """The error for an entry that can't be used."""
+    return UserError(f"training.data.path={path}: {where}: {what}")
+
+
 def place(format: str, number: int) -> str:
     """How messages call an entry."""
     return f"line {number}" if format == "jsonl" else f"entry {number}"
@@ -113,11 +118,11 @@ def _array(path: Path) -> Iterator[Entry]:
                 if at < len(text) or not more():
                     return text[at : at + 1]
 
-        def wrong(what: str) -> UserError:
-            return UserError(f"training.data.path={path}: entry {number} (byte {base + at}): {what}")
+        def here(what: str) -> UserError:
+            return wrong(path, f"entry {number} (byte {base + at})", what)
 
         if peek() != "[":
-            raise wrong("no JSON array begins here")
+            raise here("no JSON array begins here")
         at += 1
         if peek() == "]":
             return
@@ -129,16 +134,16 @@ def _array(path: Path) -> Iterator[Entry]:
                     break
                 except (json.JSONDecodeError, RecursionError) as error:
                     if len(text) - at > LONGEST or not more():
-                        raise wrong(f"not JSON ({getattr(error, 'msg', error)})") from None
+                        raise here(f"not JSON ({getattr(error, 'msg', error)})") from None
             if not isinstance(content, dict):
-                raise wrong("not an object")
+                raise here("not an object")
             yield Entry(number, Span(base + at, end - at), content)
             at = end
             separator = peek()
             if separator == "]":
                 return
             if separator != ",":
-                raise wrong(f"followed by {separator or 'the end of the file'!r} where a comma or ] should be")
+                raise here(f"followed by {separator or 'the end of the file'!r} where a comma or ] should be")
             at += 1
             number += 1
 
@@ -146,17 +151,22 @@ def _array(path: Path) -> Iterator[Entry]:
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
+def _object(path: Path, where: str, raw: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(raw)
+    except ValueError as error:
+        raise wrong(path, where, f"not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise wrong(path, where, "not an object")
+    return content
+
+
 def _lines(path: Path) -> Iterator[Entry]:
     start = 0
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
-                try:
-                    content = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
-                except ValueError as error:
-                    raise UserError(f"training.data.path={path}: line {number}: not JSON ({error})") from None
-                if not isinstance(content, dict):
-                    raise UserError(f"training.data.path={path}: line {number}: not an object")
+                content = _object(path, f"line {number}", line.removeprefix(b"\xef\xbb\xbf"))
                 yield Entry(number, Span(start, len(line)), content)
             start += len(line)
 
@@ -190,7 +200,7 @@ def _shard(path: Path) -> Iterator[Entry]:
             if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("it ends without the mark of an end, as if cut short")
     except tarfile.TarError as error:
-        raise UserError(f"training.data.path={path}: entry {number}: not a readable tar ({error})") from None
+        raise wrong(path, f"entry {number}", f"not a readable tar ({error})") from None
     if key is not None:
         yield _grouped(path, number, members)
 
@@ -199,12 +209,7 @@ def _grouped(path: Path, number: int, members: Mapping[str, tuple[Span, bytes]])
     image = members["image"][0] if "image" in members else None
     if "json" in members:
         span, raw = members["json"]
-        try:
-            content = json.loads(raw)
-        except ValueError as error:
-            raise UserError(f"training.data.path={path}: entry {number}: not JSON ({error})") from None
-        if not isinstance(content, dict):
-            raise UserError(f"training.data.path={path}: entry {number}: not an object")
+        content = _object(path, f"entry {number}", raw)
         if "txt" not in members or "conversations" in content or "question" in content:
             return Entry(number, span, content, image)
     span, raw = members.get("txt", (Span(0, 0), b""))

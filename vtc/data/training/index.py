@@ -10,14 +10,14 @@ import bisect
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -28,9 +28,10 @@ from vtc.data.training import formats
 from vtc.data.training.formats import KINDS, BadSample, Entry
 from vtc.errors import UserError
 
-VERSION = 1  # of the records below
+VERSION = 2  # of the records below
 RECORD = np.dtype(
     [
+        ("kind", "u1"),  # its place in KINDS
         ("number", "<u4"),  # of the entry in its file
         ("start", "<u8"),  # its object or caption, in bytes
         ("size", "<u4"),
@@ -38,7 +39,7 @@ RECORD = np.dtype(
         ("image_size", "<u4"),
         ("caption_start", "<u8"),  # its caption in the second file
         ("caption_size", "<u4"),
-        ("key", "<u8"),  # hash of the image's path, in a second file
+        ("key", "<u8"),  # hash of the image's path
         ("pictures", "u1"),
         ("bare", "u1"),  # the text is a caption, not an object
     ]
@@ -150,42 +151,38 @@ class DataFile:
         return self.index.is_file() and self.index.stat().st_size == _HEADER + self._counts().sum() * RECORD.itemsize
 
     def _build(self) -> None:
-        with tempfile.TemporaryDirectory(dir=self.index.parent) as folder:
-            parts = [Path(folder) / kind for kind in KINDS]
-            with contextlib.ExitStack() as stack:
-                streams = [stack.enter_context(part.open("wb")) for part in parts]
-                waiting: list[list[tuple]] = [[] for _ in KINDS]
-                for entry in self._watched():
-                    kind, record = self._record(entry)
-                    waiting[kind].append(record)
-                    if len(waiting[kind]) == BUFFER:
-                        _write(streams[kind], waiting[kind])
-                for stream, records in zip(streams, waiting, strict=True):
-                    _write(stream, records)
-            whole = Path(folder) / "whole"
+        # Under names that the next attempt writes over: a process that is killed leaves nothing that piles up.
+        unsorted, whole = (self.index.with_suffix(ending) for ending in (".unsorted", ".whole"))
+        try:
+            waiting = map(self._record, self._watched())
+            with unsorted.open("wb") as stream:
+                while some := list(itertools.islice(waiting, BUFFER)):
+                    np.array(some, RECORD).tofile(stream)
+            records = np.memmap(unsorted, RECORD, "r") if unsorted.stat().st_size else np.empty(0, RECORD)
+            order = np.lexsort([records[name] for name in (("key", "kind") if self.by_key else ("kind",))])
             with whole.open("wb") as stream:
-                np.array([part.stat().st_size // RECORD.itemsize for part in parts], "<u8").tofile(stream)
-                for part in parts:
-                    _append(part, stream, self.by_key)
+                np.bincount(records["kind"], minlength=len(KINDS)).astype("<u8").tofile(stream)
+                for begin in range(0, len(order), BUFFER):
+                    records[order[begin : begin + BUFFER]].tofile(stream)
             os.replace(whole, self.index)
+        finally:
+            unsorted.unlink(missing_ok=True)
+            whole.unlink(missing_ok=True)
 
     def _watched(self) -> Iterator[Entry]:
         """The entries, with a progress bar where they are many."""
-        size = self.path.stat().st_size
-        if size < SHOWN:
-            yield from formats.entries(self.path, self.format)
-            return
         from rich.console import Console
         from rich.progress import Progress
 
-        with Progress(console=Console(stderr=True), transient=True) as progress:
+        size = self.path.stat().st_size
+        with Progress(console=Console(stderr=True), transient=True, disable=size < SHOWN) as progress:
             bar = progress.add_task(f"indexing {self.path.name}", total=size)
             for n, entry in enumerate(formats.entries(self.path, self.format)):
                 if n % BUFFER == 0:
                     progress.update(bar, completed=max(entry.text.start, entry.image.start if entry.image else 0))
                 yield entry
 
-    def _record(self, entry: Entry) -> tuple[int, tuple]:
+    def _record(self, entry: Entry) -> tuple[int, ...]:
         try:
             image = entry.image or formats.Span(0, 0)
             if self.format == "webdataset":  # an image that should be there and isn't is found when it is read
@@ -200,9 +197,8 @@ class DataFile:
                     caption = self.captions.find(key)
             kind = formats.kind_of(entry.content, count, self.kind, caption.size > 0, self.plain)
         except BadSample as error:
-            where = formats.place(self.format, entry.number)
-            raise UserError(f"training.data.path={self.path}: {where}: {error}") from None
-        return KINDS.index(kind), (entry.number, *entry.text, *image, *caption, key, min(count, 255), entry.bare)
+            raise formats.wrong(self.path, formats.place(self.format, entry.number), str(error)) from None
+        return KINDS.index(kind), entry.number, *entry.text, *image, *caption, key, min(count, 255), entry.bare
 
     def find(self, key: int) -> formats.Span:
         """Where the first entry with this key is; size 0 if there is none."""
@@ -286,22 +282,6 @@ _HEADER = 8 * len(KINDS)  # bytes: how many records of each kind
 
 def _digest(values: list[Any]) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
-
-
-def _write(stream: IO[bytes], records: list[tuple]) -> None:
-    np.array(records, RECORD).tofile(stream)
-    records.clear()
-
-
-def _append(part: Path, stream: IO[bytes], by_key: bool) -> None:
-    count = part.stat().st_size // RECORD.itemsize
-    if not count:
-        return
-    records = np.memmap(part, RECORD, "r")
-    order = np.argsort(records["key"], kind="stable") if by_key else None
-    for begin in range(0, count, BUFFER):
-        some = slice(begin, begin + BUFFER)
-        np.asarray(records[some] if order is None else records[order[some]]).tofile(stream)
 
 
 def _read(path: Path, start: int, size: int) -> bytes:

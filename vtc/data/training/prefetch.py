@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from vtc.data.training.batch import Batch, Part
 from vtc.data.training.source import FileSource
@@ -35,9 +36,6 @@ class Prefetched:
         self._batches: Iterator[Batch] | None = None
         self._next = 0
 
-    def __len__(self) -> int:
-        return (self.last - self.first) * len(self.parts)
-
     def __iter__(self) -> Iterator[Batch]:
         """Every step, and in it every part.
 
@@ -58,8 +56,9 @@ class Prefetched:
 
     def _from(self, begin: int) -> Iterator[Batch]:
         loader: DataLoader = DataLoader(
-            _Items(self.source, self.parts, self.first, begin, len(self)),
+            range(begin, (self.last - self.first) * len(self.parts)),  # type: ignore[arg-type]
             batch_size=None,
+            collate_fn=partial(_load, self.source, self.parts, self.first),
             num_workers=self.workers,
             generator=torch.Generator(),  # its own: the global one is the training's
             multiprocessing_context=self.context if self.workers else None,
@@ -71,21 +70,15 @@ class Prefetched:
             yield batch
 
 
-class _Items(Dataset):
-    """Item n: a batch, or the mistake that a worker met, and the samples that were skipped for the first time."""
-
-    def __init__(self, source: FileSource, parts: list[Part], first: int, begin: int, end: int) -> None:
-        self.source, self.parts, self.first, self.begin, self.end = source, parts, first, begin, end
-
-    def __len__(self) -> int:
-        return self.end - self.begin
-
-    def __getitem__(self, index: int) -> tuple[Batch | UserError, dict[tuple[str, int], str]]:
-        step, part = divmod(self.begin + index, len(self.parts))
-        known = len(self.source.skipped)
-        result: Batch | UserError
-        try:
-            result = self.source.batch(self.first + step, self.parts[part])
-        except UserError as error:
-            result = error
-        return result, dict(list(self.source.skipped.reasons.items())[known:])
+def _load(
+    source: FileSource, parts: Sequence[Part], first: int, number: int
+) -> tuple[Batch | UserError, dict[tuple[str, int], str]]:
+    """A batch by its number, or the mistake that a worker met, and the samples that were skipped for the first time."""
+    step, part = divmod(number, len(parts))
+    known = len(source.skipped)
+    result: Batch | UserError
+    try:
+        result = source.batch(first + step, parts[part])
+    except UserError as error:
+        result = error
+    return result, dict(list(source.skipped.reasons.items())[known:])

@@ -18,7 +18,7 @@ from braceexpand import braceexpand
 
 from vtc.backbones.base import Backbone
 from vtc.data.training import formats
-from vtc.data.training.batch import Batch, Part
+from vtc.data.training.batch import WHOLE, Batch, Part
 from vtc.data.training.collate import Encoder, Row
 from vtc.data.training.formats import FORMATS, KINDS, BadSample
 from vtc.data.training.index import DataFile
@@ -62,8 +62,8 @@ class TrainingSource(Protocol):
         """
         ...
 
-    def batch(self, step: int, part: Part | None = None) -> Batch:
-        """A part of the global batch of a step; all of it by default."""
+    def batch(self, step: int, part: Part = WHOLE) -> Batch:
+        """A part of the global batch of a step."""
         ...
 
 
@@ -158,21 +158,14 @@ class FileSource:
         """conversation, caption or both: what all rows of a step are."""
         return self.mix.at(step)[0]
 
-    def steps(self, epochs: float) -> int:
-        """Steps in which as many answers are drawn as there are conversations, `epochs` times; without conversations,
-        as many caption pairs as there are."""
-        talk = self.counts["conversation"] + self.counts["both"]
-        count, share = (talk, 1 - self.mix.caption) if self.mix.caption < 1 else (self.counts["caption"], Fraction(1))
-        return ceil(Fraction(str(epochs)) * count / self.batch_size / share)
-
-    def batch(self, step: int, part: Part | None = None) -> Batch:
-        """One part of a step's global batch; all of it by default.
+    def batch(self, step: int, part: Part = WHOLE) -> Batch:
+        """A part of the global batch of a step.
 
         Raises:
             UserError: too many samples can't be used, or the part has none.
         """
         kind, turn = self.mix.at(step)
-        slots = range(self.batch_size)[part.of(self.batch_size) if part else slice(None)]
+        slots = range(self.batch_size)[part.of(self.batch_size)]
         if not slots:
             raise UserError(f"training.data.batch_size={self.batch_size}: fewer samples than processes × accumulate")
         return self.encoder.collate([self._row(kind, turn, slot) for slot in slots])
@@ -182,7 +175,8 @@ class FileSource:
             number = int(self.numbers(kind, turn + later)[slot])
             if (kind, number) in self.skipped.reasons:
                 continue
-            file, place = self._locate(kind, number)
+            (at,), (place,) = self._located(kind, np.array([number]))
+            file = self.files[at]
             try:
                 return self.encoder.row(kind, file.sample(kind, place))
             except BadSample as error:
@@ -213,19 +207,18 @@ class FileSource:
             numbers[here] = shuffled(within[here], self.counts[kind], key)
         return numbers
 
-    def _locate(self, kind: str, number: int) -> tuple[DataFile, int]:
-        ends = self.ends[kind]
-        at = int(np.searchsorted(ends, number, side="right"))
-        return self.files[at], number - (int(ends[at - 1]) if at else 0)
+    def _located(self, kind: str, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The file of each sample, and its place among those of its kind there."""
+        files = np.searchsorted(self.ends[kind], numbers, side="right")
+        return files, numbers - np.append(0, self.ends[kind])[files]
 
     def _lengths(self, kind: str, numbers: np.ndarray) -> np.ndarray:
         """What samples are sorted by: bytes of text, those without an image before all others."""
-        ends = self.ends[kind]
-        files = np.searchsorted(ends, numbers, side="right")
+        files, places = self._located(kind, numbers)
         lengths = np.empty(len(numbers), dtype=np.int64)
         for at in np.unique(files):
             here = files == at
-            records = self.files[at].of_kind(kind)[numbers[here] - (ends[at - 1] if at else 0)]
+            records = self.files[at].of_kind(kind)[places[here]]
             lengths[here] = records["size"].astype(np.int64) + (records["pictures"].astype(np.int64) << 40)
         return lengths
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 from vtc.evaluation import catalogue, suite
@@ -74,6 +76,11 @@ class TaskSource:
         """What lmms-eval hands to a task's `download`, with which `source_from` makes this source again."""
         return {"source": self.benchmark.name, "benchmark": dataclasses.asdict(self.benchmark)}
 
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """Task or group → the file that defines it."""
+        return catalogue.files(self.benchmark.include)
+
     def shipped_spec(self, task: str, definition: str, seed: int, data: Mapping[str, Any], **rest: Any) -> TaskSpec:
         """A spec of a task that a shipped file defines.
 
@@ -81,17 +88,15 @@ class TaskSource:
             definition: the name that the file gives.
             data: what of the task's data decides a score; the file's content is added to it.
         """
-        content = catalogue.settings(catalogue.files(self.benchmark.include)[definition])
-        return TaskSpec(
-            name=task,
-            definition=definition,
-            group=catalogue.metadata(content).get("group", UNDERSTANDING),
-            limit=self.benchmark.limit,
-            seed=seed,
-            about=suite.about(self.benchmark.about, task),
-            data={"definition": content, **data},
-            **rest,
-        )
+        content = catalogue.settings(self.files[definition])
+        data = {"definition": content, **data}
+        return self._spec(task, seed, [content], definition=definition, data=data, **rest)
+
+    def _spec(self, task: str, seed: int, contents: Iterable[Mapping[str, Any]], **rest: Any) -> TaskSpec:
+        groups = {catalogue.metadata(content).get("group", UNDERSTANDING) for content in contents}
+        group = groups.pop() if len(groups) == 1 else UNDERSTANDING
+        about = suite.about(self.benchmark.about, task)
+        return TaskSpec(task, group=group, limit=self.benchmark.limit, seed=seed, about=about, **rest)
 
 
 def source_of(benchmark: BenchmarkSettings) -> TaskSource:

@@ -59,10 +59,18 @@ class RowsSource(TaskSource):
 
         return datasets.Dataset.from_list(list(self._docs(task)))
 
-    def _docs(self, task: str) -> Iterator[dict[str, Any]]:
-        metric, prompt = self.metric(task), self.prompt(task)
+    def questions(self, task: str) -> Iterable[UserQuestion]:
+        """The rows of a task, each checked.
+
+        Raises:
+            UserError: one that is no question.
+        """
         for number, row in enumerate(self.rows(task)):
-            question = question_of(row, f"{task}, row {number}", metric, number)
+            yield question_of(row, f"{task}, row {number}", self.metric(task), number)
+
+    def _docs(self, task: str) -> Iterator[dict[str, Any]]:
+        prompt = self.prompt(task)
+        for question in self.questions(task):
             doc = doc_of(question, prompt)
             if not all(isinstance(image, (str, Path)) for image in question.images):
                 doc["pictures"] = [_stored(image) for image in question.images]

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from vtc.errors import UserError, unknown
 from vtc.evaluation import catalogue, harness, preflight, suite
 from vtc.evaluation.sources.base import TaskSource
-from vtc.evaluation.spec import UNDERSTANDING, TaskSpec
+from vtc.evaluation.spec import TaskSpec
 from vtc.job import Job
 
 
 class UpstreamTasks(TaskSource):
     """Tasks that a YAML file defines; their data are on the hub, in its cache, or in a folder that mirrors it."""
-
-    @cached_property
-    def files(self) -> dict[str, Path]:
-        """Task or group → the file that defines it."""
-        return catalogue.files(self.benchmark.include)
 
     def names(self, tasks: Iterable[str]) -> dict[str, list[str]]:
         """Task or group → the tasks that it is.
@@ -37,25 +31,14 @@ class UpstreamTasks(TaskSource):
         return inside
 
     def spec(self, task: str, seed: int) -> TaskSpec:
-        members = self.names([task])[task]
-        contents = {member: self._content(member) for member in members}
-        groups = {catalogue.metadata(content).get("group", UNDERSTANDING) for content in contents.values()}
-        return TaskSpec(
-            name=task,
-            group=groups.pop() if len(groups) == 1 else UNDERSTANDING,
-            limit=self.benchmark.limit,
-            seed=seed,
-            mirror=self.benchmark.data,
-            about=suite.about(self.benchmark.about, task),
-            data={
-                name: {"definition": content, "files": self._mirrored(content)} for name, content in contents.items()
-            },
-        )
+        contents = {member: self._content(member) for member in self.names([task])[task]}
+        data = {name: {"definition": content, "files": self._mirrored(content)} for name, content in contents.items()}
+        return self._spec(task, seed, contents.values(), mirror=self.benchmark.data, data=data)
 
     def check(self, job: Job, tasks: Sequence[str], network: bool = True) -> None:
         members = [member for inside in self.names(tasks).values() for member in inside]
         entries = {member: suite.about(self.benchmark.about, member) for member in members}
-        preflight.check(preflight.Needs(job, entries, self.files), network)
+        preflight.check(preflight.Needs(job, entries, {task: self._content(task) for task in members}), network)
 
     def location(self, task: str, look_up: Callable[[str], str]) -> str:
         folder = f"{self.benchmark.data}/" if self.benchmark.data else ""

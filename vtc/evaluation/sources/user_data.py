@@ -45,21 +45,17 @@ class JsonlTasks(UserData):
 
     def check_settings(self) -> None:
         super().check_settings()
-        self._questions()
+        self.questions("")
 
-    def _questions(self) -> list[UserQuestion]:
-        return read(str(self.benchmark.data), str(self.benchmark.metric))
+    def questions(self, task: str) -> list[UserQuestion]:
+        return read(str(self.benchmark.data), self.metric(task))
 
     def content(self, task: str) -> Mapping[str, Any]:
         """The questions, and what is in the pictures."""
         file = Path(str(self.benchmark.data)).expanduser()
-        pictures = [image for question in self._questions() for image in question.images]
+        pictures = [image for question in self.questions(task) for image in question.images]
         hashes = results.hash_files(pictures)
         return {"file": results.hash_file(file), "pictures": [hashes[picture] for picture in pictures]}
-
-    def _docs(self, task: str) -> Iterator[dict[str, Any]]:
-        prompt = self.prompt(task)
-        return (doc_of(question, prompt) for question in self._questions())
 
 
 class HubTasks(UserData):
@@ -114,10 +110,7 @@ class HubTasks(UserData):
         for key, column in columns.items():
             if column not in rows.column_names:
                 raise unknown(f"benchmark.columns.{key}", column, rows.column_names)
-        rows = rows.select_columns(list(columns.values()))
-        for key, column in columns.items():
-            rows = rows.rename_column(column, f"own_{key}")
-        return rows.rename_columns({f"own_{key}": key for key in columns})
+        return rows.select_columns(list(columns.values())).rename_columns({c: key for key, c in columns.items()})
 
 
 def check(benchmark: BenchmarkSettings) -> None:
