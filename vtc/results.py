@@ -29,7 +29,7 @@ GROUPS = ("understanding", "discriminative")  # generated answers, and embedding
 # What a result file may hold, as far as it is read. A key that an earlier version didn't write may be missing.
 LARGEST, DEEPEST = 64 << 20, 40  # bytes of a file, levels of sections in sections
 NUMBER, COUNT = allowed.number().or_null(), allowed.number("a number from 0 on", least=0, most=1e30).or_null()
-LINE, TEXT, SECTION = allowed.line(), allowed.text().or_null(), allowed.mapping("a section")
+LINE, TEXT, SECTION = allowed.line(), allowed.TEXT, allowed.mapping("a section")
 REQUIRED = {"task", "value"}
 EMPTY = ("checkpoint", "baseline", "efficiency")  # sections that may be null
 MEAN = {**dict.fromkeys(("value", "retained"), NUMBER), **dict.fromkeys(("stderr", "baseline", "blind", "bag"), COUNT)}
