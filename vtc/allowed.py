@@ -45,9 +45,11 @@ class Allowed:
         return Allowed(self.words, self.accepts, optional=True)
 
 
-def brief(value: Any) -> str:
-    """A value as a line can show it."""
-    return shorten(" ".join(str(value).split()), LONGEST)
+def brief(value: Any, most: int = LONGEST) -> str:
+    """A value as a line can show it: of `most` characters, what can't be printed escaped."""
+    words = " ".join(str(value).split())
+    words = words if words.isprintable() else ascii(words)[1:-1]
+    return words if len(words) <= most else f"{words[:most]}…"
 
 
 def is_number(value: Any) -> bool:
