@@ -122,6 +122,9 @@ def train_method(job: Job) -> Path:
     start = checkpoint.folder_of(training.start) if training.start else None
     if start and not start.is_dir():
         raise UserError(f"training.start={training.start!r}: no such folder; give a checkpoint to start from, or null")
+    if start:
+        checkpoint.names_in(start)  # whole, before anything is loaded
+        checkpoint.read_manifest(start)
     folder = training_folder(job)
     target = folder / checkpoint.FINISHED
     if is_finished(job, target):
