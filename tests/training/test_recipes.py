@@ -14,6 +14,7 @@ from vtc import checkpoint, registry, shipped
 from vtc.configuration import parse
 from vtc.errors import UserError
 from vtc.methods import build
+from vtc.pocket.questions import KINDS
 from vtc.pocket.source import PocketSource
 from vtc.registry import training_sources
 from vtc.settings import StageSettings
@@ -207,6 +208,44 @@ def test_weights_of_another_training_are_neither_taken_nor_lost(tmp_path, change
         train(job)
     assert "\n" not in str(error.value) and (target / "weights.safetensors").is_file()
     assert not recipes.is_finished(dataclasses.replace(job, resume=False), target)
+
+
+def test_training_anew_keeps_the_old_weights_until_there_are_new_ones(monkeypatch, tmp_path):
+    def dies(*_, **__):
+        raise Began
+
+    job, target = trained(tmp_path)
+    before = {file.name: file.read_bytes() for file in target.iterdir()}
+    monkeypatch.setattr(loop, "train_stage", dies)
+    with pytest.raises(Began):
+        train(dataclasses.replace(job, resume=False))
+    assert before == {file.name: file.read_bytes() for file in target.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["training.stages.0.train=[]"], "training.stages.0.train=[]: allowed: some of method"),
+        ([f"training.data.weights.{kind}=0" for kind in KINDS if kind != "captions"], "leaves no kind of question"),
+        (["training.data.source=files"], "training.data.path=null"),
+        (["training.start={empty}"], "weights.safetensors is missing"),
+        (["training.folder=/dev/null/x"], "/dev/null/x: can't be written (Not a directory)"),
+        (["training.folder={long}"], "can't be written (File name too long)"),
+    ],
+)
+def test_what_can_be_refused_is_refused_before_the_backbone_is_loaded(monkeypatch, tmp_path, overrides, says):
+    def loads(*_):
+        raise AssertionError("the backbone was loaded")
+
+    monkeypatch.setattr("vtc.backbones.base.Backbone.load", loads)
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start/manifest.json").write_text("{}")
+    places = {"{empty}": str(tmp_path / "start"), "{long}": str(tmp_path / ("x" * 300))}
+    for name, place in places.items():
+        overrides = [override.replace(name, place) for override in overrides]
+    with pytest.raises(UserError) as error:
+        train(parse(["action=train", "method=victor", "tokens=16", f"output_dir={tmp_path}", *overrides]))
+    assert says in str(error.value) and "\n" not in str(error.value)
 
 
 def test_the_folder_of_a_training_stands_for_its_weights(tmp_path):
