@@ -1,6 +1,7 @@
 """A training is a function of its configuration: where it starts from, and what it hands to the loop."""
 
 import dataclasses
+import errno
 import shlex
 import shutil
 import time
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from method_cases import pocket
+from safetensors import SafetensorError
 
 from vtc import checkpoint, registry, shipped
 from vtc.configuration import parse
@@ -223,13 +225,34 @@ def test_training_anew_keeps_the_old_weights_until_there_are_new_ones(monkeypatc
 
 
 @pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("I/O error: No space left on device"),
+    ],
+)
+def test_a_disk_that_fills_up_is_told_in_a_line(monkeypatch, tmp_path, error):
+    def fails(job):
+        raise error
+
+    monkeypatch.setitem(registry.recipes._registered, "fails", fails)
+    job = parse(["action=train", "method=victor", "tokens=4", "training.recipe=fails", f"output_dir={tmp_path}"])
+    with pytest.raises(UserError, match="can't be written .*No space left on device.*what was stored is kept"):
+        train(job)
+    error = OSError(errno.ECONNRESET, "Connection reset by peer")
+    with pytest.raises(OSError, match="Connection reset"):
+        train(job)
+
+
+@pytest.mark.parametrize(
     ("overrides", "says"),
     [
         (["training.stages.0.train=[]"], "training.stages.0.train=[]: allowed: some of method"),
         ([f"training.data.weights.{kind}=0" for kind in KINDS if kind != "captions"], "leaves no kind of question"),
         (["training.data.source=files"], "training.data.path=null"),
-        (["training.start={empty}"], "weights.safetensors is missing"),
+        (["training.start={start}"], "weights.safetensors is missing"),
         (["training.folder=/dev/null/x"], "/dev/null/x: can't be written (Not a directory)"),
+        (["training.folder={start}/manifest.json"], "manifest.json: can't be written (File exists)"),
         (["training.folder={long}"], "can't be written (File name too long)"),
     ],
 )
@@ -240,7 +263,11 @@ def test_what_can_be_refused_is_refused_before_the_backbone_is_loaded(monkeypatc
     monkeypatch.setattr("vtc.backbones.base.Backbone.load", loads)
     (tmp_path / "start").mkdir()
     (tmp_path / "start/manifest.json").write_text("{}")
-    places = {"{empty}": str(tmp_path / "start"), "{long}": str(tmp_path / ("x" * 300))}
+    places = {
+        "{start}": str(tmp_path / "start"),
+        "{empty}": str(tmp_path / "start"),
+        "{long}": str(tmp_path / ("x" * 300)),
+    }
     for name, place in places.items():
         overrides = [override.replace(name, place) for override in overrides]
     with pytest.raises(UserError) as error:

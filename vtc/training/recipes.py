@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import Timeout
+from safetensors import SafetensorError
 
 from vtc import distributed, shipped
 from vtc.errors import UserError, unknown
@@ -32,9 +33,7 @@ if TYPE_CHECKING:
     from vtc.training.stage import Stage
 
 
-UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ENOTDIR} | {
-    errno.EEXIST, errno.EFBIG
-}  # fmt: skip
+UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 POLL = 10.0  # seconds: processes that wait together hear from the first one so often, or would think it dead
 
 
@@ -66,14 +65,28 @@ def run(job: Job) -> Path:
     if (slow := slow_bf16(job.training.stages, device)) and distributed.is_main():  # type: ignore[union-attr]
         print(slow, flush=True)
     folder = training_folder(job)
+    with writable(folder), alone(folder):
+        return train(job)
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """A folder that can't be made, or a disk that is full or locked later on, in one line.
+
+    Raises:
+        UserError: what the system says, and how to move the folder.
+    """
+    begun = False
     try:
-        with alone(folder):
-            return train(job)
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
+        folder.mkdir(parents=True, exist_ok=True)
+        begun = True
+        yield
+    except (OSError, SafetensorError) as error:
+        if begun and getattr(error, "errno", None) not in UNWRITABLE and "I/O error" not in str(error):
             raise
         raise UserError(
-            f"{folder}: can't be written ({error.strerror}); training.folder=<folder> is another place"
+            f"{folder}: can't be written ({getattr(error, 'strerror', None) or error}); what was stored is kept, and "
+            "training.folder=<folder> is another place"
         ) from error
 
 
