@@ -91,11 +91,13 @@ def text(words: str = "a text") -> Allowed:
     return Allowed(words, lambda v: isinstance(v, str) and bool(v))
 
 
-def several(words: str, each: Allowed, count: int | None = None) -> Allowed:
-    """Lists of values of one kind, `count` of them where it is said."""
+def several(words: str, each: Allowed, count: int | None = None, least: int = 0) -> Allowed:
+    """Lists of values of one kind, `count` of them where it is said, or at least so many."""
 
     def accepts(value: Any) -> bool:
-        return isinstance(value, (list, tuple)) and count in (None, len(value)) and all(map(each.accepts, value))
+        if not isinstance(value, (list, tuple)) or count not in (None, len(value)):
+            return False
+        return len(value) >= least and all(map(each.accepts, value))
 
     return Allowed(words, accepts)
 
