@@ -103,7 +103,7 @@ class Budget:
         )
 
 
-def compression_ratio(layer_tokens: Sequence[int], shape: BackboneShape) -> float:
+def compression_ratio(layer_tokens: Sequence[float], shape: BackboneShape) -> float:
     """LLaVolta's CR (eq. 3): n·L / ((n−K)·L_out + K·L), for any list of visual tokens per decoder layer."""
     return shape.depth * (shape.visual_tokens or 0) / sum(layer_tokens)
 
@@ -116,7 +116,7 @@ def compression(method: Compressor, beforehand: bool = False) -> float:
     """
     if beforehand:
         return compression_ratio(method.cached_tokens(), method.shape)
-    own = [one.visual for one in method.own_passes(PROMPT)] * method.shape.depth
+    own = [one.visual for one in method.own_passes(method.shape.visual_tokens or 0, PROMPT)] * method.shape.depth
     return compression_ratio([*own, *method.layer_tokens()], method.shape)
 
 

@@ -47,6 +47,16 @@ def test_a_7b_model_on_real_benchmarks(tmp_path: Path, monkeypatch, capsys) -> N
     assert "would be written to" in out and not list(tmp_path.iterdir())
 
 
+def test_passes_that_a_method_runs_itself_are_counted(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["method=fwd2bot", "tokens=16", "dry_run=true"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "(1.57× uncompressed; 0.49× where images were compressed beforehand)" in out
+    assert "6 × 16 (compression ratio 0.82)" in out  # 144 / (144 + 16 + 16)
+    assert main(["method=fastv", "tokens=16", "dry_run=true"]) == 0
+    assert "× uncompressed)" in " ".join(capsys.readouterr().out.split())
+
+
 def test_memory_of_quantised_weights(tmp_path: Path, monkeypatch, capsys) -> None:
     """6.476 B weights of the decoder's linear layers, by hand; the other 0.587 B stay at two bytes."""
     from vtc.backbones import loading

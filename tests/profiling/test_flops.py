@@ -11,15 +11,16 @@ import pytest
 import torch
 from method_cases import FIRST, Case
 
-from vtc import registry
-from vtc.budget import Budget, relative_flops
+from vtc import registry, results, shipped
+from vtc.budget import Budget, compression, relative_flops
 from vtc.engine import compressing
 from vtc.errors import UserError
-from vtc.interface import flops
+from vtc.interface import BackboneShape, OwnPass, Resampler, TokenPruner, TowerShape, flops
 from vtc.methods import build, make
 from vtc.profiling import latency, parts
 from vtc.profiling.counter import flop_counter
 from vtc.profiling.recorder import record_calls
+from vtc.profiling.run import count_passes
 from vtc.testing import tiny_backbone
 
 METHODS = [
@@ -128,6 +129,70 @@ def agrees(backbone, method, text: int) -> None:
 def test_what_a_method_announces_is_what_runs(case) -> None:
     backbone = tiny_backbone()
     agrees(backbone, case.make(backbone, case.tokens).eval(), 40)
+
+
+@pytest.mark.parametrize("name", sorted(registry.methods._builtin))
+def test_committed_results_were_counted_as_the_formula_says(name: str) -> None:
+    """On pocket, whose vocabulary has other words for Fwd2Bot's prompt, and which is narrow for what rates tokens."""
+    for path in results.find([shipped.root() / "benchmarks/results"]):
+        result = results.load(path)
+        costs, sizes = result.get("efficiency") or {}, dict(result["backbone"]["shape"])
+        if result["method"]["name"] != name or "method_flops" not in costs:
+            continue
+        fields = {k: v for k, v in sizes.items() if k in BackboneShape.__dataclass_fields__} | {"name": "pocket"}
+        shape = BackboneShape(**fields | {"grid": tuple(sizes["grid"]), "vision": TowerShape(**sizes["vision"])})
+        method = make(name, result["method"]["tokens"], shape, **result["method"]["options"])
+        stated = relative_flops(method, costs["protocol"]["prompt_tokens"])
+        assert costs["flops_ratio"] == pytest.approx(stated, rel=0.01 if name not in ("kmeans", "quecc") else 0.04)
+
+
+class Reader(TokenPruner):
+    """Has the LLM read an image to rate it, without any training, so that a composition may have it."""
+
+    name = "reader"
+
+    def score(self, tokens, context):
+        return tokens.per_token(context.run_decoder(tokens.visual_hidden(), tokens.images[1]).norm(dim=-1))
+
+    def own_passes(self, visual, text):
+        return [OwnPass(visual, 0)]
+
+
+def test_compositions_count_the_passes_of_their_parts(monkeypatch) -> None:
+    monkeypatch.setitem(registry.methods._registered, "reader", Reader)
+    backbone = tiny_backbone()
+    for name, options, read in (("reader", {}, 16), ("divprune+reader", {"divprune": {"tokens": 9}}, 9)):
+        method = build(name, 4, backbone.shape, **options).eval()
+        assert [c.queries for c in method.calls(40)] == [read] * 4 + [44] * 4
+        agrees(backbone, method, 40)
+        assert compression(method) == 16 / (read + 4) and compression(method, beforehand=True) == 4
+        assert relative_flops(method, beforehand=True) < 0.98 * relative_flops(method)
+
+
+class Looking(Resampler):
+    """Makes as many tokens as asked for by a map of its own, and looks at values on the way."""
+
+    name = "looking"
+
+    def make_parameters(self):
+        self.map = torch.nn.Linear(self.shape.width, self.shape.width, bias=False)
+
+    def forward(self, features, context):
+        return self.map(features)[:, : self.tokens] * float(features.isfinite().all())
+
+
+def test_a_network_that_looks_at_values_is_counted_too() -> None:
+    backbone = tiny_backbone()
+    method = Looking(4, backbone.shape).build().eval()
+    assert method.own_flops(40) == 2 * 16 * 32**2
+    agrees(backbone, method, 40)
+
+
+def test_an_answer_that_needs_the_question_has_every_pass(backbone) -> None:
+    method = build("quecc", 4, backbone.shape).eval()
+    ran = count_passes(backbone, method, latency.example(backbone, 1, 40))
+    assert len(ran.prefill) == 2 * backbone.shape.depth and method.answering_calls(ran.prefill, 40) == ran.prefill
+    assert relative_flops(method, beforehand=True) == relative_flops(method)
 
 
 @pytest.mark.slow

@@ -171,13 +171,14 @@ def budget_section(job: Job, tasks: list[TaskScores], costs: Mapping[str, Any], 
         tokens_in = sum(s.tokens_in for s in kept) / len(kept)  # type: ignore[misc]
         tokens_out = sum(s.tokens_kept for s in kept) / len(kept)  # type: ignore[misc]
     average = sum(layers) / len(layers)
+    own = sum(one.visual for one in job.compressor.own_passes(tokens_in, 0))  # passes of the method's own
     return {
         "requested": job.budget.requested,
         "visual_tokens_in": tokens_in,
         "visual_tokens_out": tokens_out,
         "layer_tokens": layers,
         "layer_average_tokens": average,
-        "compression_ratio": tokens_in / average if average else None,
+        "compression_ratio": tokens_in / (average + own) if average else None,
         "flops_ratio": costs["flops_ratio"],
     }
 

@@ -256,8 +256,8 @@ class Compressor(nn.Module):
         """FLOPs a token of `adapter` in each decoder layer."""
         return 0.0
 
-    def own_passes(self, text: int) -> Sequence[OwnPass]:
-        """The passes of the decoder that it runs itself (`Context.run_decoder`)."""
+    def own_passes(self, visual: float, text: int) -> Sequence[OwnPass]:
+        """The passes of the decoder that it runs itself (`Context.run_decoder`) on an image of `visual` tokens."""
         return ()
 
     def own_flops(self, text: int) -> float:
@@ -267,7 +267,7 @@ class Compressor(nn.Module):
 
     def calls(self, text: int) -> list[Call]:
         """What the decoder's layers run on, the passes of its own first."""
-        own = [call for one in self.own_passes(text) for call in one.calls(self.shape.depth)]
+        own = [c for one in self.own_passes(self.shape.visual_tokens or 0, text) for c in one.calls(self.shape.depth)]
         answering = [n + text for n in self.layer_tokens()]
         return own + [Call(i, n, n, self.adapter_flops) for i, n in enumerate(answering)]
 
@@ -356,12 +356,18 @@ class Resampler(Compressor):
         raise NotImplementedError
 
     def example(self) -> tuple[Tensor, Context]:
-        """What `forward` is given for one image, without values."""
+        """What `forward` is given for one image, of zeros."""
         shape = self.shape
-        return torch.empty(1, shape.visual_tokens or 0, shape.width), Context(shape, grids=[shape.grid])
+        return torch.zeros(1, shape.visual_tokens or 0, shape.width), Context(shape, grids=[shape.grid])
 
     def own_flops(self, text: int) -> float:
-        with torch.device("meta"):  # Nothing is stored or computed there; shapes are all that counts.
+        try:
+            return self._counted("meta")  # Nothing is stored or computed there; shapes are all that counts.
+        except (NotImplementedError, RuntimeError):  # `forward` looks at values.
+            return self._counted("cpu")
+
+    def _counted(self, device: str) -> float:
+        with torch.device(device):
             twin, example = self.with_tokens(self.tokens).build(), self.example()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             twin.eval().requires_grad_(False)(*example)  # The counter trips over gradients of views.

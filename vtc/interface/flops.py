@@ -40,13 +40,13 @@ class OwnPass:
         lora: FLOPs a token of the LoRA adapter in each layer.
     """
 
-    visual: int
+    visual: float
     text: int
     lora: float = 0.0
 
     def calls(self, depth: int) -> list[Call]:
         """The same, layer by layer."""
-        length = self.visual + self.text
+        length = round(self.visual) + self.text
         return [Call(i, length, length, self.lora) for i in range(depth)]
 
 

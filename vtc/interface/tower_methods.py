@@ -156,8 +156,8 @@ class TowerResampler(Resampler):
 
     def example(self) -> tuple[Tensor, Context]:
         vision = self.shape.vision
-        features = torch.empty(1, vision.grid_side**2, vision.width)
-        states = torch.empty(1, vision.cls + vision.grid_side**2, vision.width)
+        features = torch.zeros(1, vision.grid_side**2, vision.width)
+        states = torch.zeros(1, vision.cls + vision.grid_side**2, vision.width)
         tower = Tower(features, levels=dict.fromkeys(self.tower().levels, states), extra=vision.cls)
         return features, Context(self.shape, grids=[self.shape.grid], tower=tower)
 

@@ -9,17 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vtc.interface import (
-    REGISTER,
-    VISUAL,
-    AttachableBackbone,
-    Captions,
-    Compressor,
-    Context,
-    OwnPass,
-    TokenSequence,
-    TowerUse,
-)
+from vtc.interface import AttachableBackbone, Captions, Compressor, Context, OwnPass, TowerUse
+from vtc.interface.tokens import REGISTER, VISUAL, TokenSequence
 from vtc.methods.chain_budgets import Budgeted, Step
 from vtc.methods.chain_order import check_order, together
 from vtc.registry import methods, parts
@@ -103,8 +94,8 @@ class Chain(Budgeted):
         for part in self:
             part.attach(backbone)
 
-    def own_passes(self, text: int) -> list[OwnPass]:
-        return [one for part in self for one in part.own_passes(text)]
+    def own_passes(self, visual: float, text: int) -> list[OwnPass]:
+        return [one for part in self for one in part.own_passes(part.shape.visual_tokens or visual, text)]
 
     def own_flops(self, text: int) -> float:
         return sum(part.own_flops(text) for part in self)

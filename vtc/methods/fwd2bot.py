@@ -130,7 +130,7 @@ class Fwd2Bot(SelfCompressor):
     def adapter_flops(self) -> float:
         return 2.0 * self.shape.adapter_parameters(self.rank) if self.adapter else 0.0
 
-    def own_passes(self, text: int) -> list[OwnPass]:
+    def own_passes(self, visual: float, text: int) -> list[OwnPass]:
         """The first pass, of H_v, H_p and H_r."""
         prompt = PROMPT_LENGTH if self.prompt_ids is None else len(self.prompt_ids)
-        return [OwnPass((self.shape.visual_tokens or 0) + (self.tokens or 0), prompt, self.adapter_flops)]
+        return [OwnPass(visual + (self.tokens or 0), prompt, self.adapter_flops)]

@@ -71,6 +71,11 @@ class PruMerge(TowerCompressor):
             kept = kept.scatter(1, rest[:, evenly], True)
         return kept
 
+    def own_flops(self, text: int) -> float:
+        """Keys compared and features absorbed, where the budget says how many are kept."""
+        kept = max(1, (self.tokens or 0) - 1) * self.acts
+        return 4.0 * kept * (self.shape.visual_tokens or 0) * self.shape.vision.width
+
     def absorbed(self, tower: Tower, attention: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Places [I, K] of the kept tokens (others follow where there are fewer), what they become, the fused one."""
         read, patches = tower.patch_features(), kept.shape[1]

@@ -48,7 +48,7 @@ class QueCC(WindowResampler):
         rows, _ = tokens.frames
         return tokens.replace(self.pack(context.seen(), self.question(tokens, context)[rows]))
 
-    def own_passes(self, text: int) -> list[OwnPass]:
+    def own_passes(self, visual: float, text: int) -> list[OwnPass]:
         return [OwnPass(0, text)]  # the question; as if all of the prompt stood behind the image
 
     def forward(self, features: Tensor, context: Context) -> Tensor:

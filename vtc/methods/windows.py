@@ -9,17 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vtc.errors import UserError
-from vtc.interface import (
-    ONE_TOWER,
-    WHOLE_IMAGES,
-    BackboneShape,
-    Tower,
-    TowerResampler,
-    TowerUse,
-    option,
-    projected_layer,
-    refuse_lacking,
-)
+from vtc.interface import BackboneShape, Tower, TowerResampler, TowerUse, option, projected_layer
+from vtc.interface.needs import ONE_TOWER, WHOLE_IMAGES, refuse_lacking
 
 PAPER_STATES = (12, 16, 22, 23)  # hidden states of CLIP ViT-L, of which LLaVA-1.5 projects the 23rd
 

@@ -55,50 +55,39 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: ProfileSettings
     one = latency.example(backbone, 1, protocol.prompt_tokens)
     text = int((~backbone.visual(one["input_ids"][0])).sum())
     full = int(one["input_ids"].shape[1]) - text
-    ran = count_passes(backbone, method, one)
-    report, prefill, steps = ran.report, ran.prefill, ran.steps
-    layer_tokens = [layer[0] for layer in report.layers] if report is not None else [full] * shape.depth
-    method_flops, vision_flops = ran.method_flops, ran.vision_flops
-    prefill_flops = flops.total(shape, prefill) + flops.head(shape) + method_flops
-    left = report.tokens_out[0] if report is not None else full
-    stored = full if method.needs_question else left if method.bottleneck else min(full, layer_tokens[0])
-    # Of a bottleneck the cache of its tokens is kept, of other methods the tokens before the LLM.
-    storage = flops.cache_bytes(shape, [left] * shape.depth, 2) if method.bottleneck else 2 * shape.width * stored
-    last = method.answering_calls(prefill, text)
-    answer_flops = flops.total(shape, last) + flops.head(shape) + (method_flops if stored == full else 0)
-    cached = [c.keys - c.queries for c in sorted(steps, key=lambda c: c.layer)]
+    methods = [method] if method.name == "none" else [method, build("none", None, shape)]
+    counted = [count_passes(backbone, each, one) for each in methods]
+    timings = latency.measure(backbone, methods, protocol)
     item = torch.empty((), dtype=backbone.dtype).element_size()
-
-    none = build("none", None, shape)
-    same = method.name == "none"
-    whole = ran if same else count_passes(backbone, none, one)
-    plain_flops, plain_vision = flops.total(shape, whole.prefill) + flops.head(shape), whole.vision_flops
-    timings = latency.measure(backbone, [method] if same else [method, none], protocol)
     both: list[dict[str, Any]] = [
         {
-            "vision_flops": vision,
-            "prefill_flops": decoder,
+            "vision_flops": ran.vision_flops,
+            "prefill_flops": flops.total(shape, ran.prefill) + flops.head(shape) + ran.method_flops,
             "ttft_ms": timing.ttft_ms(),
             "decode_ms_per_token": timing.decode_ms(),
             "throughput": timing.throughput(protocol.batch_size),
             "peak_memory_bytes": timing.peak_memory,
-            "kv_cache_bytes": flops.cache_bytes(shape, held, item),
+            "kv_cache_bytes": flops.cache_bytes(shape, [c.keys - c.queries for c in ran.steps], item),
         }
-        for vision, decoder, timing, held in (
-            (vision_flops, prefill_flops, timings[0], cached),
-            (plain_vision, plain_flops, timings[-1], [full + text] * shape.depth),
-        )
+        for ran, timing in zip(counted, timings, strict=True)
     ]
-    mine, plain = both
+    mine, plain, ran, report = both[0], both[-1], counted[0], counted[0].report
+    layer_tokens = [layer[0] for layer in report.layers] if report is not None else [full] * shape.depth
+    left = report.tokens_out[0] if report is not None else full
+    stored = full if method.needs_question else left if method.bottleneck else min(full, layer_tokens[0])
+    # Of a bottleneck the cache of its tokens is kept, of other methods the tokens before the LLM.
+    storage = flops.cache_bytes(shape, [left] * shape.depth, 2) if method.bottleneck else 2 * shape.width * stored
+    answering = flops.total(shape, method.answering_calls(ran.prefill, text)) + flops.head(shape)
+    with_vision = [costs["prefill_flops"] + costs["vision_flops"] for costs in both]
     by_tokens = {n: speed / plain["throughput"][n] for n, speed in mine["throughput"].items()}
     return {
         **mine,
         **{f"{cost}_uncompressed": value for cost, value in plain.items()},
-        "flops_ratio": prefill_flops / plain_flops,
-        "flops_ratio_with_vision": (prefill_flops + vision_flops) / (plain_flops + plain_vision),
-        "method_flops": method_flops,
-        "answer_flops": answer_flops,
-        "decode_flops_per_token": flops.total(shape, steps) + flops.head(shape),
+        "flops_ratio": mine["prefill_flops"] / plain["prefill_flops"],
+        "flops_ratio_with_vision": with_vision[0] / with_vision[-1],
+        "method_flops": ran.method_flops,
+        "answer_flops": answering + (ran.method_flops if stored == full else 0),
+        "decode_flops_per_token": flops.total(shape, ran.steps) + flops.head(shape),
         "method_ms": timings[0].method_ms(),
         "method_share": timings[0].method_share(),
         "speedup": by_tokens[max(by_tokens, key=int)],
