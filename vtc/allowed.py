@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vtc.errors import UserError, nearest, shorten
+from vtc.errors import UserError, nearest
 
 LONGEST = 120  # characters of a value in an error
 WIDEST = 2**63 - 1  # the largest whole number that torch, numpy and files can hold
