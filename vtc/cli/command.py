@@ -63,7 +63,7 @@ class Sweep:
 
 def one_line(error: BaseException) -> str:
     """The error's own words, or its kind where it has none."""
-    words = " ".join(str(error).split())
+    words = " ".join(str(error).split()).encode(errors="backslashreplace").decode()  # of a command line, of file names
     return words if isinstance(error, UserError) else f"{type(error).__name__}: {words}"
 
 

@@ -25,6 +25,7 @@ from vtc.configuration.overrides import (
     ERRORS,
     OWN_SUITES,
     SHORT,
+    is_listed,
     quoted,
     read,
     short_dtype,
@@ -181,7 +182,7 @@ def prepare(words: Sequence[str], sweeping: bool = False) -> list[Override]:
         if override.is_sweep_override() and not sweeping:
             meant = f"several values are a sweep: python -m vtc -m …; a text with commas is quoted: {quoted(word)}"
             raise UserError(f"{word}: {meant}")
-        if override.is_sweep_override() and not override.is_discrete_sweep():
+        if not is_listed(override):
             raise UserError(f"{word}: allowed in a sweep: values with commas between them, choice(…), range(…)")
         group, _, rest = key.partition(".")
         if rest == "name" and group in GROUPS:
@@ -237,7 +238,7 @@ def check_additions(overrides: Sequence[Override]) -> None:
     Hydra adds anything that is asked for with a plus, and a misspelt budget would be ignored in silence.
     """
     added = [o for o in overrides if o.is_add() or o.is_force_add()]
-    added = [o for o in added if not _is_group(o.key_or_group) and o.key_or_group.split(".")[0] != "hydra"]
+    added = [o for o in added if not _is_group(o.key_or_group) and not o.key_or_group.startswith("hydra")]
     if added:
         _check_keys(_base(overrides), added)
 
@@ -258,7 +259,7 @@ def explained(error: Exception, words: Sequence[str]) -> UserError:
     """Hydra's or OmegaConf's error in one line: the key, its value, what is allowed, the nearest match."""
     overrides = [read(word) for word in words]
     try:
-        own = [o for o in overrides if not (o.is_add() or o.key_or_group.split(".")[0] == "hydra")]
+        own = [o for o in overrides if not (o.is_add() or o.key_or_group.startswith("hydra"))]
         _check_keys(_base(overrides), own)
     except UserError as refusal:
         return refusal

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -34,8 +34,7 @@ SHORT = {
 }
 # Keys whose value is a text whatever it looks like: a folder may be called 1e3.
 TEXTS = {"output_dir", "data", "checkpoint", "pretrained", "backbone.pretrained", "benchmark.data", "report.output",
-         "report.title", "training.folder", "training.start", "training.pretrained", "training.data.path",
-         "training.data.images", "training.data.captions", "training.data.cache"}  # fmt: skip
+         "report.title", "training.folder", "training.start", "training.pretrained"}  # fmt: skip
 
 
 def read(word: str) -> Override:
@@ -53,7 +52,7 @@ def read(word: str) -> Override:
         raise UserError(f"{word}: keys can't be removed; where a key may be empty, write {key}=null")
     if override.package is not None:
         raise UserError(f"{word}: a key has no @; settings are written key=value")
-    for value in values(override) if _is_listed(override) else ():
+    for value in values(override) if is_listed(override) else ():
         for text in value if isinstance(value, list) else [value]:
             if str(text) == "???":
                 raise UserError(f"{word}: a value is needed")
@@ -99,7 +98,7 @@ def spelled_out(words: Sequence[str]) -> list[str]:
         override = read(word)
         key = override.key_or_group
         long = f"backbone.{key}" if key in SHORT else key
-        means = [short_dtype(value) for value in values(override)] if _is_listed(override) else [override.value()]
+        means = [short_dtype(value) for value in values(override)] if is_listed(override) else [override.value()]
         if long in out:
             earlier, meant, _ = out[long]
             if [*map(repr, meant)] != [*map(repr, means)]:
@@ -109,9 +108,9 @@ def spelled_out(words: Sequence[str]) -> list[str]:
     return [text for _, _, text in out.values()]
 
 
-def _is_listed(override: Override) -> bool:
+def is_listed(override: Override) -> bool:
     """Whether its values can be told."""
-    return not override.is_sweep_override() or override.is_discrete_sweep()
+    return override.value_type not in (ValueType.GLOB_CHOICE_SWEEP, ValueType.INTERVAL_SWEEP)
 
 
 def _spelled_out(word: str, override: Override, long: str) -> str:
@@ -129,7 +128,7 @@ def _spelled_out(word: str, override: Override, long: str) -> str:
             raise UserError(f"{word}: {name} is a shipped benchmark; give the file another name")
         OWN_SUITES[name] = file
         return f"benchmark={name}"
-    if key == "method" and _is_listed(override) and any(isinstance(v, list) and v for v in values(override)):
+    if key == "method" and is_listed(override) and any(isinstance(v, list) and v for v in values(override)):
         names = ["+".join(map(str, v)) if isinstance(v, list) else str(v) for v in values(override)]
         return f"{head}={','.join(names)}"
     plain = not override.is_sweep_override() and isinstance(override.value(), (str, int, float))
