@@ -115,7 +115,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
 
 def write_text(path: Path, text: str) -> Path:
     with whole(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))  # names of files may hold bytes that are no UTF-8
     return path
 
 

@@ -68,6 +68,8 @@ def _evaluate(job: Job, crew: Crew) -> Path:
         read = run.finished() and job.resume is not False
         fate = "its result exists and would be read" if read else "would be written to"
         console.print(f"run {run.id}  {fate}: {run.path}", markup=False, soft_wrap=True)
+        if run.damage:
+            console.print(f"            {run.damage}", markup=False, soft_wrap=True)
         return run.path
     with run.lock():
         if job.resume is False:
