@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vtc.errors import UserError, nearest, shorten
+from vtc.errors import UserError, nearest
 
 LONGEST = 120  # characters of a value in an error
 WIDEST = 2**63 - 1  # the largest whole number that torch, numpy and files can hold
@@ -45,9 +45,11 @@ class Allowed:
         return Allowed(self.words, self.accepts, optional=True)
 
 
-def brief(value: Any) -> str:
-    """A value as a line can show it."""
-    return shorten(" ".join(str(value).split()), LONGEST)
+def brief(value: Any, most: int = LONGEST) -> str:
+    """A value as a line can show it: of `most` characters, what can't be printed escaped."""
+    words = " ".join(str(value).split())
+    words = words if words.isprintable() else ascii(words)[1:-1]
+    return words if len(words) <= most else f"{words[:most]}…"
 
 
 def is_number(value: Any) -> bool:
@@ -89,11 +91,13 @@ def text(words: str = "a text") -> Allowed:
     return Allowed(words, lambda v: isinstance(v, str) and bool(v))
 
 
-def several(words: str, each: Allowed, count: int | None = None) -> Allowed:
-    """Lists of values of one kind, `count` of them where it is said."""
+def several(words: str, each: Allowed, count: int | None = None, least: int = 0) -> Allowed:
+    """Lists of values of one kind, `count` of them where it is said, or at least so many."""
 
     def accepts(value: Any) -> bool:
-        return isinstance(value, (list, tuple)) and count in (None, len(value)) and all(map(each.accepts, value))
+        if not isinstance(value, (list, tuple)) or count not in (None, len(value)):
+            return False
+        return len(value) >= least and all(map(each.accepts, value))
 
     return Allowed(words, accepts)
 

@@ -76,13 +76,13 @@ def _plain(value: Any, what: Decides) -> Any:
 def digest(value: Any) -> str:
     """Hash of plain values: of the same content the same, whatever the order of its keys."""
     text = json.dumps(_plain(value, EVERYTHING), sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
 
 
 def hash_bytes(parts: Iterable[bytes | str]) -> str:
     """Hash of a sequence of texts and byte strings; where one ends and the next begins counts."""
     state = hashlib.sha256()
     for part in parts:
-        part = part.encode() if isinstance(part, str) else part
+        part = part.encode(errors="backslashreplace") if isinstance(part, str) else part  # no UTF-8, in a file's name
         state.update(len(part).to_bytes(8, "big") + part)
     return state.hexdigest()

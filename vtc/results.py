@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vtc import allowed
-from vtc.errors import UserError, shorten
+from vtc.errors import UserError
 from vtc.identity import digest, hash_bytes
 
 SCHEMA = 1
@@ -29,7 +29,7 @@ GROUPS = ("understanding", "discriminative")  # generated answers, and embedding
 # What a result file may hold, as far as it is read. A key that an earlier version didn't write may be missing.
 LARGEST, DEEPEST = 64 << 20, 40  # bytes of a file, levels of sections in sections
 NUMBER, COUNT = allowed.number().or_null(), allowed.number("a number from 0 on", least=0, most=1e30).or_null()
-LINE, TEXT, SECTION = allowed.line(), allowed.text().or_null(), allowed.mapping("a section")
+LINE, TEXT, SECTION = allowed.line(), allowed.TEXT, allowed.mapping("a section")
 REQUIRED = {"task", "value"}
 EMPTY = ("checkpoint", "baseline", "efficiency")  # sections that may be null
 MEAN = {**dict.fromkeys(("value", "retained"), NUMBER), **dict.fromkeys(("stderr", "baseline", "blind", "bag"), COUNT)}
@@ -115,7 +115,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
 
 def write_text(path: Path, text: str) -> Path:
     with whole(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))  # names of files may hold bytes that are no UTF-8
     return path
 
 
@@ -177,15 +177,15 @@ def load(path: str | Path) -> dict[str, Any]:
         _refuse_deep(result)
         json.dumps(result, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of NaN
-        raise ValueError(f"{path}: not a result file ({shorten(str(error), 100)})") from error
+        raise ValueError(f"{path}: not a result file ({allowed.brief(error, 100)})") from error
     if not isinstance(result, dict) or any(s not in result for s in SECTIONS):
         raise ValueError(f"{path}: not a result file (sections missing)")
     if result.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: schema {shorten(str(result.get('schema')), 20)}, this version reads {SCHEMA}")
+        raise ValueError(f"{path}: schema {allowed.brief(result.get('schema'), 20)}, this version reads {SCHEMA}")
     try:
         _check(result, FIELDS)
     except UserError as error:
-        raise ValueError(f"{path}: {shorten(str(error), 200)}") from error
+        raise ValueError(f"{path}: {allowed.brief(error, 200)}") from error
     return result
 
 

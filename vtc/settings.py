@@ -40,7 +40,7 @@ OPTIMIZER = one_of("adamw", "muon")
 DECAY = one_of("cosine", "linear", "constant")
 LOSSES = one_of("both", "ar", "disc")
 SOURCES = several("a list of {path, images, format, kind, captions}", SECTION).or_null()
-STAGES = several("a list of stages, each with a name, lr and steps or epochs", SECTION)
+STAGES = several("a list of stages, each with a name, lr and steps or epochs", SECTION, least=1)
 ROWS = Allowed("a whole number of 1 or more", whole(1, 10**6).accepts)
 SKIPPED = Allowed("a share of the samples below 1, or a count", lambda v: ZERO_TO_ONE.accepts(v) or whole(0).accepts(v))
 DEVICE = Allowed("auto, cpu, mps, cuda, cuda:<n>", _is_device)
@@ -374,14 +374,14 @@ class TrainingSettings:
         Raises:
             UserError: as `from_mapping`.
         """
-        typed = {**values, "log": values.get("log") or ()}
-        typed["data"] = from_mapping(DataSettings, typed.get("data") or {}, "training.data")
-        if typed.get("lora"):
+        typed = {key: value for key, value in values.items() if value is not None or key not in ("data", "lora", "log")}
+        typed["data"] = from_mapping(DataSettings, typed.get("data", {}), "training.data")
+        if "lora" in typed:
             typed["lora"] = from_mapping(LoraSettings, typed["lora"], "training.lora")
-        STAGES.check("training.stages", stages := typed.get("stages") or ())
-        typed["stages"] = tuple(
-            from_mapping(StageSettings, stage, f"training.stages.{n}") for n, stage in enumerate(stages)
-        )
+        if "stages" in typed:
+            STAGES.check("training.stages", typed["stages"])
+            numbered = enumerate(typed["stages"])
+            typed["stages"] = tuple(from_mapping(StageSettings, each, f"training.stages.{n}") for n, each in numbered)
         training = from_mapping(cls, typed, "training")
         if len({stage.name for stage in training.stages}) < len(training.stages):
             raise UserError("training.stages: two stages have one name; each needs a folder of its own")

@@ -56,13 +56,16 @@ def questions(folder: Path, videos: Path, prefix: str, task: str) -> list[Doc]:
     entries, answer_entries = (_list(folder / name, task) for name in ("test_q.json", "test_a.json"))
     answers = {str(a.get("question_id")): str(a.get("answer")) for a in answer_entries}
     there = {p.stem: p for p in sorted(videos.iterdir()) if p.suffix.lower() in VIDEOS}
-    rows = []
+    rows: list[Doc] = []
+    ids: set[str] = set()
     for at, q in enumerate(entries):
         number, name = str(q.get("question_id")), f"{prefix}{q.get('video_name')}"
+        where = f"benchmark.tasks={task}: {folder / 'test_q.json'}: entry {at}"
         if number not in answers or not q.get("question"):
-            raise UserError(
-                f"benchmark.tasks={task}: {folder / 'test_q.json'}: entry {at} has no question or no answer"
-            )
+            raise UserError(f"{where} has no question or no answer")
+        if number in ids or q.get("question_id") is None:
+            raise UserError(f"{where}: question_id={number}: each question needs an id of its own")
+        ids.add(number)
         path = there.get(name, videos / f"{name}{VIDEOS[0]}")
         rows.append({"id": number, "video": str(path), "question": str(q["question"]), "answer": answers[number]})
     if not any(Path(row["video"]).stem in there for row in rows):
@@ -75,7 +78,7 @@ def questions(folder: Path, videos: Path, prefix: str, task: str) -> list[Doc]:
 def _list(file: Path, task: str) -> list[Doc]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"benchmark.tasks={task}: {file} can't be read ({error})") from None
     if not isinstance(content, list) or not content or not all(isinstance(entry, dict) for entry in content):
         raise UserError(f"benchmark.tasks={task}: {file}: a list of objects is needed")

@@ -275,6 +275,25 @@ def test_a_task_counts_once(tmp_path):
         source_of(BenchmarkSettings("pocket", ("pocket_choice", "pocket_counting", "pocket_choice"))).specs(0)
 
 
+def test_a_file_in_pockets_layout_names_each_question_once(tmp_path):
+    from pocket_rows import make_rows, write_rows
+
+    file, rows = tmp_path / "pocket_choice.parquet", make_rows("pocket_choice")
+    source = source_of(BenchmarkSettings("pocket", ("pocket_choice",), data=str(tmp_path)))
+    write_rows(file, rows)
+    source.check(None, ["pocket_choice"])
+    for changed, words in (
+        ({**rows[3], "id": rows[1]["id"]}, "row 3: id=choice-1: each row needs an id of its own"),
+        ({**rows[3], "id": None}, "row 3: id=None"),
+    ):
+        write_rows(file, [*rows[:3], changed, *rows[4:]])
+        with pytest.raises(UserError, match=words):
+            source.check(None, ["pocket_choice"])
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(UserError, match="pocket_choice.parquet can't be read"):
+        source.check(None, ["pocket_choice"])
+
+
 def test_samples_of_a_data_set_with_repeated_ids_are_told_apart():
     """Upstream's sets and a group's tasks: what is paired with the baseline's is the question at the same place."""
 

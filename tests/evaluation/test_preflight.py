@@ -248,6 +248,18 @@ def test_an_entry_with_a_slip(tmp_path, refused):
     assert "benchmark.about.pope.skale: unknown" in refused(f"benchmark={file}")
     file.write_text("about: {pope: {requires: [jawa]}}")
     assert "requires: jawa: unknown; allowed: java" in refused(f"benchmark={file}")
+    for entry, words in (
+        ("[100]", "benchmark.about.pope="),
+        ("{files: abc}", "benchmark.about.pope.files=abc: allowed: a list"),
+        ("{requires: java}", "benchmark.about.pope.requires=java: allowed: a list"),
+        ("{together: 0}", "benchmark.about.pope.together=0"),
+        ("{max_new_tokens: many}", "benchmark.about.pope.max_new_tokens=many"),
+        ("{metric: 5}", "benchmark.about.pope.metric=5"),
+        ("{samples_mean: often}", "benchmark.about.pope.samples_mean=often"),
+        ("{scale: .nan}", "benchmark.about.pope.scale=nan"),
+    ):
+        file.write_text(f"about: {{pope: {entry}}}")
+        assert words in refused(f"benchmark={file}")
 
 
 def test_the_names_of_all_tasks_are_those_that_lmms_eval_finds():

@@ -96,3 +96,13 @@ def test_a_share_is_of_what_is_full():
     row = {"value": 1500.0, "stderr": None, "baseline": 1600.0, "scale": 2000.0}
     assert [results.share(row, key) for key in ("value", "stderr", "baseline", "blind")] == [0.75, None, 0.8, None]
     assert results.share({"value": 0.5}) == 0.5, "results of earlier versions hold shares alone"
+
+
+def test_names_of_files_may_hold_bytes_that_are_no_utf8(tmp_path):
+    """After hours of inference is too late to see that a path can't be written down."""
+    name = os.fsdecode(b"caf\xe9.jsonl")
+    written = {**result(), "run": {"id": "x"}, "config": {"benchmark": {"data": name}}}
+    stored = results.load(results.write(tmp_path, written))
+    assert stored["config"]["benchmark"]["data"] == name and stored["digest"] == results.digest_of(stored)
+    (tmp_path / f"{name}.json").write_text("{}")
+    assert results.hash_weights([tmp_path]) != results.hash_weights([None])

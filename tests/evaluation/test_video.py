@@ -160,6 +160,12 @@ def test_a_backbone_without_videos_is_refused_in_one_line(backbone, msvd):
         ("test_q.json", "{", "test_q.json can't be read"),
         ("test_a.json", "{}", "test_a.json: a list of objects is needed"),
         ("test_a.json", '[{"answer": "a", "question_id": 9}]', "entry 0 has no question or no answer"),
+        ("test_q.json", "[" * 100_000, "test_q.json can't be read"),
+        (
+            "test_q.json",
+            '[{"question": "?", "question_id": 1}, {"question": "!", "question_id": "1"}]',
+            "entry 1: question_id=1",
+        ),
     ],
 )
 def test_files_that_are_no_questions(file, content, said, oracle, msvd):

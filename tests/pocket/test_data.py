@@ -8,11 +8,14 @@ import torch
 from PIL import Image
 
 from vtc.data.training.batch import IGNORE
+from vtc.errors import UserError
 from vtc.pocket import splits
 from vtc.pocket.data import attention, draw_questions, draw_scenes, image_prefix, pack, render
 from vtc.pocket.model import build_model, build_processor, build_tokenizer, encode
 from vtc.pocket.questions import KINDS
-from vtc.pocket.scenes import scene_rng
+from vtc.pocket.scenes import draw_scene, scene_rng
+from vtc.pocket.source import PocketSource
+from vtc.settings import DataSettings
 
 WEIGHTS = {kind: 1.0 for kind in KINDS if kind != "captions"}
 
@@ -73,6 +76,28 @@ def test_labels_are_the_answers_and_nothing_else(batch):
             labels = packed.labels[row][(packed.blocks[row] == block) & (packed.labels[row] != IGNORE)]
             assert labels.tolist() == [*encode(question.answer), *encode("</s>")]
     assert (packed.labels[packed.attention_mask == 0] == IGNORE).all()
+
+
+def test_a_scene_that_has_no_answer_is_asked_another_kind():
+    """Reading alone, of a scene without digits: not an endless search."""
+    scene = draw_scene(np.random.default_rng(0), "train", things=3, digits=0)
+    questions = draw_questions(np.random.default_rng(0), scene, 2, {"reading": 1.0}, caption=False)
+    assert [question.text.split()[:2] for question in questions] == [["is", "there"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"weights": {}}, "leaves no kind"),
+        ({"weights": {"reading": 0}}, "leaves no kind"),
+        ({"weights": {"readin": 1}}, "did you mean 'reading'"),
+        ({"weights": {"reading": 1}, "first_kinds": ["choice"], "first_share": 0.5}, "leaves no kind"),
+        ({"weights": {"reading": 1}, "first_kinds": ["chois"]}, "training.data.first_kinds=chois"),
+    ],
+)
+def test_weights_that_leave_no_question(data, says):
+    with pytest.raises(UserError, match=says):
+        PocketSource.check(DataSettings(**data))
 
 
 def test_batches_are_a_function_of_seed_and_step():

@@ -452,6 +452,9 @@ def test_methods_at_other_budgets_are_not_paired(sweep: Path) -> None:
     (setting,), _ = collect([sweep])
     rows = tables.differences(setting)
     assert len(rows) == 3 * 6 and {r["tokens"] for r in rows} == {4, 16, 36}
+    for tokens in (4, 16, 36):
+        mine = [r for r in rows if r["tokens"] == tokens]
+        assert [r["p_holm"] for r in mine] == holm([r["p_value"] for r in mine]), "corrected within a budget"
     assert all(r["difference"] >= 0 for r in rows)
 
 

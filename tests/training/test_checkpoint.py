@@ -173,6 +173,23 @@ def test_files_that_are_no_weights(tmp_path, content):
         checkpoint.names_in(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["folder", "dangling link", "loop"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "manifest.json"])
+def test_what_stands_in_the_place_of_a_file(tmp_path, kind, name):
+    stored(tmp_path)
+    file = tmp_path / name
+    file.unlink()
+    if kind == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to(tmp_path / ("nowhere" if kind == "dangling link" else name))
+    with pytest.raises(UserError, match=f"{name} is not readable") as error:
+        checkpoint.load(tmp_path, *trained(rank=4))
+    assert "\n" not in str(error.value)
+    if name == "weights.safetensors":
+        assert "can't be read" in checkpoint.damage(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

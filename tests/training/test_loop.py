@@ -73,6 +73,22 @@ def test_without_a_terminal_there_is_a_line_now_and_then(tmp_path, capsys, monke
     assert all("fit 0." in line and line.endswith(" left") for line in lines)
 
 
+@pytest.mark.parametrize(("scale", "number"), [(float("nan"), "fit nan"), (float("inf"), "fit inf"), (1e30, "norm")])
+def test_a_loss_that_is_not_finite_ends_the_stage(tmp_path, scale, number):
+    """In a line, with the state of before; not hours later with weights that nobody can load."""
+
+    class Broken(Toy):
+        def losses(self, batch):
+            loss = super().losses(batch)["fit"]
+            return {"fit": loss * scale * (1e30 if number == "norm" else 1) if self.seen[-1] == 3 else loss}
+
+    settings = StageSettings("toy", steps=10, lr=1e-2, checkpoint_every=2)
+    with pytest.raises(UserError, match=f"step 4 of stage 'toy' .*isn't finite .*{number}") as error:
+        train_stage(Broken(), settings, tmp_path, quiet=True)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-000002"]
+
+
 def test_schedule_shapes():
     parameter = nn.Parameter(torch.zeros(2, 2))
     for decay in ("cosine", "linear", "constant"):

@@ -1,6 +1,7 @@
 """A training is a function of its configuration: where it starts from, and what it hands to the loop."""
 
 import dataclasses
+import errno
 import shlex
 import shutil
 import time
@@ -9,11 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from method_cases import pocket
+from safetensors import SafetensorError
 
 from vtc import checkpoint, registry, shipped
 from vtc.configuration import parse
 from vtc.errors import UserError
 from vtc.methods import build
+from vtc.pocket.questions import KINDS
 from vtc.pocket.source import PocketSource
 from vtc.registry import training_sources
 from vtc.settings import StageSettings
@@ -207,6 +210,69 @@ def test_weights_of_another_training_are_neither_taken_nor_lost(tmp_path, change
         train(job)
     assert "\n" not in str(error.value) and (target / "weights.safetensors").is_file()
     assert not recipes.is_finished(dataclasses.replace(job, resume=False), target)
+
+
+def test_training_anew_keeps_the_old_weights_until_there_are_new_ones(monkeypatch, tmp_path):
+    def dies(*_, **__):
+        raise Began
+
+    job, target = trained(tmp_path)
+    before = {file.name: file.read_bytes() for file in target.iterdir()}
+    monkeypatch.setattr(loop, "train_stage", dies)
+    with pytest.raises(Began):
+        train(dataclasses.replace(job, resume=False))
+    assert before == {file.name: file.read_bytes() for file in target.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("I/O error: No space left on device"),
+    ],
+)
+def test_a_disk_that_fills_up_is_told_in_a_line(monkeypatch, tmp_path, error):
+    def fails(job):
+        raise error
+
+    monkeypatch.setitem(registry.recipes._registered, "fails", fails)
+    job = parse(["action=train", "method=victor", "tokens=4", "training.recipe=fails", f"output_dir={tmp_path}"])
+    with pytest.raises(UserError, match="can't be written .*No space left on device.*what was stored is kept"):
+        train(job)
+    error = OSError(errno.ECONNRESET, "Connection reset by peer")
+    with pytest.raises(OSError, match="Connection reset"):
+        train(job)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["training.stages.0.train=[]"], "training.stages.0.train=[]: allowed: some of method"),
+        ([f"training.data.weights.{kind}=0" for kind in KINDS if kind != "captions"], "leaves no kind of question"),
+        (["training.data.source=files"], "training.data.path=null"),
+        (["training.start={start}"], "weights.safetensors is missing"),
+        (["training.folder=/dev/null/x"], "/dev/null/x: can't be written (Not a directory)"),
+        (["training.folder={start}/manifest.json"], "manifest.json: can't be written (File exists)"),
+        (["training.folder={long}"], "can't be written (File name too long)"),
+    ],
+)
+def test_what_can_be_refused_is_refused_before_the_backbone_is_loaded(monkeypatch, tmp_path, overrides, says):
+    def loads(*_):
+        raise AssertionError("the backbone was loaded")
+
+    monkeypatch.setattr("vtc.backbones.base.Backbone.load", loads)
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start/manifest.json").write_text("{}")
+    places = {
+        "{start}": str(tmp_path / "start"),
+        "{empty}": str(tmp_path / "start"),
+        "{long}": str(tmp_path / ("x" * 300)),
+    }
+    for name, place in places.items():
+        overrides = [override.replace(name, place) for override in overrides]
+    with pytest.raises(UserError) as error:
+        train(parse(["action=train", "method=victor", "tokens=16", f"output_dir={tmp_path}", *overrides]))
+    assert says in str(error.value) and "\n" not in str(error.value)
 
 
 def test_the_folder_of_a_training_stands_for_its_weights(tmp_path):

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 import toy
+from safetensors.torch import load_file, save_file
 
 from vtc.errors import UserError
 from vtc.settings import TrainingSettings
@@ -62,6 +63,34 @@ def _dies(folder, where, count):
     _train(folder)
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda t: {k: v for k, v in t.items() if "parameter" not in k},
+        lambda t: {k: v.flatten() for k, v in t.items()},
+        lambda t: {k: v.double() for k, v in t.items()},
+        lambda t: {k: v * float("nan") for k, v in t.items()},
+        lambda t: t | {"optimizer/0/99/exp_avg": torch.zeros(2)},
+        lambda t: t | {"optimizer/0/x/exp_avg": torch.zeros(2)},
+    ],
+)
+def test_a_state_that_was_edited_is_refused_in_a_line(tmp_path, edit):
+    """Its checksums were mended too, so that only what it holds tells."""
+    with pytest.raises(KeyboardInterrupt):
+        train_stage(toy.Toy(stop_at=2), toy.plan(4, checkpoint_every=1), tmp_path, quiet=True)
+    newest = tmp_path / "state/step-000002"
+    save_file({k: v.contiguous() for k, v in edit(load_file(newest / state.TENSORS)).items()}, newest / state.TENSORS)
+    rest = json.loads((newest / state.REST).read_text())
+    rest["files"][state.TENSORS] = state._fingerprint(newest / state.TENSORS)
+    (newest / state.REST).write_text(json.dumps(rest))
+    try:
+        train_stage(toy.Toy(), toy.plan(4, checkpoint_every=1), tmp_path, quiet=True)
+    except UserError as error:
+        assert "step-000002 doesn't fit this training" in str(error) and "\n" not in str(error)
+    else:
+        raise AssertionError("it was taken")
+
+
 def test_killed_at_random_moments(tmp_path, never_killed):
     draw = random.Random(0)
     begun, folder = 0, tmp_path / "run"
@@ -96,7 +125,9 @@ def test_killed_while_writing(tmp_path, never_killed, where, count):
     assert not [f for f in (tmp_path / "state").iterdir() if f.suffix]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "no json", "half a json"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "flipped", "no json", "half a json", "list", "nested", "no step", "folder"]
+)
 def test_a_damaged_state_is_passed_over(tmp_path, never_killed, damage, capfd):
     stop = toy.Toy(dropout=0.3, stop_at=7)
     plan = {k: v for k, v in PLAN.items() if k != "dropout"} | {"lr": 0.05, "log_every": 1}
@@ -111,8 +142,14 @@ def test_a_damaged_state_is_passed_over(tmp_path, never_killed, damage, capfd):
         tensors.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     elif damage == "no json":
         rest.unlink()
-    else:
+    elif damage == "half a json":
         rest.write_text(rest.read_text()[:100])
+    elif damage == "folder":
+        tensors.unlink()
+        tensors.mkdir()
+    else:
+        edited = json.loads(rest.read_text()) | {"step": "7"}
+        rest.write_text({"list": "[]", "nested": "[" * 100_000}.get(damage, json.dumps(edited)))
     stage, _ = toy.train(tmp_path, STEPS, **PLAN)
     assert stage.seen[0] == 6
     said = capfd.readouterr().err

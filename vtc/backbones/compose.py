@@ -125,9 +125,9 @@ def _processor(language_model: str, vision_tower: str, vision: Any) -> tuple[Any
     """
     from transformers import AddedToken, AutoImageProcessor, AutoTokenizer, LlavaProcessor
 
-    with reading(f"--language-model={language_model}"):
+    with reading("--language-model", language_model):
         tokenizer = AutoTokenizer.from_pretrained(language_model)
-    with reading(f"--vision-tower={vision_tower}"):
+    with reading("--vision-tower", vision_tower):
         images = AutoImageProcessor.from_pretrained(vision_tower)
     size = dict((images.crop_size if getattr(images, "do_center_crop", False) else images.size) or {})
     if (size.get("height"), size.get("width")) != (vision.image_size, vision.image_size):
@@ -162,7 +162,7 @@ def _weights(key: str, source: str, cls: str, config: Any, dtype: torch.dtype) -
     """The model of that class, every parameter read from `source`."""
     import transformers
 
-    with reading(f"{key}={source}"), _quiet():
+    with reading(key, source), _quiet():
         model, report = getattr(transformers, cls).from_pretrained(
             source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
         )

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vtc import hub
 from vtc.errors import UserError
 from vtc.settings import SHORT_DTYPES, BackboneSettings, from_mapping
 
@@ -61,19 +62,25 @@ def auto_config(key: str, source: str, trust_remote_code: bool = False) -> Any:
 
     if looks_local(source) and not (Path(source) / "config.json").is_file():
         raise UserError(f"{key}={source}: no config.json there; give a transformers folder or a hub id")
-    with reading(f"{key}={source}"):
+    with reading(key, source):
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
 
 
 @contextmanager
-def reading(what: str, done: str = "read") -> Iterator[None]:
-    """Errors of transformers' reading as `UserError`s that begin with `what`."""
+def reading(key: str, source: str, done: str = "read") -> Iterator[None]:
+    """Errors of transformers' reading of what the setting `key` names, as `UserError`s. The hub is waited for no longer
+    than `vtc.hub` does.
+    """
     from safetensors import SafetensorError
 
+    remote = not looks_local(source)
+    if remote:
+        hub.answers()
     try:
         yield
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{what}: can't be {done} ({first_line(error)})") from error
+        why = hub.missing(source) if remote and isinstance(error, OSError) else ""
+        raise UserError(f"{key}={source}: can't be {done} ({why or f'{first_line(error)})'}") from error
 
 
 # -- checks
@@ -203,7 +210,7 @@ def load(family: type[B], settings: BackboneSettings) -> B:
     device_map = _device_map(settings)
     if device_map is None and not is_deepspeed_zero3_enabled():  # that gives each process its share of every weight
         device_map = {"": _one_device(settings)}
-    with reading(f"backbone.pretrained={source}", "loaded"):
+    with reading("backbone.pretrained", source, "loaded"):
         with _converting_reads(None if quantized else dtype):
             model, report = getattr(transformers, family.model_class).from_pretrained(
                 source,

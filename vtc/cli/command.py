@@ -9,15 +9,17 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import NoReturn, cast
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from vtc import __version__
 from vtc.cli import actions, help
-from vtc.configuration.compose import CONFIG, ERRORS, config_dir, explained, job_of, prepare, spelled_out, swept
+from vtc.configuration.compose import CONFIG, config_dir, explained, job_of, prepare
+from vtc.configuration.overrides import ERRORS, spelled_out, swept
 from vtc.errors import UserError
 
 MISTAKE = 2  # exit code for what the user can mend; 1 is for what only a programmer can
@@ -61,7 +63,7 @@ class Sweep:
 
 def one_line(error: BaseException) -> str:
     """The error's own words, or its kind where it has none."""
-    words = " ".join(str(error).split())
+    words = " ".join(str(error).split()).encode(errors="backslashreplace").decode()  # of a command line, of file names
     return words if isinstance(error, UserError) else f"{type(error).__name__}: {words}"
 
 
@@ -92,31 +94,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--version" in argv:
         say(f"vtc {__version__}")
         return 0
-    flags = [a for a in argv if a.startswith("-")]
-    for flag in flags:
-        if flag.split("=")[0] not in FLAGS:
-            complain(f"{flag}: unknown flag; settings are written key=value; see --help")
-            return MISTAKE
-    sweeping = any(f in ("-m", "--multirun") for f in flags)
-    overrides: list[str] = []
     try:
-        argv = spelled_out(argv)
-        overrides = [a for a in argv if not a.startswith("-")]
-        prepare(overrides)
-        varied = swept(overrides) if sweeping else {}
-        sweep = Sweep(math.prod(varied.values()), frozenset(varied))
-        _hydra(argv, sweep, sweeping)
-    except KeyboardInterrupt:
-        complain("interrupted; finished runs are kept, the same command goes on with the rest")
-        return 130
+        flags, words = split(argv)
+        words = spelled_out(words)
+        sweeping = "--multirun" in flags
+        varied = swept(prepare(words, sweeping))
     except UserError as error:
         complain(one_line(error))
         return MISTAKE
-    except OSError as error:  # a job keeps its own errors: this is the folder in which Hydra notes a sweep
-        complain(f"output_dir: {error.filename or ''}: {error.strerror}")
-        return MISTAKE
-    except ERRORS as error:
-        complain(one_line(explained(error, [o for o in overrides if not _is_flag_value(o, argv)])))
+    sweep = Sweep(math.prod(varied.values()), frozenset(varied))
+    try:
+        _hydra([*flags, *words], sweep, sweeping)
+    except KeyboardInterrupt:
+        complain("interrupted; finished runs are kept, the same command goes on with the rest")
+        return 130
+    except Exception as error:  # a job keeps its own errors: this is Hydra's
+        if any(word.startswith("hydra/launcher=") for word in words) and not isinstance(error, ERRORS):
+            raise  # or a job's that another process ran
+        complain(one_line(explained(error, words)))
         return MISTAKE
     if sweeping:
         say("\n" + sweep.summary()[0])
@@ -127,10 +122,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return MISTAKE if all(isinstance(error, UserError) for _, error in sweep.failed) else 1
 
 
-def _is_flag_value(word: str, argv: Sequence[str]) -> bool:
-    """Whether `word` belongs to the flag before it, as `job` in `--cfg job`."""
-    at = argv.index(word)
-    return at > 0 and argv[at - 1] in FLAGS and argv[at - 1] not in ("-m", "--multirun", "--resolve", "--run", "-r")
+def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The flags of a command line, with their values in one word, and its settings; they may stand in any order.
+
+    Raises:
+        UserError: an unknown flag, or a value that it doesn't have.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')}; see --help")
+
+    for word in argv:
+        if word.startswith("-") and word.split("=")[0] not in FLAGS:
+            raise UserError(f"{word}: unknown flag; settings are written key=value; see --help")
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    values = vars(parser.parse_intermixed_args(argv))
+    words = values.pop("overrides")
+    names = {key: f"--{key.replace('_', '-')}" for key, value in values.items() if value not in (None, False)}
+    return [name if values[key] is True else f"{name}={values[key]}" for key, name in names.items()], words
 
 
 def _hydra(argv: Sequence[str], sweep: Sweep, sweeping: bool) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 
 from vtc import __version__
 from vtc.configuration.choices import GROUPS, choices
-from vtc.configuration.compose import SHORT, config_dir
+from vtc.configuration.compose import config_dir
 from vtc.configuration.methods import options_in_words
+from vtc.configuration.overrides import SHORT
 from vtc.registry import methods
 
 USAGE = """\

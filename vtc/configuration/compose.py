@@ -12,26 +12,35 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vtc import shipped
 from vtc.budget import BUDGETS
-from vtc.configuration.choices import choices, configured, unconfigured
+from vtc.configuration.choices import GROUPS, choices, unconfigured
 from vtc.configuration.methods import method_node, store_methods
+from vtc.configuration.overrides import (
+    ERRORS,
+    OWN_SUITES,
+    SHORT,
+    is_listed,
+    quoted,
+    read,
+    short_dtype,
+    spelled_out,
+    typed,
+    values,
+)
 from vtc.configuration.resolve import resolve
 from vtc.configuration.unconfigured import NODES
 from vtc.errors import UserError, nearest, unknown
 from vtc.job import Job
 from vtc.registry import PART_BUDGETS, methods, parts
-from vtc.settings import SHORT_DTYPES, BackboneSettings, from_mapping
+from vtc.settings import BackboneSettings, from_mapping
 
 CONFIG = "config"
-ERRORS = (HydraException, OmegaConfBaseException)
-NEEDED = ("action", "backbone", "method", "benchmark", "training")
 
 
 def config_dir() -> Path:
@@ -45,14 +54,14 @@ def parse(overrides: Sequence[str] = ()) -> Job:
     Raises:
         UserError: an unknown key or choice, or a value that can't be read.
     """
-    overrides = spelled_out(overrides)
-    prepare(overrides)
+    words = spelled_out(overrides)
+    prepare(words)
     try:
         with hydra_at_rest():
-            config = hydra_compose(CONFIG, overrides=list(overrides))
-    except ERRORS as error:
-        raise explained(error, overrides) from None
-    return job_of(config, overrides)
+            config = hydra_compose(CONFIG, overrides=words)
+    except Exception as error:  # of what a user may type much ends in Hydra as a bare ValueError or TypeError
+        raise explained(error, words) from None
+    return job_of(config, words)
 
 
 def job_of(config: DictConfig, overrides: Sequence[str]) -> Job:
@@ -61,8 +70,13 @@ def job_of(config: DictConfig, overrides: Sequence[str]) -> Job:
     Raises:
         UserError: as `resolve`.
     """
-    settle(config)
-    return resolve(config, [typed(override) for override in overrides])
+    try:
+        settle(config)
+        return resolve(config, [typed(override) for override in overrides])
+    except (OmegaConfBaseException, RecursionError) as error:  # interpolations, which are followed when they are read
+        key = getattr(error, "full_key", None) or "configuration"
+        why = "it is made of itself" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        raise UserError(f"{key}: {why}") from None
 
 
 @contextmanager
@@ -77,72 +91,6 @@ def hydra_at_rest() -> Iterator[None]:
         GlobalHydra.instance().hydra = before
 
 
-def parsed(overrides: Sequence[str]) -> list[Override]:
-    """The overrides that can be parsed; sweeps (`tokens=4,16`) are one override."""
-    parser = OverridesParser.create()
-    out = []
-    for text in overrides:
-        try:
-            out.append(parser.parse_override(text))
-        except ERRORS:
-            continue
-    return out
-
-
-def values(override: Override) -> list[Any]:
-    """The values that an override takes: one, or those of its sweep."""
-    return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
-
-
-def joined(text: str) -> str:
-    """`method=[visionzip,fastv]` as `method=visionzip+fastv`, one choice for Hydra; the file of a suite,
-    `benchmark=my/suite.yaml`, as `benchmark=suite`; any other word as it is.
-
-    Raises:
-        UserError: a suite that is called as a shipped one is.
-    """
-    for override in parsed([text]):
-        if override.key_or_group == "benchmark" and not override.is_sweep_override():
-            file = str(override.value())
-            if file.endswith(".yaml"):
-                name = Path(file).stem
-                if name in configured("benchmark"):
-                    raise UserError(f"{text}: {name} is a shipped benchmark; give the file another name")
-                OWN_SUITES[name] = file
-                return f"benchmark={name}"
-        if override.key_or_group == "method" and any(isinstance(value, list) and value for value in values(override)):
-            names = ["+".join(map(str, v)) if isinstance(v, list) else str(v) for v in values(override)]
-            return f"{text.partition('=')[0]}={','.join(names)}"
-    return text
-
-
-def spelled_out(words: Sequence[str]) -> list[str]:
-    """The command line as Hydra reads it: `dtype=bf16` as `backbone.dtype=bf16` (every key of `SHORT`), a list
-    of methods as one choice; any other word as it is.
-
-    Raises:
-        UserError: a key given both ways, with different values.
-    """
-    out = []
-    by_key = {override.key_or_group: override for override in parsed(words)}
-    for word in map(joined, words):
-        override = next(iter(parsed([word])), None)
-        key = "" if override is None else override.key_or_group
-        if override is None or key not in SHORT:
-            out.append(word)
-        elif (long := by_key.get(f"backbone.{key}")) is None:
-            head, equals, tail = word.partition("=")
-            out.append(f"{head.removesuffix(key)}backbone.{key}{equals}{tail}")
-        elif [short_dtype(v) for v in values(override)] != [short_dtype(v) for v in values(long)]:
-            raise UserError(f"{word}, {long.input_line}: one key, two values; give one of the two")
-    return out
-
-
-def short_dtype(value: Any) -> Any:
-    """`bf16` as bfloat16; anything else as it is."""
-    return SHORT_DTYPES.get(value, value) if isinstance(value, str) else value
-
-
 def settle(config: DictConfig) -> None:
     """What can be said in several ways is said in one, so that the run is the same: budgets of a composition's parts
     (`share_out`), dtypes, no quantisation.
@@ -154,15 +102,6 @@ def settle(config: DictConfig) -> None:
     for key, same in {"dtype": short_dtype, "quantization": lambda value: "none" if value is None else value}.items():
         if key in config.backbone:
             config.backbone[key] = same(config.backbone[key])
-
-
-OWN_SUITES: dict[str, str] = {}  # name → the file that `benchmark=` was given
-
-
-def typed(override: str) -> str:
-    """An override as the user typed it: a suite by its file again."""
-    key, _, value = override.partition("=")
-    return f"{key}={OWN_SUITES[value]}" if key == "benchmark" and value in OWN_SUITES else override
 
 
 def store_suite(name: str) -> None:
@@ -223,51 +162,58 @@ def share_out(config: DictConfig) -> None:
         config[key] = value[-1]
 
 
-def swept(overrides: Sequence[str]) -> dict[str, int]:
-    """The keys that `-m` varies, with how many values each."""
-    discrete = [o for o in parsed(overrides) if o.is_sweep_override() and o.is_discrete_sweep()]
-    return {override.key_or_group: len(values(override)) for override in discrete}
-
-
-def prepare(overrides: Sequence[str]) -> None:
+def prepare(words: Sequence[str], sweeping: bool = False) -> list[Override]:
     """Checks what Hydra would let pass or explain badly, and gives plug-ins a configuration; to call before Hydra.
 
     A method's configuration is its name and the options that its class declares. Only plug-ins that are named are
     imported.
 
+    Args:
+        words: spelled out.
+        sweeping: whether a key may have several values.
+
     Raises:
-        UserError: an unknown choice, several in one run, a key that is removed, a plug-in that can't be imported.
+        UserError: an unknown choice, several in one run, a plug-in that can't be imported.
     """
     store_methods()
-    for override in parsed(overrides):
-        group = override.key_or_group
-        if override.is_delete():
-            raise UserError(
-                f"{override.input_line}: keys can't be removed; where a key may be empty, write {group}=null"
-            )
-        if not _is_group(group):
-            continue
-        allowed = choices(group)
-        for value in values(override):
-            if value == []:
-                raise UserError(f"{override.input_line}: allowed: at least one {group}")
-            if isinstance(value, list):
-                many = ",".join(map(str, value))
-                raise UserError(
-                    f"{override.input_line}: one {group} a run; several are a sweep: python -m vtc -m {group}={many}"
-                )
-            if group == "benchmark" and value in OWN_SUITES:
-                store_suite(value)
-                continue
-            if group == "method" and "+" in str(value):
-                store_composition(str(value))
-                continue
-            if str(value) not in allowed and (value is not None or group in NEEDED):
-                raise unknown(group, "null" if value is None else value, allowed)
-            if value in unconfigured(group):
-                node = NODES[group](value)
-                ConfigStore.instance().store(group=group, name=value, node=node, provider="plug-in")
+    overrides = [read(word) for word in words]
+    for word, override in zip(words, overrides, strict=True):
+        key = override.key_or_group
+        if override.is_sweep_override() and not sweeping:
+            meant = f"several values are a sweep: python -m vtc -m …; a text with commas is quoted: {quoted(word)}"
+            raise UserError(f"{word}: {meant}")
+        if not is_listed(override):
+            raise UserError(f"{word}: allowed in a sweep: values with commas between them, choice(…), range(…)")
+        group, _, rest = key.partition(".")
+        if rest == "name" and group in GROUPS:
+            raise UserError(f"{word}: a choice has its own name; write {group}=…")
+        if _is_group(key):
+            _prepare_choice(word, key, values(override))
     check_additions(overrides)
+    return overrides
+
+
+def _prepare_choice(word: str, group: str, names: Sequence[Any]) -> None:
+    """Checks the choices of a group, and makes those that have no file.
+
+    Raises:
+        UserError: as `prepare`.
+    """
+    allowed = choices(group)
+    for name in names:
+        if name == [] or isinstance(name, dict):
+            raise UserError(f"{word}: allowed: at least one {group}, by its name")
+        if isinstance(name, list):
+            many = ",".join(map(str, name))
+            raise UserError(f"{word}: one {group} a run; several are a sweep: python -m vtc -m {group}={many}")
+        if group == "benchmark" and name in OWN_SUITES:
+            store_suite(name)
+        elif group == "method" and "+" in str(name):
+            store_composition(str(name))
+        elif str(name) not in allowed:
+            raise unknown(group, "null" if name is None else name, allowed)
+        elif name in unconfigured(group):
+            ConfigStore.instance().store(group=group, name=name, node=NODES[group](name), provider="plug-in")
 
 
 def store_composition(name: str) -> None:
@@ -286,29 +232,15 @@ def store_composition(name: str) -> None:
     ConfigStore.instance().store(group="method", name=name, node=node, provider="composition")
 
 
-def check_additions(overrides: Sequence[str]) -> None:
+def check_additions(overrides: Sequence[Override]) -> None:
     """`+key=…` and `++key=…` name a key that exists.
 
     Hydra adds anything that is asked for with a plus, and a misspelt budget would be ignored in silence.
     """
-    added = [o for o in parsed(overrides) if o.is_add() or o.is_force_add()]
-    added = [o for o in added if not _is_group(o.key_or_group) and o.key_or_group.split(".")[0] != "hydra"]
+    added = [o for o in overrides if o.is_add() or o.is_force_add()]
+    added = [o for o in added if not _is_group(o.key_or_group) and not o.key_or_group.startswith("hydra")]
     if added:
-        base = _base(parsed(overrides))
-        for override in added:
-            if problem := unknown_key(base, override.key_or_group, override.input_line or ""):
-                raise problem
-
-
-# Options of the backbone that are keys of their own too, with the words of --help.
-SHORT = {
-    "pretrained": "a transformers folder or hub id of the backbone's architecture",
-    "dtype": "bf16, fp16, fp32, or auto: as the weights are stored",
-    "device": "auto, cpu, cuda, cuda:<n>, mps",
-    "device_map": "auto: spread over the GPUs there are; balanced, balanced_low_0, sequential",
-    "attention": "sdpa, flash_attention_2, eager",
-    "quantization": "4bit, 8bit: the decoder's weights (pip install 'vtc[quant]'); none",
-}
+        _check_keys(_base(overrides), added)
 
 
 def backbone_settings(name: str, **changes: Any) -> BackboneSettings:
@@ -323,61 +255,54 @@ def backbone_settings(name: str, **changes: Any) -> BackboneSettings:
     return from_mapping(BackboneSettings, vars(parse([f"backbone={name}"]).backbone) | changes, "backbone")
 
 
-def explained(error: Exception, overrides: Sequence[str]) -> UserError:
-    """Hydra's or OmegaConf's error in one line: the key, what was given, what is allowed, the nearest match."""
-    parser = OverridesParser.create()
-    good: list[Override] = []
-    for text in overrides:
-        try:
-            good.append(parser.parse_override(text))
-        except ERRORS:
-            if "=" not in text:
-                return UserError(f"{text}: settings are written key=value, for example method=fastv; see --help")
-            return UserError(
-                f"{text}: can't be read as key=value; quote what holds spaces, commas or brackets: 'key=\"a, b\"'"
-            )
-
+def explained(error: Exception, words: Sequence[str]) -> UserError:
+    """Hydra's or OmegaConf's error in one line: the key, its value, what is allowed, the nearest match."""
+    overrides = [read(word) for word in words]
     try:
-        base = _base(good)
+        own = [o for o in overrides if not (o.is_add() or o.key_or_group.startswith("hydra"))]
+        _check_keys(_base(overrides), own)
+    except UserError as refusal:
+        return refusal
     except ERRORS as deeper:
-        return UserError(" ".join(str(deeper).split()))
-    for override in good:
-        key = override.key_or_group
-        if _is_group(key) or override.is_add() or key.split(".")[0] == "hydra":
-            continue
-        if problem := unknown_key(base, key, override.input_line or key):
-            return problem
-    cause = error.__cause__
-    lines = [line for text in (str(error), str(cause) if cause else "") for line in text.splitlines() if line.strip()]
-    if lines and lines[0].startswith("Ambiguous value"):
-        sweep = next((o.input_line for o in good if o.is_sweep_override()), "")
-        return UserError(f"{sweep}: several values are a sweep: python -m vtc -m …")
-    return UserError(" ".join(line.strip() for line in lines[:2]))
+        error = deeper
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return unknown(group, name, error.options)
+    causes = (str(error), str(error.__cause__ or ""))
+    lines = [line.strip() for text in causes for line in text.splitlines() if line.strip()]
+    return UserError(" ".join(lines[:2]) or type(error).__name__)
 
 
-def unknown_key(config: DictConfig, key: str, override: str) -> UserError | None:
-    """The error for a dotted key that the configuration doesn't have; None where it has it."""
+def _check_keys(config: DictConfig, overrides: Sequence[Override]) -> None:
+    """Raises `UserError` for the first dotted key that the configuration doesn't have."""
+    for override in overrides:
+        if not _is_group(override.key_or_group):
+            _check_key(config, override.key_or_group, override.input_line or override.key_or_group)
+
+
+def _check_key(config: DictConfig, key: str, word: str) -> None:
     node: Any = config
     path = key.split(".")
     for depth, part in enumerate(path):
-        if not isinstance(node, DictConfig):
-            return None
-        if part not in node:
-            prefix = ".".join(path[:depth])
+        prefix = ".".join(path[:depth])
+        if isinstance(node, ListConfig) and not (part.isdecimal() and int(part) < len(node)):
+            raise UserError(f"{word}: {prefix} is a list of {len(node)}; allowed: {prefix}=[…], {prefix}.0, …")
+        if isinstance(node, DictConfig) and part not in node:
             allowed = [str(k) for k in node if k not in ("hydra", "name")]
             if not prefix:
                 allowed = sorted({*allowed, *SHORT, *(d.name for d in config_dir().iterdir() if d.is_dir())})
             close = nearest(part, allowed)
             if not close and not prefix:
                 close = "; `python -m vtc --help` lists every key"
-            where = f"{prefix} has {', '.join(allowed) or 'no options'}" if prefix else ""
-            if prefix == "method":
-                where = f"method={config.method.get('name')} has {', '.join(allowed) or 'no options'}"
-            return UserError(f"{override}: unknown key '{key}'" + (f"; {where}" if where else "") + close)
-        if OmegaConf.is_interpolation(node, part) or OmegaConf.is_missing(node, part):
-            return None
-        node = node[part]
-    return None
+            name = f"method={config.method.get('name')}" if prefix == "method" else prefix
+            where = f"; {name} has {', '.join(allowed) or 'no options'}" if prefix else ""
+            raise UserError(f"{word}: unknown key '{key}'{where}{close}")
+        if not isinstance(node, (DictConfig, ListConfig)):
+            return
+        inner: Any = int(part) if isinstance(node, ListConfig) else part
+        if OmegaConf.is_interpolation(node, inner) or OmegaConf.is_missing(node, inner):
+            return
+        node = node[inner]
 
 
 def _is_group(key: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from vtc import shipped
 from vtc.allowed import one_of
@@ -43,19 +43,14 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
     Raises:
         UserError: a key that is missing or unknown, a value that isn't allowed, a file that isn't there.
     """
-    try:
-        values: dict[str, Any] = OmegaConf.to_container(  # type: ignore[assignment]
-            OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), resolve=True
-        )
-    except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
+    values: dict[str, Any] = OmegaConf.to_container(  # type: ignore[assignment]
+        OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), resolve=True
+    )
     missing = sorted(OmegaConf.missing_keys(config))
     if values["action"] == "train" and (absent := [key for key in missing if key.startswith("training")]):
         key = re.sub(r"\[(\d+)\]", r".\1", absent[0])
         raise UserError(f"{absent[0]}: the recipe needs it; give {key}=…")
     FOLDER.check("output_dir", values["output_dir"])
-    if values["checkpoint"] is not None:
-        values["checkpoint"] = str(values["checkpoint"])  # a folder may be called 3, or nan
     method = dict(values["method"])
     job = from_mapping(
         Job,
@@ -69,7 +64,7 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
             "training": _training(values),
             "report": from_mapping(ReportSettings, values.get("report") or {}, "report"),
             "ablation": _ablation(values, overrides),
-            "output_dir": Path(str(values["output_dir"])).expanduser(),
+            "output_dir": Path(os.path.expanduser(str(values["output_dir"]))),
             "overrides": None if overrides is None else tuple(overrides),
         },
     )

@@ -25,6 +25,7 @@ from vtc.engine.limits import check_context
 from vtc.engine.report import Tally
 from vtc.errors import UserError
 from vtc.interface import VISUAL, Compressor, Context, TokenSequence
+from vtc.interface.checks import MethodError
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,10 @@ class Walk:
             tokens = tokens.to(tokens.hidden.device)
         tokens = dataclasses.replace(tokens, compact=layer == 0 and len(tokens.position) == 1)
         context.next_layer_attention = partial(self._next_layer_attention, layer, past)
-        tokens = dataclasses.replace(self.method.reduce(tokens, layer, context), compact=False)
+        try:
+            tokens = dataclasses.replace(self.method.reduce(tokens, layer, context), compact=False)
+        except MethodError as error:
+            raise error.kind(f"method={self.method.name}: {error}") from None
         del context.next_layer_attention  # it holds the cache
         return tokens
 

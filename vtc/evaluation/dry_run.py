@@ -7,9 +7,11 @@ its configuration alone. Sizes of downloads are the hub's to say: where it can't
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vtc import hub
 from vtc.errors import UserError
 from vtc.evaluation.run_folder import RunFolder
 from vtc.job import Job
@@ -54,7 +56,8 @@ class Hub:
             pass
         if self.reachable:
             try:
-                info: Any = HfApi().repo_info(name, repo_type=kind, files_metadata=True, timeout=10)
+                ask = partial(HfApi().repo_info, name, repo_type=kind, files_metadata=True, timeout=hub.PATIENCE)
+                info: Any = hub.within(ask)
                 return Download(name, sum(file.size or 0 for file in info.siblings or ()))
             except Exception:  # no network, no such repository, no access: the size is unknown in any case
                 self.reachable = False

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from vtc import hub
 from vtc.errors import UserError, unknown
 from vtc.evaluation.spec import About
 from vtc.job import Job
@@ -169,9 +170,10 @@ def _on_the_hub(task: str, name: str, token: bool) -> None:
             "(HF_HUB_OFFLINE=1 takes what is in the cache without one)"
         )
     if cached(name):
+        hub.answers()  # else `datasets` would ask again and again before it looks into the cache
         return
     try:
-        huggingface_hub.HfApi().dataset_info(name, timeout=10)
+        hub.within(lambda: huggingface_hub.HfApi().dataset_info(name, timeout=hub.PATIENCE))
     except GatedRepoError:
         raise UserError(f"{where} is gated; accept its terms at https://huggingface.co/datasets/{name}") from None
     except RepositoryNotFoundError:

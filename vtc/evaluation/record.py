@@ -125,8 +125,8 @@ def _compared(tasks: list[TaskScores], baseline: RunFolder) -> dict[str, dict[st
     """Paired comparison with the baseline's samples, by task and by group."""
     import pandas as pd
 
-    columns = ["task", "id", "score", "stratum"]
-    samples = [(task.task, s.id, s.score, s.stratum) for task in tasks for s in task.samples]
+    columns = ["task", "id", "target", "score", "stratum"]
+    samples = [(task.task, s.id, s.target, s.score, s.stratum) for task in tasks for s in task.samples]
     mine = pd.DataFrame(samples, columns=columns).astype({"score": float})
     rows = [{"task": t.task, "group": t.group, "scale": t.scale} for t in tasks]
     return statistics.compare_samples(mine, results.samples(baseline.path), rows)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc import profiling, results
+from vtc.backbones.loading import read_config
 from vtc.errors import UserError
 from vtc.evaluation import crew as crews
 from vtc.evaluation import scorer
@@ -67,6 +68,8 @@ def _evaluate(job: Job, crew: Crew) -> Path:
         read = run.finished() and job.resume is not False
         fate = "its result exists and would be read" if read else "would be written to"
         console.print(f"run {run.id}  {fate}: {run.path}", markup=False, soft_wrap=True)
+        if run.damage:
+            console.print(f"            {run.damage}", markup=False, soft_wrap=True)
         return run.path
     with run.lock():
         if job.resume is False:
@@ -97,6 +100,7 @@ def _score(run: RunFolder, baseline: RunFolder | None, console: Console, crew: C
     make_baseline = baseline is not None and (again or not baseline.finished())
     specs = run.specs if make_baseline else run.open_specs()
     run.source.check(run.job, [spec.name for spec in specs])
+    read_config(run.job.family, run.job.backbone)  # else a hub without an answer would be told after the slow imports
     with Bar(console, [baseline, run] if baseline and make_baseline else [run]) as bar:
         if baseline is not None:
             with baseline.lock():  # another job may be making it just now

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vtc import statistics
+from vtc.allowed import BOOLEAN, number, whole
 from vtc.identity import NOTHING, SCORES, deciding, digest, setting
+from vtc.settings import NAMES, TEXT
 
 UNDERSTANDING = "understanding"  # the group of tasks whose file names none
 
@@ -35,16 +37,16 @@ class About:
     """
 
     paper: str = setting("", NOTHING)
-    metric: str | None = setting(None, SCORES)
-    scale: float = setting(1.0, SCORES)
-    data: str | None = setting(None, NOTHING)
-    files: tuple[str, ...] = setting((), NOTHING)
+    metric: str | None = setting(None, SCORES, TEXT)
+    scale: float = setting(1.0, SCORES, number("a number above 0, what the full score is", above=0))
+    data: str | None = setting(None, NOTHING, TEXT)
+    files: tuple[str, ...] = setting((), NOTHING, NAMES)
     licence: str = setting("", NOTHING)
-    requires: tuple[str, ...] = setting((), NOTHING)
-    instead: str | None = setting(None, NOTHING)
-    max_new_tokens: int | None = setting(None, SCORES)
-    samples_mean: bool = setting(False, SCORES)
-    together: int = setting(1, SCORES)
+    requires: tuple[str, ...] = setting((), NOTHING, NAMES)
+    instead: str | None = setting(None, NOTHING, TEXT)
+    max_new_tokens: int | None = setting(None, SCORES, whole(1).or_null())
+    samples_mean: bool = setting(False, SCORES, BOOLEAN)
+    together: int = setting(1, SCORES, whole(1))
     note: str = setting("", NOTHING)
 
 

@@ -10,7 +10,7 @@ suite has is taken from there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import yaml
 from vtc import shipped
 from vtc.errors import UserError, nearest
 from vtc.evaluation.spec import About
+from vtc.settings import SECTION, from_mapping
 
 NEEDS = ("java", "judge", "folder", "video", "spacy", "web")
 KEYS = tuple(f.name for f in fields(About))
@@ -32,7 +33,9 @@ def about(entries: Mapping[str, Mapping[str, Any]], task: str) -> About:
     Raises:
         UserError: a key or a value that it can't have.
     """
-    return _entry(task, {**(_shipped().get(task) or {}), **(entries.get(task) or {})})
+    own = entries.get(task) or {}
+    SECTION.check(f"benchmark.about.{task}", own)
+    return _entry(task, {**(_shipped().get(task) or {}), **own})
 
 
 def _entry(task: str, entry: Mapping[str, Any]) -> About:
@@ -40,16 +43,12 @@ def _entry(task: str, entry: Mapping[str, Any]) -> About:
     for key in entry:
         if key not in KEYS:
             raise UserError(f"{where}.{key}: unknown; allowed: {', '.join(KEYS)}{nearest(str(key), KEYS)}")
-    values = dict(entry)
-    for key in ("requires", "files"):
-        values[key] = tuple(values.get(key) or ())
-    for need in values["requires"]:
+    lists = {key: entry.get(key) or () for key in ("requires", "files")}
+    known = from_mapping(About, {**entry, **lists}, where)
+    for need in known.requires:
         if need not in NEEDS:
             raise UserError(f"{where}.requires: {need}: unknown; allowed: {', '.join(NEEDS)}{nearest(need, NEEDS)}")
-    scale = values.get("scale", 1.0)
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or scale <= 0:
-        raise UserError(f"{where}.scale={scale}: allowed: a number above 0, what the full score is")
-    return About(**{**values, "scale": float(scale)})
+    return replace(known, requires=tuple(known.requires), files=tuple(known.files), scale=float(known.scale))
 
 
 @lru_cache(maxsize=1)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vtc.interface.checks import require
+
 TEXT, VISUAL, REGISTER = 0, 1, 2
 
 
@@ -267,6 +269,7 @@ class TokenSequence:
             embeddings: [I, M, D] (images as in `images`).
         """
         rows, length, _ = self.hidden.shape
+        require("new tokens", embeddings, (len(self.images[0]), None, self.hidden.shape[-1]))
         count, m = embeddings.shape[:2]
         dev, flat = self.mask.device, len(self.position) == 1
         source = torch.arange(rows * length, device=dev).view(rows, length, 1)
@@ -354,6 +357,7 @@ def keep_best(tokens: TokenSequence, score: Tensor, count: Tensor) -> TokenSeque
         score: [B, L], higher is better; only the visual tokens' scores are read.
         count: [I], how many are kept of each image (images as in `tokens.images`).
     """
+    require("a score", score, tokens.mask.shape, tokens.visual)
     index, real = tokens.images
     own = score.flatten()[index].float().masked_fill(~real, float("-inf"))
     return tokens.keep_visual(rank(own) < count[:, None])
@@ -361,6 +365,7 @@ def keep_best(tokens: TokenSequence, score: Tensor, count: Tensor) -> TokenSeque
 
 def keep_best_of_rows(tokens: TokenSequence, score: Tensor, count: Tensor) -> TokenSequence:
     """The same for `count` [B] of each row, whichever of its images they are of."""
+    require("a score", score, tokens.mask.shape, tokens.visual)
     own = score.float().masked_fill(~tokens.visual, float("-inf"))
     return tokens.keep(~tokens.visual | (rank(own) < count[:, None]))
 
@@ -372,6 +377,9 @@ def merge_images(tokens: TokenSequence, groups: Tensor, weights: Tensor | None =
         weights: [I, N] ≥ 0; None: plain means. Images as in `tokens.images`.
     """
     _, real = tokens.images
+    for what, values in {"groups": groups, "weights": weights}.items():
+        if values is not None:
+            require(what, values, real.shape)
     most = int(groups.max()) + 1
     spread = tokens.per_token(groups.masked_fill(~real, -1), -1)
     spread = torch.where(spread >= 0, spread + most * tokens.image, -1)  # groups of different images stay apart

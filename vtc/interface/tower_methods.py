@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vtc.interface.checks import require
 from vtc.interface.compressor import Compressor, Resampler
 from vtc.interface.context import Context
 from vtc.interface.needs import ONE_TOWER, PATCHES, Need
@@ -127,7 +128,9 @@ class TowerPruner(TowerCompressor):
         raise NotImplementedError
 
     def condense(self, tower: Tower, count: int | None) -> Condensed:
-        return Condensed(rank(self.rate(tower)) < (count or 0))
+        score = self.rate(tower)
+        require("a rate", score, tower.patch_features().shape[:2], read=True)
+        return Condensed(rank(score) < (count or 0))
 
 
 class FewerPatches(Compressor):

@@ -62,7 +62,7 @@ class VidCom2(VideoPruner):
         unique = -(typical * real).sum(1) / sizes
         share = (self.tokens or 0) * (1 + (unique / self.temperature).softmax(0) - 1 / len(frames))
         place = rank(-(typical + gaussian(x, of_frame)).masked_fill(~real, float("inf")))
-        return torch.where(place == 0, float("inf"), share[:, None] - place)
+        return torch.where(place == 0, torch.finfo(share.dtype).max, share[:, None] - place)
 
 
 def stable_channels(frames: Tensor, real: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ def train_base(job: Job) -> Path:
         raise UserError(
             f"training.stages: the base recipe has {', '.join(STAGES)}, in this order; got {', '.join(stages)}"
         )
+    PocketSource.check(training.data)
     folder = training_folder(job, "pocket")
     device = distributed.device(job.backbone.device)
     model: Any = build_model(seed)

@@ -7,6 +7,7 @@ from one question to the next, as it does between the turns of a conversation.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from vtc.data.training.batch import IGNORE, Batch
 from vtc.pocket.model import GRID, PATCH, SUMMARY_PROMPT, encode, vocabulary_index
-from vtc.pocket.questions import KINDS, Question, captions
+from vtc.pocket.questions import KINDS, Question, captions, existence
 from vtc.pocket.scenes import COLORS, NAMES, SIZES, Scene, Split, Thing, draw_scene, recolor
 
+ATTEMPTS = 200  # draws a question, after which a scene is taken to have no answer to any kind that is drawn
 PREFIX = ("<s> USER:", "<image>")  # what stands before the first question
 
 
@@ -127,7 +129,12 @@ def draw_questions(
     kinds = list(weights)
     share = np.cumsum([weights[k] for k in kinds])
     questions: list[Question] = []
-    while len(questions) < count:
+    for attempt in itertools.count():
+        if len(questions) == count:
+            break
+        if attempt > ATTEMPTS * count:  # a scene without digits, say, where reading alone has a weight
+            questions.append(existence(rng, scene))
+            continue
         kind = kinds[int(np.searchsorted(share, rng.random() * share[-1]))]
         question = KINDS[kind](rng, scene)
         if question is not None:

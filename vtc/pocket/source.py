@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vtc.data.training.batch import IGNORE, WHOLE, Batch, Part, on_device
 from vtc.data.training.source import Answers
+from vtc.errors import UserError, unknown
 from vtc.pocket.data import caption_batch, draw_questions, draw_scenes, image_prefix, pack, render
 from vtc.pocket.questions import KINDS, TASK_OF_KIND
 from vtc.pocket.scenes import Scene, scene_rng
@@ -40,6 +41,21 @@ class PocketSource:
     def of_stage(cls, name: str, data: DataSettings, backbone: Backbone, seed: int, embed: bool) -> PocketSource:
         """See `vtc.data.training.source.TrainingSource.of_stage`. Its words are pocket's own, not the backbone's."""
         return cls(name, data, seed, embed)
+
+    @classmethod
+    def check(cls, data: DataSettings) -> None:
+        """Refuses weights of questions that there are none of.
+
+        Raises:
+            UserError: an unknown kind, or weights that leave none.
+        """
+        for key in ("weights", "first_kinds"):
+            for kind in getattr(data, key):
+                if kind not in KINDS:
+                    raise unknown(f"training.data.{key}", kind, KINDS)
+        first = [data.weights.get(kind, 0) for kind in data.first_kinds] if data.first_share else [1]
+        if not sum(data.weights.values()) or not sum(first):
+            raise UserError("training.data.weights: leaves no kind of question; at least one weight must be above 0")
 
     def pack(self, rng: np.random.Generator, scenes: list[Scene], weights: Mapping[str, float], count: int) -> Batch:
         """The scenes' pictures with `count` questions each."""

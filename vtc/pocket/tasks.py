@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vtc import results
-from vtc.errors import unknown
+from vtc.errors import UserError, unknown
 from vtc.evaluation.sources import TaskSource
 from vtc.evaluation.spec import TaskSpec
+from vtc.job import Job
 from vtc.pocket import splits
 from vtc.shipped import cache_folder
 
@@ -27,6 +28,20 @@ class PocketTasks(TaskSource):
             raise unknown("benchmark.tasks", task, splits.TASKS)
         kwargs = {"folder": self.benchmark.data}
         return self.shipped_spec(task, task, seed, self._content(task), dataset_kwargs=kwargs)
+
+    def check(self, job: Job, tasks: Sequence[str], network: bool = True) -> None:
+        """That files of the user's own can be read, and name each question by an id of its own."""
+        import pyarrow.parquet as pq
+
+        for file in filter(None, (user_file(task, folder_of(self.benchmark.data)) for task in tasks)):
+            try:
+                ids = pq.read_table(file, columns=["id"]).column("id").to_pylist()
+            except (OSError, ValueError, KeyError) as error:
+                raise UserError(f"benchmark.data: {file} can't be read ({error})") from None
+            first = {name: row for row, name in reversed([*enumerate(map(str, ids))])}
+            for row, name in enumerate(ids):
+                if name is None or first[str(name)] != row:
+                    raise UserError(f"benchmark.data: {file}: row {row}: id={name}: each row needs an id of its own")
 
     def samples(self, task: str) -> int | None:
         import pyarrow.parquet as pq

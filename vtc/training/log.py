@@ -42,7 +42,7 @@ class StageLog:
         self.tracker: track.Tracker | None = None
         self.began, self.spent, self.seen = time.perf_counter(), 0.0, {"images": 0.0, "tokens": 0.0}
         self.writes, self.file = distributed.is_main(), folder / "log.jsonl"
-        if self.writes:
+        if self.writes and self.file.is_file():
             results.write_text(self.file, "".join(_lines_until(self.file, self.first)))
         console = Console(highlight=False, soft_wrap=True)
         self.quiet, self.drawn = quiet or not self.writes, console.is_terminal or console.is_jupyter

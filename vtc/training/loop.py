@@ -9,6 +9,7 @@ all processes.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -114,6 +115,11 @@ def train_stage(
             stage.start_step(step, total)
             terms, seen = _gradients(model, stage, step, parts)
             norm, rate = model.step(settings.clip), float(schedulers[0].get_last_lr()[0])
+            if not all(map(math.isfinite, (norm, *terms.values()))):
+                raise UserError(
+                    f"training: step {step + 1} of stage {stage.name!r} has a loss or a gradient that isn't finite "
+                    f"({', '.join(f'{n} {v:.3g}' for n, v in terms.items())}, norm {norm:.3g}); a smaller lr may help"
+                )
             for scheduler in schedulers:
                 scheduler.step()
             done = step + 1

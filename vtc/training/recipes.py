@@ -7,6 +7,7 @@ recipe (`vtc.pocket.base`, say) is a function of a job too, and trains its stage
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 import shlex
 from collections.abc import Iterator, Sequence, Sized
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import Timeout
+from safetensors import SafetensorError
 
 from vtc import distributed, shipped
 from vtc.errors import UserError, unknown
@@ -27,12 +29,11 @@ from vtc.training import track
 from vtc.training.identity import identity, identity_of_manifest, is_slow_in_bf16, recipe, training_folder
 
 if TYPE_CHECKING:
-    from vtc.backbones.base import Backbone
     from vtc.data.training import TrainingSource
-    from vtc.interface import Compressor
     from vtc.training.stage import Stage
 
 
+UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 POLL = 10.0  # seconds: processes that wait together hear from the first one so often, or would think it dead
 
 
@@ -63,8 +64,30 @@ def run(job: Job) -> Path:
     distributed.begin(cpu=device == "cpu")
     if (slow := slow_bf16(job.training.stages, device)) and distributed.is_main():  # type: ignore[union-attr]
         print(slow, flush=True)
-    with alone(training_folder(job)):
+    folder = training_folder(job)
+    with writable(folder), alone(folder):
         return train(job)
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """A folder that can't be made, or a disk that is full or locked later on, in one line.
+
+    Raises:
+        UserError: what the system says, and how to move the folder.
+    """
+    begun = False
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        begun = True
+        yield
+    except (OSError, SafetensorError) as error:
+        if begun and getattr(error, "errno", None) not in UNWRITABLE and "I/O error" not in str(error):
+            raise
+        raise UserError(
+            f"{folder}: can't be written ({getattr(error, 'strerror', None) or error}); what was stored is kept, and "
+            "training.folder=<folder> is another place"
+        ) from error
 
 
 @contextmanager
@@ -103,18 +126,27 @@ def train_method(job: Job) -> Path:
     from vtc.training.method_stage import MethodStage
 
     training = recipe(job)
-    for settings in training.stages:
+    for number, settings in enumerate(training.stages):
+        if not settings.train:
+            raise UserError(f"training.stages.{number}.train=[]: allowed: some of {', '.join(PARTS)}")
         for part in settings.train:
             if part not in PARTS:
                 raise unknown("training.stages[].train", part, PARTS)
     start = checkpoint.folder_of(training.start) if training.start else None
     if start and not start.is_dir():
         raise UserError(f"training.start={training.start!r}: no such folder; give a checkpoint to start from, or null")
+    if start:
+        checkpoint.names_in(start)  # whole, before anything is loaded
+        checkpoint.read_manifest(start)
     folder = training_folder(job)
     target = folder / checkpoint.FINISHED
     if is_finished(job, target):
         tell(job, target, already=True)
         return target
+    for settings in training.stages:  # before the backbone is loaded, which can take minutes
+        data = training.data_of(settings)
+        if check := getattr(source_class(data, job.backbone.name), "check", None):
+            check(data)
     torch.manual_seed(job.seed)  # Registers, summary tokens and adapters start at random, alike in every process.
     backbone, method = at_the_start(job).load(trained=False)
     add_lora(backbone, method, training.lora)
@@ -123,7 +155,8 @@ def train_method(job: Job) -> Path:
     reports, trained = [], set()
     for settings in training.stages:
         data = training.data_of(settings)
-        source = source_of(settings.name, data, backbone, method, job.seed)
+        embed = float(data.contrastive) > 0 and not method.learns_from_captions
+        source = source_class(data, backbone.name).of_stage(settings.name, data, backbone, job.seed, embed)
         stage = MethodStage(
             settings.name,
             backbone,
@@ -192,20 +225,19 @@ def written_recipe(job: Job) -> dict[str, Any]:
     return {key: value for key, value in dataclasses.asdict(recipe(job)).items() if key != "folder"}
 
 
-def source_of(name: str, data: DataSettings, backbone: Backbone, method: Compressor, seed: int) -> TrainingSource:
+def source_class(data: DataSettings, backbone: str) -> type[TrainingSource]:
     """What a stage reads: what `data.source` says, files where some are named, else the backbone's own scenes.
 
     Raises:
         UserError: no such source, or none at all.
     """
     files = "files" if data.path or data.sources else None
-    source = data.source or files or backbone.name
-    if source == backbone.name and source not in training_sources.names():
+    source = data.source or files or backbone
+    if source == backbone and source not in training_sources.names():
         raise UserError(
-            f"training.data: backbone={backbone.name} needs data.path=<file>; only pocket draws scenes of its own"
+            f"training.data: backbone={backbone} needs data.path=<file>; only pocket draws scenes of its own"
         )
-    embed = float(data.contrastive) > 0 and not method.learns_from_captions
-    return training_sources.get(source).of_stage(name, data, backbone, seed, embed)
+    return training_sources.get(source)
 
 
 def slow_bf16(stages: Sequence[StageSettings], device: str) -> str | None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -75,7 +76,7 @@ class States:
         for path in reversed(self._all()):
             try:
                 return path, _read(path)
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 print(f"vtc: {path} is damaged ({error}); the state before it is taken", file=sys.stderr, flush=True)
         return None
 
@@ -141,11 +142,26 @@ class States:
 
 
 def restore(path: Path, rest: dict[str, Any], training: Training) -> None:
-    """Put a state into a training. Every process must call it."""
+    """Put a state into a training. Every process must call it.
+
+    Raises:
+        UserError: it doesn't hold what the training needs, as one that somebody has edited.
+    """
+    try:
+        _restore(path, rest, training)
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, SafetensorError) as error:
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{path} doesn't fit this training ({words}); resume=false starts anew") from error
+
+
+def _restore(path: Path, rest: dict[str, Any], training: Training) -> None:
     tensors = load_file(path / TENSORS)
     with torch.no_grad():
         for name, parameter in training.parameters.items():
-            _put(parameter, tensors[f"parameter/{name}"])
+            tensor = tensors[f"parameter/{name}"]
+            if tensor.dtype != parameter.dtype or not torch.isfinite(tensor).all():
+                raise ValueError(f"parameter/{name} is {tensor.dtype} or not finite")
+            _put(parameter, tensor)
     if rest["finished"]:
         return
     for scheduler, values in zip(training.schedulers, rest["schedulers"], strict=True):
@@ -221,6 +237,9 @@ def _put(parameter: nn.Parameter, tensor: Tensor) -> None:
 def _read(path: Path) -> dict[str, Any]:
     """``state.json`` of a state that is whole; ValueError, KeyError or OSError of one that is not."""
     rest = json.loads((path / REST).read_text())
+    for key, kind in (("step", int), ("finished", bool), ("identity", dict)):
+        if not isinstance(rest[key], kind):
+            raise ValueError(f"{REST}: {key} is {rest[key]!r}")
     for name, expected in rest["files"].items():
         if _fingerprint(path / name) != expected:
             raise ValueError(f"{name} is not what was written")

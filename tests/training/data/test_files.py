@@ -179,13 +179,26 @@ def test_pictures_are_opened_as_they_are_everywhere(tmp_path: Path) -> None:
         ("hello", "neither a JSON array, nor JSON lines, nor a .tar; set training.data.format"),
         ('{"caption": "a", "image": "b"}\n\n{"caption"}\n', "line 3: not JSON"),
         ('{"caption": "a", "image": "b"}\n[]\n', "line 2: not an object"),
+        ('[{"caption": "a", "image": "b"}, {"caption": "caf\xe9", "image": "b"}]', r"entry 1 \(byte 33\): not UTF-8"),
+        ('{"caption": "a", "image": "b"}\n{"caption": "caf\xe9"}', "line 2: not JSON .'utf-8' codec"),
+        ('[{"caption": ' + "[" * 100_000, r"entry 0 \(byte 1\): not JSON"),
+        ('{"caption": "a", "image": "b"}\n' + '{"a":' * 100_000, "line 2: not JSON .maximum recursion"),
+        ('[{"caption": "a", "image": "b", "id": ' + "9" * 5000 + "}]", "entry 0 .*: not JSON .Exceeds the limit"),
+        ('{"caption": "a", "image": "b", "id": ' + "9" * 5000 + "}", "line 1: not JSON .Exceeds the limit"),
+        ("\xff\xfe[\0{\0", "neither a JSON array"),
+        ("PAR1\x15\0PAR1", "neither a JSON array"),
+        ("", "neither a JSON array"),
+        ('[{"caption": "a", "images": ["b", 3]}]', "entry 0: image is neither a path"),
+        ('[{"caption": NaN, "image": "b"}]', "entry 0: caption is not a text"),
+        ("[null]", r"entry 0 \(byte 1\): not an object"),
     ],
 )
 def test_a_damaged_file_says_where(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "x.json"
-    path.write_text(text)
-    with pytest.raises(UserError, match=says):
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=says) as error:
         opened(path)
+    assert "\n" not in str(error.value)
     assert not list(path.parent.glob("index/*.index")), "no half of an index"
 
 
@@ -203,6 +216,23 @@ def test_a_damaged_file_says_where(tmp_path: Path, text: str, says: str) -> None
 def test_a_conversation_that_is_none(messages: Any, says: str) -> None:
     with pytest.raises(BadSample, match=says):
         formats.turns({"conversations": messages})
+
+
+@pytest.mark.parametrize("text", ["\ud800", "half \udc00 of one"])
+def test_half_a_character_is_no_text(tmp_path: Path, text: str) -> None:
+    """JSON can write it, and tokenizers end with it; also as a path, of a picture that can't be there."""
+    entries = [
+        {"caption": text, "image": "a.png"},
+        {"conversations": said((text, "a"))},
+        {"caption": "a", "image": text},
+    ]
+    path = written(tmp_path / "x.jsonl", entries)
+    file = opened(path, captions=opened(path, kind=None, by_key=True))
+    for kind, number in (("caption", 0), ("conversation", 0)):
+        with pytest.raises(BadSample, match="half of a surrogate pair"):
+            file.sample(kind, number)
+    with pytest.raises(BadSample, match="is missing"):
+        open_image(file.sample("caption", 1).images[0])
 
 
 def test_what_is_said_before_the_first_question_is_left_out() -> None:

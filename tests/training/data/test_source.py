@@ -353,6 +353,9 @@ def test_processes_count_their_union(tmp_path: Path) -> None:
         ({"path": "talk.json", "max_skipped": "all"}, "training.data.max_skipped=all: a share"),
         ({"path": "talk.json", "mix": {"caption": 1}}, "training.data.mix.caption=1: the data has no samples"),
         ({"path": "empty.json"}, "the files hold no sample"),
+        ({"sources": [{"path": 3}]}, "training.data.sources.path=3: allowed: a file, or a list"),
+        ({"sources": [{"path": "talk.json", "images": ["x"]}]}, "training.data.sources.images=.*allowed: a text"),
+        ({"path": "deep.json"}, "none of the first images that deep.json names is there"),
         ({"path": "talk.json", "sources": [{"path": "talk.json"}]}, "give one of them"),
         ({"sources": [{"paths": "talk.json"}]}, "training.data.sources=paths: unknown; .*did you mean 'path'"),
         ({"path": "cc3m-00000.tar", "captions": "pairs.json"}, "captions: .*is a shard"),
@@ -361,6 +364,7 @@ def test_processes_count_their_union(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_is_told_at_once(folder: Path, config: dict, says: str) -> None:
     (folder / "empty.json").write_text("[]")
+    written(folder / "deep.json", captions(["x" * 5000] * 10))
     (folder / "index").mkdir()
     given = copy.deepcopy(config)
     for key in {"path", "captions"} & given.keys():
@@ -370,3 +374,6 @@ def test_what_cannot_be_is_told_at_once(folder: Path, config: dict, says: str) -
     with pytest.raises(UserError, match=says) as error:
         source(folder, **given)
     assert "\n" not in str(error.value)
+    if not {"batch_size", "max_length"} & given.keys():
+        with pytest.raises(UserError, match=says):  # and before there is a backbone
+            FileSource.check(DataSettings(**{"cache": str(folder / "index"), **given}))

@@ -132,11 +132,15 @@ def _array(path: Path) -> Iterator[Entry]:
                 try:
                     content, end = decoder.raw_decode(text, at)
                     break
-                except (json.JSONDecodeError, RecursionError) as error:
+                except (ValueError, RecursionError) as error:
                     if len(text) - at > LONGEST or not more():
                         raise here(f"not JSON ({getattr(error, 'msg', error)})") from None
             if not isinstance(content, dict):
                 raise here("not an object")
+            try:
+                text[at:end].encode("latin-1").decode()
+            except UnicodeDecodeError as error:
+                raise here(f"not UTF-8 ({error.reason})") from None
             yield Entry(number, Span(base + at, end - at), content)
             at = end
             separator = peek()
@@ -154,7 +158,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 def _object(path: Path, where: str, raw: bytes) -> dict[str, Any]:
     try:
         content = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise wrong(path, where, f"not JSON ({error})") from None
     if not isinstance(content, dict):
         raise wrong(path, where, "not an object")
@@ -277,7 +281,20 @@ def turns(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         raise BadSample("nothing is answered")
     if any(who != ("human", "gpt")[n % 2] for n, (who, _) in enumerate(messages)):
         raise BadSample("human and gpt don't take turns")
-    return [(str(q), str(a)) for (_, q), (_, a) in zip(messages[::2], messages[1::2], strict=True)]
+    return [(whole(str(q)), whole(str(a))) for (_, q), (_, a) in zip(messages[::2], messages[1::2], strict=True)]
+
+
+def whole(text: str) -> str:
+    """A text of whole characters, which tokenizers need.
+
+    Raises:
+        BadSample: it holds half of a surrogate pair, as JSON's escapes can.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadSample("text with half of a surrogate pair") from None
+    return text
 
 
 def kind_of(content: Mapping[str, Any], images: int, kind: str | None, captioned: bool, plain: bool) -> str:

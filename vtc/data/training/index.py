@@ -23,6 +23,7 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
+from vtc.allowed import brief
 from vtc.data.pictures import open_picture
 from vtc.data.training import formats
 from vtc.data.training.formats import KINDS, BadSample, Entry
@@ -192,7 +193,9 @@ class DataFile:
             key, caption = 0, formats.Span(0, 0)
             if self.by_key or self.captions:
                 path = formats.image_key(entry.content)
-                key = int.from_bytes(hashlib.blake2b((path or "").encode(), digest_size=8).digest(), "little")
+                key = int.from_bytes(
+                    hashlib.blake2b((path or "").encode(errors="surrogatepass"), digest_size=8).digest(), "little"
+                )
                 if self.captions and path:
                     caption = self.captions.find(key)
             kind = formats.kind_of(entry.content, count, self.kind, caption.size > 0, self.plain)
@@ -248,7 +251,7 @@ class DataFile:
             turns = formats.turns(content) if formats.talks(content) else [("", formats.caption(content) or "")]
         if kind != "conversation":
             caption = self._caption(record, content)
-            if not caption.strip():
+            if not formats.whole(caption).strip():
                 raise BadSample("an empty caption")
         return TrainingSample(images, turns, caption)
 
@@ -267,7 +270,7 @@ class DataFile:
         if self.format != "webdataset":
             with contextlib.suppress(BadSample):
                 content = self.content(record)
-                return f"{where} (id {content['id']})" if "id" in content else where
+                return f"{where} (id {brief(content['id'])})" if "id" in content else where
             return where
         start = int(record["image_start"] if record["image_size"] else record["start"])
         header = _read(self.path, start - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)

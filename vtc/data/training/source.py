@@ -3,7 +3,9 @@ could not be read."""
 
 from __future__ import annotations
 
+import dataclasses
 import glob
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -29,6 +31,7 @@ from vtc.settings import DataSettings
 from vtc.shipped import cache_folder
 
 FIELDS = ("path", "images", "format", "kind", "captions")  # of one of data.sources
+RULES = {f.name: f.metadata["allowed"] for f in dataclasses.fields(DataSettings)}
 WINDOW = 32  # batches among which samples are sorted by length
 PROBED = 8  # images that are looked for before anything begins
 NAMED = 5  # samples that an error names
@@ -46,8 +49,9 @@ class TrainingSource(Protocol):
     Attributes:
         batch_size: rows of the global batch of a step.
 
-    A source that can say how well a model does has `validate(answers: Answers, device) -> dict[str, float]` too, and
-    one of a known size `__len__`, so that a stage may be counted in epochs.
+    A source that can say how well a model does has `validate(answers: Answers, device) -> dict[str, float]` too, one of
+    a known size `__len__`, so that a stage may be counted in epochs, and one that can refuse its settings before a
+    backbone is loaded a class method `check(data)`.
     """
 
     batch_size: int
@@ -134,21 +138,20 @@ class FileSource:
         self.seed, self.batch_size, self.grouped = seed, data.batch_size, data.group_by_length
         self.encoder = Encoder(backbone, data.plain, data.max_length)
         share = _skippable(data.max_skipped)
-        self.files = list(_files(data))
-        counts = np.array([file.counts for file in self.files])  # [files, kinds]
-        self.ends = dict(zip(KINDS, counts.cumsum(0).T, strict=True))
-        self.counts = {kind: int(ends[-1]) for kind, ends in self.ends.items()}
-        if not len(self):
-            raise UserError("training.data: the files hold no sample")
-        self.mix = Mix.of(self.counts, data.mix)
+        self.files, self.ends, self.counts, self.mix = _opened(data)
         self.skipped = Skipped(int(share * len(self)) if share < 1 else int(share), len(self), data.max_skipped)
         self._window: tuple[tuple[str, int], np.ndarray] | None = None
-        _look_for_images(self.files)
 
     @classmethod
     def of_stage(cls, name: str, data: DataSettings, backbone: Backbone, seed: int, embed: bool) -> FileSource:
         """See `TrainingSource.of_stage`. The order of the samples is the same in every stage."""
         return cls(data, backbone, seed)
+
+    @classmethod
+    def check(cls, data: DataSettings) -> None:
+        """Refuses what can be refused without a backbone; the files are read and their indexes made."""
+        _skippable(data.max_skipped)
+        _opened(data)
 
     def __len__(self) -> int:
         """Samples, of all kinds."""
@@ -224,6 +227,19 @@ class FileSource:
 
 
 # ----------------------------------------------------------------------------------------------------- settings
+def _opened(data: DataSettings) -> tuple[list[DataFile], dict[str, np.ndarray], dict[str, int], Mix]:
+    """The files, of each kind where each file's samples end among all and how many there are, and the mix of kinds."""
+    files = list(_files(data))
+    counts = np.array([file.counts for file in files])  # [files, kinds]
+    ends = dict(zip(KINDS, counts.cumsum(0).T, strict=True))
+    totals = {kind: int(each[-1]) for kind, each in ends.items()}
+    if not sum(totals.values()):
+        raise UserError("training.data: the files hold no sample")
+    mix = Mix.of(totals, data.mix)
+    _look_for_images(files)
+    return files, ends, totals, mix
+
+
 def _skippable(limit: Any) -> Fraction:
     """A share below 1, or a whole number."""
     try:
@@ -242,9 +258,10 @@ def _files(data: DataSettings) -> Iterator[DataFile]:
     if not data.sources and not data.path:
         raise UserError("training.data.path=null: the file or files to train on, or training.data.sources")
     for source in data.sources or [{key: getattr(data, key) for key in FIELDS}]:
-        for key in source:
+        for key, value in source.items():
             if key not in FIELDS:
                 raise unknown("training.data.sources", key, FIELDS)
+            RULES[key].check(f"training.data.sources.{key}", value)
         format, kind = source.get("format"), source.get("kind")
         for key, value, allowed in (("format", format, FORMATS), ("kind", kind, KINDS)):
             if value is not None and value not in allowed:
@@ -269,9 +286,11 @@ def _paths(patterns: Any, key: str) -> list[Path]:
         except ValueError:
             raise UserError(f"training.data.{key}={pattern}: its braces don't match") from None
         for name in expanded:
-            matches = [name] if Path(name).is_file() else sorted(glob.glob(name))
-            if not matches or not all(Path(path).is_file() for path in matches):
+            matches = [name] if os.path.isfile(name) else sorted(glob.glob(name))
+            if not matches or not all(os.path.isfile(path) for path in matches):
                 raise UserError(f"training.data.{key}={pattern}: no such file: {name}")
+            if locked := [path for path in matches if not os.access(path, os.R_OK)]:
+                raise UserError(f"training.data.{key}={pattern}: not allowed to read {locked[0]}")
             paths += map(Path, matches)
     if not paths or (key == "captions" and len(paths) > 1):
         raise UserError(f"training.data.{key}={patterns}: {len(paths)} files")
@@ -288,7 +307,7 @@ def _look_for_images(files: list[DataFile]) -> None:
             for path in (formats.pictures(file.content(record)) if record["pictures"] else ())
         )
         first = [*islice(paths, PROBED)]
-        if len(first) == PROBED and not any(path.is_file() for path in first):
+        if len(first) == PROBED and not any(map(os.path.isfile, first)):
             raise UserError(
                 f"training.data.images={file.images}: none of the first images that {file.path.name} names is there, "
                 f"e.g. {first[0]}"

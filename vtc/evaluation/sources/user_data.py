@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vtc import results
+from vtc import hub, results
 from vtc.errors import UserError, unknown
 from vtc.evaluation.sources.base import source_of
 from vtc.evaluation.sources.rows import RowsSource, doc_of
@@ -123,11 +123,15 @@ class HubTasks(UserData):
         import datasets
 
         data, subset, split = str(self.benchmark.data), self.benchmark.subset, self.benchmark.split
+        remote = not Path(data).expanduser().exists()
+        if remote:
+            hub.answers()
         try:
             rows = datasets.load_dataset(data, subset, split=split)
         except Exception as error:  # each kind of source fails in its own way
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"benchmark.data={data}: can't be loaded ({lines[0]})") from error
+            why = hub.missing(data, "dataset") if remote else ""
+            raise UserError(f"benchmark.data={data}: can't be loaded ({why or f'{lines[0]})'}") from error
         columns = {key: column for key, column in (self.benchmark.columns or {}).items() if column}
         for key, column in columns.items():
             if column not in rows.column_names:

@@ -1,0 +1,153 @@
+"""The words of a command line: read one by one, and spelled out as Hydra takes them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from vtc.configuration.choices import configured
+from vtc.errors import UserError
+from vtc.settings import SHORT_DTYPES
+
+ERRORS = (HydraException, OmegaConfBaseException)
+PARSER = OverridesParser.create()
+UNSET = ("schedule", "experiment")  # groups of which none is chosen where nothing is said
+OWN_SUITES: dict[str, str] = {}  # name → the file that `benchmark=` names
+
+# Options of the backbone that are keys of their own too, with the words of --help.
+SHORT = {
+    "pretrained": "a transformers folder or hub id of the backbone's architecture",
+    "dtype": "bf16, fp16, fp32, or auto: as the weights are stored",
+    "device": "auto, cpu, cuda, cuda:<n>, mps",
+    "device_map": "auto: spread over the GPUs there are; balanced, balanced_low_0, sequential",
+    "attention": "sdpa, flash_attention_2, eager",
+    "quantization": "4bit, 8bit: the decoder's weights (pip install 'vtc[quant]'); none",
+}
+# Keys whose value is a text whatever it looks like: a folder may be called 1e3.
+TEXTS = {"output_dir", "data", "checkpoint", "pretrained", "backbone.pretrained", "benchmark.data", "report.output",
+         "report.title", "training.folder", "training.start", "training.pretrained"}  # fmt: skip
+
+
+def read(word: str) -> Override:
+    """A word of the command line as Hydra reads it.
+
+    Raises:
+        UserError: it can't be read, removes a key, names a package, leaves the value open or names a home that isn't.
+    """
+    try:
+        override = PARSER.parse_override(word)
+    except ERRORS:
+        raise _unreadable(word) from None
+    if override.is_delete():
+        key = override.key_or_group
+        raise UserError(f"{word}: keys can't be removed; where a key may be empty, write {key}=null")
+    if override.package is not None:
+        raise UserError(f"{word}: a key has no @; settings are written key=value")
+    for value in values(override) if is_listed(override) else ():
+        for text in value if isinstance(value, list) else [value]:
+            if str(text) == "???":
+                raise UserError(f"{word}: a value is needed")
+            if str(text).startswith("~") and os.path.expanduser(str(text)).startswith("~"):
+                raise UserError(f"{word}: {str(text).partition('/')[0]} is nobody's home folder")
+    return override
+
+
+def _unreadable(word: str) -> UserError:
+    key, equals, value = word.partition("=")
+    if not equals or not re.fullmatch(r"\+{0,2}[\w./]+", key, re.ASCII):
+        return UserError(f"{word}: settings are written key=value, for example method=fastv; see --help")
+    closed = "; what opens with a bracket or a quote is closed" if value[:1] in tuple("[{('\"") else ""
+    return UserError(f"{word}: can't be read as key=value; a text is quoted: {quoted(word)}{closed}")
+
+
+def quoted(word: str) -> str:
+    """The word with its value in quotes, as one types it in a shell."""
+    return shlex.quote(_with_quotes(word))
+
+
+def _with_quotes(word: str) -> str:
+    """In quotes a backslash before a quote or at the end is doubled, a quote and an interpolation have one before."""
+    key, _, value = word.partition("=")
+    text = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value)
+    return f'{key}="{text.replace("${", chr(92) + "${")}"'
+
+
+def values(override: Override) -> list[Any]:
+    """The values that an override takes: one, or those of its sweep."""
+    return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+
+
+def spelled_out(words: Sequence[str]) -> list[str]:
+    """The command line as Hydra takes it: `dtype=bf16` as `backbone.dtype=bf16` (every key of `SHORT`), a list
+    of methods as one choice, the file of a suite as its name, a text as a text; what is said twice is said once.
+
+    Raises:
+        UserError: a word that can't be read, or a key with two values.
+    """
+    out: dict[str, tuple[str, list[Any], str]] = {}
+    for word in words:
+        override = read(word)
+        key = override.key_or_group
+        long = f"backbone.{key}" if key in SHORT else key
+        means = [short_dtype(value) for value in values(override)] if is_listed(override) else [override.value()]
+        if long in out:
+            earlier, meant, _ = out[long]
+            if [*map(repr, meant)] != [*map(repr, means)]:
+                raise UserError(f"{earlier}, {word}: one key, two values; give one of the two")
+        elif key not in UNSET or means != [None]:
+            out[long] = word, means, _spelled_out(word, override, long)
+    return [text for _, _, text in out.values()]
+
+
+def is_listed(override: Override) -> bool:
+    """Whether its values can be told."""
+    return override.value_type not in (ValueType.GLOB_CHOICE_SWEEP, ValueType.INTERVAL_SWEEP)
+
+
+def _spelled_out(word: str, override: Override, long: str) -> str:
+    """One word; see `spelled_out`.
+
+    Raises:
+        UserError: a suite that is called as a shipped one is.
+    """
+    key = override.key_or_group
+    head, _, raw = word.partition("=")
+    if key == "benchmark" and str(override.value()).endswith(".yaml") and not override.is_sweep_override():
+        file = str(override.value())
+        name = Path(file).stem
+        if name in configured("benchmark"):
+            raise UserError(f"{word}: {name} is a shipped benchmark; give the file another name")
+        OWN_SUITES[name] = file
+        return f"benchmark={name}"
+    if key == "method" and is_listed(override) and any(isinstance(v, list) and v for v in values(override)):
+        names = ["+".join(map(str, v)) if isinstance(v, list) else str(v) for v in values(override)]
+        return f"{head}={','.join(names)}"
+    plain = not override.is_sweep_override() and isinstance(override.value(), (str, int, float))
+    if key in TEXTS and plain and raw[:1] not in ("'", '"') and "\\" not in raw and override.value() != raw:
+        word = _with_quotes(word)
+    return f"{head.removesuffix(key)}{long}{word[len(head) :]}"
+
+
+def short_dtype(value: Any) -> Any:
+    """`bf16` as bfloat16; anything else as it is."""
+    return SHORT_DTYPES.get(value, value) if isinstance(value, str) else value
+
+
+def typed(override: str) -> str:
+    """An override as the user typed it: a suite by its file again."""
+    key, _, value = override.partition("=")
+    return f"{key}={OWN_SUITES[value]}" if key == "benchmark" and value in OWN_SUITES else override
+
+
+def swept(overrides: Sequence[Override]) -> dict[str, int]:
+    """The keys that `-m` varies, with how many values each."""
+    return {override.key_or_group: len(values(override)) for override in overrides if override.is_sweep_override()}
