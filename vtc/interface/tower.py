@@ -107,16 +107,11 @@ class Tower:
         if self.patches is not None:
             return dataclasses.replace(self, patches=[self.patches[i] for i in index.tolist()])
 
-        def chosen(layers: dict[int, Tensor]) -> dict[int, Tensor]:
-            return {layer: t.index_select(0, index) for layer, t in layers.items()}
-
-        return dataclasses.replace(
-            self,
-            features=self.features.index_select(0, index),
-            queries=chosen(self.queries),
-            keys=chosen(self.keys),
-            levels=chosen(self.levels),
-        )
+        chosen: dict = {
+            name: {layer: states.index_select(0, index) for layer, states in getattr(self, name).items()}
+            for name in ("queries", "keys", "levels")
+        }
+        return dataclasses.replace(self, features=self.features.index_select(0, index), **chosen)
 
 
 def projected_layer(shape: BackboneShape) -> int:

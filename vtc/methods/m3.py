@@ -11,26 +11,18 @@ from vtc.interface import BackboneShape, option
 from vtc.methods.avgpool import AveragePooling
 
 
-def nested_scales(shape: BackboneShape) -> list[int]:
-    """Tokens of every grid that k×k cells make of the backbone's: 576, 144, 64, 36, 16, 9, 4, 1 of 24×24.
+def offered_scales(scales: Sequence[int] | None, shape: BackboneShape) -> list[int]:
+    """The scales that a user names; None: all, the tokens of each grid that k×k cells make of the backbone's: 576, 144,
+    64, 36, 16, 9, 4, 1 of 24×24.
 
     Raises:
-        UserError: the backbone has no grid of its own.
+        UserError: none, one that the backbone doesn't have, or a backbone without a grid of its own.
     """
     if shape.grid is None:
         raise UserError(f"method=m3: {shape.name} has no fixed grid of visual tokens, and so no scales")
     height, width = shape.grid
     sides = [k for k in range(1, min(shape.grid) + 1) if height % k == 0 and width % k == 0]
-    return sorted((height // k) * (width // k) for k in sides)
-
-
-def offered_scales(scales: Sequence[int] | None, shape: BackboneShape) -> list[int]:
-    """The scales that a user names, None: all of `nested_scales`.
-
-    Raises:
-        UserError: none, or one that the backbone doesn't have.
-    """
-    there = nested_scales(shape)
+    there = sorted((height // k) * (width // k) for k in sides)
     odd = sorted(set(scales or ()) - set(there))
     if odd or (scales is not None and not scales):
         raise UserError(f"method.scales={list(scales or ())}: allowed: some of {', '.join(map(str, there))}")
