@@ -226,3 +226,36 @@ def test_new_costs_are_measured_beside_the_scores_there_are(finished, config, mo
     assert "measuring them again" in capsys.readouterr().out
     monkeypatch.setattr(profiling, "efficiency", lambda *_: pytest.fail("measured again"))
     assert evaluate(again) == finished, "and once is enough"
+
+
+@pytest.mark.parametrize("broken", [None, "baseline", "fastv"])
+def test_no_model_is_left_when_the_next_one_is_loaded(broken, weights, data, tmp_path, monkeypatch, capsys):
+    """A sweep's jobs, their baselines, and one that fails."""
+    import weakref
+
+    from transformers import LlavaForConditionalGeneration
+
+    from vtc.cli import main
+    from vtc.evaluation.model import VtcModel
+
+    models, left = [], []
+    load, answer = LlavaForConditionalGeneration.from_pretrained, VtcModel.generate_until
+
+    def loading(*args, **kwargs):
+        left.append(sum(model() is not None for model in models))
+        loaded = load(*args, **kwargs)
+        models.append(weakref.ref(loaded[0]))
+        return loaded
+
+    def answering(model, requests):
+        if broken == ("baseline" if model.method.name == "none" and len(models) == 1 else model.method.name):
+            raise RuntimeError("on purpose")
+        return answer(model, requests)
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "from_pretrained", loading)
+    monkeypatch.setattr(VtcModel, "generate_until", answering)
+    monkeypatch.setattr("vtc.evaluation.run.ProfileSettings", lambda **_: QUICK)
+    words = ["-m", "method=random,fastv,divprune", "tokens=16", f"output_dir={tmp_path}", f"benchmark.data={data}"]
+    words += ["benchmark.tasks=[pocket_existence]", "benchmark.limit=2", f"backbone.pretrained={weights}"]
+    assert main([*words, "backbone.device=cpu"]) == (0 if broken is None else 2)
+    assert len(models) >= 4 and left == [0] * len(models)

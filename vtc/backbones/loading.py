@@ -7,6 +7,7 @@ until the last tensor is read: then tensors are read one by one instead.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -204,6 +205,7 @@ def load(family: type[B], settings: BackboneSettings) -> B:
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     check(settings)
+    free_unused()
     config, source, dtype = read_config(family, settings), settings.source, _dtype(settings.dtype)
     quantized = settings.quantization != "none"
     extra = {"quantization_config": _quantization(family, settings, config, dtype)} if quantized else {}
@@ -239,6 +241,17 @@ def load(family: type[B], settings: BackboneSettings) -> B:
         # peft asks the module that it puts adapters into, which for us is the decoder
         setattr(backbone.decoder, f"is_loaded_in_{settings.quantization}", True)
     return backbone
+
+
+def free_unused() -> None:
+    """Frees the models that nobody uses any more. A reference cycle, such as lmms-eval's evaluator leaves around each,
+    would keep them until Python happens to look for it, and two 7B models don't fit on one GPU.
+    """
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _one_device(settings: BackboneSettings) -> torch.device:

@@ -47,18 +47,19 @@ class Sweep:
     Attributes:
         jobs: how many there are.
         keys: what differs between them.
-        failed: what each job that failed was, and why.
+        failed: what each job that failed was, why, and whether its user can mend it: words, since an exception holds
+            whatever was in memory when it was raised, the model too.
     """
 
     jobs: int = 1
     keys: frozenset[str] = frozenset()
-    failed: list[tuple[str, Exception]] = field(default_factory=list)
+    failed: list[tuple[str, str, bool]] = field(default_factory=list)
 
     def summary(self) -> list[str]:
         """One line for the sweep, one for each job that failed."""
         done = self.jobs - len(self.failed)
         lines = [f"{done} of {self.jobs} jobs done" + (f", {len(self.failed)} failed:" if self.failed else "")]
-        return lines + [f"{job}: {one_line(error)}" for job, error in self.failed]
+        return lines + [f"{job}: {why}" for job, why, _ in self.failed]
 
 
 def one_line(error: BaseException) -> str:
@@ -119,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             complain(line)
     if not sweep.failed:
         return 0
-    return MISTAKE if all(isinstance(error, UserError) for _, error in sweep.failed) else 1
+    return MISTAKE if all(mistake for *_, mistake in sweep.failed) else 1
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -159,7 +160,7 @@ def _hydra(argv: Sequence[str], sweep: Sweep, sweeping: bool) -> None:
             say(f"vtc {__version__} · {actions.headline(job)}")
             actions.perform(job)
         except Exception as error:
-            sweep.failed.append((name, error))
+            sweep.failed.append((name, one_line(error), isinstance(error, UserError)))
             if isinstance(error, UserError):
                 complain(one_line(error))
             else:
