@@ -239,9 +239,10 @@ def uncompressed(overrides: tuple[str, ...]) -> tuple[str, ...]:
 def written(key: str, value: object) -> str:
     """An override for the command line; quoted for Hydra where it holds more than plain characters."""
     text = str(value)
-    if re.fullmatch(r"[\w./~:@%+-]+", text, re.ASCII):
+    if re.fullmatch(r"[\w./:@%+-]+", text, re.ASCII):
         return f"{key}={text}"
-    quoted = text.replace("\\", "\\\\").replace("'", "\\'")
+    text = text.replace("${", r"\${")  # no interpolation
+    quoted = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + (r"\'" if m[2] else ""), text)  # a backslash is one elsewhere
     return f"{key}='{quoted}'"
 
 

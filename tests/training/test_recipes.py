@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from vtc import checkpoint, registry, shipped
 from vtc.configuration import parse
 from vtc.errors import UserError
+from vtc.job import written
 from vtc.methods import build
 from vtc.pocket.questions import KINDS
 from vtc.pocket.source import PocketSource
@@ -156,6 +157,16 @@ def test_the_command_that_scores_can_be_typed(tmp_path, overrides, weights, word
     assert (scored.action, scored.checkpoint) == ("evaluate", str(folder))
     if not {"experiment=victor_figure8", "training.pretrained=a/b"} & {*overrides}:  # which are another training's
         assert scored.weights == folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["狗", "a b", "a'b", 'a"b', "a,b=c#d", "{a}[b]", "${x}", "a\\b", "a\\", "\\'a", "~x", "nan", "3", "true", "-x"],
+)
+def test_a_path_is_written_so_that_it_is_read(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    assert parse(["method=none", written("checkpoint", folder)]).checkpoint == str(folder)
 
 
 def trained(tmp_path, **changes):
