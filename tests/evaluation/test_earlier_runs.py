@@ -203,6 +203,17 @@ def test_resume_false_keeps_the_old_result_until_there_is_a_new_one(job, outputs
     assert made == ["none", "random", "avgpool"], "by the jobs of one sweep once"
 
 
+def test_killed_between_samples_and_result(job, tmp_path, made, monkeypatch):
+    """The tasks that are kept make the result, and no answer is asked for again."""
+    asked = job(tmp_path, "method=none")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(results, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        evaluate(asked)
+    monkeypatch.setattr(harness, "run_task", lambda *_: pytest.fail("scored again"))
+    assert results.load(evaluate(asked))["scores"] and made == ["none", "none"]
+    assert not (baseline_in(tmp_path) / PARTIAL).exists()
+
+
 # Nothing scored ------------------------------------------------------------
 
 
