@@ -257,5 +257,5 @@ def test_no_model_is_left_when_the_next_one_is_loaded(broken, weights, data, tmp
     monkeypatch.setattr("vtc.evaluation.run.ProfileSettings", lambda **_: QUICK)
     words = ["-m", "method=random,fastv,divprune", "tokens=16", f"output_dir={tmp_path}", f"benchmark.data={data}"]
     words += ["benchmark.tasks=[pocket_existence]", "benchmark.limit=2", f"backbone.pretrained={weights}"]
-    assert main([*words, "backbone.device=cpu"]) == (0 if broken is None else 2)
+    assert (main([*words, "backbone.device=cpu"]) == 0) is (broken is None)
     assert len(models) >= 4 and left == [0] * len(models)
