@@ -21,6 +21,7 @@ from vtc.cli import actions, help
 from vtc.configuration.compose import CONFIG, config_dir, explained, job_of, prepare
 from vtc.configuration.overrides import ERRORS, spelled_out, swept
 from vtc.errors import UserError
+from vtc.registry import BROKEN
 
 MISTAKE = 2  # exit code for what the user can mend; 1 is for what only a programmer can
 FLAGS = (
@@ -90,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if any(a in ("-h", "--help") for a in argv):
         say(help.text(argv))
+        for line in sorted(BROKEN):
+            complain(line)
         return 0
     if "--version" in argv:
         say(f"vtc {__version__}")
