@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -27,6 +28,7 @@ from vtc.registry import BROKEN
 
 MISTAKE = 2  # exit code for what the user can mend; 1 is for what only a programmer can
 TERMINATED = ("SIGTERM",)  # what an interrupt says that came as one
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENAMETOOLONG)
 FLAGS = (
     "-m",
     "--multirun",
@@ -71,6 +73,13 @@ def one_line(error: BaseException) -> str:
     return words if isinstance(error, UserError) else f"{type(error).__name__}: {words}"
 
 
+def unwritable(error: OSError) -> UserError:
+    """What the machine refuses to write, in one line."""
+    return UserError(
+        f"{error.filename or 'a result'}: can't be written ({error.strerror}); give output_dir=<another folder>"
+    )
+
+
 def say(line: str) -> None:
     if actions.is_first():
         print(line, flush=True)
@@ -110,6 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("interrupted; finished runs are kept, the same command goes on with the rest")
         return 128 + (signal.SIGTERM if interrupt.args == TERMINATED else signal.SIGINT)
     except Exception as error:  # a job keeps its own errors: this is Hydra's
+        if isinstance(error, OSError) and not isinstance(error, ERRORS):  # of the folder in which it notes a sweep
+            complain(one_line(unwritable(error)))
+            return MISTAKE
         if any(word.startswith("hydra/launcher=") for word in words) and not isinstance(error, ERRORS):
             raise  # or a job's that another process ran
         complain(one_line(explained(error, words)))
@@ -159,7 +171,8 @@ def _hydra(argv: Sequence[str], sweep: Sweep, sweeping: bool) -> None:
             job = job_of(config, typed_overrides)
             say(f"vtc {__version__} · {actions.headline(job)}")
             actions.perform(job)
-        except Exception as error:
+        except Exception as problem:
+            error = unwritable(problem) if isinstance(problem, OSError) and problem.errno in UNWRITABLE else problem
             sweep.failed.append((name, error))
             if isinstance(error, UserError):
                 complain(one_line(error))
