@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vtc.errors import UserError
+
 if TYPE_CHECKING:
     from filelock import BaseFileLock
+
+
+PROBE = 1 << 16  # bytes, the least that a result takes
 
 
 def lock_of(folder: Path) -> BaseFileLock:
@@ -19,6 +26,31 @@ def lock_of(folder: Path) -> BaseFileLock:
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(folder.parent / f".{folder.name}.lock")
+
+
+def check_writable(folder: Path, remedy: str) -> None:
+    """Refuses a folder in which nothing can be written, before anything slow. It leaves no trace.
+
+    Args:
+        folder: that is there, or would be made.
+        remedy: what moves it: a setting or a variable of the environment.
+
+    Raises:
+        UserError: the folder and why: it is read-only, forbidden, full, or its name is too long.
+    """
+    absent: list[Path] = []
+    try:
+        absent = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            if file.write(bytes(PROBE)) < PROBE:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise UserError(f"{folder}: can't be written ({error.strerror}); {remedy}") from None
+    finally:
+        for place in absent:
+            with suppress(OSError):
+                place.rmdir()
 
 
 @contextmanager

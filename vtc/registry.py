@@ -8,7 +8,8 @@ classes, never instances.
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import EntryPoint, entry_points
+import re
+from importlib.metadata import EntryPoint, distributions
 from typing import Any, TypeVar
 
 from vtc import declarations
@@ -25,23 +26,58 @@ def parts(name: str) -> dict[str, str]:
     return {n if names.count(n) == 1 else f"{n}{names[: i + 1].count(n)}": n for i, n in enumerate(names)}
 
 
+BROKEN: set[str] = set()  # what of other packages was left out, and why, in words
+
+
+def entry_points(group: str) -> list[EntryPoint]:
+    """The plug-ins of a group that other packages bring. What can't be read is left out, and named in `BROKEN`."""
+    entries: dict[tuple[str, str], EntryPoint] = {}
+    for package in distributions():
+        try:
+            for entry in package.entry_points:
+                if entry.group == group:
+                    if not re.fullmatch(r"[\w.-]+", entry.name) or not re.fullmatch(r"[\w.]+:[\w.]+", entry.value):
+                        raise ValueError(f"{entry.name} = {entry.value}: a name of letters and digits = module:class")
+                    entries.setdefault(
+                        (package.metadata["Name"], entry.name), entry
+                    )  # the first one on the path is the one imported
+        except Exception as error:  # whatever its files may hold
+            where = getattr(package, "_path", package)
+            BROKEN.add(f"plug-ins of {where}: left out ({type(error).__name__}: {error})")
+    return list(entries.values())
+
+
 class Registry:
     """Names → classes for one kind of thing (`kind` is the config key that a user sets, e.g. "method").
 
     Lookup order: registered at run time, built in, installed plug-ins (entry points of `group`); then, of a kind that
-    can be put together, several names with + between them, which `composed` (an import path) makes a class of.
+    can be put together, several names with + between them, which `composed` (an import path) makes a class of. A
+    plug-in must have the attributes `needed`.
     """
 
-    def __init__(self, kind: str, group: str, builtin: dict[str, str], composed: str | None = None) -> None:
-        self.kind, self.group, self._composed = kind, group, composed
+    def __init__(
+        self, kind: str, group: str, builtin: dict[str, str], composed: str | None = None, needed: tuple[str, ...] = ()
+    ) -> None:
+        self.kind, self.group, self._composed, self._needed = kind, group, composed, needed
         self._builtin = dict(builtin)
         self._registered: dict[str, type] = {}
         self._entries: dict[str, EntryPoint] | None = None
+        self._every: list[tuple[str, str]] = []
 
     def _plugins(self) -> dict[str, EntryPoint]:
         if self._entries is None:
-            self._entries = {e.name: e for e in entry_points(group=self.group)}
+            entries = entry_points(group=self.group)
+            self._entries = {entry.name: entry for entry in entries}
+            self._every = [(entry.name, _origin(entry)) for entry in entries]
         return self._entries
+
+    def _check_alone(self, name: str) -> None:
+        """Raises `UserError` where several packages, or one and vtc, have something of this name."""
+        self._plugins()
+        origins = [f"vtc's {self._builtin[name]}"] if name in self._builtin else []
+        origins += [origin for other, origin in self._every if other == name]
+        if len(origins) > 1:
+            raise UserError(f"{self.kind}={name}: {' and '.join(origins)} have this name; uninstall all but one")
 
     def names(self) -> list[str]:
         """All names, sorted. Imports no method."""
@@ -59,16 +95,22 @@ class Registry:
         """
         if name in self._registered:
             return self._registered[name]
+        self._check_alone(name)
         if name in self._builtin:
             return imported(self._builtin[name])
         if name in self._plugins():
             entry = self._plugins()[name]
             try:
-                return entry.load()
-            except Exception as error:
+                plugin = entry.load()
+            except (Exception, SystemExit) as error:
                 raise UserError(
                     f"{self.kind}={name}: its plug-in {entry.value} can't be imported ({type(error).__name__}: {error})"
                 ) from error
+            if absent := [attribute for attribute in self._needed if not hasattr(plugin, attribute)]:
+                raise UserError(
+                    f"{self.kind}={name}: its plug-in {entry.value} has no {absent[0]}; see CONTRIBUTING.md"
+                )
+            return plugin
         if self._composed and "+" in name:
             return imported(self._composed)(name)
         raise unknown(self.kind, name, self.names())
@@ -93,9 +135,13 @@ class Registry:
         if name in self._registered:
             return declarations.line_of(self._registered[name])
         if name in self._plugins():
-            entry = self._plugins()[name]
-            return f"plug-in {entry.value}" + (f" of {entry.dist.name}" if entry.dist else "")
+            return _origin(self._plugins()[name])
         raise unknown(self.kind, name, self.names())
+
+
+def _origin(entry: EntryPoint) -> str:
+    """What a plug-in is, and whose."""
+    return f"plug-in {entry.value}" + (f" of {entry.dist.name}" if entry.dist else "")
 
 
 def imported(path: str) -> Any:
@@ -141,6 +187,7 @@ methods = Registry(
         "voco": "vtc.methods.voco:VoCo",
     },
     composed="vtc.methods.chain:chain",
+    needed=("declared_options", "reduce", "version"),
 )
 
 families = Registry(
@@ -158,6 +205,7 @@ families = Registry(
         "smolvlm": "vtc.backbones.idefics3:SmolVLM",
         "video_llava": "vtc.backbones.video_llava:VideoLlava",
     },
+    needed=("shape_of", "load", "version"),
 )
 
 # Not classes but functions of a job: how a training goes. `training.recipe=<name>`.
@@ -188,4 +236,5 @@ sources = Registry(
         "jsonl": "vtc.evaluation.sources.user_data:JsonlTasks",
         "hf": "vtc.evaluation.sources.user_data:HubTasks",
     },
+    needed=("tasks", "specs"),
 )

@@ -29,5 +29,9 @@ def path(name: str) -> Path:
 
 def cache_folder() -> Path:
     """`$VTC_CACHE`, else `vtc` in the user's cache."""
-    root = os.environ.get("VTC_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vtc"
-    return Path(root)
+    return Path(os.path.expanduser(os.environ.get("VTC_CACHE") or os.path.join(user_cache(), "vtc")))
+
+
+def user_cache() -> str:
+    """`$XDG_CACHE_HOME`, else `.cache` in the home folder."""
+    return os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+from vtc import folders as places
+from vtc import shipped
 from vtc.errors import UserError
 from vtc.job import Job, launched
 
@@ -32,6 +36,30 @@ def headline(job: Job) -> str:
     return " · ".join(words)
 
 
+def is_first() -> bool:
+    """Whether this process is the one that talks: of several that `accelerate launch` or `torchrun` started, rank 0."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _check_folders(job: Job) -> None:
+    """Refuses folders that can't be written, of results and of caches.
+
+    Raises:
+        UserError: as `places.check_writable`.
+    """
+    if job.action == "report" and job.report.output:
+        report = Path(os.path.expanduser(job.report.output)).absolute()
+        places.check_writable(report, "give report.output=<another folder>")
+    else:
+        places.check_writable(job.output_dir.absolute(), "give output_dir=<another folder>")
+    if job.action in ("evaluate", "train", "ablate"):
+        places.check_writable(shipped.cache_folder().absolute(), "set VTC_CACHE=<a folder for what is made once>")
+    if job.action == "evaluate":
+        home = os.environ.get("HF_HOME") or os.path.join(shipped.user_cache(), "huggingface")
+        datasets = os.path.expanduser(os.environ.get("HF_DATASETS_CACHE") or os.path.join(home, "datasets"))
+        places.check_writable(Path(datasets).absolute(), "set HF_HOME=<a folder for data sets>")
+
+
 def perform(job: Job) -> Any:
     """Runs the job's action and returns what it returns.
 
@@ -42,6 +70,8 @@ def perform(job: Job) -> Any:
         raise UserError(
             f"action={job.action}: is for one process, and {launched()} were started; leave out the launcher"
         )
+    if is_first():
+        _check_folders(job)
     target, loads = ACTIONS[job.action]
     if loads:
         job.check()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import math
 import os
+import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -21,8 +24,11 @@ from vtc.cli import actions, help
 from vtc.configuration.compose import CONFIG, config_dir, explained, job_of, prepare
 from vtc.configuration.overrides import ERRORS, spelled_out, swept
 from vtc.errors import UserError
+from vtc.registry import BROKEN
 
 MISTAKE = 2  # exit code for what the user can mend; 1 is for what only a programmer can
+TERMINATED = ("SIGTERM",)  # what an interrupt says that came as one
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENAMETOOLONG)
 FLAGS = (
     "-m",
     "--multirun",
@@ -68,18 +74,20 @@ def one_line(error: BaseException) -> str:
     return words if isinstance(error, UserError) else f"{type(error).__name__}: {words}"
 
 
-def is_first() -> bool:
-    """Whether this process is the one that talks: of several that `accelerate launch` or `torchrun` started, rank 0."""
-    return os.environ.get("RANK", "0") == "0"
+def unwritable(error: OSError) -> UserError:
+    """What the machine refuses to write, in one line."""
+    return UserError(
+        f"{error.filename or 'a result'}: can't be written ({error.strerror}); give output_dir=<another folder>"
+    )
 
 
 def say(line: str) -> None:
-    if is_first():
+    if actions.is_first():
         print(line, flush=True)
 
 
 def complain(line: str) -> None:
-    if is_first():
+    if actions.is_first():
         print(f"vtc: {line}", file=sys.stderr, flush=True)
 
 
@@ -91,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if any(a in ("-h", "--help") for a in argv):
         say(help.text(argv))
+        for line in sorted(BROKEN):
+            complain(line)
         return 0
     if "--version" in argv:
         say(f"vtc {__version__}")
@@ -106,10 +116,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweep = Sweep(math.prod(varied.values()), frozenset(varied))
     try:
         _hydra([*flags, *words], sweep, sweeping)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         complain("interrupted; finished runs are kept, the same command goes on with the rest")
-        return 130
+        return 128 + (signal.SIGTERM if interrupt.args == TERMINATED else signal.SIGINT)
     except Exception as error:  # a job keeps its own errors: this is Hydra's
+        if isinstance(error, OSError) and not isinstance(error, ERRORS):  # of the folder in which it notes a sweep
+            complain(one_line(unwritable(error)))
+            return MISTAKE
         if any(word.startswith("hydra/launcher=") for word in words) and not isinstance(error, ERRORS):
             raise  # or a job's that another process ran
         complain(one_line(explained(error, words)))
@@ -159,7 +172,8 @@ def _hydra(argv: Sequence[str], sweep: Sweep, sweeping: bool) -> None:
             job = job_of(config, typed_overrides)
             say(f"vtc {__version__} · {actions.headline(job)}")
             actions.perform(job)
-        except Exception as error:
+        except Exception as problem:
+            error = unwritable(problem) if isinstance(problem, OSError) and problem.errno in UNWRITABLE else problem
             sweep.failed.append((name, one_line(error), isinstance(error, UserError)))
             if isinstance(error, UserError):
                 complain(one_line(error))
@@ -173,7 +187,7 @@ def _hydra(argv: Sequence[str], sweep: Sweep, sweeping: bool) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print and exit by itself; its errors are ours to explain
     sys.argv = [sys.argv[0], *argv]
     notes = tempfile.TemporaryDirectory()
-    if sweeping and not is_first():  # of several processes the first one keeps Hydra's note of the sweep
+    if sweeping and not actions.is_first():  # of several processes the first one keeps Hydra's note of the sweep
         sys.argv.append(f"hydra.sweep.dir={notes.name}")
     try:
         hydra.main(config_path=str(config_dir()), config_name=CONFIG, version_base="1.3")(run_job)()
@@ -186,6 +200,33 @@ def _hydra(argv: Sequence[str], sweep: Sweep, sweeping: bool) -> None:
             os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
+class Voice(io.FileIO):
+    """Where what is said goes. A reader that has left (`… | head`), or a full disk, ends no run."""
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content) or 0
+        except OSError:
+            return len(content)
+
+
 def run() -> None:
-    """The console script: `main`, then exit."""
+    """The console script: `main`, then exit. What the encoding of the terminal lacks is escaped."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        else:
+            voice = io.BufferedWriter(Voice(number, "w", closefd=False))
+            terminal = stream.isatty()
+            text = io.TextIOWrapper(voice, stream.encoding, "backslashreplace", line_buffering=terminal or number == 2)
+            setattr(sys, name, text)
+    here = os.getpid()
+
+    def terminated(*_: object) -> NoReturn:
+        if os.getpid() != here:  # a worker that was forked
+            os._exit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt(*TERMINATED)
+
+    signal.signal(signal.SIGTERM, terminated)
     sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,6 @@ from vtc.budget import BUDGETS
 from vtc.configuration.choices import GROUPS, choices, unconfigured
 from vtc.configuration.methods import method_node, store_methods
 from vtc.configuration.overrides import (
-    ERRORS,
     OWN_SUITES,
     SHORT,
     is_listed,
@@ -263,11 +263,14 @@ def explained(error: Exception, words: Sequence[str]) -> UserError:
         _check_keys(_base(overrides), own)
     except UserError as refusal:
         return refusal
-    except ERRORS as deeper:
+    except Exception as deeper:  # the chosen groups alone fail as well
         error = deeper
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return unknown(group, name, error.options)
+    for frame in traceback.extract_tb(error.__traceback__):
+        if "hydra_plugins" in Path(frame.filename).parts[:-1] and "hydra" not in Path(frame.filename).parts:
+            return UserError(f"{frame.filename}: a plug-in of Hydra that can't be imported ({error}); uninstall it")
     causes = (str(error), str(error.__cause__ or ""))
     lines = [line.strip() for text in causes for line in text.splitlines() if line.strip()]
     return UserError(" ".join(lines[:2]) or type(error).__name__)

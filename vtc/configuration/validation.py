@@ -6,8 +6,8 @@ What a single key may hold stands where the key is declared (`vtc.settings`); wh
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from vtc import shipped
@@ -80,12 +80,12 @@ def _check_tasks(job: Job) -> None:
 
 
 def _check_files(job: Job, values: Mapping[str, Any]) -> None:
-    if job.checkpoint not in (None, "auto") and not Path(str(job.checkpoint)).expanduser().is_dir():
+    if job.checkpoint not in (None, "auto") and not os.path.isdir(os.path.expanduser(job.checkpoint)):
         raise UserError(
             f"checkpoint={job.checkpoint}: no such folder; allowed: auto, null, or a folder that training wrote"
         )
     _check_data(job, values)
-    if job.output_dir.exists() and not job.output_dir.is_dir():
+    if os.path.exists(job.output_dir) and not os.path.isdir(job.output_dir):
         raise UserError(f"output_dir={values['output_dir']}: is a file, a folder is needed")
 
 
@@ -99,5 +99,9 @@ def _check_data(job: Job, values: Mapping[str, Any]) -> None:
         return
     if values.get("data") is not None:
         raise UserError(f"data={values['data']}: for benchmark=jsonl or hf; others have benchmark.data")
-    if benchmark.data is not None and benchmark.name != "pocket" and not Path(benchmark.data).expanduser().exists():
+    if (
+        benchmark.data is not None
+        and benchmark.name != "pocket"
+        and not os.path.exists(os.path.expanduser(benchmark.data))
+    ):
         raise UserError(f"benchmark.data={benchmark.data}: no such file or folder")

@@ -281,7 +281,7 @@ def _terminable() -> Iterator[None]:
     """SIGTERM, with which launchers end all processes where one failed, is an interruption, not a silent death."""
 
     def interrupted(*_: Any) -> NoReturn:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("SIGTERM")
 
     if threading.current_thread() is not threading.main_thread():
         yield
