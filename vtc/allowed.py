@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vtc.errors import UserError, nearest
+from vtc.errors import UserError, nearest, shorten
 
 LONGEST = 120  # characters of a value in an error
 WIDEST = 2**63 - 1  # the largest whole number that torch, numpy and files can hold
@@ -45,11 +45,9 @@ class Allowed:
         return Allowed(self.words, self.accepts, optional=True)
 
 
-def brief(value: Any, most: int = LONGEST) -> str:
-    """A value as a line can show it: of `most` characters, what can't be printed escaped."""
-    words = " ".join(str(value).split())
-    words = words if words.isprintable() else ascii(words)[1:-1]
-    return words if len(words) <= most else f"{words[:most]}…"
+def brief(value: Any) -> str:
+    """A value as a line can show it."""
+    return shorten(" ".join(str(value).split()), LONGEST)
 
 
 def is_number(value: Any) -> bool:

@@ -5,8 +5,11 @@ The arithmetic needs no weights: a method that was made without any says everyth
 
 from __future__ import annotations
 
+import bisect
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from math import ceil
 from typing import TYPE_CHECKING
 
 from vtc.allowed import SHARE, number, whole
@@ -27,8 +30,9 @@ class Budget:
     Attributes:
         tokens: visual tokens left per image at the end, exactly.
         ratio: the same as a share of the visual tokens that the backbone has, in (0, 1].
-        compression: LLaVolta's compression ratio (eq. 3): visual tokens of all layers, uncompressed / compressed; ≥ 1.
-        flops: prefill FLOPs of the decoder relative to uncompressed (64 text tokens), in (0, 1].
+        compression: LLaVolta's compression ratio (eq. 3): visual tokens of all layers, uncompressed / compressed, in
+            every pass of the decoder; ≥ 1.
+        flops: at most these prefill FLOPs, of decoder and method, relative to uncompressed (64 text tokens), in (0, 1].
     """
 
     tokens: int | None = setting(None, allowed=whole(1).or_null())
@@ -53,8 +57,9 @@ class Budget:
     def resolve(self, method: Compressor) -> int | None:
         """Visual tokens per image that are left at the end; None: the method's default.
 
-        `tokens` is met exactly or refused. `ratio`, `compression` and `flops` take, of the counts that the method
-        offers, the one that comes nearest; a `compression` or `flops` that no count can reach is refused.
+        `tokens` is met exactly or refused. `ratio` and `compression` take, of the counts that the method offers, the
+        one that comes nearest, `flops` the nearest that doesn't cost more; a `compression` or `flops` that no count can
+        reach is refused.
 
         Args:
             method: its own `tokens` don't matter.
@@ -79,15 +84,23 @@ class Budget:
         if self.ratio is not None:
             goal = self.ratio * full
             return min(offers, key=lambda t: (abs(t - goal), t))
-        measure = compression_ratio if key == "compression" else relative_flops
-        costs = {t: measure(method.with_tokens(t).layer_tokens(), shape) for t in offers}
-        lowest, highest = min(costs.values()), max(costs.values())
-        if not lowest * 0.98 <= value <= highest * 1.02:
-            raise UserError(
-                f"{key}={value}: {name} on {shape.name} reaches {lowest:.3g} to {highest:.3g}, "
-                f"with {listed(offers)} tokens"
-            )
-        return min(offers, key=lambda t: (abs(costs[t] - value), t))
+        offers, measure = sorted(offers), relative_flops if self.flops is not None else compression
+        cost = functools.cache(lambda tokens: measure(method.with_tokens(tokens)))
+        ends = sorted((cost(offers[0]), cost(offers[-1])))
+        if self.flops is not None and ends[0] <= value <= ends[1] * 1.02:
+            bound = value * (1 + 1e-9)
+            if cost(offers[-1]) <= bound:
+                return offers[-1]
+            return offers[bisect.bisect_right(offers, bound, key=cost) - 1]
+        if self.compression is not None and ends[0] * 0.98 <= value <= ends[1] * 1.02:
+            return min(offers, key=lambda t: (abs(cost(t) - value), t))
+        least = f"{ceil(1000 * ends[0]) / 1000 if self.flops is not None else ends[0]:.4g}"
+        stored = sorted(measure(method.with_tokens(tokens), beforehand=True) for tokens in (offers[0], offers[-1]))
+        differs = any(abs(there - now) > 0.02 * now for there, now in zip(stored, ends, strict=True))
+        raise UserError(
+            f"{key}={value}: {name} on {shape.name} reaches {least} to {ends[1]:.3g}, with {listed(offers)} tokens"
+            + (f"; {stored[0]:.3g} to {stored[1]:.3g} where images were compressed beforehand" if differs else "")
+        )
 
 
 def compression_ratio(layer_tokens: Sequence[int], shape: BackboneShape) -> float:
@@ -95,22 +108,34 @@ def compression_ratio(layer_tokens: Sequence[int], shape: BackboneShape) -> floa
     return shape.depth * (shape.visual_tokens or 0) / sum(layer_tokens)
 
 
-def decoder_flops(layer_tokens: Sequence[int], shape: BackboneShape, text: int = PROMPT) -> float:
-    """FLOPs of a prefill through the decoder layers; a multiply-add is two, and causal attention is halved.
+def compression(method: Compressor, beforehand: bool = False) -> float:
+    """`compression_ratio` over every pass of the decoder, those that the method runs itself among them.
 
     Args:
-        layer_tokens: visual tokens in each decoder layer.
-        text: text tokens beside them.
+        beforehand: of the pass that answers alone, from what was stored of an image.
     """
-    head = shape.head_width
-    weights = shape.width * head * (2 * shape.heads + 2 * shape.kv_heads) + 3 * shape.width * shape.intermediate
-    return sum(2.0 * (v + text) * weights + 2.0 * (v + text) ** 2 * shape.heads * head for v in layer_tokens)
+    if beforehand:
+        return compression_ratio(method.cached_tokens(), method.shape)
+    own = [one.visual for one in method.own_passes(PROMPT)] * method.shape.depth
+    return compression_ratio([*own, *method.layer_tokens()], method.shape)
 
 
-def relative_flops(layer_tokens: Sequence[int], shape: BackboneShape, text: int = PROMPT) -> float:
-    """`decoder_flops` relative to those of the uncompressed decoder."""
-    full = [shape.visual_tokens or 0] * shape.depth
-    return decoder_flops(layer_tokens, shape, text) / decoder_flops(full, shape, text)
+def relative_flops(method: Compressor, text: int = PROMPT, beforehand: bool = False) -> float:
+    """FLOPs of a prefill of one image and `text` other tokens, relative to those of the uncompressed decoder.
+
+    Every pass of the decoder counts, those that the method runs itself among them, with their LoRA adapters, the output
+    embedding of the last token, and the method's own arithmetic (`Compressor.own_flops`). Tower and projector don't.
+
+    Args:
+        beforehand: what is left of it where the image was compressed before the question came.
+    """
+    from vtc.interface import flops
+
+    shape, calls, own = method.shape, method.calls(text), method.own_flops(text)
+    if beforehand and not method.needs_question:
+        calls = method.answering_calls(calls, text)
+        own = own if method.layer_tokens()[0] >= (shape.visual_tokens or 0) else 0.0
+    return (flops.total(shape, calls) + flops.head(shape) + own) / flops.uncompressed(shape, text)
 
 
 def listed(offers: Sequence[int]) -> str:

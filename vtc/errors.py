@@ -13,8 +13,22 @@ class UserError(Exception):
     """
 
 
+class SampleError(UserError):
+    """What a model can't answer. Evaluation sets the sample aside and goes on; elsewhere it is an error like others."""
+
+
+class NotFinite(SampleError):
+    """Values that are no numbers, or beyond what their type holds."""
+
+
+def shorten(text: str, most: int) -> str:
+    """A text as part of a line: of `most` characters, what can't be printed escaped."""
+    shown = text if text.isprintable() else ascii(text)[1:-1]
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """`"; did you mean 'fastv'?"` where one of `allowed` is close to `given` or begins with it, else `""`."""
+    """`"; did you mean 'fastv'?"` where one of `allowed` is close to `word` or begins with it, else `""`."""
     names = [str(a) for a in allowed]
     match = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     if not match and len(word) > 2:

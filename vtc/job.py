@@ -142,7 +142,7 @@ class Job:
         self.family.check_loading(self.backbone)
 
     def load(self, trained: bool = True) -> tuple[Backbone, Compressor]:
-        """The backbone and the method in eval mode, trained weights loaded.
+        """The backbone and the method in eval mode, trained weights loaded; it decodes greedily.
 
         Args:
             trained: False leaves the method untrained and looks at no checkpoint, to train it.
@@ -161,6 +161,8 @@ class Job:
             where = f"checkpoint={self.weights}: training.lora"
             add_lora(backbone, method, from_mapping(LoraSettings, lora, where) if lora else None)
             checkpoint.load(self.weights, backbone, method)
+        if trained:
+            backbone.decoding_set_aside = decode_greedily(backbone.model)
         backbone.model.eval()
         return backbone, method.eval()
 
@@ -255,6 +257,26 @@ def add_lora(backbone: Backbone, method: Compressor, lora: LoraSettings | None) 
         raise UserError(f"training.lora: method={method.name} has adapters of its own; see method.rank")
     backbone.add_adapters((TUNED,), lora.rank, lora.alpha or 2 * lora.rank, float(lora.dropout or 0.0))
     method.adapter = TUNED
+
+
+TOKEN_IDS = ("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id")
+
+
+def decode_greedily(model: Any) -> dict[str, Any]:
+    """Leaves of a model's generation config its special tokens alone: an answer is the most probable token after the
+    other, whatever sampling, penalties or banned words its checkpoint brings, so that checkpoints and methods are
+    compared by one rule.
+
+    Returns:
+        the settings that no longer apply.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config.to_diff_dict()
+    model.generation_config = GenerationConfig(**{key: own.pop(key) for key in TOKEN_IDS if key in own})
+    for key in ("transformers_version", "_from_model_config"):
+        own.pop(key, None)
+    return {key: value for key, value in own.items() if value and (key, value) != ("use_cache", True)}
 
 
 # Trained weights -----------------------------------------------------------------------------------------------------

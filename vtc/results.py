@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vtc import allowed
-from vtc.errors import UserError
-from vtc.identity import hash_bytes
+from vtc.errors import UserError, shorten
+from vtc.identity import digest, hash_bytes
 
 SCHEMA = 1
 RESULT = "result.json"
@@ -124,7 +124,7 @@ def write_json(path: Path, value: Any) -> Path:
 
 
 def write(folder: Path, result: Mapping[str, Any]) -> Path:
-    """Write `result.json` into `folder` atomically; returns its path.
+    """Write `result.json` into `folder` atomically, with a digest of its content; returns its path.
 
     Raises:
         ValueError: a section of the schema is missing.
@@ -132,7 +132,31 @@ def write(folder: Path, result: Mapping[str, Any]) -> Path:
     missing = [s for s in SECTIONS if s not in result]
     if missing:
         raise ValueError(f"result lacks {', '.join(missing)}")
-    return write_json(Path(folder) / RESULT, {"schema": SCHEMA, **result})
+    content = {"schema": SCHEMA, **result}
+    return write_json(Path(folder) / RESULT, {**content, "digest": digest_of(content)})
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """What a run states of a file that it writes, beside the file's content: whether another hand changed it since."""
+    return digest({key: value for key, value in plain(content).items() if key != "digest"})
+
+
+def check_intact(folder: Path, name: str) -> None:
+    """That a run's result and samples are as it wrote them.
+
+    Args:
+        name: the id of the run.
+
+    Raises:
+        FileNotFoundError: there is no result.
+        ValueError: something is missing, cut, changed, or of another run; in words.
+    """
+    result = load(folder)
+    if result.get("digest") != digest_of(result) or result["run"]["id"] != name:
+        raise ValueError(f"{RESULT} is not as this run wrote it")
+    path = folder / SAMPLES
+    if not path.is_file() or hash_file(path) != result["run"].get("samples"):
+        raise ValueError(f"{SAMPLES} is not as this run wrote it" if path.is_file() else f"{SAMPLES} is missing")
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -153,15 +177,15 @@ def load(path: str | Path) -> dict[str, Any]:
         _refuse_deep(result)
         json.dumps(result, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of NaN
-        raise ValueError(f"{path}: not a result file ({allowed.brief(error, 100)})") from error
+        raise ValueError(f"{path}: not a result file ({shorten(str(error), 100)})") from error
     if not isinstance(result, dict) or any(s not in result for s in SECTIONS):
         raise ValueError(f"{path}: not a result file (sections missing)")
     if result.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: schema {allowed.brief(result.get('schema'), 20)}, this version reads {SCHEMA}")
+        raise ValueError(f"{path}: schema {shorten(str(result.get('schema')), 20)}, this version reads {SCHEMA}")
     try:
         _check(result, FIELDS)
     except UserError as error:
-        raise ValueError(f"{path}: {allowed.brief(error, 200)}") from error
+        raise ValueError(f"{path}: {shorten(str(error), 200)}") from error
     return result
 
 
@@ -271,7 +295,7 @@ def hash_files(paths: Iterable[str | Path]) -> dict[str, str | None]:
             if key not in _HASHES:
                 _HASHES[key] = hash_file(Path(path))
             return _HASHES[key]
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a name that no file can have
             return None
 
     names = list(dict.fromkeys(map(str, paths)))

@@ -23,9 +23,9 @@ from pathlib import Path
 import torch
 
 from vtc.configuration import parse
+from vtc.interface.flops import layer as flops_of
 from vtc.pocket.source import PocketSource
 from vtc.profiling.counter import flop_counter
-from vtc.profiling.flops import layer as flops_of
 from vtc.training.method_stage import MethodStage
 
 STAGES = ("layer 2, stride 8", "layer 2, stride 2", "layer 16, stride 2", "uncompressed")

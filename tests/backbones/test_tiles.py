@@ -11,8 +11,8 @@ from vtc.backbones import wrap
 from vtc.backbones.tiles import Tiled
 from vtc.engine import compressing
 from vtc.errors import UserError
+from vtc.interface import flops
 from vtc.methods import build
-from vtc.profiling import flops
 from vtc.profiling.counter import flop_counter
 from vtc.registry import families
 from vtc.testing.tiny_tiles import tiny_idefics3, tiny_internvl, tiny_smolvlm

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import warnings
 from types import SimpleNamespace
 
@@ -292,3 +293,54 @@ def test_a_batch_decodes_no_more_pixels_than_fit(oracle, monkeypatch):
     assert [answer.text for answer in answers] == ["a", "a", "a", "", "a", "a"]
     ((bad,),) = [model.bad]
     assert bad.id == "photo-3" and "pixels; allowed" in bad.error
+
+
+def of_images(counts: list[int], options: dict | None = None):
+    """A model's questions about so many pictures each, as lmms-eval asks them."""
+    from PIL import Image
+
+    from vtc.evaluation.prompts import Prompt
+
+    picture = Image.new("RGB", (96, 96), (200, 0, 0))
+    return [Prompt(n, "what is this ?", [picture] * count, options or {}) for n, count in enumerate(counts)]
+
+
+def answered(model, questions) -> tuple[list[int], dict[int, str]]:
+    """The questions that are answered, and why the others are not."""
+    answers: dict = {}
+    model._answer(questions, [SimpleNamespace(task_name="t", doc_id=n) for n in range(len(questions))], answers)
+    failed = {n: answer for n, answer in answers.items() if isinstance(answer, str)}
+    return sorted(answers.keys() - failed), failed
+
+
+def test_a_sample_past_the_context_is_set_aside_and_its_batch_is_answered(backbone):
+    """Pocket's decoder has 1,024 positions; six pictures are 864 tokens, seven 1,008, eight 1,152."""
+    short, long = {"max_new_tokens": 4}, {"max_new_tokens": 60}
+    model = adapter(backbone, build("none", None, backbone))
+    answers, failed = answered(model, of_images([1, 8, 6, 7], short))
+    assert list(failed) == [1] and answers == [0, 2, 3]
+    words = r"backbone=pocket: its decoder has 1,024 positions .* takes (\d,\d+), with 4 new tokens (\d,\d+)"
+    needed, total = (int(n.replace(",", "")) for n in re.fullmatch(words, failed[1]).groups())
+    assert 1152 < needed < 1180 and total == needed + 4
+    assert list(answered(model, of_images([1, 7], long))[1]) == [1]  # new tokens count too
+    assert not answered(adapter(backbone, build("divprune", 16, backbone)), of_images([8, 20], long))[1]
+    assert list(answered(adapter(backbone, build("fastv", 16, backbone)), of_images([6, 8], long))[1]) == [1]
+
+
+@pytest.mark.parametrize("options", [{"max_new_tokens": 4}, {"vtc_embed": True}])
+def test_numbers_that_are_none_set_a_sample_aside_by_layer_and_method(backbone, options):
+    method = build("divprune", 16, backbone)
+    model = adapter(backbone, method)
+    weight = backbone.model.get_parameter("model.multi_modal_projector.linear_2.weight")
+    before = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight[0, 0] = float("nan")
+        answers, failed = answered(model, of_images([1, 1], options))
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
+    assert not answers
+    wanted = "backbone=pocket, method=divprune: model.multi_modal_projector.linear_2 isn't finite"
+    assert failed == {0: wanted, 1: wanted}
+    assert not answered(model, of_images([1, 1], options))[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,8 @@ def test_anls_is_one_less_the_normalised_distance() -> None:
 
 
 # ---------------------------------------------------------------------- mistakes
+PLAIN = {"image": "0.png", "question": "?", "answer": "a"}
+CHOICE = {"image": "0.png", "question": "?", "options": ["x", "y"], "answer": "x"}
 BAD = [
     ("exact_match", ["{"], "line 1: no JSON"),
     ("exact_match", [[1]], "line 1: an object"),
@@ -144,10 +147,25 @@ BAD = [
     ("choice", [{"image": "0.png", "question": "?", "options": ["x", "y"], "answer": "D"}], "answer=D"),
     ("vqa_accuracy", [{"image": "0.png", "question": "?", "answer": "a"}], "1 answers.*4 or more"),
     ("exact_match", [], "no questions"),
-]
+    ("exact_match", [{**PLAIN, "id": "same"}] * 2, "line 2: id=same: is that of 1 too"),
+    ("exact_match", [{**PLAIN, "id": 1}, {**PLAIN, "id": "1"}], "line 2: id=1: is that of 1 too"),
+    ("exact_match", [{**PLAIN, "id": "2"}, PLAIN], "line 2: id=2: is that of 1 too"),
+    ("exact_match", ['{"image": "0.png", "question": "?", "answer": "a", "answer": "b"}'], "line 1: .*in it twice"),
+    ("choice", [{**CHOICE, "options": ["x", "x"]}], "'x' stands there twice"),
+    ("choice", [{**CHOICE, "options": ["B", "A"], "answer": "A"}], "one option's letter and another one's text"),
+    *(("exact_match", [{**PLAIN, "id": v}], "line 1: id") for v in (None, True, 1.5, "", [], ["a"], {}, "\ud800")),
+    *(("exact_match", [{**PLAIN, "image": v}], "image: a path") for v in (True, 1.5, "", " ", [], ["0.png"], {})),
+    *(("exact_match", [{**PLAIN, "image": None, "images": v}], "image") for v in (True, 3, "0.png", {}, [None])),
+    *(("exact_match", [{**PLAIN, "question": v}], "question") for v in (None, 3, True, " ", ["?"], {}, "a\udfff")),
+    *(("exact_match", [{**PLAIN, "answer": v}], "line 1: answer") for v in (True, math.nan, math.inf, "", " ", [], {})),
+    *(("exact_match", [{**PLAIN, "answer": None, "answers": v}], "answer") for v in ("abc", {}, [[]], [None], [True])),
+    *(("choice", [{**CHOICE, "options": v}], "options") for v in (
+        {"x": "red", "y": "blue"}, "xyz", 5, True, [["x"], ["y"]], ["x", None], ["x", True], ["x", ""], ["x", math.nan],
+    )),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("metric", "rows", "words"), BAD, ids=[w for _, _, w in BAD])
+@pytest.mark.parametrize(("metric", "rows", "words"), BAD)
 def test_a_line_that_is_no_question_is_named(metric, rows, words, write) -> None:
     with pytest.raises(UserError, match=words):
         user_data.check(BenchmarkSettings(**section(write(rows), metric)))
@@ -162,12 +180,94 @@ def test_a_line_that_is_no_question_is_named(metric, rows, words, write) -> None
         (["benchmark=jsonl", "data=MINE", "benchmark.prompt=Hello"], "{question} is needed"),
         (["benchmark=jsonl", "data=MINE", "benchmark.prompt='{q}'"], "{question}"),
         (["data=MINE"], "for benchmark=jsonl or hf"),
+        (["benchmark=jsonl", "data=MINE", "benchmark.prompt=5"], "benchmark.prompt: a text is needed, not 5"),
+        (["benchmark=hf", "data=MINE", "benchmark.columns.answer=null"], "benchmark.columns.answer=null"),
+        (["benchmark=hf", "data=MINE", "benchmark.columns=abc"], "benchmark.columns=abc"),
+        (["benchmark=jsonl", "data=" + "x" * 5000], "no such file"),
+        (["benchmark=jsonl", "data='~nobody-of-that-name/my.jsonl'"], "no such file"),
+        *(
+            (["benchmark=jsonl", "data=MINE", f"benchmark.prompt='{prompt}'"], "in braces: {question}, {options}")
+            for prompt in ("{question.x}", "{question[a]}", "{question!r}", "{question:>9}", "{question:{options}}",
+                           "{question:99999999999}", "{0}", "{}", "{question", "question}")
+        ),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_command_is_told_before_anything_is_loaded(command, words, write, capsys) -> None:
     file = str(write(ROWS["exact_match"]))
     assert main([part.replace("MINE", file) for part in command]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"image": "0.png", "question": "\xe9", "answer": "a"}', "line 1: byte 33 is not UTF-8"),
+        (json.dumps(PLAIN).encode("utf-16"), "line 1: byte 1 is not UTF-8"),
+        (json.dumps(PLAIN).encode("utf-16-be"), "line 1: no JSON"),
+        (b"[" * 100_000 + b"]" * 100_000, "line 1: no JSON for us (nested too deeply)"),
+        (b'{"image": ' + b'{"a": ' * 100_000, "nested too deeply"),
+        (b'{"image": "0.png", "question": "?", "answer": ' + b"9" * 5000 + b"}", "line 1: no JSON (Exceeds the limit"),
+        (b'{"image": "0.png", "question": "?", "answer": ' + b"9" * 4000 + b"}", "line 1: answer"),
+        (b'{"image": "0.png", "question": "?", "answer": 1e999}', "line 1: answer"),
+        (json.dumps({**PLAIN, "image": "x" * 5000}).encode(), "none of its 1 images is there"),
+        (json.dumps({**PLAIN, "image": "0.png\0"}).encode(), "none of its 1 images is there"),
+        (b"\0" * 50, "line 1: no JSON"),
+        (json.dumps(PLAIN).encode()[:-4], "line 1: no JSON"),
+        (b"\xef\xbb\xbf" + json.dumps(PLAIN).encode(), ""),  # Windows' mark at the beginning is no mistake
+        (json.dumps(PLAIN).encode() + b"\r\n\r\n", ""),
+    ],
+)  # fmt: skip
+def test_files_that_other_programs_wrote(content, words, write, capsys) -> None:
+    file = write([])
+    file.write_bytes(content)
+    command = ["benchmark=jsonl", f"data={file}", "method=none", "dry_run=true"]
+    if not words:
+        assert len(user_data.read(file, "exact_match")) == 1
+        return
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line and len(line) < 1000
+
+
+def test_rows_of_a_data_set_are_checked_before_a_model_is_loaded(tmp_path: Path) -> None:
+    import datasets
+
+    columns = {"image": "image", "question": "q", "answer": "a", "options": None, "id": "id"}
+
+    def check(**changed) -> None:
+        rows = {"image": [Image.new("RGB", (8, 8))] * 2, "q": ["?", "!"], "a": ["x", "y"], "id": ["1", "2"]} | changed
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "set" / "test-00000.parquet")
+        benchmark = section(tmp_path / "set", name="hf", split="test", columns=columns)
+        source = source_of(BenchmarkSettings(**benchmark))
+        source.check(None, ["own_exact_match"])
+
+    (tmp_path / "set").mkdir()
+    check()
+    for changed, words in (
+        ({"id": ["1", "1"]}, "row 1: id=1: is that of 0 too"),
+        ({"id": ["1", None]}, "row 1: id: a text or a number is needed, not null"),
+        ({"a": ["x", None]}, "row 1: answer"),
+        ({"q": [1, 2]}, "row 0: question"),
+        ({"a": [["x"], []]}, "row 1: answer"),
+        ({"image": [1, 2]}, "benchmark.columns.image"),
+    ):
+        with pytest.raises(UserError, match=words):
+            check(**changed)
+
+
+def test_drawn_rows_are_checked_too() -> None:
+    from vtc.evaluation.sources import RowsSource
+
+    class Drawn(RowsSource):
+        def rows(self, task):
+            yield {"image": Image.new("RGB", (8, 8)), "question": "?", "answer": 1, "id": "a"}
+            yield {"image": IMAGES.pop(), "question": "?", "answer": 2, "id": IDS.pop()}
+
+    IMAGES, IDS = [b"bytes", Image.new("RGB", (8, 8))], ["b", "a"]
+    with pytest.raises(UserError, match="drawn, row 1: id=a: is that of 0 too"):
+        Drawn(BenchmarkSettings(name="drawn")).table("drawn")
+    with pytest.raises(UserError, match="question b: image: a path or a PIL image is needed, not a bytes"):
+        Drawn(BenchmarkSettings(name="drawn")).table("drawn")
 
 
 def test_other_questions_are_another_run(write, weights) -> None:

@@ -166,7 +166,7 @@ def of_costs() -> Iterator[tuple[str, Any, Callable[[], Numbers]]]:
 
 
 def _costs(case: Case) -> Numbers:
-    from vtc.profiling import flops
+    from vtc.interface import flops
 
     backbone = backbone_of("gqa")
     method, inputs = method_of(case, backbone), inputs_of(backbone)

@@ -176,7 +176,7 @@ def test_compression_and_flops_search_the_last_part() -> None:
             wanted = 72 if options else round((144 * tokens) ** 0.5)
             assert counts == [wanted] * 2 + [tokens] * 2
             assert make(Budget(compression=compression_ratio(counts, shape)).resolve).tokens == tokens
-            assert make(Budget(flops=relative_flops(counts, shape)).resolve).tokens == tokens
+            assert make(Budget(flops=relative_flops(make(tokens))).resolve).tokens == tokens
 
 
 def test_without_a_fixed_number_each_part_needs_a_budget() -> None:

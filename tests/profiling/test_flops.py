@@ -9,12 +9,18 @@ import sys
 import numpy as np
 import pytest
 import torch
+from method_cases import FIRST, Case
 
+from vtc import registry
+from vtc.budget import Budget, relative_flops
 from vtc.engine import compressing
-from vtc.methods import build
-from vtc.profiling import flops, latency, parts
+from vtc.errors import UserError
+from vtc.interface import flops
+from vtc.methods import build, make
+from vtc.profiling import latency, parts
 from vtc.profiling.counter import flop_counter
 from vtc.profiling.recorder import record_calls
+from vtc.testing import tiny_backbone
 
 METHODS = [
     ("none", None, {}),
@@ -87,12 +93,57 @@ def test_the_prefills_parts_add_up_by_hand(backbone):
     assert flops.uncompressed(s, 40) == 5 * flops.layer(s, 184) + flops.head(s)
 
 
-def test_it_agrees_with_the_budget_that_asks_for_flops(backbone):
-    from vtc.budget import decoder_flops
+# Methods whose own arithmetic depends on the image or the question: what they announce is the most it can be.
+BOUNDS = ("kmeans", "sparsevlm", "vcc", "quecc")
 
-    tokens = [144, 144, 16, 16, 16]
-    calls = [flops.Call(i, t + 64, t + 64) for i, t in enumerate(tokens)]
-    assert flops.total(backbone.shape, calls) == pytest.approx(decoder_flops(tokens, backbone.shape))
+
+def agrees(backbone, method, text: int) -> None:
+    """What a method announces is what runs: the decoder's passes one by one, and all FLOPs within 1 %."""
+    shape, inputs = backbone.shape, latency.example(backbone, 1, text)
+    assert int((~backbone.visual(inputs["input_ids"][0])).sum()) == text
+    method.requires_grad_(False).attach(backbone)
+    counter = flop_counter()
+    with (
+        torch.no_grad(),
+        counter,
+        parts.metering(backbone, method, counter.get_total_flops) as spent,
+        compressing(backbone, method),
+        record_calls(backbone) as calls,
+    ):
+        backbone.model(**inputs, logits_to_keep=1)
+    announced = method.calls(text)
+    own = len(announced) - shape.depth
+    if method.name != "quecc":  # its own pass is of the words behind the image, fewer than all
+        assert calls == announced
+    assert calls[own:] == announced[own:]
+    counted = flops.total(shape, calls) + flops.head(shape) + spent[parts.METHOD]
+    stated = relative_flops(method, text) * flops.uncompressed(shape, text)
+    assert counted <= 1.01 * stated
+    assert method.name.split("+")[-1] in BOUNDS or counted == pytest.approx(stated, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "case", [*FIRST, Case("fwd2bot", 3, {"adapters": "none"}), Case("fwd2bot", 3, {"rank": 2})], ids=str
+)
+def test_what_a_method_announces_is_what_runs(case) -> None:
+    backbone = tiny_backbone()
+    agrees(backbone, case.make(backbone, case.tokens).eval(), 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*registry.methods._builtin, "divprune+fastv", "visionzip+pyramiddrop"])
+def test_flops_are_met_at_the_depth_of_a_7b_model(name: str, wide) -> None:
+    """LLaVA-1.5 7B at an eighth of its width, 64 text tokens: `flops=0.4` costs 0.4, or the nearest offer below."""
+    shape = wide.shape
+    try:
+        method = make(name, Budget(flops=0.4).resolve, shape)
+    except UserError as error:  # none, and those that run the image through the decoder
+        assert name in ("none", "fwd2bot", "voco") and "reaches 1" in str(error)
+        method = make(name, None if name == "none" else 16, shape)
+    more = [n for n in method.offers() if n > (method.tokens or 0)][:1]
+    if method.tokens and relative_flops(method) < 0.4 and more:
+        assert relative_flops(method.with_tokens(more[0])) > 0.4
+    agrees(copy.deepcopy(wide), method.build().eval(), 64)
 
 
 def test_recording_leaves_nothing_behind(backbone):

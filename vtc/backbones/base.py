@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vtc.backbones import loading
@@ -50,6 +50,7 @@ class Backbone(Parts):
     model_class: ClassVar[str] = ""
     size_options: ClassVar[tuple[str, ...]] = ("image_size",)
     version: ClassVar[int] = 1
+    decoding_set_aside: Mapping[str, Any] = MappingProxyType({})  # see `Job.load`
 
     # -- sizes
     @classmethod

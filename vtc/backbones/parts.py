@@ -82,6 +82,17 @@ class Parts:
         return self.decoder.embed_tokens.weight.dtype
 
     @property
+    def context(self) -> int | None:
+        """Positions that the decoder is made for: `max_position_embeddings`, and what RoPE scaling makes of them, as
+        vLLM reads it: longrope's and Llama 3's are counted already. None: it doesn't say.
+        """
+        config = self.decoder.config
+        known, rope = getattr(config, "max_position_embeddings", None), getattr(config, "rope_parameters", None) or {}
+        if known is None or rope.get("rope_type") not in ("linear", "dynamic", "yarn"):
+            return known
+        return max(known, int(rope.get("original_max_position_embeddings", known) * rope.get("factor", 1)))
+
+    @property
     def tower_layers(self) -> Sequence[Any]:
         """The vision tower's layers: each has `self_attn` with `q_proj` and `k_proj`."""
         raise UserError(f"backbone={self.name}: the layers of its vision tower can't be watched")

@@ -66,7 +66,10 @@ class Call:
     Attributes:
         questions: where its questions are, and where each ends.
         images: None where it brings none.
+        new_tokens: how many `generate` may still add, which must fit into the context too; None: the whole generation
+            was found to fit.
     """
 
     questions: Questions
     images: Images | None = None
+    new_tokens: int | None = 0

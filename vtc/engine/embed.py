@@ -7,7 +7,7 @@ image side. Text goes where the image would be, in the same prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vtc.engine.engine import compressing
+from vtc.engine.limits import first_not_finite
 from vtc.engine.passes import attach, run_decoder
 from vtc.interface import SUMMARY_PROMPT, Compressor, Context
 
@@ -103,20 +104,33 @@ def encode_texts(backbone: Backbone, method: Compressor, input_ids: Tensor, atte
     return method.embed(EmbeddedTexts(backbone, method, input_ids, attention_mask))
 
 
+def _finite(backbone: Backbone, method: Compressor, encode: Callable[[], Tensor]) -> Tensor:
+    """What `encode` gives.
+
+    Raises:
+        NotFinite: it isn't all numbers.
+    """
+    embeddings = encode()
+    if not bool(embeddings.isfinite().all()):
+        raise first_not_finite(backbone, method, encode)
+    return embeddings
+
+
 @torch.no_grad()
 def embed_images(backbone: Backbone, method: Compressor, images: Sequence[Image]) -> Tensor:
-    """Images → embeddings [I, D], float32, not normalised."""
+    """Images → embeddings [I, D], float32, not normalised. Raises `NotFinite` where they are no numbers."""
     inputs = backbone.inputs([SUMMARY_PROMPT] * len(images), [[image] for image in images])
-    return encode_inputs(backbone, method, dict(inputs))
+    return _finite(backbone, method, lambda: encode_inputs(backbone, method, dict(inputs)))
 
 
 @torch.no_grad()
 def embed_texts(backbone: Backbone, method: Compressor, texts: Sequence[str]) -> Tensor:
-    """Texts → embeddings [T, D], float32, not normalised."""
+    """Texts → embeddings [T, D], float32, not normalised. Raises `NotFinite` where they are no numbers."""
     batch = backbone.tokenizer(
         list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
     ).to(backbone.device)
-    return encode_texts(backbone, method, batch["input_ids"], batch["attention_mask"])
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    return _finite(backbone, method, lambda: encode_texts(backbone, method, ids, mask))
 
 
 def _ids(backbone: Backbone, text: str, special: bool = False) -> Tensor:

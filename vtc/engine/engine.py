@@ -24,6 +24,8 @@ from vtc.backbones import adapters, wrap
 from vtc.backbones.base import Backbone
 from vtc.engine.cache import CACHE, CompressedCache, cache_among
 from vtc.engine.call import Call, Images
+from vtc.engine.generate import Generation, noted
+from vtc.engine.limits import check_context
 from vtc.engine.passes import attach, run_decoder
 from vtc.engine.questions import Questions
 from vtc.engine.report import Report, Tally
@@ -45,8 +47,9 @@ class Engine:
         self.backbone, self.method, self.decoder = backbone, method, backbone.decoder
         if method.bottleneck and (method.probes() or method.reads_prompt):
             raise UserError(f"method={method.name}: attention is not probed behind a bottleneck; see Compressor")
-        others = set(getattr(self.decoder.config, "layer_types", None) or []) - {"full_attention"}
-        if others:
+        config = self.decoder.config
+        windows = ["sliding_attention"] if getattr(config, "sliding_window", None) else []  # Mistral says no more of it
+        if others := {*(getattr(config, "layer_types", None) or windows)} - {"full_attention"}:
             raise UserError(
                 f"backbone={backbone.name}: layers with {', '.join(sorted(others))}; only full attention is supported"
             )
@@ -54,6 +57,7 @@ class Engine:
         self._tally: Tally | None = None
         self._questions = Questions()  # of the calls to come
         self._call: Call | None = None  # the one that is running
+        self._generation: Generation | None = None
         self._installed = ExitStack()
         self._tower = TowerWatch(backbone, method)
 
@@ -84,17 +88,20 @@ class Engine:
             adapter = engine.method.adapter  # without one there is nothing to switch: outside the engine none is active
             with adapters.using(decoder.layers, adapter) if adapter else nullcontext():
                 if args or not engine._acts(cache_among(kwargs)):
-                    engine._tally_plain_call()
+                    engine._begin_plain_call(kwargs)
                     return original(*args, **kwargs)
                 return walk(decoder, **kwargs)
 
         forward.vtc_original = original  # type: ignore[attr-defined]
         stand_in(self._installed, decoder, "forward", types.MethodType(forward, decoder))
         model, core = self.backbone.model, self.backbone.core
+        generate = getattr(model.generate, "vtc_original", model.generate)
+        stand_in(self._installed, model, "generate", noted(self, generate))
         for hook in (
             model.register_forward_pre_hook(self._begin_call, with_kwargs=True),
             core.register_forward_pre_hook(self._find_images, with_kwargs=True),
             core.register_forward_hook(self._end_call, always_call=True),
+            model.register_forward_hook(self._note_logits),
             model.register_forward_hook(self._end_call, always_call=True),
         ):
             self._installed.callback(hook.remove)
@@ -120,12 +127,11 @@ class Engine:
         return self._about(block=block_ids, labels=labels)
 
     def prompt_ends(self, index: Tensor) -> AbstractContextManager[None]:
-        """Says where the prompt ends, where that isn't the last token: uncached or teacher-forced passes with an
-        answer.
+        """Says where the prompt ends, where that isn't the last token: passes over a prompt and an answer.
 
         Args:
-            index: [B] of each row's last prompt token in the user's layout. (With `labels` it is known: the token
-                before the first one with a label.)
+            index: [B] of each row's last prompt token in the user's layout. (In `generate` it is known, and with
+                `labels`: the token before the first one with a label.)
         """
         return self._about(prompt_end=index)
 
@@ -139,6 +145,21 @@ class Engine:
         finally:
             self._questions = before
 
+    @contextmanager
+    def generating(self, new_tokens: int | None, ends: Tensor | None) -> Iterator[Generation]:
+        """A call of the model's `generate`, of at most so many tokens.
+
+        Args:
+            ends: as `prompt_ends`, where the caller hasn't said it; None: with the last token of each call.
+        """
+        said = ends is None or self._questions.prompt_end is not None
+        self._generation = Generation(new_tokens)
+        try:
+            with nullcontext() if said else self._about(prompt_end=ends):
+                yield self._generation
+        finally:
+            self._generation = None
+
     @property
     def report(self) -> Report | None:
         return None if self._tally is None else self._tally.report()
@@ -148,7 +169,11 @@ class Engine:
         questions, labels = self._questions, kwargs.get("labels")
         if questions.labels is None and labels is not None:
             questions = dataclasses.replace(questions, labels=labels)
-        self._call = Call(questions)
+        self._call = Call(questions, new_tokens=0 if self._generation is None else self._generation.begin_call())
+
+    def _note_logits(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if self._generation is not None:
+            self._generation.note(output.logits)
 
     def _find_images(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         self._call = self._current_call()
@@ -169,11 +194,19 @@ class Engine:
             return True
         return call.images is not None and bool(self.method.layers())
 
-    def _tally_plain_call(self) -> None:
-        """The report of a prefill that nothing touched."""
-        images = self._current_call().images
-        if images is not None:
-            self._tally = Tally.of_plain_call(images.visual, images.image, self.decoder.config.num_hidden_layers)
+    def _begin_plain_call(self, kwargs: dict[str, Any]) -> None:
+        """Of a call of the decoder that nothing touches: its context, and the report where it is a prefill."""
+        call, cache = self._current_call(), cache_among(kwargs)
+        given = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
+        if call.new_tokens is not None and given is not None:
+            count = given.shape[1] + (0 if cache is None else int(cache.get_seq_length()))
+            position = kwargs.get("position_ids")
+            if position is not None and position.ndim == 3:  # the place in the text may stand before those in the grid
+                position = position[-self.backbone.position_axes :]
+            check_context(self.backbone, count, position, call.new_tokens)
+        if call.images is not None:
+            depth = self.decoder.config.num_hidden_layers
+            self._tally = Tally.of_plain_call(call.images.visual, call.images.image, depth)
 
     def _walk(
         self,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vtc.backbones import adapters
 from vtc.backbones.base import Backbone
+from vtc.engine.limits import check_context
 from vtc.interface import Compressor
 
 
@@ -31,6 +32,7 @@ def run_decoder(
         bidirectional: every token sees every other.
     """
     decoder = backbone.decoder
+    check_context(backbone, embeddings.shape[1], None if mask is None else mask.sum(1) - 1)
     forward = getattr(decoder.forward, "vtc_original", decoder.forward)
     extra: dict = {"is_causal": False} if bidirectional else {}
     if mask is not None and not bool(mask.all()):

@@ -21,6 +21,7 @@ from vtc.backbones.base import Backbone
 from vtc.engine import layout, probe
 from vtc.engine.cache import CACHE, Past, Segment, ledger_of, require_dynamic
 from vtc.engine.call import Call
+from vtc.engine.limits import check_context
 from vtc.engine.report import Tally
 from vtc.errors import UserError
 from vtc.interface import VISUAL, Compressor, Context, TokenSequence
@@ -104,6 +105,9 @@ class Walk:
             tokens = layout.change_shift(tokens, before.shift, past.shift)
             if context is not None and segment.start in self.reductions:
                 tokens = self._reduce(tokens, segment.start, past, context)
+            if segment.start == 0 and self.call.new_tokens is not None:
+                count = None if self.reductions or tokens.shift is not None else self.seen + tokens.mask.shape[1]
+                check_context(self.backbone, count, tokens.position * tokens.mask, self.call.new_tokens)
             if inputs is None or not (layout.same_layout(tokens, entering) and past.same_as(before)):
                 inputs = self._layer_inputs(tokens, first, segment.start, past)
             segment.mask, segment.shift = inputs.mask, tokens.shift

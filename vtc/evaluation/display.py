@@ -87,6 +87,9 @@ def remarks(result: dict[str, Any]) -> list[str]:
     unjudged = [f"{row['task']} {row['unjudged']}" for row in result["scores"] if row.get("unjudged")]
     if unjudged:
         lines.append(f"samples without a verdict of the judge: {', '.join(unjudged)}")
+    if aside := result["run"].get("decoding", {}).get("set_aside"):
+        settings = ", ".join(f"{key}={value}" for key, value in aside.items())
+        lines.append(f"answers are greedy; of the checkpoint's generation settings these are set aside: {settings}")
     bad = result["bad_samples"]
     if bad["count"]:
         first = bad["samples"][0]

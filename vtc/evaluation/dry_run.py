@@ -91,23 +91,23 @@ def _costs(job: Job, shape: BackboneShape, weights: int, item: int, about: str) 
     Args:
         shape: of the backbone for these images; about: says which they are.
     """
-    from vtc.budget import compression_ratio, relative_flops
+    from vtc.budget import compression, relative_flops
+    from vtc.interface import flops
     from vtc.methods import make
-    from vtc.profiling import flops
     from vtc.profiling.display import number
 
-    method, full, rows = job.compressor, shape.visual_tokens or 0, job.batch_size
-    layers = make(job.method.name, method.tokens, shape, **job.method.options).layer_tokens()
-    prefill = relative_flops(layers, shape) * flops.uncompressed(shape, PROMPT)
-    left = full if method.tokens is None else method.tokens
-    kept = [min(count, left) if method.bottleneck else count for count in layers]
-    cache = rows * flops.cache_bytes(shape, [count + PROMPT + ANSWER for count in kept], item)
+    full, rows = shape.visual_tokens or 0, job.batch_size
+    method = make(job.method.name, job.compressor.tokens, shape, **job.method.options)
+    layers, left = method.layer_tokens(), full if method.tokens is None else method.tokens
+    cost, stored = relative_flops(method), relative_flops(method, beforehand=True)
+    cache = rows * flops.cache_bytes(shape, [count + PROMPT + ANSWER for count in method.cached_tokens()], item)
     widest = rows * item * (max(layers) + PROMPT) * (2 * shape.width + 2 * shape.intermediate)
     return [
         f"tokens      {left} of {full} visual tokens an image at the end; by layer "
-        f"{_runs(layers)} (compression ratio {compression_ratio(layers, shape):.2f}){about}",
-        f"FLOPs       {number(prefill)} a prefill of one image and {PROMPT} text tokens in the decoder "
-        f"({relative_flops(layers, shape):.2f}× uncompressed)"
+        f"{_runs(layers)} (compression ratio {compression(method):.2f}){about}",
+        f"FLOPs       {number(cost * flops.uncompressed(shape, PROMPT))} a prefill of one image and {PROMPT} text "
+        f"tokens in decoder and method ({cost:.2f}× uncompressed"
+        + (f"; {stored:.2f}× where images were compressed beforehand)" if stored < 0.995 * cost else ")")
         + (f", {number(flops.vision(shape))} in tower and projector" if flops.vision(shape) else ""),
         f"memory      weights {number(weights, 'B')}, a batch of {rows} rows: KV cache {number(cache, 'B')}, "
         f"widest layer {number(widest, 'B')}; at least {number(weights + cache + widest, 'B')} in all",

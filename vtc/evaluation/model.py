@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from lmms_eval.api.task import ConfigurableMessagesTask
 from lmms_eval.protocol import ChatMessages
 
 from vtc.data.pictures import IN_FLIGHT, whole
-from vtc.errors import UserError
+from vtc.errors import SampleError, UserError
 from vtc.evaluation.crew import Crew
 from vtc.evaluation.prompts import Documents, Prompt, Room, decoded
 
@@ -209,9 +208,9 @@ class VtcModel(lmms):
                 if kept is not None:
                     request = requests[question.index]
                     self.kept[str(request.task_name), int(request.doc_id)] = kept
-        except UserError:
-            raise
         except Exception as error:
+            if isinstance(error, UserError) and not isinstance(error, SampleError):
+                raise
             if len(questions) == 1:
                 log.debug("a sample failed", exc_info=True)
                 answers[questions[0].index] = _describe(error)
@@ -275,8 +274,6 @@ class VtcModel(lmms):
         out: list[tuple[GenerationResult, Kept | None]] = []
         following = iter(vectors)
         for question, image in zip(questions, images, strict=True):
-            if not all(map(math.isfinite, image)):
-                raise ValueError("the image's embedding is not finite")
             texts = [_short(next(following)) for _ in question.text.split("\n")]
             answer = json.dumps({"image": _short(image), "texts": texts})
             out.append((GenerationResult(answer, TokenCounts(input_tokens=None, output_tokens=0)), None))
@@ -352,7 +349,7 @@ def _short(vector: Sequence[float]) -> list[float]:
 def _describe(error: BaseException) -> str:
     """In one line, the same whichever process says it: without where in its memory an object is."""
     words = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error).split()))
-    return f"{type(error).__name__}: {words}"[:300]
+    return words if isinstance(error, UserError) else f"{type(error).__name__}: {words}"[:300]
 
 
 def _padding(request: Instance) -> bool:

@@ -30,7 +30,10 @@ def scores_of(spec: TaskSpec, results: Mapping[str, Any], model: VtcModel) -> Ta
         or metadata.get("headline")
         or next((m for m in order if m in metrics), next(iter(metrics), "score"))
     )
-    logged = results.get("samples", {}).get(task) or [s for n in names for s in results["samples"].get(n, [])]
+    own = results.get("samples", {})
+    # The name of each sample's task, which in a group is a member's.
+    named = [(name, sample) for name in ([task] if own.get(task) else names) for sample in own.get(name, [])]
+    logged = [sample for _, sample in named]
     docs = [s["doc"] for s in logged]
     records = [s.get(headline) for s in logged]
     kind = metadata.get("samples")
@@ -45,12 +48,14 @@ def scores_of(spec: TaskSpec, results: Mapping[str, Any], model: VtcModel) -> Ta
             raise RuntimeError(f"{spec.name}: the samples' scores don't make {headline}={value}")
         scores = [None] * len(scores)  # a metric that isn't a mean over samples (MME): no error bar, no paired test
     samples = []
+    ids = [str(sample["doc"].get("id", sample["doc_id"])) for sample in logged]
+    if len(set(ids)) < len(ids):  # samples are paired by their id: where one stands names it too
+        ids = [f"{name}:{sample['doc_id']}" for name, sample in named]
     answers = _predictions(metadata, logged, records)
-    for sample, doc, answer, score, stratum in zip(logged, docs, answers, scores, strata, strict=True):
-        kept = model.kept.get((task, int(sample["doc_id"])))
+    for (name, sample), i, answer, score, stratum in zip(named, ids, answers, scores, strata, strict=True):
+        kept = model.kept.get((name, int(sample["doc_id"])))
         tokens = (kept.tokens_in, kept.tokens_out) if kept else (None, None)
-        name = str(doc.get("id", sample["doc_id"]))
-        samples.append(ScoredSample(name, answer, _text(sample["target"]), score, stratum, *tokens))
+        samples.append(ScoredSample(i, answer, _text(sample["target"]), score, stratum, *tokens))
     bad = [{"id": b.id, "error": b.error} for b in model.bad]
     samples += [ScoredSample(b["id"], "", "", None, error=b["error"]) for b in bad]
     layers = [k.layers for k in model.kept.values() if k.layers]

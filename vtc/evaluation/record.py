@@ -43,8 +43,8 @@ def result_of(
     if job.is_baseline:
         before = {task.task: task.value for task in tasks}
     compared = {} if baseline is None else _compared(tasks, baseline)
-    data = {spec.name: {"data": spec.identity[:12]} for spec in run.specs}
-    rows = [_row(task, before.get(task.task), compared.get(task.task)) | data[task.task] for task in tasks]
+    data = {spec.name: spec.identity[:12] for spec in run.specs}
+    rows = [_row(t, data[t.task], before.get(t.task), compared.get(t.task)) for t in tasks]
     return {
         "run": {
             "id": run.id,
@@ -59,6 +59,7 @@ def result_of(
             "attention": job.backbone.attention,
             "dtype": str(backbone.dtype).removeprefix("torch."),
             "batch_size": job.batch_size,
+            "decoding": {"do_sample": False, "set_aside": dict(backbone.decoding_set_aside)},
             "seconds": round(seconds, 1),
         },
         "config": shared(job.config()),
@@ -96,8 +97,8 @@ def result_of(
     }
 
 
-def _row(task: TaskScores, base: float | None, paired: dict[str, Any] | None) -> dict[str, Any]:
-    """A task's row of `scores`, beside the baseline's score."""
+def _row(task: TaskScores, data: str, base: float | None, paired: dict[str, Any] | None) -> dict[str, Any]:
+    """A task's row of `scores`, beside the baseline's score; `data` is the identity of its questions."""
     return {
         "task": task.task,
         "group": task.group,
@@ -116,6 +117,7 @@ def _row(task: TaskScores, base: float | None, paired: dict[str, Any] | None) ->
         "scale": task.scale,
         "share": task.value / task.scale if task.value is not None else None,
         "version": task.version,
+        "data": data,
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc import profiling, results
+from vtc.errors import UserError
 from vtc.evaluation import crew as crews
 from vtc.evaluation import scorer
 from vtc.evaluation.run_folder import RunFolder
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from vtc.evaluation.progress import Bar
     from vtc.evaluation.spec import TaskScores, TaskSpec
     from vtc.interface import Compressor
+
+MADE: set[Path] = set()  # results that this process has written
 
 
 def evaluate(job: Job) -> Path:
@@ -61,15 +64,16 @@ def _evaluate(job: Job, crew: Crew) -> Path:
 
         for line in describe(run):
             console.print(line, markup=False, soft_wrap=True)
-        fate = "its result exists and would be read" if run.finished() else "would be written to"
+        read = run.finished() and job.resume is not False
+        fate = "its result exists and would be read" if read else "would be written to"
         console.print(f"run {run.id}  {fate}: {run.path}", markup=False, soft_wrap=True)
         return run.path
     with run.lock():
         if job.resume is False:
             run.discard()
-        if run.finished():
+        if run.finished() and job.resume is not False:
             console.print(f"already scored: {run.path}; resume=false scores it again")
-            result = results.load(run.path)
+            result = run.read()
             if result["run"].get("costs_id") != run.costs_id:
                 result = measure_again(run, result, console)
         else:
@@ -88,18 +92,23 @@ def _score(run: RunFolder, baseline: RunFolder | None, console: Console, crew: C
     """Make the baseline if needed, then the run; writes both."""
     from vtc.evaluation.progress import Bar
 
-    make_baseline = baseline is not None and not baseline.finished()
+    # The jobs of a sweep repeat their baseline once.
+    again = run.job.resume is False and baseline is not None and baseline.path not in MADE
+    make_baseline = baseline is not None and (again or not baseline.finished())
     specs = run.specs if make_baseline else run.open_specs()
     run.source.check(run.job, [spec.name for spec in specs])
     with Bar(console, [baseline, run] if baseline and make_baseline else [run]) as bar:
         if baseline is not None:
             with baseline.lock():  # another job may be making it just now
-                if not baseline.finished():
+                if again or not baseline.finished():
+                    if again:
+                        baseline.discard()
                     make(baseline, None, bar, crew)
                     bar.note(f"baseline (method none) stored: {baseline.path}")
                 else:
                     for spec in baseline.specs if make_baseline else ():
                         bar.skip(baseline, spec.name)
+                    baseline.read()
                     bar.note(f"baseline (method none) reused: {baseline.path}")
         return make(run, baseline, bar, crew)
 
@@ -110,6 +119,8 @@ def make(run: RunFolder, baseline: RunFolder | None, bar: Bar, crew: Crew) -> di
     from vtc.evaluation.record import result_of
 
     started = time.time()
+    if run.damage:
+        bar.note(f"{run.folder}: {run.damage}; scored anew", "yellow")
     judged = [spec.name for spec in run.open_specs() if "judge" in spec.about.requires]
     if judged:
         bar.say("asking the judge")
@@ -118,11 +129,21 @@ def make(run: RunFolder, baseline: RunFolder | None, bar: Bar, crew: Crew) -> di
     with crew.doing(scorer.LOAD, *order):
         model = scorer.Scorer(crew, *order, lambda what: bar.say(f"{run.label}: {what}"), bar.advance)
     tasks = [_task(run, spec, model, bar, crew) for spec in run.specs]
+    if not any(task.n for task in tasks):
+        raise nothing_scored(run, tasks)
     bar.say(f"{run.label}: measuring costs")
     costs = efficiency_of(model.backbone, model.method, run.job)
     result = result_of(run, baseline, tasks, model.backbone, model.method, costs, time.time() - started)
     result["run"]["processes"] = crew.world
+    MADE.add(run.path)
     return run.write(result, tasks)
+
+
+def nothing_scored(run: RunFolder, tasks: list[TaskScores]) -> UserError:
+    """The error of a run without a score: it is not finished, and the same command tries again."""
+    bad = [f"{task.task} {sample['id']}: {sample['error']}" for task in tasks for sample in task.bad]
+    why = f"all {len(bad)} samples were set aside, the first: {bad[0]}" if bad else "there are no samples"
+    return UserError(f"{run.label}: nothing could be scored: {why}")
 
 
 def _task(run: RunFolder, spec: TaskSpec, model: scorer.Scorer, bar: Bar, crew: Crew) -> TaskScores:
@@ -132,6 +153,8 @@ def _task(run: RunFolder, spec: TaskSpec, model: scorer.Scorer, bar: Bar, crew: 
         bar.skip(run, spec.name)
         bar.note(f"{spec.name}: kept from the interrupted run")
         return earlier
+    if run.partial(spec.name).exists():
+        bar.note(f"{spec.name}: what is kept of it isn't as the interrupted run wrote it; scored anew", "yellow")
     bar.say(f"{run.label}: {spec.name}")
     model.model.on_start = lambda samples: bar.begin(run, spec.name, samples)
     with crew.doing(scorer.SCORE, spec):
@@ -142,7 +165,8 @@ def _task(run: RunFolder, spec: TaskSpec, model: scorer.Scorer, bar: Bar, crew: 
         bar.note(f"{spec.name}: {len(scores.bad)} samples set aside, the others count", "yellow")
     if scores.unjudged:
         bar.note(f"{spec.name}: the judge gave no verdict on {scores.unjudged} samples", "yellow")
-    run.store(scores)
+    if scores.n:
+        run.store(scores)
     return scores
 
 

@@ -30,7 +30,10 @@ class RunFolder:
         id: names the run: of the same settings, weights, tasks and versions of what scores them the same.
         costs_id: names what its costs were measured of; another one than a finished run has says: measure again.
         folder: where its files go.
+        damage: why a result that is there isn't believed, in words; empty where it is, or where there is none.
     """
+
+    damage = ""
 
     def __init__(self, job: Job) -> None:
         self.job = job.baseline() if job.is_baseline else job
@@ -62,15 +65,15 @@ class RunFolder:
         """Of its result file."""
         return self.folder / results.RESULT
 
-    def discard(self) -> None:
-        """Throw away what there is of it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def finished(self) -> bool:
-        """Whether its result can be read."""
+        """Whether its result is there, as the run left it."""
+        self.damage = ""
         try:
-            results.load(self.path)
-        except (FileNotFoundError, ValueError):
+            results.check_intact(self.folder, self.id)
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError) as error:
+            self.damage = str(error)
             return False
         return True
 
@@ -79,38 +82,55 @@ class RunFolder:
         return lock_of(self.folder)
 
     # -- tasks that are done
-    def _partial(self, task: str) -> Path:
+    def partial(self, task: str) -> Path:
+        """The file of a task that is done, until the run is."""
         return self.folder / PARTIAL / f"{task}.json"
 
     def stored(self, task: str) -> TaskScores | None:
-        """The task as an interrupted run left it."""
+        """The task as an interrupted run left it; None where it didn't, or where the file isn't as it was written."""
         try:
-            return TaskScores.from_dict(json.loads(self._partial(task).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            content = json.loads(self.partial(task).read_text(encoding="utf-8"))
+            if content["run"] != self.id or content["digest"] != results.digest_of(content):
+                return None
+            return TaskScores.from_dict(content["scores"])
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
+
+    def discard(self) -> None:
+        """Throw away the tasks that an interrupted run left. A result stays until a new one takes its place."""
+        shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
 
     def open_specs(self) -> list[TaskSpec]:
         """The tasks that are not scored yet."""
         return [spec for spec in self.specs if self.stored(spec.name) is None]
 
     def store(self, scores: TaskScores) -> None:
-        results.write_json(self._partial(scores.task), scores.to_dict())
+        content = {"run": self.id, "scores": scores.to_dict()}
+        results.write_json(self.partial(scores.task), {**content, "digest": results.digest_of(content)})
 
     def write(self, result: dict[str, Any], tasks: list[TaskScores] | None = None) -> dict[str, Any]:
-        """Write the result, its summary and, where they are new, its samples; what an interrupted run would need goes.
+        """Write the result and, where they are new, its samples; returns what `read` does.
 
-        Returns:
-            the result as it is read.
+        Where a process is killed in here the tasks that are kept make the rest, without a model.
         """
-        from vtc.evaluation import display
-
         if tasks is not None:
             rows = [{"task": task.task, **asdict(sample)} for task in tasks for sample in task.samples]
-            results.write_samples(self.folder, rows)
+            result["run"]["samples"] = results.hash_file(results.write_samples(self.folder, rows))
+        (self.folder / results.SUMMARY).unlink(missing_ok=True)
         results.write(self.folder, result)
-        shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
-        result = results.load(self.path)
-        results.write_text(self.folder / results.SUMMARY, display.markdown(result))
+        return self.read()
+
+    def read(self) -> dict[str, Any]:
+        """The result of a finished run. What a process that was killed left undone is done: the summary is written,
+        and what it would have needed to go on goes."""
+        from vtc.evaluation import display
+
+        result, summary = results.load(self.path), self.folder / results.SUMMARY
+        if not summary.is_file():
+            results.write_text(summary, display.markdown(result))
+        self.discard()
+        for half in self.folder.glob(".*.part"):
+            half.unlink(missing_ok=True)
         return result
 
     def code(self) -> str:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from vtc.interface.context import Context
+from vtc.interface.flops import Call, OwnPass
 from vtc.interface.needs import Need, refuse_lacking
 from vtc.interface.options import Declared, bind, check_names, options_of
 from vtc.interface.shape import BackboneShape
@@ -239,6 +241,48 @@ class Compressor(nn.Module):
         left = full if self.tokens is None else self.tokens
         return [full] * layer + [left] * (self.shape.depth - layer)
 
+    def cached_tokens(self) -> list[int]:
+        """Of `layer_tokens`, what is in each layer's cache when the prefill is over."""
+        return [min(n, self.tokens or 0) if self.bottleneck else n for n in self.layer_tokens()]
+
+    @property
+    def acts(self) -> bool:
+        """Whether there is anything to do on an image of the backbone."""
+        return self.tokens is not None and self.tokens < (self.shape.visual_tokens or 0)
+
+    # -- costs of a prefill of one image and `text` other tokens, as torch's FlopCounterMode counts
+    @property
+    def adapter_flops(self) -> float:
+        """FLOPs a token of `adapter` in each decoder layer."""
+        return 0.0
+
+    def own_passes(self, text: int) -> Sequence[OwnPass]:
+        """The passes of the decoder that it runs itself (`Context.run_decoder`)."""
+        return ()
+
+    def own_flops(self, text: int) -> float:
+        """Its own arithmetic beside those passes: a network, products of matrices of a selection. What it does inside
+        the tower belongs to the tower."""
+        return 0.0
+
+    def calls(self, text: int) -> list[Call]:
+        """What the decoder's layers run on, the passes of its own first."""
+        own = [call for one in self.own_passes(text) for call in one.calls(self.shape.depth)]
+        answering = [n + text for n in self.layer_tokens()]
+        return own + [Call(i, n, n, self.adapter_flops) for i, n in enumerate(answering)]
+
+    @property
+    def needs_question(self) -> bool:
+        """Whether what is left of an image depends on the question, so that none can be compressed beforehand."""
+        return self.reads_prompt or bool(self.probes())
+
+    def answering_calls(self, calls: Sequence[Call], text: int) -> list[Call]:
+        """Those of the `calls` of a prefill that are left where the image was compressed beforehand and stored."""
+        last = calls if self.needs_question else calls[-self.shape.depth :]
+        if self.bottleneck:
+            return [dataclasses.replace(c, queries=text, keys=(self.tokens or 0) + text) for c in last]
+        return [*last]
+
     def leaves(self) -> BackboneShape:
         """The sizes that a method behind this one finds: fewer visual tokens, in no grid, at no fixed places."""
         if self.tokens is None or self.tokens == self.shape.visual_tokens:
@@ -310,6 +354,18 @@ class Resampler(Compressor):
     def forward(self, features: Tensor, context: Context) -> Tensor:
         """Projected visual tokens [I, N, D] → [I, M, D]."""
         raise NotImplementedError
+
+    def example(self) -> tuple[Tensor, Context]:
+        """What `forward` is given for one image, without values."""
+        shape = self.shape
+        return torch.empty(1, shape.visual_tokens or 0, shape.width), Context(shape, grids=[shape.grid])
+
+    def own_flops(self, text: int) -> float:
+        with torch.device("meta"):  # Nothing is stored or computed there; shapes are all that counts.
+            twin, example = self.with_tokens(self.tokens).build(), self.example()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            twin.eval().requires_grad_(False)(*example)  # The counter trips over gradients of views.
+        return counter.get_total_flops()
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
         _, real = tokens.images

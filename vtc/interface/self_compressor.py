@@ -41,6 +41,9 @@ class SelfCompressor(Resampler):
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
         return tokens.replace(self._summary(tokens.visual_hidden(), tokens.images[1], context))
 
+    def own_flops(self, text: int) -> float:
+        return 0.0  # Its network is the LLM, see `own_passes`.
+
     def embed(self, source: Embedded) -> Tensor:
         """[I, D] float32: the mean of the summary tokens."""
         return self._summary(*source.embeddings(), source.context).float().mean(1)

@@ -80,3 +80,9 @@ class BackboneShape:
     def head_width(self) -> int:
         """Width of one attention head of the decoder."""
         return self.head_dim or self.width // self.heads
+
+    def adapter_parameters(self, rank: int) -> int:
+        """Of a LoRA adapter in all linear maps of one decoder layer: r·(in + out) each."""
+        queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
+        sides = [(self.width, queries), (self.width, keys), (self.width, keys), (queries, self.width)]
+        return rank * sum(i + o for i, o in [*sides, *[(self.width, self.intermediate)] * 3])

@@ -154,6 +154,13 @@ class TowerResampler(Resampler):
     def tower(self) -> TowerUse:
         return TowerUse(projects=False)
 
+    def example(self) -> tuple[Tensor, Context]:
+        vision = self.shape.vision
+        features = torch.empty(1, vision.grid_side**2, vision.width)
+        states = torch.empty(1, vision.cls + vision.grid_side**2, vision.width)
+        tower = Tower(features, levels=dict.fromkeys(self.tower().levels, states), extra=vision.cls)
+        return features, Context(self.shape, grids=[self.shape.grid], tower=tower)
+
     def forward(self, features: Tensor, context: Context) -> Tensor:
         """The tower's features [I, N, C] → [I, M, D]; `context.seen()` has what else `tower` asked for."""
         raise NotImplementedError

@@ -54,6 +54,10 @@ class CDPruner(TokenPruner):
             kernel = r[:, :, None] * kernel * r[:, None]
         return tokens.per_token(most_diverse(kernel, real, self.tokens or real.shape[1]))
 
+    def own_flops(self, text: int) -> float:
+        n, picks = self.shape.visual_tokens or 0, self.tokens or 0
+        return (2.0 * n**2 * self.shape.width + n * picks**2) * self.acts  # cosines, and the factor's updates
+
 
 def scaled(relevance: Tensor, real: Tensor) -> Tensor:
     """[I, N] scaled to [0, 1] over the real ones of each image; 1 where all are the same."""

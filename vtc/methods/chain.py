@@ -9,7 +9,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vtc.interface import REGISTER, VISUAL, AttachableBackbone, Captions, Compressor, Context, TokenSequence, TowerUse
+from vtc.interface import (
+    REGISTER,
+    VISUAL,
+    AttachableBackbone,
+    Captions,
+    Compressor,
+    Context,
+    OwnPass,
+    TokenSequence,
+    TowerUse,
+)
 from vtc.methods.chain_budgets import Budgeted, Step
 from vtc.methods.chain_order import check_order, together
 from vtc.registry import methods, parts
@@ -92,6 +102,12 @@ class Chain(Budgeted):
     def attach(self, backbone: AttachableBackbone) -> None:
         for part in self:
             part.attach(backbone)
+
+    def own_passes(self, text: int) -> list[OwnPass]:
+        return [one for part in self for one in part.own_passes(text)]
+
+    def own_flops(self, text: int) -> float:
+        return sum(part.own_flops(text) for part in self)
 
     def layer_tokens(self) -> list[int]:
         counts = [self.shape.visual_tokens or 0] * self.shape.depth

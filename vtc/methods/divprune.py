@@ -34,6 +34,10 @@ class DivPrune(TokenPruner):
         _, real = tokens.images
         return tokens.per_token(farthest_first(tokens.visual_hidden(), real, self.tokens or real.shape[1]))
 
+    def own_flops(self, text: int) -> float:
+        n = self.shape.visual_tokens or 0
+        return 2.0 * n**2 * self.shape.width * self.acts  # cosines
+
 
 @torch.no_grad()
 def farthest_first(points: Tensor, real: Tensor, count: int) -> Tensor:

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from vtc.allowed import one_of
 from vtc.errors import UserError
 from vtc.identity import WEIGHTS
-from vtc.interface import SUMMARY_PROMPT, Captions, Context, SelfCompressor, TokenSequence, option
+from vtc.interface import SUMMARY_PROMPT, Captions, Context, OwnPass, SelfCompressor, TokenSequence, option
 from vtc.interface.options import SOME
 
 if TYPE_CHECKING:
-    from vtc.interface import AttachableBackbone, BackboneShape
+    from vtc.interface import AttachableBackbone
 
 COMPRESS, GENERATE, SHARED = "compress", "generate", "shared"
 ADAPTERS = {"stage": (COMPRESS, GENERATE), "single": (SHARED, SHARED), "none": (None, None)}  # of either pass
+PROMPT_LENGTH = 9  # tokens of H_p in LLaMA's vocabulary
 
 
 def info_nce(e_v: Tensor, e_t: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
@@ -32,14 +33,6 @@ def info_nce(e_v: Tensor, e_t: Tensor, temperature: float | Tensor = 1.0) -> Ten
     s = F.normalize(e_v.float(), dim=-1) @ F.normalize(e_t.float(), dim=-1).T / temperature
     own = torch.arange(len(s), device=s.device)
     return F.cross_entropy(s, own) + F.cross_entropy(s.T, own)
-
-
-def lora_parameters(shape: BackboneShape, rank: int) -> int:
-    """Parameters of one adapter: r·(in + out) in each linear layer of the LLM."""
-    width, head = shape.width, shape.head_width
-    queries, keys = shape.heads * head, shape.kv_heads * head
-    sides = [(width, queries), (width, keys), (width, keys), (queries, width), *[(width, shape.intermediate)] * 3]
-    return shape.depth * rank * sum(i + o for i, o in sides)
 
 
 class Fwd2Bot(SelfCompressor):
@@ -128,7 +121,16 @@ class Fwd2Bot(SelfCompressor):
     def extra_parameters(self) -> int:
         """H_r and the adapters."""
         own = (self.tokens or 0) * self.shape.width
-        return own + len(self.names) * lora_parameters(self.shape, self.rank)
+        return own + len(self.names) * self.shape.depth * self.shape.adapter_parameters(self.rank)
 
     def layer_tokens(self) -> list[int]:
         return [(self.tokens or 0) - len(self.hide)] * self.shape.depth
+
+    @property
+    def adapter_flops(self) -> float:
+        return 2.0 * self.shape.adapter_parameters(self.rank) if self.adapter else 0.0
+
+    def own_passes(self, text: int) -> list[OwnPass]:
+        """The first pass, of H_v, H_p and H_r."""
+        prompt = PROMPT_LENGTH if self.prompt_ids is None else len(self.prompt_ids)
+        return [OwnPass((self.shape.visual_tokens or 0) + (self.tokens or 0), prompt, self.adapter_flops)]

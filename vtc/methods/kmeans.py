@@ -43,6 +43,10 @@ class KMeans(TokenMerger):
             return groups, None
         return lloyd(tokens.visual_hidden().detach().float(), real, groups, self.iterations), None
 
+    def own_flops(self, text: int) -> float:
+        n, clusters = self.shape.visual_tokens or 0, self.tokens or 0
+        return 2.0 * n * clusters * self.shape.width * self.iterations * self.acts  # means, if it takes all iterations
+
 
 @torch.no_grad()
 def lloyd(points: Tensor, real: Tensor, groups: Tensor, iterations: int) -> Tensor:

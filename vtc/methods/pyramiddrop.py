@@ -8,6 +8,7 @@ import torch
 
 from vtc.errors import UserError
 from vtc.interface import BackboneShape, Compressor, Context, TokenSequence, keep_best, layer_option, resolve_layer
+from vtc.interface.flops import next_layer_attention
 
 
 class PyramidDrop(Compressor):
@@ -51,6 +52,10 @@ class PyramidDrop(Compressor):
 
     def layer_tokens(self) -> list[int]:
         return pyramid(self.tokens, self.shape, self.stages)
+
+    def own_flops(self, text: int) -> float:
+        entering = [self.shape.visual_tokens or 0, *self.layer_tokens()]
+        return sum(next_layer_attention(self.shape, entering[layer] + text, 1) for layer in self.stages) * self.acts
 
 
 def stages_of(layers: Sequence[int], depth: int, layer_scale: str, lowest: int = 0) -> dict[int, float]:

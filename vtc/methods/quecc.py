@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vtc.interface import TEXT, Context, TokenSequence, Tower
+from vtc.interface import TEXT, Context, OwnPass, TokenSequence, Tower
 from vtc.methods.windows import WindowAttention, WindowResampler, mlp, side_by_side
 
 
@@ -47,6 +47,13 @@ class QueCC(WindowResampler):
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
         rows, _ = tokens.frames
         return tokens.replace(self.pack(context.seen(), self.question(tokens, context)[rows]))
+
+    def own_passes(self, text: int) -> list[OwnPass]:
+        return [OwnPass(0, text)]  # the question; as if all of the prompt stood behind the image
+
+    def forward(self, features: Tensor, context: Context) -> Tensor:
+        """Of images about which nothing is asked."""
+        return self.pack(context.seen(), features.new_zeros(len(features), self.shape.width))
 
     def pack(self, tower: Tower, question: Tensor) -> Tensor:
         """What the tower made of I images, and the state [I, D] of each one's question → [I, M, D]."""

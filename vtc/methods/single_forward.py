@@ -8,7 +8,7 @@ from torch import nn
 from vtc.identity import WEIGHTS
 from vtc.interface import ONE_TOWER, WHOLE_IMAGES, AttachableBackbone, FewerPatches, TowerUse, option, projected_layer
 from vtc.interface.options import SOME
-from vtc.methods.fwd2bot import COMPRESS, GENERATE, lora_parameters
+from vtc.methods.fwd2bot import COMPRESS, GENERATE
 
 
 class SingleForward(FewerPatches):
@@ -60,4 +60,8 @@ class SingleForward(FewerPatches):
         v = self.shape.vision
         sides = 4 * 2 * v.width + 2 * (v.width + v.intermediate)
         in_tower = self.rank * (projected_layer(self.shape) + 1) * sides
-        return (self.tokens or 0) * v.width + in_tower + lora_parameters(self.shape, self.rank)
+        return (self.tokens or 0) * v.width + in_tower + self.shape.depth * self.shape.adapter_parameters(self.rank)
+
+    @property
+    def adapter_flops(self) -> float:
+        return 2.0 * self.shape.adapter_parameters(self.rank)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vtc.allowed import number
 from vtc.interface import Compressor, Context, TokenSequence, layer_option, merge_images, option, rank
+from vtc.interface.flops import next_layer_attention
 from vtc.methods.pyramiddrop import pyramid, remaining, stages_of
 
 
@@ -84,6 +85,11 @@ class SparseVLM(Compressor):
 
     def layer_tokens(self) -> list[int]:
         return pyramid(self.tokens, self.shape, self.stages)
+
+    def own_flops(self, text: int) -> float:
+        entering, length = [self.shape.visual_tokens or 0, *self.layer_tokens()], (self.shape.visual_tokens or 0) + text
+        rating = sum(next_layer_attention(self.shape, entering[layer] + text, text) for layer in self.stages)
+        return (2.0 * length**2 * self.shape.width + rating) * self.acts
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vtc.allowed import whole
 from vtc.interface import Context, TokenMerger, TokenSequence, layer_option, merge_images, option
+from vtc.interface.flops import next_layer_attention
 from vtc.methods.avgpool import raster_groups
 
 
@@ -62,6 +63,10 @@ class VCC(TokenMerger):
     def offers(self) -> Sequence[int]:
         full = self.shape.visual_tokens or 0
         return range(ceil(full / self.block), full + 1)
+
+    def own_flops(self, text: int) -> float:
+        blocks = min(ceil((self.shape.visual_tokens or 0) / self.block), self.tokens or 0)
+        return next_layer_attention(self.shape, blocks + text, text) * self.acts
 
 
 def split(blocks: Tensor, real: Tensor, score: Tensor, tokens: int) -> Tensor:

@@ -45,6 +45,13 @@ class VisPruner(TowerCompressor):
         chosen = torch.cat([ranked[:, :first], diverse], 1)
         return Condensed(torch.zeros_like(ranked, dtype=torch.bool).scatter(1, chosen, True))
 
+    def own_flops(self, text: int) -> float:
+        left, products = (self.shape.visual_tokens or 0) - int((self.tokens or 0) * self.important), 0
+        while self.acts and left > (self.tokens or 0) - int((self.tokens or 0) * self.important):
+            products += (left + 1) // 2 * (left // 2)
+            left -= self.remove
+        return 2.0 * products * self.shape.vision.width
+
 
 def distinct(features: Tensor, index: Tensor, count: int, remove: int) -> Tensor:
     """[I, count] of the tokens `index` [I, R] of features [I, N, C], after the duplicates went round by round."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from vtc.engine.cache import cache_among
-from vtc.profiling.flops import Call
+from vtc.interface.flops import Call
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
     from vtc.engine import Report
     from vtc.interface import Compressor
-    from vtc.profiling.flops import Call
+    from vtc.interface.flops import Call
 
 
 def efficiency(backbone: Backbone, method: Compressor, protocol: ProfileSettings | None = None) -> dict[str, Any]:
@@ -46,9 +46,9 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: ProfileSettings
     """
     import torch
 
+    from vtc.interface import flops
     from vtc.methods import build
-    from vtc.profiling import flops, latency
-    from vtc.profiling.flops import Call
+    from vtc.profiling import latency
 
     protocol = protocol or ProfileSettings()
     shape = backbone.shape
@@ -61,12 +61,10 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: ProfileSettings
     method_flops, vision_flops = ran.method_flops, ran.vision_flops
     prefill_flops = flops.total(shape, prefill) + flops.head(shape) + method_flops
     left = report.tokens_out[0] if report is not None else full
-    asks = method.reads_prompt or bool(method.probes())  # the image can't be compressed before there is a question
-    stored = full if asks else min(full, layer_tokens[0])
-    storage, last = 2 * shape.width * stored, prefill[-shape.depth :]
-    if method.bottleneck:  # what is kept is the cache of its tokens, which the text goes on from
-        stored, storage = left, flops.cache_bytes(shape, [left] * shape.depth, 2)
-        last = [Call(c.layer, text, left + text, c.lora) for c in last]
+    stored = full if method.needs_question else left if method.bottleneck else min(full, layer_tokens[0])
+    # Of a bottleneck the cache of its tokens is kept, of other methods the tokens before the LLM.
+    storage = flops.cache_bytes(shape, [left] * shape.depth, 2) if method.bottleneck else 2 * shape.width * stored
+    last = method.answering_calls(prefill, text)
     answer_flops = flops.total(shape, last) + flops.head(shape) + (method_flops if stored == full else 0)
     cached = [c.keys - c.queries for c in sorted(steps, key=lambda c: c.layer)]
     item = torch.empty((), dtype=backbone.dtype).element_size()

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vtc import results
-from vtc.allowed import brief
-from vtc.errors import UserError
+from vtc.errors import UserError, shorten
 from vtc.identity import digest
 from vtc.report.runs import ALL, Run
 
@@ -165,12 +164,12 @@ def _words(key: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
     files = dict.fromkeys(_tail(data) for r in runs if (data := (r.config.get("benchmark") or {}).get("data")))
     metrics = dict.fromkeys(str(metric) for metric, _, _ in key["metric"].values() if metric)
     return {
-        "pretrained": brief(key["pretrained"] or "", 60),
+        "pretrained": shorten(key["pretrained"] or "", 60),
         "tasks": f"{len(key['tasks'])} task{'s' if len(key['tasks']) > 1 else ''}",
         "limit": f"{key['limit']} samples each" if key["limit"] else "",
         "data": f"data {', '.join(files)}" if files else "",
-        "prompt": f"prompt {brief(key['prompt'], 60)}" if key["prompt"] else "the default prompt",
-        **{p: f"{p} {brief(key[p], 60)}" if key[p] else "" for p in ("subset", "split", "columns")},
+        "prompt": f"prompt {shorten(key['prompt'], 60)}" if key["prompt"] else "the default prompt",
+        **{p: f"{p} {shorten(str(key[p]), 60)}" if key[p] else "" for p in ("subset", "split", "columns")},
         "metric": f"metric {', '.join(metrics)}" if metrics else "",
     }
 
@@ -216,7 +215,7 @@ def _tell_apart(runs: Sequence[Run], settings: Sequence[Mapping[str, Any]]) -> N
         values = {str(flat[key]) for flat in settings if flat.get(key) is not None}
         if len({str(flat[key]) for flat in settings if key in flat}) > 1:
             depth = next((n for n in range(1, 9) if len({_tail(v, n) for v in values}) == len(values)), 9)
-            names[key] = {value: brief(_tail(value, depth), 60) for value in values}
+            names[key] = {value: shorten(_tail(value, depth), 60) for value in values}
     for run, flat in zip(runs, settings, strict=True):
         extras = [
             f"{key.removeprefix('method.')}={values[str(flat[key])]}"

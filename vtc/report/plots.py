@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtc.allowed import brief
+from vtc.errors import shorten
 from vtc.report.collection import Setting
 from vtc.report.runs import ALL, Run
 
@@ -58,7 +58,7 @@ def pareto(setting: Setting, axis: str, file: Path) -> Path | None:
         axes[0][0].set_ylabel("mean task score")
         handles, names = axes[0][0].get_legend_handles_labels()
         rows = min(8, math.ceil(len(names) / max(1, min(len(names), 3 * len(panels)))))
-        figure.suptitle(brief(setting.name, 45 * len(panels)), fontsize=12, fontweight="bold", x=0.01, ha="left")
+        figure.suptitle(shorten(setting.name, 45 * len(panels)), fontsize=12, fontweight="bold", x=0.01, ha="left")
         figure.tight_layout(rect=(0, 0.075 * rows, 1, 0.99))
         figure.legend(handles, names, loc="lower center", ncol=min(len(names), 3 * len(panels)), frameon=False)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def _draw(ax: Axes, setting: Setting, points: Sequence[Run], panel: str, cost: C
             x,
             y,
             yerr=[s.half or 0.0 for s in scores],
-            label=brief(label, 60).replace("_", "\u200b_", label.startswith("_")),  # `_` first hides it in a legend
+            label=shorten(label, 60).replace("_", "\u200b_", label.startswith("_")),  # `_` first hides it in a legend
             color=PALETTE[at % len(PALETTE)],
             marker=MARKERS[at % len(MARKERS)],
             linestyle=DASHES[(at // len(PALETTE)) % len(DASHES)],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vtc import results
-from vtc.allowed import brief
+from vtc.errors import shorten
 from vtc.identity import hash_bytes
 from vtc.statistics import Estimate, by_question
 
@@ -71,7 +71,7 @@ class Run:
         known = self.samples.dropna() if self.samples is not None else None
         scored = known.index.unique("task") if known is not None else []
         if lost := [task for task in scored if task not in self.rows]:
-            return f"{brief(lost[0], 60)}: its samples have scores, and it has none"
+            return f"{shorten(lost[0], 60)}: its samples have scores, and it has none"
         for task, row in self.rows.items():
             follows = {"share": results.share(row) or 0.0}
             if row.get("baseline"):
@@ -169,7 +169,7 @@ def _samples(path: Path) -> Any:
             raise ValueError(f"{rows:,} samples; at most {MOST:,}")
         scores = by_question(results.samples(file))
     except Exception as error:  # damaged bytes come out of pyarrow and pandas as errors of any kind
-        raise ValueError(f"{file}: can't be read ({brief(error, 100)})") from error
+        raise ValueError(f"{file}: can't be read ({shorten(str(error), 100)})") from error
     if not scores.index.is_unique:
         raise ValueError(f"{file}: question {'/'.join(scores.index[scores.index.duplicated()][0][:2])} is there twice")
     if not scores.abs().max() < math.inf and scores.notna().any():

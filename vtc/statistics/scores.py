@@ -27,10 +27,13 @@ def weights(strata: Sequence[str]) -> np.ndarray:
 
 
 def mean(scores: Scores, strata: Sequence[str] | None = None) -> float | None:
-    """The score; None where there is no sample."""
+    """The score; None where there is no sample. Sums are exact, so that every processor has the same last digit."""
     if len(scores) == 0:
         return None
-    return float(np.dot(weights(strata or [""] * len(scores)), np.asarray(scores, dtype=float)))
+    groups: dict[str, list[float]] = {}
+    for score, stratum in zip(scores, strata or [""] * len(scores), strict=True):
+        groups.setdefault(stratum, []).append(float(score))
+    return math.fsum(math.fsum(group) / len(group) for group in groups.values()) / len(groups)
 
 
 def is_binary(scores: Scores) -> bool:

@@ -77,6 +77,7 @@ def tiny_decoder(kind: str, width: int = 32, depth: int = 4, heads: int = 4, kv_
         head_dim=width // heads,
         vocab_size=64,
         max_position_embeddings=2048,
+        sliding_window=None,
         pad_token_id=PAD,
         bos_token_id=BOS,
         eos_token_id=None,

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from vtc.errors import UserError
 from vtc.evaluation import catalogue, suite
 from vtc.evaluation.spec import UNDERSTANDING, TaskSpec
 from vtc.job import Job
@@ -45,8 +46,22 @@ class TaskSource:
         raise NotImplementedError
 
     def specs(self, seed: int) -> list[TaskSpec]:
-        """All tasks of the benchmark."""
-        return [self.spec(task, seed) for task in self.benchmark.tasks]
+        """All tasks of the benchmark.
+
+        Raises:
+            UserError: as `spec`; a task that would count twice, by its own name or in two groups.
+        """
+        names: dict[str, str] = {}
+        for name in self.benchmark.tasks:
+            for task in self.members(name):
+                if names.setdefault(task, name) != name or self.benchmark.tasks.count(name) > 1:
+                    also = f"{task} is in {names[task]} too" if names[task] != name else "named twice"
+                    raise UserError(f"benchmark.tasks={name}: {also}, and would count twice")
+        return [self.spec(name, seed) for name in self.benchmark.tasks]
+
+    def members(self, name: str) -> list[str]:
+        """The tasks that a name stands for."""
+        return [name]
 
     def check(self, job: Job, tasks: Sequence[str], network: bool = True) -> None:
         """Refuses what these tasks lack, before lmms-eval is imported or a model is loaded.

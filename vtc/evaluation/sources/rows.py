@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from string import ascii_uppercase
+from string import Formatter, ascii_uppercase
 from typing import Any
+
+from PIL import Image
 
 from vtc.errors import UserError
 from vtc.evaluation.sources.base import TaskSource
-from vtc.evaluation.sources.user_questions import UserQuestion, question_of
+from vtc.evaluation.sources.user_questions import UserQuestion, questions_of, text_of
 from vtc.evaluation.spec import TaskSpec
 from vtc.identity import hash_bytes
 
@@ -65,15 +67,14 @@ class RowsSource(TaskSource):
         Raises:
             UserError: one that is no question.
         """
-        for number, row in enumerate(self.rows(task)):
-            yield question_of(row, f"{task}, row {number}", self.metric(task), number)
+        return questions_of(enumerate(self.rows(task)), f"{task}, row", self.metric(task))
 
     def _docs(self, task: str) -> Iterator[dict[str, Any]]:
         prompt = self.prompt(task)
         for question in self.questions(task):
             doc = doc_of(question, prompt)
             if not all(isinstance(image, (str, Path)) for image in question.images):
-                doc["pictures"] = [_stored(image) for image in question.images]
+                doc["pictures"] = [_stored(image, f"{task}: question {question.id}") for image in question.images]
                 del doc["images"]
             yield doc
 
@@ -83,12 +84,15 @@ class RowsSource(TaskSource):
         Raises:
             UserError: a prompt without a question, or with other words in braces.
         """
-        prompt = self.benchmark.prompt or PROMPTS.get(self.metric(task), SHORT)
+        prompt = self.benchmark.prompt
+        prompt = PROMPTS.get(self.metric(task), SHORT) if prompt is None else text_of(prompt, "benchmark.prompt")
         try:
-            prompt.format(question="", options="")
-        except (KeyError, IndexError, ValueError):
-            raise UserError(f"benchmark.prompt={prompt!r}: allowed in braces: {{question}}, {{options}}") from None
-        if "{question}" not in prompt:
+            fields = {(name, form, how) for _, name, form, how in Formatter().parse(prompt) if name is not None}
+        except ValueError:  # a brace without its other one
+            fields = {("", "", None)}
+        if not fields <= {("question", "", None), ("options", "", None)}:
+            raise UserError(f"benchmark.prompt={prompt!r}: allowed in braces: {{question}}, {{options}}")
+        if ("question", "", None) not in fields:
             raise UserError(f"benchmark.prompt={prompt!r}: {{question}} is needed in it")
         return prompt
 
@@ -107,10 +111,12 @@ def doc_of(question: UserQuestion, prompt: str) -> dict[str, Any]:
     }
 
 
-def _stored(image: Any) -> dict[str, Any]:
+def _stored(image: Any, where: str) -> dict[str, Any]:
     """A picture as `datasets` stores it."""
     if isinstance(image, (str, Path)):
         return {"bytes": None, "path": str(image)}
+    if not isinstance(image, Image.Image):
+        raise UserError(f"{where}: image: a path or a PIL image is needed, not a {type(image).__name__}")
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return {"bytes": buffer.getvalue(), "path": None}

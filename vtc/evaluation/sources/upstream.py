@@ -30,8 +30,11 @@ class UpstreamTasks(TaskSource):
             inside[name] = [name]
         return inside
 
+    def members(self, name: str) -> list[str]:
+        return self.names([name])[name]
+
     def spec(self, task: str, seed: int) -> TaskSpec:
-        contents = {member: self._content(member) for member in self.names([task])[task]}
+        contents = {member: self._content(member) for member in self.members(task)}
         data = {name: {"definition": content, "files": self._mirrored(content)} for name, content in contents.items()}
         return self._spec(task, seed, contents.values(), mirror=self.benchmark.data, data=data)
 
@@ -43,7 +46,7 @@ class UpstreamTasks(TaskSource):
     def location(self, task: str, look_up: Callable[[str], str]) -> str:
         folder = f"{self.benchmark.data}/" if self.benchmark.data else ""
         names: dict[str, None] = {}
-        for member in self.names([task])[task]:
+        for member in self.members(task):
             if member not in self.files:
                 raise UserError(f"benchmark.tasks={member}: its data can't be told")
             names[str(self._content(member)["dataset_path"])] = None

@@ -8,7 +8,8 @@ bad sample, reported and not scored.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from vtc import results
 from vtc.errors import UserError, unknown
 from vtc.evaluation.sources.base import source_of
 from vtc.evaluation.sources.rows import RowsSource, doc_of
-from vtc.evaluation.sources.user_questions import METRICS, UserQuestion, question_of
+from vtc.evaluation.sources.user_questions import METRICS, UserQuestion, questions_of
+from vtc.job import Job
 from vtc.settings import BenchmarkSettings
 
 
@@ -52,7 +54,7 @@ class JsonlTasks(UserData):
 
     def content(self, task: str) -> Mapping[str, Any]:
         """The questions, and what is in the pictures."""
-        file = Path(str(self.benchmark.data)).expanduser()
+        file = Path(os.path.expanduser(str(self.benchmark.data)))
         pictures = [image for question in self.questions(task) for image in question.images]
         hashes = results.hash_files(pictures)
         return {"file": results.hash_file(file), "pictures": [hashes[picture] for picture in pictures]}
@@ -65,30 +67,50 @@ class HubTasks(UserData):
 
     def content(self, task: str) -> Mapping[str, Any]:
         """What is in the folder's files; an id of the hub counts by its name, its configuration by the settings."""
-        folder = Path(str(self.benchmark.data)).expanduser()
-        if not folder.is_dir():
+        folder = Path(os.path.expanduser(str(self.benchmark.data)))
+        if not os.path.isdir(folder):
             return {"id": self.benchmark.data}
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         hashes = results.hash_files(files)
         return {"files": [(path.relative_to(folder).as_posix(), hashes[str(path)]) for path in files]}
 
+    def check_settings(self) -> None:
+        super().check_settings()
+        columns = self.benchmark.columns
+        if not isinstance(columns, Mapping):
+            raise UserError(f"benchmark.columns={columns}: allowed: {{image: …, question: …, answer: …}}")
+        for key in ("image", "question", "answer"):
+            if not columns.get(key):
+                raise UserError(f"benchmark.columns.{key}=null: the name of a column is needed")
+
+    def check(self, job: Job, tasks: Sequence[str], network: bool = True) -> None:
+        """Reads every row but its pictures; a data set that isn't here is fetched for it, unless `network` is False."""
+        if network or os.path.isdir(os.path.expanduser(str(self.benchmark.data))):
+            for task in tasks:
+                self.table(task)
+
     def table(self, task: str) -> Any:
         import datasets
 
         rows = self._columns()
-        image = rows.select_columns("image").cast_column("image", datasets.Image(decode=False))
+        try:
+            image = rows.select_columns("image").cast_column("image", datasets.Image(decode=False))
+        except (TypeError, ValueError, NotImplementedError) as error:  # of Arrow
+            raise UserError(f"benchmark.columns.image: that column holds no pictures ({error})") from None
         docs = list(self._rows_without_images(rows.remove_columns("image"), task))
         return datasets.concatenate_datasets(
             [datasets.Dataset.from_list(docs), image.rename_column("image", "picture")], axis=1
         )
 
     def _rows_without_images(self, rows: Iterable[dict[str, Any]], task: str) -> Iterator[dict[str, Any]]:
-        metric, prompt = self.metric(task), self.prompt(task)
-        for number, row in enumerate(rows):
-            answers = row.pop("answer")
-            row |= {"answers" if isinstance(answers, list) else "answer": answers}
-            where = f"benchmark.data={self.benchmark.data}, row {number}"
-            doc = doc_of(question_of(row, where, metric, number), prompt)
+        def named(row: dict[str, Any]) -> dict[str, Any]:
+            """A column of answers may hold one or several."""
+            several = isinstance(row["answer"], list)
+            return {"answers" if several and key == "answer" else key: value for key, value in row.items()}
+
+        prompt, where = self.prompt(task), f"benchmark.data={self.benchmark.data}, row"
+        for question in questions_of(enumerate(map(named, rows)), where, self.metric(task)):
+            doc = doc_of(question, prompt)
             del doc["images"]  # they are a column of their own
             yield doc
 
@@ -130,28 +152,38 @@ def read(file: str | Path, metric: str) -> list[UserQuestion]:
     Raises:
         UserError: no such file, a line that is no question, or not one image that is there.
     """
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise UserError(f"benchmark.data={file}: no such file; a JSONL file with image, question and answer is needed")
-    questions = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"benchmark.data={file}, line {number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{where}: no JSON ({error})") from None
-            question = question_of(row, where, metric, number)
-            if not all(isinstance(image, str) for image in question.images):
-                raise UserError(f"{where}: image: a path is needed")
-            questions.append(question)
+    path, where = Path(os.path.expanduser(file)), f"benchmark.data={file}"
+    if not os.path.isfile(path):
+        raise UserError(f"{where}: no such file; a JSONL file with image, question and answer is needed")
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{where}: can't be read ({error.strerror})") from None
+    rows = ((n, _row(line, f"{where}, line {n}")) for n, line in enumerate(lines, 1) if line.strip())
+    questions = list(questions_of(rows, f"{where}, line", metric, paths=True))
     if not questions:
-        raise UserError(f"benchmark.data={file}: no questions in it")
+        raise UserError(f"{where}: no questions in it")
     for question in questions:
         question.images[:] = [str(path.parent / image) for image in question.images]
     images = [image for question in questions for image in question.images]
-    if images and not any(Path(image).is_file() for image in images):
-        raise UserError(f"benchmark.data={file}: none of its {len(images)} images is there, such as {images[0]}")
+    if images and not any(map(os.path.isfile, images)):
+        raise UserError(f"{where}: none of its {len(images)} images is there, such as {images[0][:200]}")
     return questions
+
+
+def _row(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line.decode("utf-8-sig"), object_pairs_hook=_object)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: byte {error.start + 1} is not UTF-8, in which the file must be") from None
+    except RecursionError:
+        raise UserError(f"{where}: no JSON for us (nested too deeply)") from None
+    except ValueError as error:
+        raise UserError(f"{where}: no JSON ({str(error).partition(';')[0]})") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a key stands in it twice")
+    return row

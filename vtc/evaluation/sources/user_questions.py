@@ -4,16 +4,19 @@
     {"images": ["a.png", "b.png"], "question": "Which one is older?", "answers": ["the first", "first"]}
     {"image": "sofa.png", "question": "Where is the cat?", "options": ["on the sofa", "under it"], "answer": "A"}
 
-`id` is optional.
+`id` is optional; without it the number of the line names the question.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
+from vtc.allowed import is_number
 from vtc.errors import UserError, nearest
 from vtc.evaluation import answers
 
@@ -33,11 +36,36 @@ class UserQuestion:
     options: list[str]
 
 
+def questions_of(
+    rows: Iterable[tuple[int, Any]], where: str, metric: str, paths: bool = False
+) -> Iterator[UserQuestion]:
+    """Rows as questions.
+
+    Args:
+        rows: each with its number, which names it where it has no id.
+        where: what errors put before the number: `benchmark.data=my.jsonl, line`.
+        paths: whether images must be paths.
+
+    Raises:
+        UserError: a row that is no question, or one with the id of another row.
+    """
+    numbers: dict[str, int] = {}
+    for number, row in rows:
+        question = question_of(row, f"{where} {number}", metric, number)
+        if paths:
+            question.images[:] = [text_of(i, f"{where} {number}: image", "a path") for i in question.images]
+        if question.id in numbers:
+            other = f"is that of {numbers[question.id]} too"
+            raise UserError(f"{where} {number}: id={question.id}: {other}; samples are compared by their id")
+        numbers[question.id] = number
+        yield question
+
+
 def question_of(row: Any, where: str, metric: str, number: int) -> UserQuestion:
     """A row as a question.
 
     Raises:
-        UserError: what it lacks, or has too much, by name.
+        UserError: what it lacks, has too much, or has of a wrong kind, by name.
     """
     if not isinstance(row, Mapping):
         raise UserError(f"{where}: an object with image, question and answer is needed")
@@ -45,13 +73,11 @@ def question_of(row: Any, where: str, metric: str, number: int) -> UserQuestion:
         if key not in KEYS:
             raise UserError(f"{where}: {key!r} is not known; allowed: {', '.join(KEYS)}{nearest(str(key), KEYS)}")
     images, answers = (_several(row, one, many, where) for one, many in (("image", "images"), ("answer", "answers")))
-    question = row.get("question")
-    if not isinstance(question, str) or not question.strip():
-        raise UserError(f"{where}: question: a text is needed")
-    if not answers or not all(isinstance(a, (str, int, float)) for a in answers):
+    question = text_of(row.get("question"), f"{where}: question")
+    if not answers:
         raise UserError(f"{where}: answer: a text, or answers: a list of them, is needed")
-    texts = [str(a) for a in answers]
-    options = list(map(str, row.get("options") or []))
+    texts = [text_of(answer, f"{where}: answer", numbers=True) for answer in answers]
+    options = _options(row, where)
     if metric == "choice":
         texts = [_letter(answer, options, where) for answer in texts]
     elif options:
@@ -61,17 +87,50 @@ def question_of(row: Any, where: str, metric: str, number: int) -> UserQuestion:
             f"{where}: {len(texts)} answers; benchmark.metric=vqa_accuracy compares an answer with those of many "
             f"people ({LEAST} or more, VQAv2 has ten); exact_match takes any number"
         )
-    return UserQuestion(str(row.get("id", number)), question, images, texts, options)
+    name = row.get("id", number)
+    if isinstance(name, float):
+        raise UserError(f"{where}: id={name}: a text or a whole number is needed")
+    return UserQuestion(text_of(name, f"{where}: id", numbers=True), question, images, texts, options)
+
+
+def text_of(value: Any, where: str, needed: str = "a text", numbers: bool = False) -> str:
+    """A value of a row as the text that it is.
+
+    Args:
+        needed: in words; numbers: whether a number stands for its digits.
+
+    Raises:
+        UserError: another kind of value, an empty text, or one that no file can hold.
+    """
+    if numbers and is_number(value):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        shown = json.dumps(value, default=str)
+        cut = shown if len(shown) <= 40 else f"{shown[:40]}…"
+        raise UserError(f"{where}: {needed}{' or a number' if numbers else ''} is needed, not {cut}")
+    if re.search("[\ud800-\udfff]", value):
+        raise UserError(f"{where}: half a character in {ascii(value)[:40]} (a lone surrogate)")
+    return value
 
 
 def _several(row: Mapping[str, Any], one: str, many: str, where: str) -> list[Any]:
     if row.get(one) is not None and row.get(many) is not None:
         raise UserError(f"{where}: give {one} or {many}, not both")
     if row.get(many) is not None:
-        if not isinstance(row[many], Sequence) or isinstance(row[many], str):
+        if not isinstance(row[many], (list, tuple)):
             raise UserError(f"{where}: {many}: a list is needed")
         return list(row[many])
     return [] if row.get(one) is None else [row[one]]
+
+
+def _options(row: Mapping[str, Any], where: str) -> list[str]:
+    values = [] if row.get("options") is None else row["options"]
+    if not isinstance(values, (list, tuple)):
+        raise UserError(f'{where}: options: a list is needed, such as ["red", "blue"]')
+    options = [text_of(value, f"{where}: options", numbers=True) for value in values]
+    if twice := [option for option in options if options.count(option) > 1]:
+        raise UserError(f"{where}: options: {twice[0]!r} stands there twice")
+    return options
 
 
 def _letter(answer: str, options: Sequence[str], where: str) -> str:
@@ -80,12 +139,16 @@ def _letter(answer: str, options: Sequence[str], where: str) -> str:
         raise UserError(
             f"{where}: options: a list of 2 to {len(ascii_uppercase)} is needed for benchmark.metric=choice"
         )
-    if answer in options:
-        return ascii_uppercase[options.index(answer)]
+    letters = ascii_uppercase[: len(options)]
+    ways = {letters[options.index(answer)]} if answer in options else set()
     letter = answer.strip().upper()
-    if len(letter) != 1 or letter not in ascii_uppercase[: len(options)]:
+    if len(letter) == 1 and letter in letters:
+        ways.add(letter)
+    if len(ways) > 1:
+        raise UserError(f"{where}: answer={answer}: is one option's letter and another one's text")
+    if not ways:
         raise UserError(f"{where}: answer={answer}: allowed: one of the options, or its letter")
-    return letter
+    return ways.pop()
 
 
 # Scores of one answer ------------------------------------------------------------------------------------------------

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from vtc.interface import BackboneShape
+from vtc.interface.shape import BackboneShape
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,26 @@ class Call:
     queries: int
     keys: int
     lora: float = 0.0
+
+
+@dataclass(frozen=True)
+class OwnPass:
+    """One pass over all layers of the decoder that a method runs itself for one image, without a cache.
+
+    Attributes:
+        visual: visual tokens in it, those that the method made among them.
+        text: other tokens.
+        lora: FLOPs a token of the LoRA adapter in each layer.
+    """
+
+    visual: int
+    text: int
+    lora: float = 0.0
+
+    def calls(self, depth: int) -> list[Call]:
+        """The same, layer by layer."""
+        length = self.visual + self.text
+        return [Call(i, length, length, self.lora) for i in range(depth)]
 
 
 def layer(shape: BackboneShape, queries: int, keys: int | None = None, causal: bool = True) -> float:
@@ -52,6 +70,13 @@ def head(shape: BackboneShape, tokens: int = 1) -> float:
     return 2.0 * tokens * shape.width * shape.vocab
 
 
+def next_layer_attention(shape: BackboneShape, tokens: int, queries: int) -> float:
+    """What `Context.next_layer_attention` computes: the keys of `tokens`, `queries` among them, and their scores."""
+    width = shape.heads * shape.head_width
+    keys = 2.0 * tokens * shape.width * shape.kv_heads * shape.head_width
+    return keys + 2.0 * queries * width * (shape.width + tokens)
+
+
 def vision(shape: BackboneShape, images: int = 1) -> float:
     """The vision tower (patch convolution, all of its layers: transformers runs them all, whichever is read) and the
     projector, for `images` images: as many multiplications a visual token as the family says, or LLaVA's two layers."""
@@ -72,10 +97,9 @@ def total(shape: BackboneShape, calls: Sequence[Call], causal: bool = True) -> f
     return sum(layer(shape, c.queries, c.keys, causal) + c.queries * c.lora for c in calls)
 
 
-def uncompressed(shape: BackboneShape, text: int, causal: bool = True) -> float:
+def uncompressed(shape: BackboneShape, text: int) -> float:
     """Prefill of the decoder with all visual tokens of one image and `text` tokens beside them, and the output row."""
-    tokens = (shape.visual_tokens or 0) + text
-    return shape.depth * layer(shape, tokens, causal=causal) + head(shape)
+    return shape.depth * layer(shape, (shape.visual_tokens or 0) + text) + head(shape)
 
 
 def cache_bytes(shape: BackboneShape, layer_tokens: Sequence[int], item: int) -> int:
