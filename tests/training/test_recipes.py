@@ -6,6 +6,7 @@ import shlex
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from vtc import checkpoint, registry, shipped
 from vtc.configuration import parse
 from vtc.errors import UserError
+from vtc.identity import digest
 from vtc.job import written
 from vtc.methods import build
 from vtc.pocket.questions import KINDS
@@ -22,7 +24,7 @@ from vtc.pocket.source import PocketSource
 from vtc.registry import training_sources
 from vtc.settings import StageSettings
 from vtc.training import loop, recipes, train
-from vtc.training.identity import recipe, training_folder, training_id
+from vtc.training.identity import contents, identity, identity_of_manifest, recipe, training_folder, training_id
 from vtc.training.log import provenance
 
 
@@ -97,6 +99,28 @@ def test_what_is_only_said_otherwise_is_the_same_training():
     others = [["tokens=36"], ["tokens=16", "seed=1"], ["tokens=16", "training.accumulate=2"]]
     others += [["tokens=16", "training.stages.0.lr=1e-3"], ["tokens=16", "training.data.questions=3"]]
     assert len(names | {training_id(parse([*command, *overrides])) for overrides in others}) == 1 + len(others)
+
+
+def test_what_stands_in_the_files_that_it_reads_is_part_of_a_training(tmp_path: Path) -> None:
+    """Data, captions and weights to start from: with another content it is another training; its manifest says so."""
+    data, start = tmp_path / "a.jsonl", tmp_path / "start"
+    start.mkdir()
+    command = ["action=train", "method=fwd2bot", "training=llava_fwd2bot", "tokens=16", f"training.data.path={data}"]
+    names = set()
+    for text, weights in (("{}", None), ("[]", None), ("[]", b"0"), ("[]", b"1")):
+        data.write_text(text)
+        if weights is not None:
+            (start / "weights.safetensors").write_bytes(weights)
+        job = parse([*command, *([f"+training.start={start}"] if weights else [])])
+        names.add(training_id(job))
+        manifest = {"backbone": "pocket", "method": "fwd2bot", "tokens": 16, "options": {"name": "fwd2bot"}, "seed": 0}
+        manifest |= {"training": recipes.written_recipe(job), "contents": contents(recipe(job))}
+        assert digest(identity_of_manifest(manifest, job)) == digest(identity(job))
+        assert digest(identity_of_manifest(manifest | {"contents": ["0"]}, job)) != digest(identity(job))
+    assert len(names) == 4
+    data.unlink()
+    with pytest.raises(UserError, match=r"a\.jsonl: no such file"):
+        training_id(parse(command))
 
 
 @pytest.mark.parametrize(

@@ -288,8 +288,11 @@ def _check_key(config: DictConfig, key: str, word: str) -> None:
     path = key.split(".")
     for depth, part in enumerate(path):
         prefix = ".".join(path[:depth])
-        if isinstance(node, ListConfig) and not (part.isdecimal() and int(part) < len(node)):
-            raise UserError(f"{word}: {prefix} is a list of {len(node)}; allowed: {prefix}=[…], {prefix}.0, …")
+        if isinstance(node, ListConfig):
+            if not (part.isdecimal() and int(part) < len(node)):
+                raise UserError(f"{word}: {prefix} is a list of {len(node)}; allowed: {prefix}=[…], {prefix}.0, …")
+            if word.startswith("+"):  # an entry says what differs from its defaults, whose names `vtc.settings` knows
+                return
         if isinstance(node, DictConfig) and part not in node:
             allowed = [str(k) for k in node if k not in ("hydra", "name")]
             if not prefix:

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from vtc import distributed
+from vtc import distributed, results
 from vtc.budget import Budget
+from vtc.data.training.source import files_of
 from vtc.errors import UserError
 from vtc.identity import WEIGHTS, digest
 from vtc.job import Job
@@ -32,7 +33,23 @@ def identity(job: Job) -> dict[str, Any]:
         options["scheme"] = [(s.layer, s.stride, round(s.share or 0, 6)) for s in parse_stages(options["scheme"])]
     budget = Budget(tokens=None if method.elastic else method.tokens)
     chosen = MethodSettings(job.method.name, options)
-    return dataclasses.replace(job, method=chosen, budget=budget, training=recipe(job)).deciding(WEIGHTS)
+    training = recipe(job)
+    decided = dataclasses.replace(job, method=chosen, budget=budget, training=training).deciding(WEIGHTS)
+    return decided | ({"contents": known} if (known := contents(training)) else {})
+
+
+def contents(training: TrainingSettings) -> list[str | None]:
+    """Hashes of what a training reads by its name: files of data, and folders of weights that it starts from.
+
+    A folder that another training will have made, and pictures, which their files name, count by name alone.
+
+    Raises:
+        UserError: a file of data that isn't there, or can't be read.
+    """
+    stages = [training.data, *map(training.data_of, training.stages)]
+    files = results.hash_files(file for data in stages for file in files_of(data))
+    starts = [folder for folder in (training.start, training.pretrained) if folder and Path(folder).is_dir()]
+    return [*files.values(), *(results.hash_weights([folder]) for folder in starts)]
 
 
 def training_id(job: Job) -> str:
@@ -75,8 +92,8 @@ def identity_of_manifest(manifest: Mapping[str, Any], job: Job) -> dict[str, Any
     """What decided weights that are there, by their manifest, on the backbone of a job; None where that isn't theirs.
 
     Args:
-        manifest: of a finished training: backbone, method, tokens, options, training, seed; of what it was computed by,
-            `components`, version 1 where it says nothing.
+        manifest: of a finished training: backbone, method, tokens, options, training, seed; what it read, `contents`;
+            of what it was computed by, `components`, version 1 where it says nothing.
 
     Raises:
         KeyError, UserError: it is of another version of vtc, or of no method.
@@ -93,7 +110,9 @@ def identity_of_manifest(manifest: Mapping[str, Any], job: Job) -> dict[str, Any
         seed=manifest["seed"],
     )
     decided = identity(earlier)
-    return decided | {"versions": manifest.get("components") or _first(decided["versions"])}
+    decided.pop("contents", None)  # as they are now
+    known = {"contents": manifest["contents"]} if manifest.get("contents") else {}
+    return decided | known | {"versions": manifest.get("components") or _first(decided["versions"])}
 
 
 def _first(versions: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from vtc.identity import WEIGHTS
 from vtc.job import Job
 from vtc.settings import StageSettings
 from vtc.training import track
+from vtc.training.identity import contents, recipe
 
 PLAIN = 10.0  # seconds between two lines where there is no terminal to draw a progress bar on
 FRESH: dict[str, Any] = {"step": 0, "seconds": 0.0, "running": {}, "validation": {}}
@@ -156,6 +157,7 @@ def provenance(job: Job, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         },
         "versions": versions(),
         "components": job.deciding(WEIGHTS)["versions"],
+        "contents": contents(recipe(job)),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

@@ -278,6 +278,16 @@ def _files(data: DataSettings) -> Iterator[DataFile]:
             yield DataFile(path, cache, format, kind, folder, second, data.plain)
 
 
+def files_of(data: DataSettings) -> list[Path]:
+    """The files that a training on them reads entries or captions from, in its order; none where scenes are drawn.
+
+    Raises:
+        UserError: one that isn't there, or can't be read.
+    """
+    named = data.sources or ([{"path": data.path, "captions": data.captions}] if data.path else [])
+    return [p for source in named for key in ("path", "captions") if source.get(key) for p in _paths(source[key], key)]
+
+
 def _paths(patterns: Any, key: str) -> list[Path]:
     paths: list[Path] = []
     for pattern in [patterns] if isinstance(patterns, str) else list(patterns or []):
