@@ -175,7 +175,7 @@ def load(path: str | Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_bytes())
         _refuse_deep(result)
-        json.dumps(result, ensure_ascii=False, allow_nan=False).encode()
+        json.dumps(result, allow_nan=False)
     except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of NaN
         raise ValueError(f"{path}: not a result file ({allowed.brief(error, 100)})") from error
     if not isinstance(result, dict) or any(s not in result for s in SECTIONS):

@@ -145,7 +145,7 @@ class BenchmarkSettings:
     limit: int | None = setting(None, SCORES, whole(1).or_null())
     data: str | None = setting(None, NOTHING, TEXT)
     include: tuple[str, ...] = setting((), NOTHING, NAMES)
-    about: Mapping[str, Mapping[str, Any]] = setting({}, NOTHING, mapping("what to say of each task", SECTION))
+    about: Mapping[str, Mapping[str, Any]] = setting({}, NOTHING, SECTION)
     metric: str | None = setting(None, SCORES, TEXT)
     prompt: str | None = setting(None, SCORES, TEXT)
     subset: str | None = setting(None, SCORES, TEXT)

@@ -28,10 +28,14 @@ from vtc.report import plots, tables
 from vtc.report.collection import Setting, collect, number
 from vtc.report.runs import Run
 
-PAGES = ("README.md", "docs/findings.md", "docs/profile.md", "docs/evaluate.md", "docs/backbones.md", "docs/methods.md")
+PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("findings", "profile", "evaluate", "backbones", "methods", "reliability")),
+)
 RESULTS = "benchmarks/results"
 STAGES = f"{RESULTS}/llavolta-stages.json"
 SHAPE = f"{RESULTS}/full-shape.json"
+ATTACKS = {"before": f"{RESULTS}/reliability-before.json", "now": f"{RESULTS}/reliability.json"}
 IMAGES = "docs/images"
 EXAMPLE = "examples/vtc-plugin-example/src/vtc_plugin_example/loudest.py"
 BUDGETS = (4, 16, 36, 64)  # of the tables in the README …
@@ -307,6 +311,19 @@ def support_part(root: Path) -> str:
     return support.part()
 
 
+def attack_part(root: Path) -> str:
+    """What became of every kind of attack, before the mendings and now."""
+    files = {when: json.loads((root / file).read_text(encoding="utf-8")) for when, file in ATTACKS.items()}
+    head = ["kind", "version", "cases", "right", "silent", "traceback", "hang", "wordy", "refused wrongly"]
+    rows = []
+    for kind in files["now"]["cases"]:
+        for when, record in files.items():
+            if counts := record["counts"].get(kind):
+                verdicts = ("right", "silent", "traceback", "hang", "wordy", "refused")
+                rows.append([kind, when, str(record["cases"][kind]), *(str(counts.get(v, 0)) for v in verdicts)])
+    return "\n" + tables.markdown(head, rows) + "\n\n"
+
+
 PARTS: dict[str, Callable[[Path], str]] = {
     "result": result_part,
     "sweep": sweep_part,
@@ -315,6 +332,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "pairs": pairs_part,
     "stages": stages_part,
     "shape": shape_part,
+    "attack": attack_part,
     "suites": suites_part,
     "support": support_part,
     "options": options_part,

@@ -72,7 +72,8 @@ def test_a_reader_may_leave_and_a_terminal_may_know_few_characters() -> None:
 
 def test_sigterm_is_an_interruption() -> None:
     code = (
-        "import sys, time, types; from vtc.cli import actions, command\n"
+        "import signal, sys, time, types; from vtc.cli import actions, command\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a suite in the background ignores
         "def action(job): print('waiting', flush=True); time.sleep(60)\n"
         "sys.modules['recorder'] = types.SimpleNamespace(action=action)\n"
         "actions.ACTIONS = dict.fromkeys(actions.ACTIONS, ('recorder:action', False))\n"

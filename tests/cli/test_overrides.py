@@ -38,7 +38,7 @@ method=[fastv,null] method={a:b} method=+ method=fastv+ benchmark=x.yaml benchma
 schedule=[two] experiment=[quick,quick] training=null experiment=null seed='1' tokens=0x10 tokens=1_0
 """
 LINES = [
-    "tokens=4|tokens=16", "method=fastv|method=victor", "dtype=bf16|backbone.dtype=fp32", "++tokens=4|tokens=16",
+    "dtype=bf16|backbone.dtype=fp32",
     "method=fastv|--resolve|tokens=x", "--cfg|nope", "--cfg", "--cfg|job|--resolve|tokens=${nope}", "-p",
     "--info|nope", "--config-dir", "--multirun=1", "-mx", "--hydra-help", "--config-name|x", "--shell-completion",
     "-m|method=nope,fastv", "-m|tokens=glob(*)", "-m|tokens=interval(1,2)", "-m|schedule=null,two", "to kens=4",
@@ -89,7 +89,6 @@ def test_odd_lines(line: str, capsys) -> None:
         ("tokens=${tokens}", "tokens: "),
         ("tokens=${nope}", "tokens: Interpolation key 'nope' not found"),
         ("tokens=???", "tokens=???: a value is needed"),
-        ("tokens=4|++tokens=16", "tokens=4, ++tokens=16: one key, two values"),
         ("method@x=victor", "a key has no @"),
         ("hydra/launcher=nope", "hydra/launcher=nope: unknown; allowed: basic"),
         ("--cfg|nope", "--cfg/-c: invalid choice: 'nope'"),

@@ -180,11 +180,11 @@ def test_a_line_that_is_no_question_is_named(metric, rows, words, write) -> None
         (["benchmark=jsonl", "data=MINE", "benchmark.prompt=Hello"], "{question} is needed"),
         (["benchmark=jsonl", "data=MINE", "benchmark.prompt='{q}'"], "{question}"),
         (["data=MINE"], "for benchmark=jsonl or hf"),
-        (["benchmark=jsonl", "data=MINE", "benchmark.prompt=5"], "benchmark.prompt: a text is needed, not 5"),
+        (["benchmark=jsonl", "data=MINE", "benchmark.prompt=5"], "benchmark.prompt=5: allowed: a text"),
         (["benchmark=hf", "data=MINE", "benchmark.columns.answer=null"], "benchmark.columns.answer=null"),
         (["benchmark=hf", "data=MINE", "benchmark.columns=abc"], "benchmark.columns=abc"),
         (["benchmark=jsonl", "data=" + "x" * 5000], "no such file"),
-        (["benchmark=jsonl", "data='~nobody-of-that-name/my.jsonl'"], "no such file"),
+        (["benchmark=jsonl", "data='~nobody-of-that-name/my.jsonl'"], "~nobody-of-that-name is nobody's home folder"),
         *(
             (["benchmark=jsonl", "data=MINE", f"benchmark.prompt='{prompt}'"], "in braces: {question}, {options}")
             for prompt in ("{question.x}", "{question[a]}", "{question!r}", "{question:>9}", "{question:{options}}",

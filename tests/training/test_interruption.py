@@ -13,6 +13,14 @@ from vtc.training.loop import train_stage
 SETTINGS = {"steps": 8, "checkpoint_every": 100}
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """A suite that a shell has started in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Interrupted(Toy):
     """Gets a signal while it loads the batch of a step.
 

@@ -88,10 +88,11 @@ def values(override: Override) -> list[Any]:
 
 def spelled_out(words: Sequence[str]) -> list[str]:
     """The command line as Hydra takes it: `dtype=bf16` as `backbone.dtype=bf16` (every key of `SHORT`), a list
-    of methods as one choice, the file of a suite as its name, a text as a text; what is said twice is said once.
+    of methods as one choice, the file of a suite as its name, a text as a text. Of a key that stands twice the last
+    value counts, as it does for Hydra.
 
     Raises:
-        UserError: a word that can't be read, or a key with two values.
+        UserError: a word that can't be read, or a key that is given by both of its names with different values.
     """
     out: dict[str, tuple[str, list[Any], str]] = {}
     for word in words:
@@ -99,7 +100,7 @@ def spelled_out(words: Sequence[str]) -> list[str]:
         key = override.key_or_group
         long = f"backbone.{key}" if key in SHORT else key
         means = [short_dtype(value) for value in values(override)] if is_listed(override) else [override.value()]
-        if long in out:
+        if long in out and override.key_or_group != read(out[long][0]).key_or_group:
             earlier, meant, _ = out[long]
             if [*map(repr, meant)] != [*map(repr, means)]:
                 raise UserError(f"{earlier}, {word}: one key, two values; give one of the two")

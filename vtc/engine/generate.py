@@ -57,20 +57,21 @@ def noted(engine: Engine, original: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @wraps(original)
-    def generate(inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+    def generate(*args: Any, **kwargs: Any) -> Any:
         config = kwargs.get("generation_config") or engine.backbone.model.generation_config
         new_tokens = kwargs.get("max_new_tokens", config.max_new_tokens)
-        ids, mask, ends = kwargs.get("input_ids", inputs), kwargs.get("attention_mask"), None
+        ids, mask, ends = kwargs.get("input_ids"), kwargs.get("attention_mask"), None
+        ids = ids if ids is not None else args[0] if args else kwargs.get("inputs")
         if kwargs.get("use_cache", config.use_cache) is False and ids is not None:
             ends = last_column(ids >= 0 if mask is None else mask.bool())
 
         def again() -> None:
             with engine.generating(new_tokens, ends):
-                original(inputs, *args, **kwargs)
+                original(*args, **kwargs)
 
         with engine.generating(new_tokens, ends) as generation:
             try:
-                out = original(inputs, *args, **kwargs)
+                out = original(*args, **kwargs)
             except Exception as error:
                 if generation.is_finite and not isinstance(error, NotFinite):
                     raise

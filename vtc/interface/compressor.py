@@ -225,6 +225,8 @@ class Compressor(nn.Module):
     # -- budgets; `tokens` need not be known for the first two
     def default_tokens(self) -> int | None:
         """Tokens per image where the user gives no budget; None keeps whatever there is."""
+        if self.default_count is None and self.default_share is None:
+            return None
         full = self.shape.visual_tokens
         if self.default_count is not None:
             return min(self.default_count, full or self.default_count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -54,6 +55,10 @@ class Run:
                 rows.setdefault(row["task"], row)  # a task's first row is its headline metric
         if not rows:
             raise ValueError(f"{path}: no scores")
+        try:
+            json.dumps(result, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:  # a page could not be written
+            raise ValueError(f"{path}: not a result file ({error})") from error
         for section in ("method", "backbone"):
             if "name" not in result[section]:
                 raise ValueError(f"{path}: {section}.name: missing")
