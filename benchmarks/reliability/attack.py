@@ -79,7 +79,7 @@ def start(case: Case, folder: Path) -> int:
     sys.stdout.flush()
     if child := os.fork():
         return child
-    code = 1
+    code: int | str = 1
     try:
         os.setsid()
         os.chdir(folder)
@@ -87,10 +87,12 @@ def start(case: Case, folder: Path) -> int:
             os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
             setattr(sys, name, os.fdopen(stream, "w", encoding="utf-8", buffering=1, closefd=False))
         case.before()
-        from vtc.cli import main
+        from vtc.cli import run
 
-        code = main(list(case.argv))
-        sys.stdout.flush()
+        sys.argv = ["vtc", *case.argv]
+        run()
+    except SystemExit as end:
+        code = end.code or 0
     except BaseException:
         traceback.print_exc()
     finally:

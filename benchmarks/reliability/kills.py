@@ -30,7 +30,7 @@ def scores(folder: Path) -> dict[str, Any]:
     for file in sorted((folder / "o").rglob("result.json")):
         result = json.loads(file.read_text())
         name = result["method"]["name"]
-        seen[name] = [(row["task"], row["metric"], row["score"]) for row in result["scores"]]
+        seen[name] = [(row["task"], row["metric"], row["value"]) for row in result["scores"]]
         frame = pd.read_parquet(file.parent / "samples.parquet").sort_values(["task", "id"])
         seen[f"{name} samples"] = list(
             zip(frame["task"], frame["id"], frame["prediction"], frame["score"], strict=True)
