@@ -35,7 +35,7 @@ PAGES = (
 RESULTS = "benchmarks/results"
 STAGES = f"{RESULTS}/llavolta-stages.json"
 SHAPE = f"{RESULTS}/full-shape.json"
-ATTACKS = {"before": f"{RESULTS}/reliability-before.json", "now": f"{RESULTS}/reliability.json"}
+ATTACK = f"{RESULTS}/reliability.json"
 IMAGES = "docs/images"
 EXAMPLE = "examples/vtc-plugin-example/src/vtc_plugin_example/loudest.py"
 BUDGETS = (4, 16, 36, 64)  # of the tables in the README …
@@ -312,16 +312,15 @@ def support_part(root: Path) -> str:
 
 
 def attack_part(root: Path) -> str:
-    """What became of every kind of attack, before the mendings and now."""
-    files = {when: json.loads((root / file).read_text(encoding="utf-8")) for when, file in ATTACKS.items()}
-    head = ["kind", "version", "cases", "right", "silent", "traceback", "hang", "wordy", "refused wrongly"]
+    """What became of every kind of attack."""
+    if not (root / ATTACK).is_file():
+        return "Not measured yet.\n"
+    record = json.loads((root / ATTACK).read_text(encoding="utf-8"))
+    verdicts = ("right", "silent", "traceback", "hang", "wordy", "refused")
     rows = []
-    for kind in files["now"]["cases"]:
-        for when, record in files.items():
-            if counts := record["counts"].get(kind):
-                verdicts = ("right", "silent", "traceback", "hang", "wordy", "refused")
-                rows.append([kind, when, str(record["cases"][kind]), *(str(counts.get(v, 0)) for v in verdicts)])
-    return "\n" + tables.markdown(head, rows) + "\n\n"
+    for kind, cases in record["cases"].items():
+        rows.append([kind, str(cases), *(str(record["counts"][kind].get(verdict, 0)) for verdict in verdicts)])
+    return "\n" + tables.markdown(["kind", "cases", *verdicts], rows) + "\n\n"
 
 
 PARTS: dict[str, Callable[[Path], str]] = {
