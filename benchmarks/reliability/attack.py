@@ -123,7 +123,8 @@ def run(case: Case, folder: Path) -> Outcome:
             os.kill(child, number)
             code = wait(child, case.seconds)
             err = (folder / "stderr").read_text(errors="replace")
-            if number != signal.SIGKILL and (code != 128 + number or "Traceback" in err):
+            done = code == 0  # it had ended just before the signal
+            if number != signal.SIGKILL and not done and (code != 128 + number or "Traceback" in err):
                 return Outcome(code, "", err, folder)
         child = start(case, folder)
     code = wait(child, case.seconds)

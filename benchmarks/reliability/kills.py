@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 EVALUATION = ("method=fastv", "tokens=16", "benchmark.limit=60", "benchmark.tasks=[pocket_existence,pocket_counting]",
               "batch_size=8", "output_dir=o")  # fmt: skip
 TRAINING = ("action=train", "method=victor", "tokens=16", "output_dir=o", "training.data.batch_size=4",
-            "training.data.questions=2", *(f"training.stages.{n}.{words}" for n in (0, 1) for words in (
+            "training.data.questions=2", *(f"++training.stages.{n}.{words}" for n in (0, 1) for words in (
                 "steps=6", "bf16=false", "checkpoint_every=2", "validate_every=0")))  # fmt: skip
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 REPEATS = 3  # moments for each signal
