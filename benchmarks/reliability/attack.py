@@ -102,38 +102,7 @@ def start(case: Case, folder: Path) -> int:
 
 
 def wait(child: int, seconds: float) -> int | None:
-    """Its exit code, minus the signal that ended it; None where it was still running and had to be stopped."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.02)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
-
-
-def run(case: Case, folder: Path) -> Outcome:
-    case.prepare(folder)
-    child = start(case, folder)
-    if case.kill:
-        number, after = case.kill
-        if wait_at_most(child, after) is None:
-            os.kill(child, number)
-            code = wait(child, case.seconds)
-            err = (folder / "stderr").read_text(errors="replace")
-            done = code == 0  # it had ended just before the signal
-            if number != signal.SIGKILL and not done and (code != 128 + number or "Traceback" in err):
-                return Outcome(code, "", err, folder)
-        child = start(case, folder)
-    code = wait(child, case.seconds)
-    text = {name: (folder / name).read_text(errors="replace") for name in ("stdout", "stderr")}
-    return Outcome(code, text["stdout"], text["stderr"], folder)
-
-
-def wait_at_most(child: int, seconds: float) -> int | None:
-    """The exit code of a process that ended within `seconds`; None: it goes on."""
+    """Its exit code, minus the signal that ended it; None where it still runs after `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -141,6 +110,32 @@ def wait_at_most(child: int, seconds: float) -> int | None:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.01)
     return None
+
+
+def finish(child: int, seconds: float) -> int | None:
+    """As `wait`; a process that still runs then is ended."""
+    if (code := wait(child, seconds)) is None:
+        os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return code
+
+
+def run(case: Case, folder: Path) -> Outcome:
+    case.prepare(folder)
+    child = start(case, folder)
+    if case.kill:
+        number, after = case.kill
+        if wait(child, after) is None:
+            os.kill(child, number)
+            code = finish(child, case.seconds)
+            err = (folder / "stderr").read_text(errors="replace")
+            done = code == 0  # it had ended just before the signal
+            if number != signal.SIGKILL and not done and (code != 128 + number or "Traceback" in err):
+                return Outcome(code, "", err, folder)
+        child = start(case, folder)
+    code = finish(child, case.seconds)
+    text = {name: (folder / name).read_text(errors="replace") for name in ("stdout", "stderr")}
+    return Outcome(code, text["stdout"], text["stderr"], folder)
 
 
 def verdict(case: Case, outcome: Outcome) -> tuple[str, str]:
