@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_report import TASKS, make
+from fabricated import TASKS, make
 
 from vtc import results
 from vtc.cli import main

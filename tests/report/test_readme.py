@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import readme
-from test_report import make
+from fabricated import make
 
 from vtc import results, shipped
 from vtc.configuration import choices

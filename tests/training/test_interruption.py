@@ -45,7 +45,7 @@ def test_a_step_is_finished_and_stored(tmp_path, capfd, number, at):
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     whole = Toy()
     train_stage(whole, plan(**SETTINGS), tmp_path / "whole", quiet=True)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=signal.Signals(number).name):
         train_stage(Interrupted(at, number), plan(**SETTINGS), tmp_path / "parts")
     told = capfd.readouterr()
     assert f"toy: stopped after step {at + 1} of 8, whose state is stored" in told.out.splitlines()

@@ -16,10 +16,10 @@ class Interruption:
     KeyboardInterrupt at once. A signal that the process ignores, as in the background of a shell, stays ignored.
 
     Attributes:
-        noted: whether there was one.
+        noted: the name of the one that came, None before.
     """
 
-    noted = False
+    noted: str | None = None
 
     def __enter__(self) -> Interruption:
         self._handlers: dict[int, Any] = {}
@@ -33,10 +33,11 @@ class Interruption:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _note(self, *_: Any) -> None:
+    def _note(self, number: int, _: Any) -> None:
+        name = signal.Signals(number).name
         if self.noted:
-            raise KeyboardInterrupt
-        self.noted = True
+            raise KeyboardInterrupt(name)
+        self.noted = name
         if os.environ.get("RANK", "0") == "0":
             with contextlib.suppress(OSError):
                 os.write(2, NOTE)  # print could be in the middle of a line, and isn't to be entered twice

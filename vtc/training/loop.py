@@ -126,12 +126,12 @@ def train_stage(
             written.step(done, terms, seen, norm, rate, time.perf_counter() - began)
             if (settings.validate_every and done % settings.validate_every == 0) or done == total:
                 written.validated(done, model.run(stage.validate))
-            interrupted = any(distributed.gather_objects(interruption.noted))  # all stop after the same step
+            interrupted = next(filter(None, distributed.gather_objects(interruption.noted)), None)  # all stop as one
             if done % settings.checkpoint_every == 0 or done == total or interrupted:
                 store(done)
             if interrupted:
                 written.say(f"{stage.name}: stopped after step {done} of {total}, whose state is stored")
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(interrupted)
     model.close()
     return {"steps": total, "seconds": written.seconds, "validation": written.validation}
 
