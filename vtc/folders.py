@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 PROBE = 1 << 16  # bytes, the least that a result takes
 
+# What a system says of a place in which nothing can be written, now or any more.
+UNWRITABLE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG}
+)
+
 
 def lock_of(folder: Path) -> BaseFileLock:
     """What a process holds while it writes a folder: `.<folder>.lock` beside it. A process that ends lets go of it."""

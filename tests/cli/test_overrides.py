@@ -108,6 +108,10 @@ def test_flags_stand_anywhere_and_null_is_no_choice(recorded: list, capsys) -> N
     assert [job.budget.tokens for job in recorded] == [4, 16]
     assert not refusal(["schedule=null", "experiment=null", "tokens=4", "tokens=4"], capsys)
     assert recorded[-1].overrides == ("tokens=4",)
+    assert not refusal(
+        ["schedule=two", "tokens=16", "method=llavolta", "schedule=null", "+tokens=8", "tokens=4"], capsys
+    )
+    assert recorded.pop().overrides == ("method=llavolta", "tokens=4")  # the last value of a key counts
     assert not refusal(["--cfg", "job", "tokens=4", "--resolve"], capsys) and len(recorded) == 3
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import math
 import os
@@ -24,11 +23,11 @@ from vtc.cli import actions, help
 from vtc.configuration.compose import CONFIG, config_dir, explained, job_of, prepare
 from vtc.configuration.overrides import ERRORS, spelled_out, swept
 from vtc.errors import UserError
+from vtc.folders import UNWRITABLE
 from vtc.registry import BROKEN
 
 MISTAKE = 2  # exit code for what the user can mend; 1 is for what only a programmer can
 TERMINATED = ("SIGTERM",)  # what an interrupt says that came as one
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENAMETOOLONG)
 FLAGS = (
     "-m",
     "--multirun",

@@ -94,19 +94,19 @@ def spelled_out(words: Sequence[str]) -> list[str]:
     Raises:
         UserError: a word that can't be read, or a key that is given by both of its names with different values.
     """
-    out: dict[str, tuple[str, list[Any], str]] = {}
+    out: dict[str, tuple[str, str, list[str], str]] = {}  # key → the one that was typed, its word and values, for Hydra
     for word in words:
         override = read(word)
         key = override.key_or_group
         long = f"backbone.{key}" if key in SHORT else key
-        means = [short_dtype(value) for value in values(override)] if is_listed(override) else [override.value()]
-        if long in out and override.key_or_group != read(out[long][0]).key_or_group:
-            earlier, meant, _ = out[long]
-            if [*map(repr, meant)] != [*map(repr, means)]:
-                raise UserError(f"{earlier}, {word}: one key, two values; give one of the two")
-        elif key not in UNSET or means != [None]:
-            out[long] = word, means, _spelled_out(word, override, long)
-    return [text for _, _, text in out.values()]
+        listed = [short_dtype(value) for value in values(override)] if is_listed(override) else [override.value()]
+        means = [*map(repr, listed)]
+        typed_key, earlier, meant, _ = out.pop(long, (key, word, means, ""))
+        if typed_key != key and meant != means:
+            raise UserError(f"{earlier}, {word}: one key, two values; give one of the two")
+        if key not in UNSET or listed != [None]:
+            out[long] = key, word, means, _spelled_out(word, override, long)
+    return [text for *_, text in out.values()]
 
 
 def is_listed(override: Override) -> bool:

@@ -7,7 +7,6 @@ recipe (`vtc.pocket.base`, say) is a function of a job too, and trains its stage
 from __future__ import annotations
 
 import dataclasses
-import errno
 import math
 import shlex
 from collections.abc import Iterator, Sequence, Sized
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 
 from vtc import distributed, shipped
 from vtc.errors import UserError, unknown
-from vtc.folders import lock_of
+from vtc.folders import UNWRITABLE, lock_of
 from vtc.identity import digest
 from vtc.job import POCKET_WEIGHTS, Job, add_lora, written
 from vtc.registry import recipes, training_sources
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from vtc.training.stage import Stage
 
 
-UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 POLL = 10.0  # seconds: processes that wait together hear from the first one so often, or would think it dead
 
 
