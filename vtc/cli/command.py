@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
 
 from vtc import __version__
 from vtc.cli import actions, help
@@ -71,6 +73,16 @@ def one_line(error: BaseException) -> str:
     """The error's own words, or its kind where it has none."""
     words = " ".join(str(error).split()).encode(errors="backslashreplace").decode()  # of a command line, of file names
     return words if isinstance(error, UserError) else f"{type(error).__name__}: {words}"
+
+
+def refusal(error: Exception) -> OSError | None:
+    """The system's refusal to write that an error is, or stands for; None where it is another one.
+
+    safetensors has an error of its own for it, whose words end with the system's number: `… (os error 28)`.
+    """
+    if isinstance(error, SafetensorError) and (number := re.search(r"\(os error (\d+)\)$", str(error))):
+        error = OSError(int(number[1]), os.strerror(int(number[1])), "weights")
+    return error if isinstance(error, OSError) and error.errno in UNWRITABLE else None
 
 
 def unwritable(error: OSError) -> UserError:
@@ -172,7 +184,7 @@ def _hydra(argv: Sequence[str], sweep: Sweep, sweeping: bool) -> None:
             say(f"vtc {__version__} · {actions.headline(job)}")
             actions.perform(job)
         except Exception as problem:
-            error = unwritable(problem) if isinstance(problem, OSError) and problem.errno in UNWRITABLE else problem
+            error = unwritable(refused) if (refused := refusal(problem)) else problem
             sweep.failed.append((name, one_line(error), isinstance(error, UserError)))
             if isinstance(error, UserError):
                 complain(one_line(error))
