@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from vtc import __version__
 from vtc.cli import actions, help
 from vtc.configuration.compose import CONFIG, config_dir, explained, job_of, prepare
-from vtc.configuration.overrides import ERRORS, spelled_out, swept
+from vtc.configuration.overrides import ERRORS, spelled_out, swept, swept_by_experiment
 from vtc.errors import UserError
 from vtc.folders import UNWRITABLE
 from vtc.registry import BROKEN
@@ -119,6 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         flags, words = split(argv)
         words = spelled_out(words)
+        if own := swept_by_experiment(words):
+            words += own
+            flags += ["--multirun"] * ("--multirun" not in flags)
         sweeping = "--multirun" in flags
         varied = swept(prepare(words, sweeping))
     except UserError as error:
@@ -126,7 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return MISTAKE
     sweep = Sweep(math.prod(varied.values()), frozenset(varied))
     try:
-        _hydra([*flags, *words], sweep, sweeping)
+        # What an experiment sweeps is among the words: the keys of the command line take the place of its own.
+        _hydra([*flags, *words, *["hydra.sweeper.params=null"] * bool(own)], sweep, sweeping)
     except KeyboardInterrupt as interrupt:
         complain("interrupted; finished runs are kept, the same command goes on with the rest")
         return 128 + (signal.SIGTERM if interrupt.args == TERMINATED else signal.SIGINT)
