@@ -1,6 +1,7 @@
 # make bench   the main job from a fresh clone: environment, install, score Fwd2Bot at 16 tokens beside the full model
 # make test    the same for the tests
 # make check   lint, format and types        make wheel   dist/*.whl        make clean   remove the environment
+# make docs    site/html, the pages as a site
 #
 # PYTHON=python3.12 picks another interpreter, VENV=path another place for the environment. An environment of your own
 # is used as it is with VENV=/path/to/env. pip's own configuration (index, proxies, find-links) is honoured.
@@ -15,7 +16,7 @@ JOBS   ?= 2
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: bench test check format wheel install clean help
+.PHONY: bench test check format wheel docs install clean help
 
 bench: $(STAMP)
 	$(PY) -m vtc method=fwd2bot tokens=16
@@ -35,6 +36,9 @@ format: $(STAMP)
 wheel: $(STAMP)
 	$(PY) -m pip wheel --quiet --no-deps --wheel-dir dist .
 
+docs: $(STAMP)
+	$(PY) docs/tools/website.py --out site
+
 install: $(STAMP)
 
 # Reinstalled only when the requirements change.
@@ -46,7 +50,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) dist build
+	rm -rf $(VENV) dist build site
 
 help:
-	@sed -n '1,7p' Makefile
+	@sed -n '1,8p' Makefile
