@@ -10,6 +10,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.vtc-installed
+TOOLS  := $(VENV)/.vtc-tools
 JOBS   ?= 2
 
 # Two threads a process is what a laptop has to give; torch would otherwise start one a core in every test worker.
@@ -21,32 +22,44 @@ export TOKENIZERS_PARALLELISM ?= false
 bench: $(STAMP)
 	$(PY) -m vtc method=fwd2bot tokens=16
 
-test: $(STAMP)
+test: $(TOOLS)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-check: $(STAMP)
+check: $(TOOLS)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-format: $(STAMP)
+format: $(TOOLS)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
 wheel: $(STAMP)
 	$(PY) -m pip wheel --quiet --no-deps --wheel-dir dist .
 
-docs: $(STAMP)
+docs: $(TOOLS)
 	$(PY) docs/tools/website.py --out site
 
-install: $(STAMP)
+install: $(TOOLS)
 
-# Reinstalled only when the requirements change.
+# Both are made again only when the requirements change. What `make bench` runs is installed first, and what tests,
+# lint and documentation need besides when one of them is asked for. pip says nothing for minutes; a line a minute does.
+define pip_install
+	@{ while sleep 60 >/dev/null 2>&1; do echo "  $$(du -sm $(VENV) | cut -f1) MB so far"; done & } ; beat=$$!; \
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.$(1)'; \
+	code=$$?; kill $$beat; exit $$code
+endef
+
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(PY) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "vtc needs Python 3.10 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12")'
 	@test -x $(PY) || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing vtc and what it needs into $(VENV): about 7 GB and 5 minutes, once"
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(call pip_install,)
+	@touch $@
+
+$(TOOLS): $(STAMP)
+	@echo "installing what tests and documentation need"
+	$(call pip_install,[dev])
 	@touch $@
 
 clean:

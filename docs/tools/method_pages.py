@@ -84,8 +84,10 @@ def options(name: str) -> str:
 
 def families(name: str) -> str:
     """One line a family, as in the table of docs/backbones.md."""
-    rows = []
-    for family, answer in support.table()[name].items():
+    rows, answers = [], support.table()[name]
+    if all(answer.answer == support.YES for answer in answers.values()):
+        return f"On every family: {', '.join(answers)}."
+    for family, answer in answers.items():
         words = {support.YES: "yes", support.FIXED: "with `backbone.image_size`"}
         why = answer.answer + (f"; {answer.detail}" if answer.detail else "")
         rows.append([family, words[answer.answer] if answer.works else f"no: {why}"])
