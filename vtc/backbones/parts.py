@@ -75,10 +75,12 @@ class Parts:
 
     @property
     def device(self) -> torch.device:
+        """Of the decoder's embeddings, where its inputs belong."""
         return self.decoder.embed_tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the decoder's embeddings."""
         return self.decoder.embed_tokens.weight.dtype
 
     @property
