@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vtc import folders as places
-from vtc import shipped
+from vtc import registry, shipped
 from vtc.errors import UserError
 from vtc.job import Job, launched
 
@@ -70,6 +70,7 @@ def perform(job: Job) -> Any:
         raise UserError(
             f"action={job.action}: is for one process, and {launched()} were started; leave out the launcher"
         )
+    registry.check_packages()
     if is_first():
         _check_folders(job)
     target, loads = ACTIONS[job.action]

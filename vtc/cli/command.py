@@ -102,6 +102,12 @@ def complain(line: str) -> None:
         print(f"vtc: {line}", file=sys.stderr, flush=True)
 
 
+def name_broken() -> None:
+    """Names the plug-ins that were left out."""
+    for line in sorted(BROKEN):
+        complain(one_line(UserError(line)))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (without the program's name) and returns the exit code.
 
@@ -109,9 +115,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if any(a in ("-h", "--help") for a in argv):
-        say(help.text(argv))
-        for line in sorted(BROKEN):
-            complain(line)
+        try:
+            say(help.text(argv))
+        except UserError as error:
+            complain(one_line(error))
+            return MISTAKE
+        finally:
+            name_broken()
         return 0
     if "--version" in argv:
         say(f"vtc {__version__}")
@@ -127,6 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         complain(one_line(error))
         return MISTAKE
+    finally:
+        name_broken()
     sweep = Sweep(math.prod(varied.values()), frozenset(varied))
     try:
         # What an experiment sweeps is among the words: the keys of the command line take the place of its own.
