@@ -29,7 +29,7 @@ class Case:
         options = self.options
         if tokens == backbone.shape.visual_tokens:  # a composition's earlier parts keep everything too
             options = {k: _whole(v) if isinstance(v, dict) else v for k, v in options.items()}
-        return build(self.name, tokens, backbone.shape, **options)
+        return build(self.name, tokens or None, backbone.shape, **options)  # 0 is no budget, but what is left
 
     def __str__(self) -> str:
         return "-".join([self.name, *(f"{k}={v}" for k, v in self.options.items()), str(self.tokens)])
@@ -89,6 +89,8 @@ METHODS = [
     Case("victor", 3, {"subset": "tail", "trained_tokens": 20}),
     Case("voco", 1),
     Case("voco", 3, {"shared": True}),
+    Case("vtw", 0),
+    Case("vtw", 0, {"layer": 1, "layer_scale": "none"}),
     Case("fwd2bot", 4, {"rank": 4}),
     Case("fwd2bot", 3, {"rank": 2, "bidirectional": True}),
     Case("fwd2bot", 3, {"rank": 2, "adapters": "single"}),
@@ -175,6 +177,7 @@ POCKET_METHODS = [
     Case("mqt", 16),
     Case("victor", 16),
     Case("voco", 16),
+    Case("vtw", 0),
     Case("fwd2bot", 16),
     Case("single_forward", 16),
     Case("perceiver", 16),

@@ -290,6 +290,7 @@ methods = Registry(
         "visionzip": "vtc.methods.visionzip:VisionZip",
         "vispruner": "vtc.methods.vispruner:VisPruner",
         "voco": "vtc.methods.voco:VoCo",
+        "vtw": "vtc.methods.vtw:VTW",
     },
     composed="vtc.methods.chain:chain",
     needed=("declared_options", "reduce", "version"),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vtc.allowed import one_of
 from vtc.errors import UserError
-from vtc.interface import VISUAL, AttachableBackbone, Compressor, Context, TokenSequence, layer_option, option
+from vtc.interface import REGISTER, VISUAL, AttachableBackbone, Compressor, Context, TokenSequence, layer_option, option
 from vtc.methods.avgpool import raster_groups
 
 
@@ -40,6 +40,10 @@ class Victor(Compressor):
         allowed=one_of("learnable", "pooled", "zeros", "image_token"),
     )
     drops: bool = option(True, "false: the visual tokens stay beside the registers (figure 9)", name="drop")
+    withdraws: bool = option(
+        False, "true: the registers go with the visual tokens, at inference; what is left is what the text has read of "
+        "the picture in the layers before, the floor of this method's score", name="withdraw",
+    )  # fmt: skip
     keep_last: bool = option(False, "true: no registers, the last visual tokens stay instead (A.6, figure 15)")
     subset: str | None = option(
         None, "head, tail: a part of the trained registers, at inference (A.5, figure 14)",
@@ -51,6 +55,8 @@ class Victor(Compressor):
         m, trained = self.tokens or 0, self.trained_tokens
         if self.keep_last and (self.kind != "learnable" or not self.drops or self.subset):
             raise UserError("method.keep_last=true: there are no registers then; leave registers, drop and subset out")
+        if self.withdraws and (self.keep_last or not self.drops):
+            raise UserError("method.withdraw=true: visual tokens would stay; leave keep_last and drop out")
         if (self.subset is None) != (trained is None) or (self.subset and self.kind != "learnable"):
             raise UserError(
                 "method.subset: a part of learnable registers; give method.trained_tokens, how many there are"
@@ -85,7 +91,8 @@ class Victor(Compressor):
             return tokens.keep_visual(real.cumsum(1) > real.sum(1, keepdim=True) - (self.tokens or 0))
         if layer == 0:
             return tokens.insert(self.initial(tokens, context))
-        return tokens.drop(VISUAL)
+        left = tokens.drop(VISUAL)
+        return left.drop(REGISTER) if self.withdraws else left
 
     def initial(self, tokens: TokenSequence, context: Context) -> Tensor:
         """x_R: [M, D], or [I, M, D] where every image has its own."""
@@ -103,4 +110,5 @@ class Victor(Compressor):
     def layer_tokens(self) -> list[int]:
         m, full = self.tokens or 0, self.shape.visual_tokens or 0
         early = full if self.keep_last else full + m
-        return [early] * self.layer + [m if self.drops else early] * (self.shape.depth - self.layer)
+        late = 0 if self.withdraws else m if self.drops else early
+        return [early] * self.layer + [late] * (self.shape.depth - self.layer)

@@ -111,6 +111,8 @@ def each_layer_runs_once(backbone: Backbone, make: Make, tokens: int) -> str | N
 # ---------------------------------------------------------------------- the same as something simpler
 def keeping_everything_changes_nothing(backbone: Backbone, make: Make, tokens: int) -> str | None:
     """With all visual tokens, bit for bit the unmodified model: prefill, greedy, sampling, beams."""
+    if full(backbone) not in instance(backbone, make, tokens).offers():
+        return "it never keeps everything"
     method = instance(backbone, make, full(backbone))
     members = list(method) if isinstance(method, Chain) else [method]
     if method.layers() and not all(isinstance(part, (TokenPruner, TokenMerger)) for part in members):
