@@ -175,6 +175,7 @@ class Reading:
             walk = Walk(self.backbone, self.plain, call, self.mask, self.cache, True, layered)
             output = walk.run(hidden, position, None)
         self.cache = walk.cache
+        assert output.last_hidden_state is not None
         return output.last_hidden_state
 
 
