@@ -197,7 +197,8 @@ def _hydra(argv: Sequence[str], sweep: Sweep, sweeping: bool) -> None:
             say(f"\n[{HydraConfig.get().job.num + 1}/{sweep.jobs}] {name}")
         try:
             job = job_of(config, typed_overrides)
-            say(f"vtc {__version__} · {actions.headline(job)}")
+            if line := actions.headline(job):
+                say(f"vtc {__version__} · {line}")
             actions.perform(job)
         except Exception as problem:
             error = unwritable(refused) if (refused := refusal(problem)) else problem
