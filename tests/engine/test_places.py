@@ -152,7 +152,7 @@ def test_merged_tokens_say_where_they_came_from() -> None:
 
 def test_a_new_set_of_tokens_stands_nowhere() -> None:
     backbone = tiny_backbone(grid=4)
-    for name, tokens in (("tome", 9), ("mqt", 4)):
+    for name, tokens in (("tome", 9), ("tome", 12)):
         method = instance(backbone, lambda b, count, name=name: methods.get(name)(count, b.shape), tokens)
         with torch.no_grad(), compressing(backbone, method) as engine:
             backbone.model(**backbone.inputs(["what is this"], [[Image.new("RGB", (32, 32), RED)]]))
