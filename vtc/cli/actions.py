@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vtc import folders as places
-from vtc import shipped
+from vtc import registry, shipped
 from vtc.errors import UserError
 from vtc.job import Job, launched
 
@@ -19,7 +19,9 @@ ACTIONS = {
     "ablate": ("vtc.ablations.run:ablate", False),
     "profile": ("vtc.evaluation:profile", True),
     "report": ("vtc.report:report", False),
+    "check": ("vtc.testing.check:check", False),
 }
+WRITES_NOTHING = ("check",)
 TOGETHER = ("evaluate", "train")  # what several processes, started by `accelerate launch` or `torchrun`, do together
 
 
@@ -70,7 +72,8 @@ def perform(job: Job) -> Any:
         raise UserError(
             f"action={job.action}: is for one process, and {launched()} were started; leave out the launcher"
         )
-    if is_first():
+    registry.check_packages()
+    if is_first() and job.action not in WRITES_NOTHING:
         _check_folders(job)
     target, loads = ACTIONS[job.action]
     if loads:

@@ -17,7 +17,7 @@ from lmms_eval.protocol import ChatMessages
 from PIL import Image
 
 from vtc.data.pictures import IN_FLIGHT, hash_picture, whole
-from vtc.errors import SampleError, UserError
+from vtc.errors import MethodFailure, SampleError, UserError
 from vtc.evaluation.crew import Crew
 from vtc.evaluation.prompts import Documents, Prompt, Room, decoded
 
@@ -224,8 +224,8 @@ class VtcModel(lmms):
                 if kept is not None:
                     self.kept[key] = kept
         except Exception as error:
-            if isinstance(error, UserError) and not isinstance(error, SampleError):
-                raise
+            if isinstance(error, (UserError, MethodFailure)) and not isinstance(error, SampleError):
+                raise  # no sample is to blame
             if len(questions) == 1:
                 log.debug("a sample failed", exc_info=True)
                 answers[questions[0].index] = _describe(error)
