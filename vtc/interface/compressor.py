@@ -20,8 +20,9 @@ from vtc.interface.context import Context
 from vtc.interface.flops import Call, OwnPass
 from vtc.interface.needs import Need, refuse_lacking
 from vtc.interface.options import Declared, bind, check_names, options_of
+from vtc.interface.selection import keep_best, keep_best_of_rows, merge_images
 from vtc.interface.shape import BackboneShape
-from vtc.interface.tokens import TokenSequence, keep_best, keep_best_of_rows, merge_images
+from vtc.interface.tokens import TokenSequence
 
 if TYPE_CHECKING:
     from typing_extensions import Self
