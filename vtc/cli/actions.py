@@ -19,7 +19,9 @@ ACTIONS = {
     "ablate": ("vtc.ablations.run:ablate", False),
     "profile": ("vtc.evaluation:profile", True),
     "report": ("vtc.report:report", False),
+    "check": ("vtc.testing.check:check", False),
 }
+WRITES_NOTHING = ("check",)
 TOGETHER = ("evaluate", "train")  # what several processes, started by `accelerate launch` or `torchrun`, do together
 
 
@@ -71,7 +73,7 @@ def perform(job: Job) -> Any:
             f"action={job.action}: is for one process, and {launched()} were started; leave out the launcher"
         )
     registry.check_packages()
-    if is_first():
+    if is_first() and job.action not in WRITES_NOTHING:
         _check_folders(job)
     target, loads = ACTIONS[job.action]
     if loads:

@@ -46,6 +46,7 @@ class DataSettings:
         cache: the folder of indexes; None: the user's cache.
         questions, weights, twins: of a picture that is drawn: how many it is asked, of which kinds, and whether every
             other picture is its neighbour with the colours dealt out anew.
+        worlds: what is drawn, scenes, dense scenes and videos: how many steps each has in turn.
         tower_batch_size, instruct_questions, first_kinds, first_share: of the recipe of pocket itself.
     """
 
@@ -69,6 +70,9 @@ class DataSettings:
     questions: int = setting(12, WEIGHTS, whole(1, limit=1000))
     weights: Mapping[str, float] = setting({}, WEIGHTS, mapping("weights from 0 on, by kind", NOT_NEGATIVE))
     twins: bool = setting(False, WEIGHTS, BOOLEAN)
+    worlds: Mapping[str, int] = setting(
+        {"scenes": 1}, WEIGHTS, mapping("numbers of steps in turn, by world", whole(0, limit=100))
+    )
     tower_batch_size: int = setting(32, WEIGHTS, ROWS)
     instruct_questions: int = setting(12, WEIGHTS, whole(1, limit=1000))
     first_kinds: tuple[str, ...] = setting((), WEIGHTS, NAMES)

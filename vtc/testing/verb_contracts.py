@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -18,24 +18,36 @@ from vtc.methods.chain import Chain
 from vtc.testing.models import ALONG, Row, batch, collate, image_row, picture, rows, text_row, words
 from vtc.testing.runs import Make, close, generation, instance, logits, texts
 
-VERBS = ("score", "rate", "assign", "condense", "forward", "summarise", "reduce")  # that a method may override
+VERBS = ("reduce", "score", "rate", "assign", "condense", "forward", "summarise")  # that a method may override
 
 
 @contextmanager
 def watched(method: Compressor, name: str, see: Callable[[tuple[Any, ...], Any], None]) -> Iterator[None]:
-    """Calls `see(arguments, result)` behind each call of a verb."""
-    verb = getattr(method, name)
+    """Calls `see(arguments, result)` behind each call of a verb.
+
+    Raises:
+        AssertionError: the first that `see` raised, at the end: the engine would take it for the method's own.
+    """
+    verb, violations = getattr(method, name), list[AssertionError]()
 
     def watching(*args: Any, **kwargs: Any) -> Any:
         result = verb(*args, **kwargs)
-        see((*args, *kwargs.values()), result)
+        try:
+            see((*args, *kwargs.values()), result)
+        except AssertionError as violation:
+            violations.append(violation)
         return result
 
     setattr(method, name, watching)
     try:
         yield
+    except Exception:
+        if not violations:
+            raise
     finally:
         delattr(method, name)
+    if violations:
+        raise violations[0]
 
 
 def members(method: Compressor) -> list[Compressor]:
@@ -73,12 +85,13 @@ def devices_and_dtypes_stay(backbone: Backbone, make: Make, tokens: int) -> str 
         return compare
 
     inputs = batch(backbone)
-    for part in members(method):
-        for verb in (name for name in VERBS if callable(getattr(part, name, None))):
-            if verb == "forward" and "forward" not in {n for base in type(part).__mro__[:-2] for n in vars(base)}:
-                continue  # torch's own, of a module without one
-            with watched(part, verb, see(verb)), compressing(backbone, method):
-                logits(backbone, inputs)
+    with ExitStack() as watches:
+        for part in members(method):
+            own = {name for base in type(part).__mro__[:-2] for name in vars(base)}  # not what torch's modules have
+            for verb in (verb for verb in VERBS if verb in own):
+                watches.enter_context(watched(part, verb, see(verb)))
+        with compressing(backbone, method):
+            logits(backbone, inputs)
     moved = [n for n, p in backbone.model.named_parameters() if home.get(n, (p.device, p.dtype)) != (p.device, p.dtype)]
     assert not moved, f"the model's weights are somewhere else, {moved[0] if moved else ''} first"
     return None
