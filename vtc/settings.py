@@ -161,11 +161,10 @@ class ProfileSettings:
     """How costs are measured: the protocol of Victor's paper (section 5.1).
 
     Attributes:
-        batch_size: rows of a throughput measurement.
-        prompt_tokens: text tokens of each prompt.
+        batch_size: rows of a throughput measurement; prompt_tokens: text tokens of each prompt.
         new_tokens: how many are generated, never fewer: `</s>` doesn't end it.
-        repeats: turns of each model; the medians are reported.
-        first_token_repeats: turns of a prefill of one row.
+        repeats: turns of each model, medians are reported; first_token_repeats: turns of a prefill of one row.
+        weights, width: `stored`, or `random` of the backbone's sizes (no download) with all widths divided by `width`.
     """
 
     batch_size: int = setting(16, COSTS, whole(1))
@@ -173,6 +172,8 @@ class ProfileSettings:
     new_tokens: tuple[int, int] = setting((2, 128), COSTS, RISING)
     repeats: int = setting(5, COSTS, whole(1))
     first_token_repeats: int = setting(20, COSTS, whole(1))
+    weights: str = setting("stored", COSTS, one_of("stored", "random"))
+    width: int = setting(1, COSTS, whole(1))
 
     def __post_init__(self) -> None:
         _set(self, new_tokens=tuple(self.new_tokens))

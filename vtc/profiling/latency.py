@@ -137,14 +137,14 @@ def measure(backbone: Backbone, methods: Sequence[Compressor], protocol: Profile
         if device.type == "cuda":
             timings[index].peak_memory = int(torch.cuda.max_memory_allocated(device))
     for turn in range(protocol.first_token_repeats):
-        for index in _turn(turn, len(methods)):
+        for index in turn_order(turn, len(methods)):
             timings[index].first_token.append(timed(first[index]))
     for turn in range(protocol.first_token_repeats):
-        for index in _turn(turn, len(methods)):
+        for index in turn_order(turn, len(methods)):
             timings[index].own.append(own_work(backbone, methods[index], first[index]))
     for turn in range(protocol.repeats):
         for n in protocol.new_tokens:
-            for index in _turn(turn, len(methods)):
+            for index in turn_order(turn, len(methods)):
                 timings[index].generate[n].append(timed(whole[index][n]))
     return timings
 
@@ -163,6 +163,6 @@ def own_work(backbone: Backbone, method: Compressor, run: Callable[[], None]) ->
     return spent[parts.METHOD], clock() - start
 
 
-def _turn(turn: int, count: int) -> Sequence[int]:
+def turn_order(turn: int, count: int) -> Sequence[int]:
     """Forwards, then backwards: nobody always goes second."""
     return range(count) if turn % 2 == 0 else range(count - 1, -1, -1)

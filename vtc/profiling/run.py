@@ -145,7 +145,8 @@ def count_passes(backbone: Backbone, method: Compressor, inputs: Any) -> PassCou
     ):
         latency.generate(backbone, inputs, 2)
     first = len(calls) - backbone.shape.depth  # the second token's step: one query a layer
-    return PassCounts(calls[:first], calls[first:], spent[parts.METHOD], spent[parts.VISION], engine.report)
+    vision = spent[parts.TOWER] + spent[parts.PROJECTOR]
+    return PassCounts(calls[:first], calls[first:], spent[parts.METHOD], vision, engine.report)
 
 
 @contextlib.contextmanager
