@@ -165,6 +165,7 @@ class ProfileSettings:
         new_tokens: how many are generated, never fewer: `</s>` doesn't end it.
         repeats: turns of each model, medians are reported; first_token_repeats: turns of a prefill of one row.
         weights, width: `stored`, or `random` of the backbone's sizes (no download) with all widths divided by `width`.
+        compiled: whether decoding is one compiled step where it can be (`vtc.engine.decoding`).
     """
 
     batch_size: int = setting(16, COSTS, whole(1))
@@ -174,6 +175,7 @@ class ProfileSettings:
     first_token_repeats: int = setting(20, COSTS, whole(1))
     weights: str = setting("stored", COSTS, one_of("stored", "random"))
     width: int = setting(1, COSTS, whole(1))
+    compiled: bool = setting(False, COSTS, BOOLEAN)
 
     def __post_init__(self) -> None:
         _set(self, new_tokens=tuple(self.new_tokens))
@@ -197,8 +199,7 @@ class AblationSettings:
 
     Attributes:
         name: of the experiment; variants: names of some; None: all; seeds: of the trainings.
-        trained: folders in which to look for finished trainings too.
-        overrides: settings that every variant gets too, as typed.
+        trained: folders with finished trainings too; overrides: settings that every variant gets too, as typed.
     """
 
     name: str = setting("", NOTHING, text())
@@ -241,10 +242,9 @@ class DataSettings:
         sources: instead of `path`: a list of mappings with these five keys.
         mix: weights of conversation, caption and both steps; None: as many contrastive as autoregressive ones.
         plain: LLaVA's first stage: the image and its caption, no prompt.
-        group_by_length: samples of like length together.
+        group_by_length: samples of like length together. cache: the folder of indexes; None: the user's cache.
         max_length: tokens of a sample, the image's among them.
         max_skipped: share of the samples, or a count, that may be unreadable.
-        cache: the folder of indexes; None: the user's cache.
         questions, weights, twins: of a picture that is drawn: how many it is asked, of which kinds, and whether every
             other picture is its neighbour with the colours dealt out anew.
         tower_batch_size, instruct_questions, first_kinds, first_share: of the recipe of pocket itself.

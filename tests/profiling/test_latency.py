@@ -28,8 +28,8 @@ def test_models_take_turns_and_generate_every_token(backbone, monkeypatch):
     calls = []
     original = latency.generator
 
-    def spy(b, method, inputs, new_tokens):
-        run = original(b, method, inputs, new_tokens)
+    def spy(b, method, inputs, new_tokens, *more):
+        run = original(b, method, inputs, new_tokens, *more)
         return lambda: (calls.append((method.name, new_tokens, inputs["input_ids"].shape[0])), run())
 
     monkeypatch.setattr(latency, "generator", spy)

@@ -54,6 +54,7 @@ def rows(costs: dict[str, Any], stored: float | None = None) -> list[tuple[str, 
 def table(title: str, cells: list[tuple[str, str, str]], protocol: dict[str, Any]) -> Table:
     """Rows of costs under their title, with how they were measured."""
     caption = f"{protocol['prompt_tokens']} text tokens a prompt, batch {protocol['batch_size']}, {protocol['device']}"
+    caption += f"; decoding: {protocol.get('decoding', 'generate')}"
     out = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     out.add_column("", no_wrap=True)
     out.add_column("this method", justify="right", no_wrap=True)

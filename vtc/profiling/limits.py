@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
     from vtc.interface import Compressor
 
-STEPS = 8  # decoding steps in a measurement
+STEPS, COMPILED_STEPS = 8, 32  # decoding steps in a measurement
 PARTS = (parts.TOWER, parts.PROJECTOR, parts.METHOD, parts.PREFILL)
 
 
@@ -113,9 +113,10 @@ def time_parts(
 ) -> list[dict[str, list[float]]]:
     """Seconds of each part under each method, turn by turn."""
     seconds: list[dict[str, list[float]]] = [{name: [] for name in (*PARTS, parts.DECODE)} for _ in methods]
-    for method in methods:  # the first call allocates
-        _spent(backbone, method, many, 2)
-        _spent(backbone, method, one, 2)
+    steps = COMPILED_STEPS if protocol.compiled else STEPS
+    for method in methods:  # the first call allocates, and compiles
+        _spent(backbone, method, many, 1 + steps, protocol.compiled)
+        _spent(backbone, method, one, 1)
     for turn in range(protocol.first_token_repeats):
         for index in latency.turn_order(turn, len(methods)):
             spent = _spent(backbone, methods[index], one, 1)
@@ -123,12 +124,14 @@ def time_parts(
                 seconds[index][name].append(spent[name])
     for turn in range(protocol.repeats):
         for index in latency.turn_order(turn, len(methods)):
-            spent = _spent(backbone, methods[index], many, 1 + STEPS)
-            seconds[index][parts.DECODE].append(spent[parts.DECODE] / STEPS)
+            spent = _spent(backbone, methods[index], many, 1 + steps, protocol.compiled)
+            seconds[index][parts.DECODE].append(spent[parts.DECODE] / steps)
     return seconds
 
 
-def _spent(backbone: Backbone, method: Compressor, inputs: Any, new_tokens: int) -> dict[str, float]:
+def _spent(
+    backbone: Backbone, method: Compressor, inputs: Any, new_tokens: int, compiled: bool = False
+) -> dict[str, float]:
     """Seconds of the parts of one call of `generate`."""
     from vtc.engine import compressing
 
@@ -137,7 +140,11 @@ def _spent(backbone: Backbone, method: Compressor, inputs: Any, new_tokens: int)
         return time.perf_counter()
 
     meter = parts.Meter(clock)
-    with torch.inference_mode(), compressing(backbone, method), parts.regions(backbone, method, meter, parts.PREFILL):
+    with (
+        torch.inference_mode(),
+        compressing(backbone, method, compiled),
+        parts.regions(backbone, method, meter, parts.PREFILL),
+    ):
         latency.generate(backbone, inputs, new_tokens)
     return meter.spent
 

@@ -103,6 +103,8 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: ProfileSettings
             "prompt_tokens": text,
             "new_tokens": list(protocol.new_tokens),
             "repeats": protocol.repeats,
+            "decoding": timings[0].decoding,
+            "decoding_uncompressed": timings[-1].decoding,
             "device": device_name(backbone.device),
             "threads": torch.get_num_threads(),
         },
