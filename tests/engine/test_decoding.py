@@ -146,9 +146,11 @@ def test_numbers_that_are_none_are_told():
         answers(backbone, method, inputs, True)
 
 
-def test_compiled_by_the_compiler(monkeypatch):
+def test_compiled_by_the_compiler(monkeypatch, tmp_path):
+    """In a cache of its own: what another process left there, half written, would be one more reason to fall back."""
     monkeypatch.setattr(decoding, "BACKEND", "inductor")
-    backbone = tiny_backbone(depth=3)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    backbone = tiny_backbone(depth=2)
     method = build("fastv", 3, backbone.shape, layer=1, layer_scale="none").eval()
     inputs = prompts(backbone, 1, 2)
     expected = answers(backbone, method, inputs, False)[0]

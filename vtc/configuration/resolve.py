@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from vtc import shipped
+from vtc import plugins, shipped
 from vtc.allowed import one_of
 from vtc.backbones.random_weights import narrowed
 from vtc.budget import BUDGETS, Budget
@@ -30,9 +30,20 @@ from vtc.settings import (
     TrainingSettings,
     from_mapping,
 )
+from vtc.store_settings import ACTIONS, StoreSettings
 
-GENERAL = ("action", "checkpoint", "seed", "batch_size", "resume", "dry_run")  # of the top level, as a job has them
+GENERAL = (
+    "action",
+    "checkpoint",
+    "costs",
+    "retry",
+    "seed",
+    "batch_size",
+    "resume",
+    "dry_run",
+)  # of the top level, as a job has them
 LAYER_SCALES = one_of("auto", "none")
+PLUGINS = Job.__dataclass_fields__["plugins"].metadata["allowed"]
 
 
 def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
@@ -53,12 +64,15 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
         key = re.sub(r"\[(\d+)\]", r".\1", absent[0])
         raise UserError(f"{absent[0]}: the recipe needs it; give {key}=…")
     FOLDER.check("output_dir", values["output_dir"])
+    PLUGINS.check("plugins", values["plugins"])
+    plugins.load_all(values["plugins"])  # once more where a launcher's worker has the configuration alone
     method = dict(values["method"])
     profile = from_mapping(ProfileSettings, values["profile"], "profile") if values.get("profile") else None
     job = from_mapping(
         Job,
         {key: values[key] for key in GENERAL}
         | {
+            "plugins": tuple(values["plugins"]),
             "backbone": _backbone(values, profile),
             "method": MethodSettings(method.pop("name"), method),
             "budget": Budget(**{key: values.get(key) for key in BUDGETS}),
@@ -67,6 +81,7 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
             "training": _training(values),
             "report": from_mapping(ReportSettings, values.get("report") or {}, "report"),
             "ablation": _ablation(values, overrides),
+            "store": _store(values),
             "output_dir": Path(os.path.expanduser(str(values["output_dir"]))),
             "overrides": None if overrides is None else tuple(overrides),
         },
@@ -99,6 +114,15 @@ def _training(values: dict[str, Any]) -> TrainingSettings | None:
     if not recipe:
         recipe = yaml.safe_load(shipped.path("conf/training/default.yaml").read_text(encoding="utf-8"))
     return TrainingSettings.of(recipe)
+
+
+def _store(values: dict[str, Any]) -> StoreSettings | None:
+    if values["action"] not in ACTIONS:
+        return None
+    known = {field.name for field in dataclasses.fields(StoreSettings)}
+    settings = from_mapping(StoreSettings, {key: value for key, value in values.items() if key in known})
+    settings.check(values["action"])
+    return settings
 
 
 def _ablation(values: dict[str, Any], overrides: Sequence[str] | None) -> AblationSettings | None:

@@ -21,7 +21,7 @@ from vtc.backbones.base import Backbone
 from vtc.engine import layout, probe
 from vtc.engine.cache import CACHE, Past, Segment, ledger_of, require_dynamic
 from vtc.engine.call import Call
-from vtc.engine.limits import check_context
+from vtc.engine.limits import check_context, failure
 from vtc.engine.report import Tally
 from vtc.errors import UserError
 from vtc.interface import VISUAL, Compressor, Context, TokenSequence
@@ -124,6 +124,11 @@ class Walk:
         hidden = self._external(self.decoder.norm(tokens.hidden), tokens, first)
         return BaseModelOutputWithPast(last_hidden_state=hidden, **{CACHE: self.cache})
 
+    def first_tokens(self, embeddings: Tensor, position: Tensor | None, context: Context | None) -> TokenSequence:
+        """What layer 0 gets to see; see `run`."""
+        tokens = self._visual_tokens(embeddings, position)
+        return self._reduce(tokens, 0, self.pasts[0], context) if context is not None else tokens
+
     def _visual_tokens(self, embeddings: Tensor, position: Tensor | None) -> TokenSequence:
         """The tokens before layer 0, visual and text, as the user passed them in."""
         rows, count = embeddings.shape[:2]
@@ -144,8 +149,8 @@ class Walk:
             image=zero - 1 if images is None else images.image,
             deep=_take_deepstack(embeddings, self.layer_arguments),
         )
-        if self.reductions:
-            self.tally = Tally.of(tokens.visual, tokens.image, self.method.bottleneck)
+        if self.reductions and images is not None:
+            self.tally = Tally.of(images, self.method.bottleneck)
         return layout.change_shift(tokens, None, self.pasts[0].shift)
 
     def _reduce(self, tokens: TokenSequence, layer: int, past: Past, context: Context) -> TokenSequence:
@@ -158,6 +163,10 @@ class Walk:
             tokens = dataclasses.replace(self.method.reduce(tokens, layer, context), compact=False)
         except MethodError as error:
             raise error.kind(f"method={self.method.name}: {error}") from None
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise failure(self.method, error) from error
         del context.next_layer_attention  # it holds the cache
         return tokens
 
