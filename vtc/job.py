@@ -120,6 +120,8 @@ class Job:
         Raises:
             UserError: weights for another backbone, method, budget or setting, or none for a method that needs some.
         """
+        if self.has_random_weights:
+            return None
         folder = weights_folder(self)
         if folder is not None:
             _check_manifest(folder, self)
@@ -127,6 +129,11 @@ class Job:
         elif self.compressor.needs_training:
             raise UserError(_untrained(self))
         return folder
+
+    @property
+    def has_random_weights(self) -> bool:
+        """Whether backbone and method are only there to be measured."""
+        return self.profile is not None and self.profile.weights == "random"
 
     @property
     def is_baseline(self) -> bool:
@@ -152,7 +159,10 @@ class Job:
         self.compressor  # noqa: B018  (made here, so that its errors come first)
         if trained:
             self.weights  # noqa: B018
-        self.family.check_loading(self.backbone)
+        if self.has_random_weights:
+            self.family.check_drawing(self.backbone)
+        else:
+            self.family.check_loading(self.backbone)
 
     def load(self, trained: bool = True) -> tuple[Backbone, Compressor]:
         """The backbone and the method in eval mode, trained weights loaded; it decodes greedily.
@@ -164,7 +174,7 @@ class Job:
             UserError: as `check`; weights that can't be loaded.
         """
         self.check(trained)
-        backbone = self.family.load(self.backbone)
+        backbone = (self.family.draw if self.has_random_weights else self.family.load)(self.backbone)
         method = self.compressor.build().to(backbone.device, backbone.dtype)
         method.attach(backbone)
         if trained and self.weights is not None:

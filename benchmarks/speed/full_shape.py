@@ -37,61 +37,16 @@ from vtc.methods import build, make
 from vtc.profiling.latency import synchronise
 from vtc.registry import methods
 from vtc.settings import BackboneSettings
-from vtc.testing.models import BOS, IMAGE, PAD, tokenizer
 
 TOKENS, NEW, SEED = 64, 8, 0
 QUESTIONS = ("what is this ?", "what is left in the image , a red circle or a blue square ?")
 
 
-def write(folder: Path, width: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
-    """A LLaVA-1.5 of 7B's shape, its width divided by `width`, with its processor, as a transformers folder."""
-    from transformers import (
-        CLIPImageProcessor,
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-    )
-
-    vision = CLIPVisionConfig(
-        hidden_size=1024 // width,
-        intermediate_size=4096 // width,
-        num_hidden_layers=24,
-        num_attention_heads=max(1, 16 // width),
-        image_size=336,
-        patch_size=14,
-    )
-    text = LlamaConfig(
-        hidden_size=4096 // width,
-        intermediate_size=11008 // width,
-        num_hidden_layers=32,
-        num_attention_heads=max(1, 32 // width),
-        vocab_size=32064,
-        max_position_embeddings=4096,
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=None,
-    )
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, vision_feature_layer=-2)
-    before = torch.get_default_dtype()
-    torch.manual_seed(SEED)
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            model = LlavaForConditionalGeneration(config)
-    finally:
-        torch.set_default_dtype(before)
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, PAD
-    model.save_pretrained(folder, max_shard_size="2GB")
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}),
-        tokenizer=tokenizer(),
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
-    processor.save_pretrained(folder)
+def write(folder: Path, job: Job) -> None:
+    """The job's backbone with random weights (`profile.weights`), as a transformers folder."""
+    backbone = job.load()[0]
+    backbone.model.save_pretrained(folder, max_shard_size="2GB")
+    backbone.processor.save_pretrained(folder)
 
 
 class Peak:
@@ -172,11 +127,13 @@ def run(
     width: int, names: Sequence[str] = (), device: str = "cpu", dtype: str = "float32", quantization: str = "none"
 ) -> dict[str, Any]:
     """Every method of `names` (default: all that are registered) on the model at 1/`width`."""
-    released = parse(["backbone=llava15_7b", f"dtype={dtype}", f"device={device}", f"quantization={quantization}"])
+    words = ["backbone=llava15_7b", f"dtype={dtype}", f"device={device}"]
+    drawn = parse(["action=profile", "weights=random", f"profile.width={width}", *words])
+    settings = parse([*words, f"quantization={quantization}"]).backbone
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), width, device, getattr(torch, dtype))
-        with loaded(dataclasses.replace(released.backbone, pretrained=folder)) as fresh:
+        write(Path(folder), drawn)
+        with loaded(dataclasses.replace(settings, pretrained=folder)) as fresh:
             model = fresh()
             weights = sum(p.numel() * p.element_size() for p in model.model.parameters())
             parameters = sum(p.numel() for p in model.model.parameters())

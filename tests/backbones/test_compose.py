@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from vtc.backbones.base import Backbone
 from vtc.backbones.compose import compose, main
+from vtc.backbones.words import WORDS
 from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.methods import build
-from vtc.testing.models import WORDS
 
 SIDE, PATCH, WIDTH = 16, 4, 32
 PICTURE = Image.new("RGB", (20, 30), "red")

@@ -64,9 +64,10 @@ def test_a_prefill_costs_what_torch_counts(name, tokens, options, backbone):
         truth = counted(lambda: backbone.model(**inputs, logits_to_keep=1), counter)
     decoder = flops.total(backbone.shape, calls, causal=False)
     assert spent[parts.DECODER] == pytest.approx(decoder, rel=1e-9)
-    ours = decoder + flops.head(backbone.shape) + spent[parts.VISION] + spent[parts.METHOD]
+    vision = spent[parts.TOWER] + spent[parts.PROJECTOR]
+    ours = decoder + flops.head(backbone.shape) + vision + spent[parts.METHOD]
     assert ours == pytest.approx(truth, rel=1e-9)
-    assert np.sign(spent[parts.VISION] - flops.vision(backbone.shape)) == VISION.get(name, 0)
+    assert np.sign(vision - flops.vision(backbone.shape)) == VISION.get(name, 0)
     assert (spent[parts.METHOD] > 0) == (name in COMPUTES)
 
 

@@ -29,8 +29,8 @@ def test_models_take_turns_and_generate_every_token(backbone, monkeypatch):
     calls = []
     original = latency.generator
 
-    def spy(b, method, inputs, new_tokens):
-        run = original(b, method, inputs, new_tokens)
+    def spy(b, method, inputs, new_tokens, *more):
+        run = original(b, method, inputs, new_tokens, *more)
         return lambda: (calls.append((method.name, new_tokens, inputs["input_ids"].shape[0])), run())
 
     monkeypatch.setattr(latency, "generator", spy)
@@ -57,10 +57,11 @@ def test_exactly_as_many_tokens_as_asked(backbone, monkeypatch):
 def test_every_gain_goes_to_the_innermost_region():
     now = iter([0.0, 1.0, 3.0, 7.0, 15.0, 31.0, 63.0])
     meter = parts.Meter(lambda: next(now))
-    inner = meter.around(parts.VISION, lambda: None)
+    inner = meter.around(parts.TOWER, lambda: None)
     meter.around(parts.METHOD, lambda: (inner(), inner()))()
     # at 0 the method begins; vision from 1 to 3 and from 7 to 15; the method ends at 31
-    assert meter.spent == {parts.METHOD: 1 + 4 + 16, parts.VISION: 2 + 8, parts.DECODER: 0}
+    assert {k: v for k, v in meter.spent.items() if v} == {parts.METHOD: 1 + 4 + 16, parts.TOWER: 2 + 8}
+    assert parts.DECODER in meter.spent
 
 
 def test_a_methods_own_work_is_told_from_the_models(backbone):

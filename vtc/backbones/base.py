@@ -130,6 +130,24 @@ class Backbone(Parts):
         return loading.load(cls, settings)
 
     @classmethod
+    def check_drawing(cls, settings: BackboneSettings) -> None:
+        """Raises `UserError` where `draw` is bound to fail: settings that only stored weights can have."""
+        from vtc.backbones import random_weights
+
+        random_weights.check(cls, settings)
+
+    @classmethod
+    def draw(cls, settings: BackboneSettings) -> Self:
+        """The same model with random weights, which needs no file: for its time and memory, and nothing else.
+
+        Raises:
+            UserError: as `check_drawing`.
+        """
+        from vtc.backbones import random_weights
+
+        return random_weights.draw(cls, settings)
+
+    @classmethod
     def skeleton(cls, settings: BackboneSettings) -> Self:
         """The model without weights, on torch's meta device, and without a processor: to count what it has."""
         import torch

@@ -85,8 +85,11 @@ def reading(key: str, source: str, done: str = "read") -> Iterator[None]:
 
 
 # -- checks
-def check(settings: BackboneSettings) -> None:
+def check(settings: BackboneSettings, weights: bool = True) -> None:
     """Everything about loading that can be told before it: values, what this machine lacks, what a folder lacks.
+
+    Args:
+        weights: whether stored ones are needed.
 
     Raises:
         UserError: in one line; see docs/errors.md.
@@ -94,14 +97,14 @@ def check(settings: BackboneSettings) -> None:
     from_mapping(BackboneSettings, vars(settings), "backbone")  # whoever made them, each field holds what it may
     device, device_map = _device(settings.device), _device_map(settings)
     if settings.attention == "flash_attention_2":
-        _check_flash(_dtype(settings.dtype), device)
+        _check_flash(dtype_of(settings.dtype), device)
     _check_quantization(settings.quantization, device)
     if device_map is not None and settings.device != "auto":
         raise UserError(
             f"backbone.device={settings.device}, backbone.device_map={settings.device_map}: give one of the two"
         )
     source = Path(settings.source)
-    if (source / "config.json").is_file():  # `shape_of` tells what else may be wrong with the name
+    if weights and (source / "config.json").is_file():  # `shape_of` tells what else may be wrong with the name
         _check_weights(source)
 
 
@@ -159,7 +162,7 @@ def _check_weights(folder: Path) -> None:
         raise UserError(f"{key}: {len(missing)} of its {len(shards)} weight files aren't there, {missing[0]} first")
 
 
-def _dtype(name: str) -> Any:
+def dtype_of(name: str) -> Any:
     """torch's dtype, or "auto"."""
     import torch
 
@@ -206,12 +209,12 @@ def load(family: type[B], settings: BackboneSettings) -> B:
 
     check(settings)
     free_unused()
-    config, source, dtype = read_config(family, settings), settings.source, _dtype(settings.dtype)
+    config, source, dtype = read_config(family, settings), settings.source, dtype_of(settings.dtype)
     quantized = settings.quantization != "none"
     extra = {"quantization_config": _quantization(family, settings, config, dtype)} if quantized else {}
     device_map = _device_map(settings)
     if device_map is None and not is_deepspeed_zero3_enabled():  # that gives each process its share of every weight
-        device_map = {"": _one_device(settings)}
+        device_map = {"": one_device(settings)}
     with reading("backbone.pretrained", source, "loaded"):
         with _converting_reads(None if quantized else dtype):
             model, report = getattr(transformers, family.model_class).from_pretrained(
@@ -228,7 +231,7 @@ def load(family: type[B], settings: BackboneSettings) -> B:
         processor = transformers.AutoProcessor.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
     refuse_missing(f"backbone.pretrained={source}", report)
     if device_map is None:
-        model = model.to(_one_device(settings))
+        model = model.to(one_device(settings))
     backbone = family.wrap(model.eval(), processor, settings.name, **family.image_options(settings))
     if quantized:
         # bitsandbytes says at each product of 8-bit weights that it rounds to float16
@@ -254,7 +257,7 @@ def free_unused() -> None:
         torch.cuda.empty_cache()
 
 
-def _one_device(settings: BackboneSettings) -> torch.device:
+def one_device(settings: BackboneSettings) -> torch.device:
     import torch
 
     device = _device(settings.device)

@@ -25,7 +25,8 @@ PARSER = OverridesParser.create()
 UNSET = ("schedule", "experiment")  # groups of which none is chosen where nothing is said
 OWN_SUITES: dict[str, str] = {}  # name → the file that `benchmark=` names
 
-# Options of the backbone that are keys of their own too, with the words of --help.
+# Settings of a section that are keys of their own too, with the words of --help; of the backbone, or as `SECTION` says.
+SECTION = {"weights": "profile"}
 SHORT = {
     "pretrained": "a transformers folder or hub id of the backbone's architecture",
     "dtype": "bf16, fp16, fp32, or auto: as the weights are stored",
@@ -33,6 +34,7 @@ SHORT = {
     "device_map": "auto: spread over the GPUs there are; balanced, balanced_low_0, sequential",
     "attention": "sdpa, flash_attention_2, eager",
     "quantization": "4bit, 8bit: the decoder's weights (pip install 'vtc[quant]'); none",
+    "weights": "of action=profile: random, of the backbone's sizes and without a download; stored",
 }
 # Keys whose value is a text whatever it looks like: a folder may be called 1e3.
 TEXTS = {"output_dir", "data", "checkpoint", "pretrained", "backbone.pretrained", "benchmark.data", "report.output",
@@ -101,7 +103,7 @@ def spelled_out(words: Sequence[str]) -> list[str]:
     for word in words:
         override = read(word)
         key = override.key_or_group
-        long = f"backbone.{key}" if key in SHORT else key
+        long = f"{SECTION.get(key, 'backbone')}.{key}" if key in SHORT else key
         listed = [short_dtype(value) for value in values(override)] if is_listed(override) else [override.value()]
         means = [*map(repr, listed)]
         typed_key, earlier, meant, _ = out.pop(long, (key, word, means, ""))

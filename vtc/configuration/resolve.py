@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vtc import plugins, shipped
 from vtc.allowed import one_of
+from vtc.backbones.random_weights import narrowed
 from vtc.budget import BUDGETS, Budget
 from vtc.configuration import validation
 from vtc.errors import UserError
@@ -66,16 +67,17 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
     PLUGINS.check("plugins", values["plugins"])
     plugins.load_all(values["plugins"])  # once more where a launcher's worker has the configuration alone
     method = dict(values["method"])
+    profile = from_mapping(ProfileSettings, values["profile"], "profile") if values.get("profile") else None
     job = from_mapping(
         Job,
         {key: values[key] for key in GENERAL}
         | {
             "plugins": tuple(values["plugins"]),
-            "backbone": from_mapping(BackboneSettings, values["backbone"], "backbone"),
+            "backbone": _backbone(values, profile),
             "method": MethodSettings(method.pop("name"), method),
             "budget": Budget(**{key: values.get(key) for key in BUDGETS}),
             "benchmark": from_mapping(BenchmarkSettings, values["benchmark"], "benchmark"),
-            "profile": from_mapping(ProfileSettings, values["profile"], "profile") if values.get("profile") else None,
+            "profile": profile,
             "training": _training(values),
             "report": from_mapping(ReportSettings, values.get("report") or {}, "report"),
             "ablation": _ablation(values, overrides),
@@ -87,6 +89,21 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
     LAYER_SCALES.check("layer_scale", values["layer_scale"])
     validation.check(job, values)
     return job
+
+
+def _backbone(values: dict[str, Any], profile: ProfileSettings | None) -> BackboneSettings:
+    """The backbone, as narrow as `profile.width` has it."""
+    backbone = from_mapping(BackboneSettings, values["backbone"], "backbone")
+    if profile is None or profile.width == 1:
+        return backbone
+    if profile.weights != "random":
+        raise UserError(f"profile.width={profile.width}: stored weights have the width they have; give weights=random")
+    if not backbone.is_released or backbone.sizes is None:
+        raise UserError(
+            f"profile.width={profile.width}: backbone={backbone.name} states no sizes; allowed: the choices in "
+            "conf/backbone that do, with their released weights"
+        )
+    return dataclasses.replace(backbone, sizes=narrowed(backbone.sizes, profile.width, backbone.name))
 
 
 def _training(values: dict[str, Any]) -> TrainingSettings | None:

@@ -107,7 +107,7 @@ class Ledger:
     """
 
     seen: int
-    tail: int
+    tail: int | Tensor  # reading it would make the prefill wait for the device
     segments: list[Segment] = field(default_factory=list)
 
 
@@ -164,12 +164,11 @@ class CompressedCache(DynamicCache):
     def crop(self, tokens_to_remove: int) -> None:
         n = abs(tokens_to_remove)
         if tokens_to_remove < 0 and n > self.ledger.tail:
-            raise ValueError(
-                f"can't take {n} tokens off a compressed cache: only its last {self.ledger.tail} are whole"
-            )
+            whole = int(self.ledger.tail)
+            raise ValueError(f"can't take {n} tokens off a compressed cache: only its last {whole} are whole")
         super().crop(tokens_to_remove)
         self.ledger.seen -= n
-        self.ledger.tail -= n
+        self.ledger.tail = self.ledger.tail - n
         for s in self.ledger.segments:
             s.mask = None if s.mask is None else s.mask[:, : s.mask.shape[1] - n]
 

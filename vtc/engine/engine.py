@@ -41,9 +41,14 @@ class Engine:
     Attributes:
         report: what the last prefill with images kept; None before.
         context: what the method saw in it (for `Compressor.losses`); None before.
+        compiled: whether `generate` decodes by a compiled step where it can (`vtc.engine.decoding`).
+        decoding: how the last call of `generate` decoded: `compiled`, or `generate: ` and why; None where it wasn't to
+            be compiled.
     """
 
-    def __init__(self, backbone: Backbone, method: Compressor) -> None:
+    def __init__(self, backbone: Backbone, method: Compressor, compiled: bool = False) -> None:
+        self.compiled = compiled
+        self.decoding: str | None = None
         self.backbone, self.method, self.decoder = backbone, method, backbone.decoder
         if method.bottleneck and (method.probes() or method.reads_prompt):
             raise UserError(f"method={method.name}: attention is not probed behind a bottleneck; see Compressor")
@@ -255,7 +260,7 @@ class Engine:
 
 
 @contextmanager
-def compressing(model: nn.Module | Backbone, method: Compressor) -> Iterator[Engine]:
+def compressing(model: nn.Module | Backbone, method: Compressor, compiled: bool = False) -> Iterator[Engine]:
     """Installs `method` in the backbone; whatever happens inside, it is removed at the end.
 
     `model(**inputs)` and `model.generate(...)` then work as ever, on fewer visual tokens. The model's class and
@@ -264,13 +269,15 @@ def compressing(model: nn.Module | Backbone, method: Compressor) -> Iterator[Eng
 
     Args:
         model: a `Backbone`, or a transformers model of a known family (also inside DDP or a PeftModel).
+        compiled: whether `generate` decodes by a step that is compiled once and kept with the `Backbone`: the same
+            tokens, faster from the second batch of a size on. `Engine.decoding` says whether it could.
 
     Raises:
         UserError: a model of no known family, or one that can't be compressed (sliding windows).
     """
     backbone = model if isinstance(model, Backbone) else wrap(model)
     attach(backbone, method)
-    engine = Engine(backbone, method)
+    engine = Engine(backbone, method, compiled)
     engine.install()
     try:
         yield engine

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from vtc.engine import decoding
 from vtc.engine.layout import last_column
 from vtc.engine.limits import first_not_finite
 from vtc.errors import NotFinite
@@ -40,6 +42,11 @@ class Generation:
         finite = logits[:, -1].isfinite().all()
         self._finite = finite if self._finite is None else self._finite & finite
 
+    def note_finite(self, finite: bool) -> None:
+        """Takes note of whether logits that it didn't see were numbers."""
+        if not finite:
+            self._finite = torch.zeros((), dtype=torch.bool)
+
     @property
     def is_finite(self) -> bool:
         """Whether all logits so far are numbers."""
@@ -71,7 +78,11 @@ def noted(engine: Engine, original: Callable[..., Any]) -> Callable[..., Any]:
 
         with engine.generating(new_tokens, ends) as generation:
             try:
-                out = original(*args, **kwargs)
+                if engine.compiled:
+                    out, finite = decoding.generated(engine, original, args, kwargs)
+                    generation.note_finite(finite)
+                else:
+                    out = original(*args, **kwargs)
             except Exception as error:
                 if generation.is_finite and not isinstance(error, NotFinite):
                     raise

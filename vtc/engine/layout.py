@@ -45,7 +45,7 @@ def to_external(hidden: Tensor, tokens: TokenSequence, last: Tensor, length: int
     empty = source < 0
     flat = source.clamp(min=0) + count * torch.arange(rows, device=dev)[:, None]
     out = hidden.flatten(0, 1).index_select(0, flat.flatten()).view(rows, length, width)
-    return out.masked_fill(empty[..., None], 0) if bool(empty.any()) else out
+    return out.masked_fill(empty[..., None], 0)
 
 
 def pair_mask(tokens: TokenSequence, past: Tensor, bottleneck: bool = False) -> Tensor:
@@ -84,11 +84,12 @@ def between_tiles(tokens: TokenSequence) -> Tensor:
     return (image < 0) & (before == after)
 
 
-def common_tail(tokens: TokenSequence) -> int:
-    """How many tokens behind the last image every row has in the same columns."""
-    if not bool(tokens.mask[:, -1].all()):
-        return 0  # With padding on the right, rows end in different columns.
-    return tokens.mask.shape[1] - 1 - int(last_column(tokens.visual).max())
+def common_tail(tokens: TokenSequence) -> Tensor:
+    """[]: how many tokens behind the last image every row has in the same columns; 0 with padding on the right, where
+    rows end in different columns.
+    """
+    behind = tokens.mask.shape[1] - 1 - last_column(tokens.visual).max()
+    return torch.where(tokens.mask[:, -1].all(), behind, 0)
 
 
 def same_layout(a: TokenSequence, b: TokenSequence) -> bool:

@@ -107,7 +107,9 @@ class Walk:
             if context is not None and segment.start in self.reductions:
                 tokens = self._reduce(tokens, segment.start, past, context)
             if segment.start == 0 and self.call.new_tokens is not None:
-                count = None if self.reductions or tokens.shift is not None else self.seen + tokens.mask.shape[1]
+                # Behind the last position may be as many as the method has put there, and no more are left than these.
+                most = self.seen + first.mask.shape[1] + (tokens.mask.shape[1] if self.reductions else 0)
+                count = most if past.shift is None else None
                 check_context(self.backbone, count, tokens.position * tokens.mask, self.call.new_tokens)
             if inputs is None or not (layout.same_layout(tokens, entering) and past.same_as(before)):
                 inputs = self._layer_inputs(tokens, first, segment.start, past)
@@ -222,7 +224,7 @@ class Walk:
         new: Tensor | None = tokens.mask
         if tokens.mask is first.mask:  # As the user gave it: to look for padding in it would wait for the device.
             new = None if self.mask is None else new
-        elif bool(tokens.mask.all()):
+        elif not tokens.padded or bool(tokens.mask.all()):
             new = None
         mask = past.extended(new, tokens.mask)
         return LayerInputs(mask, self._attention_mask(tokens, mask, layer, past), self._rope(tokens))

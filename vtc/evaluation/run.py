@@ -196,17 +196,22 @@ def profile(job: Job) -> Path:
     """`action=profile`: measure a method without scoring it; writes `profile.json` and returns its path."""
     from rich.console import Console
 
-    from vtc.profiling.display import rows, table
+    from vtc.profiling.display import limits_table, rows, table
+    from vtc.profiling.limits import limits as measure_limits
 
-    console = Console()
+    console, protocol = Console(), job.profile or ProfileSettings()
     backbone, method = job.load()
     with console.status("measuring, in turns with the uncompressed model"):
-        costs = profiling.efficiency(backbone, method, job.profile)
+        costs = profiling.efficiency(backbone, method, protocol)
+        timed = protocol.repeats and protocol.first_token_repeats
+        limits = measure_limits(backbone, method, protocol) if timed else None
     tokens = "" if method.tokens is None else f", {method.tokens} tokens"
     cells = rows(costs, 2 * costs["visual_tokens"] * backbone.shape.width)
     console.print(table(f"{method.name}{tokens} on {backbone.name}", cells, costs["protocol"]))
+    if limits is not None:
+        console.print(limits_table(limits, costs["protocol"]))
     name = f"{backbone.name}-{method.name}" + (f"-{method.tokens}" if method.tokens is not None else "")
     path = job.output_dir / "profiles" / name / "profile.json"
-    results.write_json(path, {"config": job.config(), "efficiency": costs})
+    results.write_json(path, {"config": job.config(), "efficiency": costs, "limits": limits})
     console.print(f"[dim]{path}[/dim]")
     return path

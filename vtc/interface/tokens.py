@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +40,7 @@ class TokenSequence:
             positions are places in a grid (M-RoPE), which have no gaps: only an image that is replaced as a whole
             leaves its place. `w v v v q` that keeps its second v has the positions 0 1 2 where this is True, and 0 2 4
             where it is False.
+        padded: whether there may be padding; False: the mask is True everywhere, which needn't be looked up then.
         place: [B, L] where a token stands in the user's sequence: its origin, of a merged or rewritten one where its
             first member stood; -1 for one that was inserted. None, where a sequence begins: its origin.
         holder: [B, T] of each of the user's tokens the place of the token that it has become a part of: its own, or
@@ -57,6 +59,7 @@ class TokenSequence:
     shift: Tensor | None = None
     compact: bool = False
     deep: Tensor | None = None
+    padded: bool = True
     place: Tensor = None  # type: ignore[assignment]  # always a tensor behind __post_init__
     holder: Tensor = None  # type: ignore[assignment]
 
@@ -78,13 +81,17 @@ class TokenSequence:
         Images come row by row, in each row from left to right; N is the length of the longest.
         """
         if getattr(self, "_images", None) is None:
-            flat = self.visual.flatten().nonzero()[:, 0]
-            length = self.mask.shape[1]
-            owner = (flat // length) * (length + 1) + self.image.flatten()[flat]
-            _, counts = torch.unique_consecutive(owner, return_counts=True)
-            longest = int(counts.max()) if len(counts) else 0
-            real = torch.arange(longest, device=flat.device) < counts[:, None]
-            self._images = torch.zeros_like(real, dtype=flat.dtype).masked_scatter(real, flat), real
+            # How many there are is needed on the host: one look there, in place of one for each number.
+            owner = torch.where(self.visual, self.image, -1).cpu().numpy()
+            row, column = np.nonzero(owner >= 0)
+            image, length = owner[row, column], owner.shape[1]
+            first = np.flatnonzero(np.diff(row * (length + 1) + image, prepend=-1))
+            counts = np.diff(first, append=len(row))
+            real = np.arange(counts.max(initial=0)) < counts[:, None]
+            index = np.zeros(real.shape, dtype=np.int64)
+            index[real] = row * length + column
+            device = self.mask.device
+            self._images = torch.from_numpy(index).to(device), torch.from_numpy(real).to(device)
         return self._images
 
     @property
@@ -106,9 +113,9 @@ class TokenSequence:
     def per_token(self, values: Tensor, fill: float = 0) -> Tensor:
         """Spreads values [I, N] of the visual tokens (see `images`) to [B, L]; `fill` elsewhere."""
         index, real = self.images
-        out = values.new_full((self.mask.numel(),), fill)
-        out[index[real]] = values[real]
-        return out.view_as(self.mask)
+        out = values.new_full((self.mask.numel() + 1,), fill)  # the last place is for what isn't real
+        place = index.masked_fill(~real, self.mask.numel())
+        return out.scatter(0, place.flatten(), values.flatten())[:-1].view_as(self.mask)
 
     def to(self, device: torch.device) -> TokenSequence:
         """The same sequence with everything beside `hidden` on `device` (models spread over devices)."""
@@ -132,22 +139,18 @@ class TokenSequence:
             kept = torch.zeros_like(self.mask).scatter(1, kept, True)
         kept = kept & self.mask
         removed = self.mask & ~kept
-        if not removed.any():
-            return self
         counts = kept.sum(1)
-        n = int(counts.max())
-        if bool((counts == n).all()):
-            order = kept.nonzero()[:, 1].view(len(kept), n)
-            mask = torch.ones_like(order, dtype=torch.bool)
-        else:
-            order = kept.to(torch.uint8).argsort(dim=1, stable=True)[:, self.mask.shape[1] - n :]
-            mask = kept.gather(1, order)
+        n, least, gone = torch.stack([counts.max(), counts.min(), removed.sum()]).tolist()
+        if not gone:
+            return self
+        order = kept.to(torch.uint8).argsort(dim=1, stable=True)[:, self.mask.shape[1] - n :]
+        mask = torch.ones_like(order, dtype=torch.bool) if least == n else kept.gather(1, order)
         position, shift = self.position, self.shift
         if self.compact:
             before = removed.cumsum(1)
             position = position - before
             shift = before[:, -1:].neg() if shift is None else shift - before[:, -1:]
-        return self._take(order, mask, position, shift)
+        return self._take(order, mask, position, shift, padded=least < n)
 
     def keep_visual(self, kept: Tensor) -> TokenSequence:
         """Of the visual tokens only `kept` [I, N] bool (images as in `images`); all others stay."""
@@ -325,7 +328,13 @@ class TokenSequence:
         return dataclasses.replace(self, position=position, shift=-total if self.shift is None else self.shift - total)
 
     def _take(
-        self, order: Tensor, mask: Tensor, position: Tensor, shift: Tensor | None, with_hidden: bool = True
+        self,
+        order: Tensor,
+        mask: Tensor,
+        position: Tensor,
+        shift: Tensor | None,
+        with_hidden: bool = True,
+        padded: bool = True,
     ) -> TokenSequence:
         rows, length = self.mask.shape
         hidden, deep = self.hidden, self.deep
@@ -337,7 +346,8 @@ class TokenSequence:
                 deep = deep.flatten(0, 1).index_select(0, flat).view(*order.shape, *deep.shape[2:])
         position = position.gather(2, order.expand(position.shape[0], -1, -1))
         said = {name: getattr(self, name).gather(1, order) for name in ("role", "origin", "place", "block", "image")}
-        return dataclasses.replace(self, hidden=hidden, mask=mask, position=position, shift=shift, deep=deep, **said)
+        out = dataclasses.replace(self, hidden=hidden, mask=mask, position=position, shift=shift, deep=deep, **said)
+        return dataclasses.replace(out, padded=padded)
 
     def _holder(self, members: Tensor, into: Tensor) -> Tensor:
         """`holder` [B, T] when the tokens at `members` [n] (of B·L) are parts of those at the places `into` [n]."""

@@ -60,10 +60,33 @@ def table(title: str, cells: list[tuple[str, str, str]], protocol: dict[str, Any
     caption = f"{protocol['prompt_tokens']} text tokens a prompt, {protocol['device']}"
     if protocol["repeats"]:
         caption = f"batch {protocol['batch_size']}, {caption}"
+    caption += f"; decoding: {protocol.get('decoding', 'generate')}"
     out = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     out.add_column("", no_wrap=True)
     out.add_column("this method", justify="right", no_wrap=True)
     out.add_column("uncompressed", justify="right", no_wrap=True)
     for row in cells:
         out.add_row(*row)
+    return out
+
+
+def limits_table(measured: dict[str, Any], protocol: dict[str, Any]) -> Table:
+    """Parts beside their limits (`vtc.profiling.limits.limits`), and under them what the method gains."""
+    here, gain = measured["machine"], measured["speedup"]
+    caption = (
+        f"limit: the longer of arithmetic (up to {number(here['best_flops_per_second'], 'FLOP/s')}) and memory "
+        f"({number(here['bandwidth_bytes_per_second'], 'B/s')}); an operation starts in {here['launch_us']:.1f} µs.\n"
+        f"Up to the first token: {gain['promised']:.2f}× promised by FLOPs, {gain['measured']:.2f}× measured, "
+        f"{100 * gain['realised']:.0f} % of it realised"
+    )
+    out = Table(title="parts and their limits", caption=caption, title_justify="left", caption_justify="left")
+    out.add_column("", no_wrap=True)
+    for name in ("ms", "limit", "efficiency", "bound by", "uncompressed, ms"):
+        out.add_column(name, justify="right", no_wrap=True)
+    words = {"method": "the method's own work", "decode": f"a decoding step, {protocol['batch_size']} rows"}
+    for name, part in measured["parts"].items():
+        efficiency = "–" if part["efficiency"] is None else f"{100 * part['efficiency']:.0f} %"
+        other = measured["parts_uncompressed"][name]["ms"]
+        cells = (f"{part['ms']:.2f}", f"{part['limit_ms']:.2f}", efficiency, part["bound"], f"{other:.2f}")
+        out.add_row(words.get(name, name), *cells)
     return out

@@ -30,12 +30,14 @@ class Timing:
         own: of prefills of one row measured by themselves, (seconds of the method's own work, seconds of the prefill).
         generate: new tokens → a whole batch, prefill included.
         peak_memory: bytes allocated on the GPU at most; None where there is none.
+        decoding: `generate`, or as `Engine.decoding`, of the longest answers.
     """
 
     first_token: list[float] = field(default_factory=list)
     own: list[tuple[float, float]] = field(default_factory=list)
     generate: dict[int, list[float]] = field(default_factory=dict)
     peak_memory: int | None = None
+    decoding: str = "generate"
 
     def ttft_ms(self) -> dict[str, float] | None:
         """Milliseconds to the first token; None where none was timed."""
@@ -102,13 +104,20 @@ def generate(backbone: Backbone, inputs: Any, count: int) -> None:
     backbone.model.generate(**inputs, max_new_tokens=count, min_new_tokens=count, pad_token_id=pad, **greedily)
 
 
-def generator(backbone: Backbone, method: Compressor, inputs: Any, new_tokens: int) -> Callable[[], None]:
-    """A call that generates exactly `new_tokens` tokens a row, the method in place."""
+def generator(
+    backbone: Backbone, method: Compressor, inputs: Any, new_tokens: int, compiled: bool = False
+) -> Callable[[], str]:
+    """A call that generates exactly `new_tokens` tokens a row, the method in place, and says how it decoded.
+
+    Args:
+        compiled: as `compressing`.
+    """
     from vtc.engine import compressing
 
-    def run() -> None:
-        with torch.inference_mode(), compressing(backbone, method):
+    def run() -> str:
+        with torch.inference_mode(), compressing(backbone, method, compiled) as engine:
             generate(backbone, inputs, new_tokens)
+        return engine.decoding or "generate"
 
     return run
 
@@ -125,12 +134,12 @@ def measure(backbone: Backbone, methods: Sequence[Compressor], protocol: Profile
         return timings
     one = example(backbone, 1, protocol.prompt_tokens)
     first = [generator(backbone, m, one, 1) for m in methods]
-    whole: list[dict[int, Callable[[], None]]] = [{} for _ in methods]
+    whole: list[dict[int, Callable[[], str]]] = [{} for _ in methods]
     if protocol.repeats:
         many = example(backbone, protocol.batch_size, protocol.prompt_tokens)
-        whole = [{n: generator(backbone, m, many, n) for n in protocol.new_tokens} for m in methods]
+        whole = [{n: generator(backbone, m, many, n, protocol.compiled) for n in protocol.new_tokens} for m in methods]
 
-    def timed(run: Callable[[], None]) -> float:
+    def timed(run: Callable[[], Any]) -> float:
         synchronise(device)
         start = time.perf_counter()
         run()
@@ -146,20 +155,22 @@ def measure(backbone: Backbone, methods: Sequence[Compressor], protocol: Profile
         runs[min(runs)]()
         if device.type == "cuda":
             timings[index].peak_memory = int(torch.cuda.max_memory_allocated(device))
+        if protocol.compiled:
+            timings[index].decoding = runs[max(runs)]()
     for turn in range(protocol.first_token_repeats):
-        for index in _turn(turn, len(methods)):
+        for index in turn_order(turn, len(methods)):
             timings[index].first_token.append(timed(first[index]))
     for turn in range(protocol.first_token_repeats):
-        for index in _turn(turn, len(methods)):
+        for index in turn_order(turn, len(methods)):
             timings[index].own.append(own_work(backbone, methods[index], first[index]))
     for turn in range(protocol.repeats):
         for n in protocol.new_tokens:
-            for index in _turn(turn, len(methods)):
+            for index in turn_order(turn, len(methods)):
                 timings[index].generate[n].append(timed(whole[index][n]))
     return timings
 
 
-def own_work(backbone: Backbone, method: Compressor, run: Callable[[], None]) -> tuple[float, float]:
+def own_work(backbone: Backbone, method: Compressor, run: Callable[[], Any]) -> tuple[float, float]:
     """Seconds that `method` itself takes in `run`, and seconds of `run`. The device is waited for at every border,
     which takes time too: the two belong together."""
 
@@ -173,6 +184,6 @@ def own_work(backbone: Backbone, method: Compressor, run: Callable[[], None]) ->
     return spent[parts.METHOD], clock() - start
 
 
-def _turn(turn: int, count: int) -> Sequence[int]:
+def turn_order(turn: int, count: int) -> Sequence[int]:
     """Forwards, then backwards: nobody always goes second."""
     return range(count) if turn % 2 == 0 else range(count - 1, -1, -1)

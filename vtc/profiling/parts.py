@@ -13,12 +13,16 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from vtc.engine import probe
+from vtc.engine.tower_watch import stand_in
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
     from vtc.interface import Compressor
 
-METHOD, VISION, DECODER = "method", "vision", "decoder"
+METHOD, TOWER, PROJECTOR = "method", "tower", "projector"
+DECODER = "decoder"  # its layers, in whichever pass
+PREFILL, DECODE = "prefill", "decode"  # what else happens up to the first token, and after it
+REGIONS = (METHOD, TOWER, PROJECTOR, DECODER, PREFILL, DECODE)
 
 
 class Meter:
@@ -30,9 +34,14 @@ class Meter:
 
     def __init__(self, read: Callable[[], float]) -> None:
         self.read = read
-        self.spent = dict.fromkeys((METHOD, VISION, DECODER), 0.0)
+        self.spent = dict.fromkeys(REGIONS, 0.0)
         self._open: list[str] = []
         self._last = 0.0
+
+    @property
+    def region(self) -> str | None:
+        """The innermost one that is open."""
+        return self._open[-1] if self._open else None
 
     def enter(self, region: str) -> None:
         self._settle()
@@ -65,7 +74,8 @@ class Meter:
 def metering(
     backbone: Backbone, method: Compressor, read: Callable[[], float], decoder: bool = True
 ) -> Iterator[dict[str, float]]:
-    """Collects, while it is open, what `read` gains in the method's own work, in vision and in the decoder's layers.
+    """Collects, while it is open, what `read` gains in the method's own work, in tower and projector, and in the
+    decoder's layers.
 
     Args:
         read: a count that never falls, such as a clock; on a GPU one that waits for the device.
@@ -73,12 +83,25 @@ def metering(
             for belongs to the method (as time it does, as FLOPs it is counted with the decoder's).
 
     Returns:
-        region → what was gained in it: `method`, `vision` (tower and projector), `decoder`.
+        region → what was gained in it.
     """
     meter = Meter(read)
-    regions = {VISION: [backbone.vision_tower, backbone.projector]}
-    if decoder:
-        regions[DECODER] = list(backbone.decoder.layers)
+    with regions(backbone, method, meter, DECODER if decoder else None):
+        yield meter.spent
+
+
+@contextlib.contextmanager
+def regions(backbone: Backbone, method: Compressor, meter: Meter, rest: str | None) -> Iterator[None]:
+    """Opens and closes the regions of `meter` as a model runs.
+
+    Args:
+        rest: where what is neither the method's nor the tower's nor the projector's goes. `DECODER`: its layers are a
+            region, and nothing else is. `PREFILL`: everything else of a call of `generate`, up to the end of the
+            model's first pass, and from there on to `DECODE`. None: nowhere.
+    """
+    modules = {TOWER: [backbone.vision_tower], PROJECTOR: [backbone.projector]}
+    if rest == DECODER:
+        modules[DECODER] = list(backbone.decoder.layers)
     tower, row = method.tower, probe.attention_row
 
     def watching() -> Any:
@@ -87,19 +110,22 @@ def metering(
             return use
         return dataclasses.replace(use, merge=meter.around(METHOD, use.merge))
 
-    hooks = []
-    changed = method.__dict__
-    try:
-        for region, modules in regions.items():
-            for module in modules:
-                hooks.append(module.register_forward_pre_hook(lambda *_, region=region: meter.enter(region)))
-                hooks.append(module.register_forward_hook(lambda *_: meter.leave(), always_call=True))
-        changed |= {"reduce": meter.around(METHOD, method.reduce), "tower": watching}
-        probe.attention_row = meter.around(METHOD, row)
-        yield meter.spent
-    finally:
-        probe.attention_row = row
-        for name in ("reduce", "tower"):
-            changed.pop(name, None)
-        for hook in hooks:
-            hook.remove()
+    def first_token(*_: Any) -> None:
+        if meter.region == PREFILL:
+            meter.leave()
+            meter.enter(DECODE)
+
+    with contextlib.ExitStack() as stack:
+        for region, listed in modules.items():
+            for module in listed:
+                before = module.register_forward_pre_hook(lambda *_, region=region: meter.enter(region))
+                stack.callback(before.remove)
+                stack.callback(module.register_forward_hook(lambda *_: meter.leave(), always_call=True).remove)
+        stand_in(stack, method, "reduce", meter.around(METHOD, method.reduce))
+        stand_in(stack, method, "tower", watching)
+        stand_in(stack, probe, "attention_row", meter.around(METHOD, row))
+        if rest == PREFILL:
+            stack.callback(backbone.model.register_forward_hook(first_token).remove)
+            meter.enter(PREFILL)
+            stack.callback(meter.leave)
+        yield

@@ -104,6 +104,8 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: ProfileSettings
             "prompt_tokens": text,
             "new_tokens": list(protocol.new_tokens),
             "repeats": protocol.repeats,
+            "decoding": timings[0].decoding,
+            "decoding_uncompressed": timings[-1].decoding,
             "first_token_repeats": protocol.first_token_repeats,
             "device": device_name(backbone.device),
             "threads": torch.get_num_threads(),
@@ -147,7 +149,8 @@ def count_passes(backbone: Backbone, method: Compressor, inputs: Any) -> PassCou
     ):
         latency.generate(backbone, inputs, 2)
     first = len(calls) - backbone.shape.depth  # the second token's step: one query a layer
-    return PassCounts(calls[:first], calls[first:], spent[parts.METHOD], spent[parts.VISION], engine.report)
+    vision = spent[parts.TOWER] + spent[parts.PROJECTOR]
+    return PassCounts(calls[:first], calls[first:], spent[parts.METHOD], vision, engine.report)
 
 
 @contextlib.contextmanager

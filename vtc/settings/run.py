@@ -156,6 +156,8 @@ class ProfileSettings:
         new_tokens: how many are generated, never fewer: `</s>` doesn't end it.
         repeats: turns of each model; the medians are reported; 0: no throughput.
         first_token_repeats: turns of a prefill of one row; 0: no times at all, FLOPs are counted all the same.
+        weights, width: `stored`, or `random` of the backbone's sizes (no download) with all widths divided by `width`.
+        compiled: whether decoding is one compiled step where it can be (`vtc.engine.decoding`).
     """
 
     batch_size: int = setting(16, COSTS, whole(1))
@@ -163,6 +165,9 @@ class ProfileSettings:
     new_tokens: tuple[int, int] = setting((2, 128), COSTS, RISING)
     repeats: int = setting(5, COSTS, whole(0))
     first_token_repeats: int = setting(20, COSTS, whole(0))
+    weights: str = setting("stored", COSTS, one_of("stored", "random"))
+    width: int = setting(1, COSTS, whole(1))
+    compiled: bool = setting(False, COSTS, BOOLEAN)
 
     def __post_init__(self) -> None:
         fill(self, new_tokens=tuple(self.new_tokens))

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from vtc.backbones.qwen_vl import SYSTEM, Qwen2_5VL, Qwen2VL, Qwen3VL, QwenVL
-from vtc.testing.models import WORDS, drawn, word_level
+from vtc.backbones.words import WORDS, word_level
+from vtc.testing.models import drawn
 
 MARKERS = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad")
 SPECIAL = [f"<|{marker}|>" for marker in MARKERS]
