@@ -27,6 +27,7 @@ from vtc.settings import (
     AblationSettings,
     BackboneSettings,
     BenchmarkSettings,
+    CompareSettings,
     LoraSettings,
     MethodSettings,
     ProfileSettings,
@@ -66,6 +67,7 @@ class Job:
     profile: ProfileSettings | None = setting(None, COSTS)
     training: TrainingSettings | None = setting(None, WEIGHTS)
     report: ReportSettings = setting(ReportSettings(), NOTHING)
+    compare: CompareSettings = setting(CompareSettings(), NOTHING)
     ablation: AblationSettings | None = setting(None, NOTHING)
     checkpoint: str | None = setting("auto", NOTHING, TEXT)  # what is in it counts
     seed: int = setting(0, WEIGHTS | SCORES, SEED)

@@ -19,6 +19,7 @@ ACTIONS = {
     "ablate": ("vtc.ablations.run:ablate", False),
     "profile": ("vtc.evaluation:profile", True),
     "report": ("vtc.report:report", False),
+    "compare": ("vtc.report:compare", False),
     "check": ("vtc.testing.check:check", False),
 }
 WRITES_NOTHING = ("check",)
@@ -27,8 +28,8 @@ TOGETHER = ("evaluate", "train")  # what several processes, started by `accelera
 
 def headline(job: Job) -> str:
     """What is about to happen, in one line."""
-    if job.action == "report":
-        return "report"
+    if job.action in ("report", "compare"):
+        return job.action
     if job.action == "ablate":
         return f"ablate · {job.ablation.name if job.ablation else None} · backbone {job.backbone.name}"
     words = [job.action, f"backbone {job.backbone.name}", f"method {job.method.name}"]
@@ -49,9 +50,10 @@ def _check_folders(job: Job) -> None:
     Raises:
         UserError: as `places.check_writable`.
     """
-    if job.action == "report" and job.report.output:
-        report = Path(os.path.expanduser(job.report.output)).absolute()
-        places.check_writable(report, "give report.output=<another folder>")
+    pages = {"report": job.report.output, "compare": job.compare.output}
+    if output := pages.get(job.action):
+        folder = Path(os.path.expanduser(output)).absolute()
+        places.check_writable(folder, f"give {job.action}.output=<another folder>")
     else:
         places.check_writable(job.output_dir.absolute(), "give output_dir=<another folder>")
     if job.action in ("evaluate", "train", "ablate"):

@@ -36,7 +36,9 @@ SHORT = {
 }
 # Keys whose value is a text whatever it looks like: a folder may be called 1e3.
 TEXTS = {"output_dir", "data", "checkpoint", "pretrained", "backbone.pretrained", "benchmark.data", "report.output",
-         "report.title", "training.folder", "training.start", "training.pretrained"}  # fmt: skip
+         "report.title", "a", "b",
+         "compare.a", "compare.b", "compare.output", "training.folder",
+         "training.start", "training.pretrained"}  # fmt: skip
 
 
 def read(word: str) -> Override:
