@@ -21,7 +21,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
 MOST = 10  # methods that are told apart by colour and marker in one plot
 SUFFIXES = (".png", ".svg", ".pdf")
-UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same results give the same files
+UNDATED: dict[str, dict[str, Any]] = {
+    ".svg": {"Date": None},
+    ".pdf": {"CreationDate": None},
+}  # the same results give the same files
 # As papers want it: letters stay letters that can be searched (type 42), lines are thin.
 PRINT = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "vtc", "axes.linewidth": 0.8}
 AXES: dict[str, tuple[Callable[[Run], float | None], str]] = {
@@ -31,8 +34,8 @@ AXES: dict[str, tuple[Callable[[Run], float | None], str]] = {
 PANEL_TITLES = {ALL: "all tasks", "understanding": "understanding", "discriminative": "discriminative"}
 
 
-def pareto(setting: Setting, axis: str, file: Path) -> Path | None:
-    """Score against `axis` (`tokens` or `flops`) as `file`, a PNG, and beside it as SVG and PDF.
+def pareto(setting: Setting, axis: str, file: Path, suffixes: Sequence[str] = (".png",)) -> Path | None:
+    """Score against `axis` (`tokens` or `flops`) as `file`, with each of the `suffixes`.
 
     There is a panel for all tasks and one for each group of them.
 
@@ -68,7 +71,7 @@ def pareto(setting: Setting, axis: str, file: Path) -> Path | None:
         figure.tight_layout(rect=(0, 0.075 * rows, 1, 0.99))
         figure.legend(handles, names, loc="lower center", ncol=min(len(names), 3 * len(panels)), frameon=False)
         file.parent.mkdir(parents=True, exist_ok=True)
-        for suffix in SUFFIXES:
+        for suffix in suffixes:
             figure.savefig(file.with_suffix(suffix), dpi=150, metadata=UNDATED.get(suffix))
         plt.close(figure)
     return file

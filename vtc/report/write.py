@@ -76,7 +76,9 @@ def report(job: Job) -> Path:
         task = bar.add_task("comparing", total=pairs)
         for setting in settings:
             names.add(name := slug(setting.name, names))
-            drawn = [plots.pareto(setting, axis, output / f"pareto-{axis}-{name}.png") for axis in plots.AXES]
+            drawn = [
+                plots.pareto(setting, axis, output / f"pareto-{axis}-{name}.png", plots.SUFFIXES) for axis in plots.AXES
+            ]
             section = page.Section(
                 setting,
                 [file for file in drawn if file],
