@@ -45,7 +45,10 @@ def test_the_wheel_holds_what_runs_need(wheel: Path) -> None:
         for file in (ROOT / folder).rglob("*"):
             if file.is_file() and "__pycache__" not in file.parts:
                 assert file.relative_to(ROOT).as_posix() in held
-    assert (wheel / "vtc/report/page.html.j2").is_file() and (wheel / "vtc/py.typed").is_file()
+    assert (
+        all((wheel / f"vtc/report/assets/page.{kind}").is_file() for kind in ("html.j2", "css", "js"))
+        and (wheel / "vtc/py.typed").is_file()
+    )
     assert not (wheel / "tests").exists() and not (wheel / "conf").exists()
 
 

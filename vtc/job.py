@@ -27,6 +27,7 @@ from vtc.settings import (
     AblationSettings,
     BackboneSettings,
     BenchmarkSettings,
+    CompareSettings,
     LoraSettings,
     MethodSettings,
     ProfileSettings,
@@ -73,6 +74,7 @@ class Job:
     costs: str = setting("quick", COSTS, one_of(*COST_LEVELS), later=True)
     training: TrainingSettings | None = setting(None, WEIGHTS)
     report: ReportSettings = setting(ReportSettings(), NOTHING)
+    compare: CompareSettings = setting(CompareSettings(), NOTHING)
     ablation: AblationSettings | None = setting(None, NOTHING)
     store: StoreSettings | None = setting(None, NOTHING)
     checkpoint: str | None = setting("auto", NOTHING, TEXT)  # what is in it counts

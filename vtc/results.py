@@ -55,7 +55,7 @@ FIELDS: dict[str, Any] = {
     },
     "backbone": {"name": LINE},
     "method": {"name": LINE},
-    "checkpoint": {},
+    "checkpoint": {"manifest": {"seconds": COUNT}},
     "budget": dict.fromkeys(
         ("visual_tokens_in", "visual_tokens_out", "layer_average_tokens", "compression_ratio", "flops_ratio"), COUNT
     ),
@@ -75,9 +75,11 @@ FIELDS: dict[str, Any] = {
     ],
     "means": dict.fromkeys(GROUPS, MEAN),
     "baseline": {"id": LINE},
-    "efficiency": dict.fromkeys(
-        ("prefill_flops", "flops_ratio", "flops_ratio_with_vision", "ttft_speedup", "speedup", "method_share"), COUNT
-    ),
+    "efficiency": {
+        **dict.fromkeys(("prefill_flops", "flops_ratio", "flops_ratio_with_vision", "ttft_speedup", "speedup"), COUNT),
+        **dict.fromkeys(("method_share", "kv_cache_bytes"), COUNT),
+        **dict.fromkeys(("ttft_ms", "throughput"), allowed.mapping("numbers by their names", COUNT).or_null()),
+    },
 }
 
 _WHOLE = 64 << 20  # bytes: up to here a weight file is hashed whole, beyond by its header and samples

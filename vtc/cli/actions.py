@@ -20,6 +20,7 @@ ACTIONS = {
     "ablate": ("vtc.ablations.run:ablate", False),
     "profile": ("vtc.evaluation:profile", True),
     "report": ("vtc.report:report", False),
+    "compare": ("vtc.report:compare", False),
     "check": ("vtc.testing.check:check", False),
     "index": ("vtc.store.actions:index", False),  # these load the model of the store
     "search": ("vtc.store.actions:search", False),
@@ -33,8 +34,8 @@ def headline(job: Job) -> str:
     """What is about to happen, in one line; nothing where what is printed is to be read by a program."""
     if job.store is not None:
         return "" if job.store.format == JSON else f"{job.action} · store {job.store.store}"
-    if job.action == "report":
-        return "report"
+    if job.action in ("report", "compare"):
+        return job.action
     if job.action == "ablate":
         return f"ablate · {job.ablation.name if job.ablation else None} · backbone {job.backbone.name}"
     words = [job.action, f"backbone {job.backbone.name}", f"method {job.method.name}"]
@@ -55,9 +56,10 @@ def _check_folders(job: Job) -> None:
     Raises:
         UserError: as `places.check_writable`.
     """
-    if job.action == "report" and job.report.output:
-        report = Path(os.path.expanduser(job.report.output)).absolute()
-        places.check_writable(report, "give report.output=<another folder>")
+    pages = {"report": job.report.output, "compare": job.compare.output}
+    if output := pages.get(job.action):
+        folder = Path(os.path.expanduser(output)).absolute()
+        places.check_writable(folder, f"give {job.action}.output=<another folder>")
     elif job.store is not None:
         if job.action == "index" and "://" not in job.store.store:
             store = Path(os.path.expanduser(job.store.store)).absolute()

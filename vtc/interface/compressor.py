@@ -1,8 +1,7 @@
 """What a compression method is: `Compressor`, and narrower bases of which a method overrides one verb.
 
 A method says at which decoder layers it acts, which attention rows it needs there, and what it does to the tokens.
-It never touches positions, masks, caches or padding: the verbs of `TokenSequence` keep those true, and `vtc.engine`
-does the rest.
+It never touches positions, masks, caches or padding: the verbs of `TokenSequence` and `vtc.engine` keep those true.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 from vtc import results
 from vtc.errors import UserError, unknown
 from vtc.evaluation.sources import TaskSource
+from vtc.evaluation.sources.base import Document
 from vtc.evaluation.spec import TaskSpec
 from vtc.job import Job
 from vtc.pocket import splits
@@ -48,6 +49,12 @@ class PocketTasks(TaskSource):
 
         rows = pq.read_metadata(path(task, self.benchmark.data)).num_rows
         return min(rows, self.benchmark.limit) if self.benchmark.limit else rows
+
+    def documents(self, task: str) -> Mapping[str, Document]:
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(path(task, self.benchmark.data), columns=["id", "question", "image"])
+        return {str(r["id"]): Document(r["question"], [r["image"]]) for r in table.to_pylist()}
 
     def location(self, task: str, look_up: Callable[[str], str]) -> str:
         return "drawn here where it isn't yet"

@@ -22,7 +22,19 @@ SUBJECT = ("backbone", "benchmark")  # what names a table, where there is but on
 # Sections of a configuration that say which run of a table it is; of several with the same the newest is shown.
 CONFIGURATION = ("backbone", "method", *BUDGETS, "checkpoint", "layer_scale", "seed", "batch_size")
 # Sections that tell no two runs of one table apart.
-ALIKE = {"action", "output_dir", "resume", "dry_run", "report", "training", "profile", "schedule", "hydra", "benchmark"}
+ALIKE = {
+    "action",
+    "output_dir",
+    "resume",
+    "dry_run",
+    "report",
+    "compare",
+    "training",
+    "profile",
+    "schedule",
+    "hydra",
+    "benchmark",
+}
 
 
 @dataclass

@@ -1,60 +1,119 @@
-"""One self-contained HTML page: tables, plots, notes, and every run's configuration. No network, no other file."""
+"""One self-contained HTML page: leaderboard, figures, samples, and the run behind every number. No network, no other
+file: Plotly and DataTables come out of the Python packages plotly and itables."""
 
 from __future__ import annotations
 
 import base64
+import gzip
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from vtc import __version__
-from vtc.report import tables
-from vtc.report.collection import Setting, describe
+from vtc.report import samples
+from vtc.report.collection import Setting
+from vtc.report.view import setting_view
 
-TEMPLATE = Path(__file__).with_name("page.html.j2")
+ASSETS = Path(__file__).with_name("assets")
+LIBRARIES = {"datatables": ("itables", "html/dt_bundle.js"), "plotly": ("plotly", "package_data/plotly.min.js")}
+SCRIPTS = ("page.js", "figures.js", "samples.js")
 
 
 @dataclass
 class Section:
-    """What the page shows of one setting."""
+    """What the page shows of one setting.
+
+    Attributes:
+        plots: files of its static figures.
+        differences: as `vtc.report.tables.differences` gives them.
+        first: samples that are shown before others, by task and id.
+    """
 
     setting: Setting
     plots: list[Path]
     differences: list[dict]
+    first: Sequence[samples.Key] = field(default=())
 
 
-def render(sections: Sequence[Section], notes: Sequence[str], title: str) -> str:
-    """The page as text; everything that comes from a result file is escaped."""
+def render(
+    sections: Sequence[Section],
+    notes: Iterable[str],
+    title: str,
+    count: int = 0,
+    state: Mapping[str, str] | None = None,
+) -> str:
+    """The page as text. Whatever comes from a result file is data: the page shows it as text and never as markup.
+
+    Args:
+        count: of samples that are shown, all tables together.
+        state: of the page as it opens, where its address says nothing else.
+    """
+    # The largest table first: it is what the page opens on.
+    order = sorted(sections, key=lambda section: -len(section.setting.runs))
+    views = [setting_view(section.setting, section.differences) for section in order]
+    shown = [samples.view(s.setting, count // len(order), s.first) for s in order]
+    packed = {name: _library(name) for name in LIBRARIES}
+    if any(shown):
+        packed["samples-data"] = pack(json.dumps([view for view in shown if view]))
+    return _template().render(
+        title=title,
+        version=__version__,
+        notes=list(notes),
+        runs=sum(len(section.setting.runs) for section in order),
+        tables=len(order),
+        data=_json({"settings": views, "state": dict(state or {})}),
+        packed=list(packed.items()),
+    )
+
+
+@cache
+def _template() -> Any:
+    """The page without its content."""
     from jinja2 import Environment
 
-    template = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    content = [_section(section) for section in sections]
-    return template.render(title=title, version=__version__, notes=notes, sections=content)
+    def asset(name: str) -> str:
+        return (ASSETS / name).read_text(encoding="utf-8")
 
-
-def _section(section: Section) -> dict:
-    setting = section.setting
-    header, rows = tables.cells(setting)
-    pairs_header, pairs = tables.difference_cells(section.differences)
-    return {
-        "name": setting.name,
-        "about": setting.about,
-        "pocket": setting.runs[0].result["config"].get("backbone", {}).get("name") == "pocket",
-        "header": header,
-        "rows": rows,
-        "notes": setting.notes,
-        "plots": [(p.stem, base64.b64encode(p.read_bytes()).decode()) for p in section.plots],
-        "pairs_header": pairs_header,
-        "pairs": pairs,
-        "runs": [
-            {
-                "name": describe(run),
-                "id": run.id,
-                "created": run.created,
-                "command": run.result["run"].get("command", ""),
-                "text": json.dumps({k: run.result[k] for k in ("run", "config", "budget", "efficiency")}, indent=1),
-            }
-            for run in setting.runs
-        ],
+    ours = {
+        "style": _safe(asset("page.css")),
+        "table_style": _safe(_package("itables", "html/dt_bundle.css")),
+        "script": _safe("\n".join(map(asset, SCRIPTS))),
     }
+    return Environment(autoescape=True).from_string(asset("page.html.j2"), globals=ours)
+
+
+def pack(text: str) -> Any:
+    """A long text as the page unpacks it: gzip, in base64. The same text gives the same bytes."""
+    from markupsafe import Markup
+
+    return Markup(base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode())
+
+
+def _package(name: str, path: str) -> str:
+    """A text file inside a Python package."""
+    return files(name).joinpath(path).read_text(encoding="utf-8")
+
+
+@cache
+def _library(name: str) -> Any:
+    """A library for the browser, packed."""
+    return pack(_package(*LIBRARIES[name]))
+
+
+def _safe(text: str) -> Any:
+    """Text of our own, or of a library, that is no HTML and ends no element."""
+    from markupsafe import Markup
+
+    return Markup(text.replace("</", "<\\/"))
+
+
+def _json(value: Any) -> Any:
+    """JSON inside a script element, in which no text can end the element or begin a comment."""
+    from markupsafe import Markup
+
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

@@ -20,6 +20,13 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
 MOST = 10  # methods that are told apart by colour and marker in one plot
+SUFFIXES = (".png", ".svg", ".pdf")
+UNDATED: dict[str, dict[str, Any]] = {
+    ".svg": {"Date": None},
+    ".pdf": {"CreationDate": None},
+}  # the same results give the same files
+# As papers want it: letters stay letters that can be searched (type 42), lines are thin.
+PRINT = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "vtc", "axes.linewidth": 0.8}
 AXES: dict[str, tuple[Callable[[Run], float | None], str]] = {
     "tokens": (lambda run: run.tokens, "visual tokens an image has left (log scale)"),
     "flops": (lambda run: run.flops_ratio, "prefill FLOPs, relative to uncompressed (log scale)"),
@@ -27,8 +34,10 @@ AXES: dict[str, tuple[Callable[[Run], float | None], str]] = {
 PANEL_TITLES = {ALL: "all tasks", "understanding": "understanding", "discriminative": "discriminative"}
 
 
-def pareto(setting: Setting, axis: str, file: Path) -> Path | None:
-    """Score against `axis` (`tokens` or `flops`) as a PNG, a panel for all tasks and for each group of them.
+def pareto(setting: Setting, axis: str, file: Path, suffixes: Sequence[str] = (".png",)) -> Path | None:
+    """Score against `axis` (`tokens` or `flops`) as `file`, with each of the `suffixes`.
+
+    There is a panel for all tasks and one for each group of them.
 
     Error bars are 95 % confidence intervals; the dashed line is the uncompressed backbone, the dotted one a blind one.
     Of more than `MOST` methods those in colour are on the Pareto front of all tasks somewhere; the others are grey.
@@ -47,7 +56,7 @@ def pareto(setting: Setting, axis: str, file: Path) -> Path | None:
     words += ", side by side" if _is_one([cost(r) or 0.0 for r in points]) else ""
     panels = [ALL, *setting.groups] if len(setting.groups) > 1 else [ALL]
     spines = {f"axes.spines.{side}": False for side in ("top", "right")}
-    style: dict[Any, Any] = {"font.size": 10, "text.parse_math": False, **spines}
+    style: dict[Any, Any] = {"font.size": 10, "text.parse_math": False, **PRINT, **spines}
     with plt.rc_context(style), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a label in a script that the font lacks is drawn as boxes
         figure, axes = plt.subplots(1, len(panels), figsize=(4.3 * len(panels) + 0.6, 4.4), squeeze=False, sharex=True)
@@ -62,7 +71,8 @@ def pareto(setting: Setting, axis: str, file: Path) -> Path | None:
         figure.tight_layout(rect=(0, 0.075 * rows, 1, 0.99))
         figure.legend(handles, names, loc="lower center", ncol=min(len(names), 3 * len(panels)), frameon=False)
         file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=150)
+        for suffix in suffixes:
+            figure.savefig(file.with_suffix(suffix), dpi=150, metadata=UNDATED.get(suffix))
         plt.close(figure)
     return file
 

@@ -1,4 +1,4 @@
-"""A report on disk: `table.csv`, `table.md`, `pareto-*.png`, `index.html`; and the tables on the console."""
+"""A report on disk: `table.csv`, `.md`, `.tex`, `pareto-*` as PNG, SVG and PDF, `index.html`; tables are printed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from vtc.errors import UserError
 from vtc.job import Job
 from vtc.report import page, paper, plots, split, tables
 from vtc.report.collection import collect
+from vtc.report.latex import latex
 from vtc.terminal import console as terminal
 from vtc.terminal import in_parts, table
 
@@ -75,7 +76,9 @@ def report(job: Job) -> Path:
         task = bar.add_task("comparing", total=pairs)
         for setting in settings:
             names.add(name := slug(setting.name, names))
-            drawn = [plots.pareto(setting, axis, output / f"pareto-{axis}-{name}.png") for axis in plots.AXES]
+            drawn = [
+                plots.pareto(setting, axis, output / f"pareto-{axis}-{name}.png", plots.SUFFIXES) for axis in plots.AXES
+            ]
             section = page.Section(
                 setting,
                 [file for file in drawn if file],
@@ -93,8 +96,10 @@ def report(job: Job) -> Path:
         text += beside(job.report.reference, [run for s in settings for run in s.runs], console)
     results.write_text(output / "table.csv", pd.concat([tables.frame(s) for s in settings]).to_csv(index=False))
     results.write_text(output / "table.md", "\n".join(text))
-    results.write_text(output / "index.html", page.render(sections, notes, title))
-    files = ["table.csv", "table.md", *(p.name for s in sections for p in s.plots)]
+    papers = [latex(f"{s.name}. Scores with 95 % confidence intervals.", *tables.cells(s)) for s in settings]
+    results.write_text(output / "table.tex", "\n".join(["% needs booktabs and graphicx", *papers]))
+    results.write_text(output / "index.html", page.render(sections, notes, title, job.report.samples))
+    files = ["table.csv", "table.md", "table.tex", *(p.name for s in sections for p in s.plots)]
     console.print(f"{runs} runs → {output / 'index.html'}, {', '.join(files)}", soft_wrap=True, markup=False)
     return output
 

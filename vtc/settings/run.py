@@ -177,16 +177,34 @@ class ProfileSettings:
 class ReportSettings:
     """What a report reads and where it is written; None: `output_dir`, and `output_dir/report`.
 
-    `reference`: a table of the papers (`vtc.report.paper`) that is printed with ours beside it.
+    Attributes:
+        reference: a table of the papers (`vtc.report.paper`) that is printed with ours beside it.
+        samples: how many questions the page shows with their pictures and answers, the most telling first.
     """
 
     inputs: tuple[str, ...] | None = setting(None, NOTHING, FILES)
     output: str | None = setting(None, NOTHING, FOLDER.or_null())
     title: str = setting("Visual-token compression", NOTHING, text())
     reference: str | None = setting(None, NOTHING, TEXT)
+    samples: int = setting(300, NOTHING, whole(0, 10_000))
 
     def __post_init__(self) -> None:
         fill(self, inputs=several_of(self.inputs))
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """Which two runs are compared, and where that is written; None: `output_dir/compare`.
+
+    Attributes:
+        a, b: a run's folder, its result file, or its id below `output_dir`.
+        samples: how many questions the page shows, those that flipped first.
+    """
+
+    a: str | None = setting(None, NOTHING, FOLDER.or_null())
+    b: str | None = setting(None, NOTHING, FOLDER.or_null())
+    output: str | None = setting(None, NOTHING, FOLDER.or_null())
+    samples: int = setting(300, NOTHING, whole(0, 10_000))
 
 
 @dataclass(frozen=True)

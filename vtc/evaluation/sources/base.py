@@ -18,6 +18,14 @@ from vtc.settings import BenchmarkSettings
 UPSTREAM = "vtc.evaluation.sources.upstream:UpstreamTasks"  # the source of benchmarks that bear no source's name
 
 
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A question as a person sees it: its text, and its pictures as `vtc.data.pictures.open_picture` takes them."""
+
+    question: str = ""
+    pictures: Sequence[Any] = ()
+
+
 class TaskSource:
     """The tasks of a benchmark: what each is, what it needs, where its data are.
 
@@ -84,6 +92,15 @@ class TaskSource:
             look_up: what the hub says of a data set, or that a folder is here.
         """
         raise NotImplementedError
+
+    def documents(self, task: str) -> Mapping[str, Document]:
+        """The questions of a task by their ids, to look at behind a run; empty where they aren't at hand without
+        lmms-eval or the network. It may read or draw data.
+
+        Raises:
+            UserError, OSError, ValueError: they can't be read.
+        """
+        return {}
 
     # -- for those who write a source
     @property

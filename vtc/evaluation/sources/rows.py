@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from vtc.errors import UserError
-from vtc.evaluation.sources.base import TaskSource
+from vtc.evaluation.sources.base import Document, TaskSource
 from vtc.evaluation.sources.user_questions import UserQuestion, questions_of, text_of
 from vtc.evaluation.spec import TaskSpec
 from vtc.identity import hash_bytes
@@ -60,6 +60,13 @@ class RowsSource(TaskSource):
         import datasets
 
         return datasets.Dataset.from_list(list(self._docs(task)))
+
+    def documents(self, task: str) -> Mapping[str, Document]:
+        out = {}
+        for row in self.table(task):
+            pictures = row.get("pictures") or row.get("images") or [row.get("picture")]
+            out[str(row["id"])] = Document(row["text"], [picture for picture in pictures if picture is not None])
+        return out
 
     def questions(self, task: str) -> Iterable[UserQuestion]:
         """The rows of a task, each checked.
