@@ -214,7 +214,8 @@ def _hydra(argv: Sequence[str], sweep: Sweep, sweeping: bool) -> None:
                 return
             if not job.dry_run:
                 note(ledger, typed_overrides, entry)
-            say(f"vtc {__version__} · {actions.headline(job)}")
+            if line := actions.headline(job):
+                say(f"vtc {__version__} · {line}")
             path = actions.perform(job)
             result = str(path) if isinstance(path, Path) and path.is_file() else None
             if not job.dry_run:

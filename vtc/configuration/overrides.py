@@ -36,7 +36,8 @@ SHORT = {
 }
 # Keys whose value is a text whatever it looks like: a folder may be called 1e3.
 TEXTS = {"output_dir", "data", "checkpoint", "pretrained", "backbone.pretrained", "benchmark.data", "report.output",
-         "report.title", "training.folder", "training.start", "training.pretrained"}  # fmt: skip
+         "report.title", "training.folder", "training.start", "training.pretrained",
+         "store", "images", "image", "query", "question", "html"}  # fmt: skip
 
 
 def read(word: str) -> Override:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from vtc.settings import (
     TrainingSettings,
     from_mapping,
 )
+from vtc.store_settings import ACTIONS, StoreSettings
 
 GENERAL = (
     "action",
@@ -77,6 +79,7 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
             "training": _training(values),
             "report": from_mapping(ReportSettings, values.get("report") or {}, "report"),
             "ablation": _ablation(values, overrides),
+            "store": _store(values),
             "output_dir": Path(os.path.expanduser(str(values["output_dir"]))),
             "overrides": None if overrides is None else tuple(overrides),
         },
@@ -94,6 +97,15 @@ def _training(values: dict[str, Any]) -> TrainingSettings | None:
     if not recipe:
         recipe = yaml.safe_load(shipped.path("conf/training/default.yaml").read_text(encoding="utf-8"))
     return TrainingSettings.of(recipe)
+
+
+def _store(values: dict[str, Any]) -> StoreSettings | None:
+    if values["action"] not in ACTIONS:
+        return None
+    known = {field.name for field in dataclasses.fields(StoreSettings)}
+    settings = from_mapping(StoreSettings, {key: value for key, value in values.items() if key in known})
+    settings.check(values["action"])
+    return settings
 
 
 def _ablation(values: dict[str, Any], overrides: Sequence[str] | None) -> AblationSettings | None:
