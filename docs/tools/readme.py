@@ -27,6 +27,7 @@ from vtc.errors import UserError
 from vtc.report import plots, tables
 from vtc.report.collection import Setting, collect, number
 from vtc.report.runs import Run
+from vtc.statistics import Estimate
 
 PAGES = (
     "README.md",
@@ -230,7 +231,9 @@ def stages_part(root: Path) -> str:
         four = result["method"]["name"] == "llavolta" and result["config"]["tokens"] is None and result["checkpoint"]
         if result["method"]["name"] == "none" or four:
             name = "four stages" if four else "single stage (the base model)"
-            means = [f"{result['means'][g]['value']:.3f} ± {result['means'][g]['stderr']:.3f}" for g in results.GROUPS]
+            means = [
+                tables.interval(Estimate(m["value"], m["stderr"])) for m in map(result["means"].get, results.GROUPS)
+            ]
             scored.append([name, *means])
     if len(scored) > 1:
         lines += ["", tables.markdown(["trained in", *results.GROUPS], sorted(scored, reverse=True))]

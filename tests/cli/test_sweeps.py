@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hydra import compose
 
 from vtc import shipped, terminal
 from vtc.cli import actions, main, sweeps
 from vtc.cli.sweeps import DONE, FAILED, SKIPPED, Entry, Ledger, Sweep
+from vtc.configuration.compose import CONFIG, hydra_at_rest
 from vtc.errors import UserError
 from vtc.job import Job
 
@@ -120,3 +122,19 @@ def test_a_table_in_parts_has_every_column_once():
     parts = terminal.in_parts(header, rows, 80)
     assert [at for part in parts for at in part[1:]] == [*range(1, 10)] and all(part[0] == 0 for part in parts)
     assert len(parts) == 3 and terminal.in_parts(header, rows, 10)[0] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("preset", "package", "target"),
+    [
+        ("here_joblib", "joblib_launcher", "JoblibLauncher"),
+        ("here_submitit", "submitit_launcher", "LocalLauncher"),
+        ("slurm", "submitit_launcher", "SlurmLauncher"),
+    ],
+)
+def test_presets_are_those_of_their_launchers(preset, package, target):
+    """Each is a file over the launcher's own defaults: an option that it doesn't have would be refused here."""
+    pytest.importorskip(f"hydra_plugins.hydra_{package}")
+    with hydra_at_rest():
+        config = compose(CONFIG, overrides=[f"hydra/launcher={preset}"], return_hydra_config=True)
+    assert config.hydra.launcher._target_.endswith(target)

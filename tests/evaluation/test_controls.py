@@ -54,19 +54,19 @@ def test_grey_has_the_size_and_nothing_else():
 def test_another_picture_is_never_the_same():
     asked = []
 
-    def shown_at(number: int) -> Prompt:
+    def pictures_of(number: int) -> controls.Pictures:
         asked.append(number)
-        return prompt(GALLERY[number])
+        return [GALLERY[number]], []
 
-    other = controls.of_another(prompt(GALLERY[3]), 3, 4, shown_at)
+    other = controls.of_another(prompt(GALLERY[3]), 3, 4, pictures_of)
     assert asked == [1] and other.images[0] is GALLERY[1] and other.text == "what?"
     asked.clear()
     GALLERY[2], before = GALLERY[0], GALLERY[2]
-    other = controls.of_another(prompt(GALLERY[0]), 0, 4, shown_at)
+    other = controls.of_another(prompt(GALLERY[0]), 0, 4, pictures_of)
     GALLERY[2] = before
     assert asked == [2, 3] and other.images[0].getpixel((0, 0)) == (30, 0, 0)
     with pytest.raises(ValueError, match=r"benchmark\.picture=other needs one"):
-        controls.of_another(prompt(GALLERY[0]), 0, 1, shown_at)
+        controls.of_another(prompt(GALLERY[0]), 0, 1, pictures_of)
 
 
 def test_the_picture_decides_the_scores_and_its_default_nothing(config):

@@ -314,7 +314,7 @@ def _check_key(config: DictConfig, key: str, word: str) -> None:
 
 
 def _is_group(key: str) -> bool:
-    return (config_dir() / key).is_dir()
+    return not key.startswith("hydra") and (config_dir() / key).is_dir()  # Hydra's own groups have plug-ins' choices
 
 
 def _base(overrides: Sequence[Override]) -> DictConfig:

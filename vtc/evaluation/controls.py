@@ -16,7 +16,22 @@ from vtc.evaluation.prompts import Prompt
 
 OWN, GREY, OTHER = "own", "grey", "other"
 MIDDLE = (128, 128, 128)
+Pictures = tuple[list[Image.Image], list[list[Image.Image]]]  # images, and the frames of videos
 TRIES = 64  # neighbours that may show the same picture, as several questions about one do
+
+
+def shown(picture: str, prompt: Prompt, number: int, count: int, pictures_of: Callable[[int], Pictures]) -> Prompt:
+    """The prompt with the pictures that it is to be asked about.
+
+    Args:
+        picture: `own`, `grey` or `other`; the others: as `of_another`.
+
+    Raises:
+        ValueError: as `of_another`.
+    """
+    if picture == GREY:
+        return without_content(prompt)
+    return of_another(prompt, number, count, pictures_of) if picture == OTHER and prompt.shown else prompt
 
 
 def without_content(prompt: Prompt) -> Prompt:
@@ -30,13 +45,13 @@ def _grey(image: Image.Image) -> Image.Image:
     return Image.new("RGB", image.size, MIDDLE)
 
 
-def of_another(prompt: Prompt, number: int, count: int, shown_at: Callable[[int], Prompt]) -> Prompt:
+def of_another(prompt: Prompt, number: int, count: int, pictures_of: Callable[[int], Pictures]) -> Prompt:
     """The prompt with the pictures of the sample half a task further on, or of the next after it that shows as many
     pictures and not the same ones. It is the same one in every run.
 
     Args:
         number: of the sample in its task; count: samples of the task.
-        shown_at: what another sample of the task shows.
+        pictures_of: what another sample of the task shows.
 
     Raises:
         ValueError: none of `TRIES` others shows other pictures.
@@ -47,9 +62,10 @@ def of_another(prompt: Prompt, number: int, count: int, shown_at: Callable[[int]
         at = (number + count // 2 + step) % count
         if at == number:
             continue
-        other = shown_at(at)
-        if (len(other.images), len(other.videos)) == shape and [_content(image) for image in other.shown] != own:
-            return replace(prompt, images=other.images, videos=other.videos)
+        images, videos = pictures_of(at)
+        other = replace(prompt, images=images, videos=videos)
+        if (len(images), len(videos)) == shape and [_content(image) for image in other.shown] != own:
+            return other
     raise ValueError("no other sample shows another picture; benchmark.picture=other needs one")
 
 

@@ -21,6 +21,7 @@ METRICS = {"CIDEr": "CIDEr/10", "exact_match": "exact match"}
 COLUMNS = ("task", "metric", "n", "score", "blind", "bag", "uncompressed", "retained", "agreement", "p")
 LEAST = ("bag", "metric", "agreement", "n", "blind", "p", "uncompressed")  # what goes first where the screen is narrow
 INTERVAL = "± is half the 95 % interval over samples"
+AGREEMENT = "; agreement: the share of the answers that are the uncompressed model's, in the same words"
 
 
 def score(value: float | None, error: float | None = None) -> str:
@@ -58,6 +59,14 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     for group, mean in (result.get("means") or {}).items():
         out.append((f"mean, {group}", f"{mean['tasks']} tasks", str(mean["n"]), *_cells(mean)))
     return out
+
+
+def table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of the scores; agreement where the result states any (those of earlier versions don't)."""
+    lines, at = rows(result), COLUMNS.index("agreement")
+    if any(line[at] != "–" for line in lines):
+        return COLUMNS, lines
+    return tuple(c for c in COLUMNS if c != "agreement"), [line[:at] + line[at + 1 :] for line in lines]
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -122,11 +131,11 @@ def remarks(result: dict[str, Any]) -> list[str]:
 
 def scores(result: dict[str, Any], width: int) -> Table:
     """The scores for a screen of `width` columns."""
-    tasks = len(result["scores"])
+    tasks, (header, lines) = len(result["scores"]), table(result)
     return terminal.table(
         title(result),
-        COLUMNS,
-        rows(result),
+        header,
+        lines,
         width,
         least=LEAST,
         left=("metric",),
@@ -154,9 +163,9 @@ def markdown(result: dict[str, Any]) -> str:
             "",
             f"`{run['command']}` · run {run['id']} · {run['created']} · {run['device']} · {run['dtype']}",
             "",
-            *_markdown_table(COLUMNS, rows(result), 2),
+            *_markdown_table(*table(result), 2),
             "",
-            f"{INTERVAL}; agreement: of the answers, the share that are the uncompressed model's, in the same words.",
+            f"{INTERVAL}{AGREEMENT if 'agreement' in table(result)[0] else ''}.",
             "",
             *_markdown_table(("cost", "this method", "uncompressed"), costs_rows(result), 1),
             "",

@@ -185,7 +185,8 @@ class VtcModel(lmms):
         rows = self.task_dict[task][split]
         if self._documents is None or self._documents[0] is not rows:
             self._documents = rows, Documents(rows)
-        messages = ChatMessages(messages=doc_to_messages(self._documents[1].read(doc_id, room)))
+        documents = self._documents[1]
+        messages = ChatMessages(messages=doc_to_messages(documents.read(doc_id, room)))
         pictures, videos, audios = messages.extract_media()
         if audios:
             raise UserError(f"benchmark.tasks={task}: has audio; backbone={self.backbone.name} hears none")
@@ -193,19 +194,12 @@ class VtcModel(lmms):
             raise UserError(f"benchmark.tasks={task}: has video; backbone={self.backbone.name} reads images")
         text = "".join(c.text for m in messages.messages for c in m.content if c.type == "text")
         images, clips = decoded(pictures, videos, self.frames, room)
-        prompt = Prompt(index, text, images, options, clips)
-        if self.picture == controls.GREY:
-            return controls.without_content(prompt)
-        if self.picture == controls.OTHER and prompt.shown:
 
-            def shown_at(number: int) -> Prompt:
-                others = ChatMessages(messages=doc_to_messages(self._documents[1].read(number, room)))  # type: ignore[index]
-                pictures, videos, _ = others.extract_media()
-                images, clips = decoded(pictures, videos, self.frames, room)
-                return Prompt(index, text, images, options, clips)
+        def pictures_of(number: int) -> controls.Pictures:
+            media = ChatMessages(messages=doc_to_messages(documents.read(number, room))).extract_media()
+            return decoded(media[0], media[1], self.frames, room)
 
-            return controls.of_another(prompt, doc_id, len(rows), shown_at)
-        return prompt
+        return controls.shown(self.picture, Prompt(index, text, images, options, clips), doc_id, len(rows), pictures_of)
 
     def _answer(self, questions: Sequence[Prompt], requests: Sequence[Instance], answers: Answers) -> None:
         """Answer a batch; where that fails, its halves, down to the questions that can't be answered alone."""
