@@ -26,6 +26,7 @@ def package(site: Path, name: str, entries: bytes, metadata: bytes | None = None
 def site(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(registry, "BROKEN", set())
+    monkeypatch.setattr(registry, "UNREADABLE", set())
     package(tmp_path, "good", b"good = json:JSONEncoder\n")
     return tmp_path
 

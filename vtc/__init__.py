@@ -1,17 +1,22 @@
 """vtc: one framework for visual-token compression in large vision-language models.
 
-Importing this package imports nothing heavy; `vtc.interface`, `vtc.engine` and `vtc.backbones` do.
+Importing this package imports nothing heavy. Its modules, and the names of `__init__.pyi`, are imported when they are
+first asked for: `vtc.registry`, `vtc.interface`, `vtc.engine`.
 """
 
-from importlib import import_module
-from typing import Any
+import importlib
 
 __version__ = "0.1.0"
+ELSEWHERE = {"Store": "vtc.store"}  # names that are in a module of another name
 
-LAZY = {"Store": "vtc.store"}  # imported when they are asked for
 
-
-def __getattr__(name: str) -> Any:
-    if name in LAZY:
-        return getattr(import_module(LAZY[name]), name)
+def __getattr__(name: str) -> object:
+    if name in ELSEWHERE:
+        return getattr(importlib.import_module(ELSEWHERE[name]), name)
+    if not name.startswith("_"):
+        try:
+            return importlib.import_module(f"vtc.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"vtc.{name}":
+                raise
     raise AttributeError(f"module 'vtc' has no attribute '{name}'")

@@ -21,6 +21,10 @@ class NotFinite(SampleError):
     """Values that are no numbers, or beyond what their type holds."""
 
 
+class MethodFailure(RuntimeError):
+    """A method's own code raised: a mistake in the method, whatever it was run on. The cause is the exception."""
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """`"; did you mean 'fastv'?"` where one of `allowed` is close to `word` or begins with it, else `""`."""
     names = [str(a) for a in allowed]

@@ -34,7 +34,7 @@ from vtc.settings import (
     TrainingSettings,
     from_mapping,
 )
-from vtc.store_settings import StoreSettings
+from vtc.settings.store import StoreSettings
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
@@ -55,6 +55,7 @@ class Job:
         output_dir: where results, trainings and reports go.
         resume: False repeats what is finished.
         dry_run: say what would be done, and stop.
+        plugins: files that bring methods and families of the user's own.
         overrides: as typed, for the command that repeats it; None: it was not made by a command of vtc's.
     """
 
@@ -74,6 +75,7 @@ class Job:
     output_dir: Path = setting(Path("outputs"), NOTHING, Allowed("a folder", lambda v: isinstance(v, Path)))
     resume: str | bool = setting("auto", NOTHING, one_of("auto", True, False))
     dry_run: bool = setting(False, NOTHING, BOOLEAN)
+    plugins: tuple[str, ...] = setting((), NOTHING, several("a list of files, [./my_method.py]", text()))
     overrides: tuple[str, ...] | None = setting(None, NOTHING, several("overrides", text()).or_null())
 
     # -- what it comes to, without weights
@@ -175,8 +177,8 @@ class Job:
 
         versions = {
             "engine": engine.VERSION,
-            "family": self.family.version,
-            "methods": {name: methods.get(name).version for name in parts(self.method.name).values()},
+            "family": families.version(self.backbone.family),
+            "methods": {name: methods.version(name) for name in parts(self.method.name).values()},
         }
         return deciding(self, what) | {"versions": versions}
 

@@ -114,12 +114,14 @@ def whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> Path:
+    """Writes a file whole or not at all, as UTF-8; returns its path."""
     with whole(path) as file:
         file.write(text.encode(errors="backslashreplace"))  # names of files may hold bytes that are no UTF-8
     return path
 
 
 def write_json(path: Path, value: Any) -> Path:
+    """The same with a value of plain kinds, `plain` of others, as JSON."""
     return write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 

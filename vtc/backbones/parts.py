@@ -39,7 +39,7 @@ class Parts:
     Args:
         options: attributes of a family that differ from checkpoint to checkpoint, such as `image_size`.
 
-    Class attributes:
+    Attributes:
         image_text, video_text: what stands for an image and for a video in a prompt that the processor reads; a family
             without videos has None.
         position_axes: of the decoder's position ids; 3 for M-RoPE.
@@ -75,10 +75,12 @@ class Parts:
 
     @property
     def device(self) -> torch.device:
+        """Of the decoder's embeddings, where its inputs belong."""
         return self.decoder.embed_tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the decoder's embeddings."""
         return self.decoder.embed_tokens.weight.dtype
 
     @property

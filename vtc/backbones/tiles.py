@@ -34,7 +34,7 @@ class Tiled(Chat):
             tile. With `image_size` every picture is resized to that square, a multiple of the tile's side, and cut into
             the tiles that it has, beside itself in small.
 
-    Class attributes:
+    Attributes:
         most_tiles: along the side of the largest `image_size`.
     """
 

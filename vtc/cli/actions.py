@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vtc import folders as places
-from vtc import shipped
+from vtc import registry, shipped
 from vtc.errors import UserError
 from vtc.job import Job, launched
-from vtc.store_settings import JSON
+from vtc.settings.store import JSON
 
 # action → (function that takes the job, whether it loads a trained model and so is checked before)
 ACTIONS = {
@@ -23,7 +23,9 @@ ACTIONS = {
     "index": ("vtc.store.actions:index", False),  # these load the model of the store
     "search": ("vtc.store.actions:search", False),
     "ask": ("vtc.store.actions:ask", False),
+    "check": ("vtc.testing.check:check", False),
 }
+WRITES_NOTHING = ("check",)
 TOGETHER = ("evaluate", "train")  # what several processes, started by `accelerate launch` or `torchrun`, do together
 
 
@@ -80,7 +82,8 @@ def perform(job: Job) -> Any:
         raise UserError(
             f"action={job.action}: is for one process, and {launched()} were started; leave out the launcher"
         )
-    if is_first():
+    registry.check_packages()
+    if is_first() and job.action not in WRITES_NOTHING:
         _check_folders(job)
     target, loads = ACTIONS[job.action]
     if loads:

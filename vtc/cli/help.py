@@ -7,11 +7,11 @@ import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from vtc import __version__
+from vtc import __version__, plugins
 from vtc.configuration.choices import GROUPS, choices
 from vtc.configuration.compose import config_dir
 from vtc.configuration.methods import options_in_words
-from vtc.configuration.overrides import SHORT
+from vtc.configuration.overrides import SHORT, plugin_files, read, spelled_out
 from vtc.registry import methods
 
 USAGE = """\
@@ -35,7 +35,13 @@ Flags
 
 
 def text(words: Sequence[str] = ()) -> str:
-    """The whole help page, with the options of the methods that the words of a command line name."""
+    """The whole help page, with the options of the methods that the words of a command line name.
+
+    Raises:
+        UserError: a file of the user's, in `method=`, that has no such method.
+    """
+    words = spelled_out([word for word in words if word.startswith(("method=", "plugins="))])
+    plugins.load_all(plugin_files([read(word) for word in words]))
     width = min(shutil.get_terminal_size((110, 24)).columns, 130)
     parts = [USAGE.format(version=__version__)]
     for group, about in GROUPS.items():

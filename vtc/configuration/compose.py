@@ -18,7 +18,7 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vtc import shipped
+from vtc import plugins, shipped
 from vtc.budget import BUDGETS
 from vtc.configuration.choices import GROUPS, choices, unconfigured
 from vtc.configuration.methods import method_node, store_methods
@@ -26,6 +26,7 @@ from vtc.configuration.overrides import (
     OWN_SUITES,
     SHORT,
     is_listed,
+    plugin_files,
     quoted,
     read,
     short_dtype,
@@ -175,8 +176,9 @@ def prepare(words: Sequence[str], sweeping: bool = False) -> list[Override]:
     Raises:
         UserError: an unknown choice, several in one run, a plug-in that can't be imported.
     """
-    store_methods()
     overrides = [read(word) for word in words]
+    plugins.load_all(plugin_files(overrides))
+    store_methods()
     for word, override in zip(words, overrides, strict=True):
         key = override.key_or_group
         if override.is_sweep_override() and not sweeping:

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from vtc import plugins, shipped
 from vtc.configuration.choices import configured
 from vtc.errors import UserError
 from vtc.settings import SHORT_DTYPES
@@ -89,8 +91,8 @@ def values(override: Override) -> list[Any]:
 
 def spelled_out(words: Sequence[str]) -> list[str]:
     """The command line as Hydra takes it: `dtype=bf16` as `backbone.dtype=bf16` (every key of `SHORT`), a list
-    of methods as one choice, the file of a suite as its name, a text as a text. Of a key that stands twice the last
-    value counts, as it does for Hydra.
+    of methods as one choice, a method in a file as its name with the file among `plugins`, the file of a suite as its
+    name, a text as a text. Of a key that stands twice the last value counts, as it does for Hydra.
 
     Raises:
         UserError: a word that can't be read, or a key that is given by both of its names with different values.
@@ -107,7 +109,48 @@ def spelled_out(words: Sequence[str]) -> list[str]:
             raise UserError(f"{earlier}, {word}: one key, two values; give one of the two")
         if key not in UNSET or listed != [None]:
             out[long] = key, word, means, _spelled_out(word, override, long)
-    return [text for *_, text in out.values()]
+    written = [text for *_, text in out.values()]
+    files = plugin_files([read(word) for word in words])
+    if not files:
+        return written
+    names = ",".join(
+        file if re.fullmatch(r"[\w./-]+", file, re.ASCII) else _with_quotes(f"={file}")[1:] for file in files
+    )
+    return [*(word for word in written if word.lstrip("+").partition("=")[0] != "plugins"), f"plugins=[{names}]"]
+
+
+def plugin_files(overrides: Sequence[Override]) -> list[str]:
+    """The files of `plugins=[…]`, and those of methods that are named by their file, in order.
+
+    Raises:
+        UserError: `plugins` is no list.
+    """
+    files: list[str] = []
+    for override in overrides:
+        key, value = override.key_or_group, override.value()
+        if key == "plugins":
+            if not isinstance(value, list) or override.is_sweep_override():
+                raise UserError(f"{override.input_line}: allowed: a list of files, plugins=[./my_method.py]")
+            files = [*map(str, value), *files]
+        elif key == "method" and is_listed(override):
+            files += [file for part in _parts(override) if (named := plugins.split(part)) for file in named[:1]]
+    return [*dict.fromkeys(files)]
+
+
+def _parts(override: Override) -> list[str]:
+    """Each method that `method=…` names, those of a composition and of a sweep one by one."""
+    flat = (part for value in values(override) for part in (value if isinstance(value, list) else [value]))
+    return [name for part in flat for name in str(part).split("+")]
+
+
+def _by_name(method: Any) -> str:
+    """A method as it is chosen: by its name, of one in a file that of its class; parts with + between them.
+
+    Raises:
+        UserError: a file that has no such method.
+    """
+    names = str(method).split("+")
+    return "+".join(plugins.method_of(*named) if (named := plugins.split(name)) else name for name in names)
 
 
 def is_listed(override: Override) -> bool:
@@ -130,8 +173,11 @@ def _spelled_out(word: str, override: Override, long: str) -> str:
             raise UserError(f"{word}: {name} is a shipped benchmark; give the file another name")
         OWN_SUITES[name] = file
         return f"benchmark={name}"
-    if key == "method" and is_listed(override) and any(isinstance(v, list) and v for v in values(override)):
-        names = ["+".join(map(str, v)) if isinstance(v, list) else str(v) for v in values(override)]
+    listed = key == "method" and is_listed(override)
+    if listed and (
+        any(map(plugins.split, _parts(override))) or any(isinstance(v, list) and v for v in values(override))
+    ):
+        names = ["+".join(map(_by_name, v)) if isinstance(v, list) else _by_name(v) for v in values(override)]
         return f"{head}={','.join(names)}"
     plain = not override.is_sweep_override() and isinstance(override.value(), (str, int, float))
     if key in TEXTS and plain and raw[:1] not in ("'", '"') and "\\" not in raw and override.value() != raw:
@@ -148,6 +194,19 @@ def typed(override: str) -> str:
     """An override as the user typed it: a suite by its file again."""
     key, _, value = override.partition("=")
     return f"{key}={OWN_SUITES[value]}" if key == "benchmark" and value in OWN_SUITES else override
+
+
+def swept_by_experiment(words: Sequence[str]) -> list[str]:
+    """The words of the sweep that the chosen experiment is (`hydra.sweeper.params` of its file), but for keys that the
+    command line has itself; empty where it is none."""
+    typed_keys = {(override := read(word)).key_or_group: override for word in words}
+    chosen = typed_keys.get("experiment")
+    if chosen is None or chosen.is_sweep_override() or str(chosen.value()) not in configured("experiment"):
+        return []
+    file = shipped.path(f"conf/experiment/{chosen.value()}.yaml")
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    params = ((content.get("hydra") or {}).get("sweeper") or {}).get("params") or {}
+    return [f"{key}={value}" for key, value in params.items() if key not in typed_keys]
 
 
 def swept(overrides: Sequence[Override]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from vtc import shipped
+from vtc import plugins, shipped
 from vtc.allowed import one_of
 from vtc.budget import BUDGETS, Budget
 from vtc.configuration import validation
@@ -29,10 +29,11 @@ from vtc.settings import (
     TrainingSettings,
     from_mapping,
 )
-from vtc.store_settings import ACTIONS, StoreSettings
+from vtc.settings.store import ACTIONS, StoreSettings
 
 GENERAL = ("action", "checkpoint", "seed", "batch_size", "resume", "dry_run")  # of the top level, as a job has them
 LAYER_SCALES = one_of("auto", "none")
+PLUGINS = Job.__dataclass_fields__["plugins"].metadata["allowed"]
 
 
 def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
@@ -53,11 +54,14 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
         key = re.sub(r"\[(\d+)\]", r".\1", absent[0])
         raise UserError(f"{absent[0]}: the recipe needs it; give {key}=…")
     FOLDER.check("output_dir", values["output_dir"])
+    PLUGINS.check("plugins", values["plugins"])
+    plugins.load_all(values["plugins"])  # once more where a launcher's worker has the configuration alone
     method = dict(values["method"])
     job = from_mapping(
         Job,
         {key: values[key] for key in GENERAL}
         | {
+            "plugins": tuple(values["plugins"]),
             "backbone": from_mapping(BackboneSettings, values["backbone"], "backbone"),
             "method": MethodSettings(method.pop("name"), method),
             "budget": Budget(**{key: values.get(key) for key in BUDGETS}),

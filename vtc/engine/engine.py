@@ -207,9 +207,9 @@ class Engine:
     def _begin_plain_call(self, kwargs: dict[str, Any]) -> None:
         """Of a call of the decoder that nothing touches: its context, and the report where it is a prefill."""
         call, cache = self._current_call(), cache_among(kwargs)
-        given = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
-        if call.new_tokens is not None and given is not None:
-            count = given.shape[1] + (0 if cache is None else int(cache.get_seq_length()))
+        inputs = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
+        if call.new_tokens is not None and inputs is not None:
+            count = inputs.shape[1] + (0 if cache is None else int(cache.get_seq_length()))
             position = kwargs.get("position_ids")
             if position is not None and position.ndim == 3:  # the place in the text may stand before those in the grid
                 position = position[-self.backbone.position_axes :]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 
 from vtc.backbones.base import Backbone
 from vtc.engine.tower_watch import stand_in
-from vtc.errors import NotFinite, SampleError
+from vtc.errors import MethodFailure, NotFinite, SampleError
 from vtc.interface import Compressor, TokenSequence
 
 
@@ -75,3 +78,12 @@ def _check_finite(where: str, values: Any) -> None:
     if isinstance(values, Tensor) and values.is_floating_point() and not bool(values.isfinite().all()):
         hint = "; float16 ends at 65,504, dtype=bf16 and float32 go further" if values.dtype == torch.float16 else ""
         raise NotFinite(f"{where} isn't finite{hint}")
+
+
+def failure(method: Compressor, error: BaseException) -> MethodFailure:
+    """What a method's own code raised, in a line that says where: in the last line of a file of its classes."""
+    files = {inspect.getsourcefile(type(part)) for part in method.modules() if isinstance(part, Compressor)}
+    frames = traceback.extract_tb(error.__traceback__)
+    place = next((frame for frame in reversed(frames) if frame.filename in files), frames[-1] if frames else None)
+    where = f" ({Path(place.filename).name}, line {place.lineno}, in {place.name})" if place else ""
+    return MethodFailure(f"method={method.name} fails: {type(error).__name__}: {error}{where}; see action=check")

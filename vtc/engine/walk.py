@@ -21,7 +21,7 @@ from vtc.backbones.base import Backbone
 from vtc.engine import layout, probe
 from vtc.engine.cache import CACHE, Past, Segment, ledger_of, require_dynamic
 from vtc.engine.call import Call
-from vtc.engine.limits import check_context
+from vtc.engine.limits import check_context, failure
 from vtc.engine.report import Tally
 from vtc.errors import UserError
 from vtc.interface import VISUAL, Compressor, Context, TokenSequence
@@ -161,6 +161,10 @@ class Walk:
             tokens = dataclasses.replace(self.method.reduce(tokens, layer, context), compact=False)
         except MethodError as error:
             raise error.kind(f"method={self.method.name}: {error}") from None
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise failure(self.method, error) from error
         del context.next_layer_attention  # it holds the cache
         return tokens
 

@@ -16,7 +16,7 @@ from lmms_eval.api.task import ConfigurableMessagesTask
 from lmms_eval.protocol import ChatMessages
 
 from vtc.data.pictures import IN_FLIGHT, whole
-from vtc.errors import SampleError, UserError
+from vtc.errors import MethodFailure, SampleError, UserError
 from vtc.evaluation.crew import Crew
 from vtc.evaluation.prompts import Documents, Prompt, Room, decoded
 
@@ -209,8 +209,8 @@ class VtcModel(lmms):
                     request = requests[question.index]
                     self.kept[str(request.task_name), int(request.doc_id)] = kept
         except Exception as error:
-            if isinstance(error, UserError) and not isinstance(error, SampleError):
-                raise
+            if isinstance(error, (UserError, MethodFailure)) and not isinstance(error, SampleError):
+                raise  # no sample is to blame
             if len(questions) == 1:
                 log.debug("a sample failed", exc_info=True)
                 answers[questions[0].index] = _describe(error)

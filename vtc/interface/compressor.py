@@ -80,7 +80,7 @@ class Compressor(nn.Module):
     An object is cheap to make: it knows its options, its sizes and its budget, and has no parameters before
     `make_parameters` ran. `vtc.methods.make` makes one by name, `vtc.methods.build` one with its parameters.
 
-    Class attributes:
+    Attributes:
         name: under which it is registered.
         about: the one line of `--help` and the README; empty: the first line of the docstring.
         version: raised by whoever changes the numbers that come out, so that what was measured before is not mistaken

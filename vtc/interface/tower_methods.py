@@ -46,7 +46,7 @@ class TowerCompressor(Compressor):
 
     A method that calls `Tower.cls_attention` needs a tower with CLS: it says `needs = (CLS,)`.
 
-    Class attributes:
+    Attributes:
         adaptive: it acts without a budget too.
     """
 

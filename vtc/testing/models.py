@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +143,39 @@ def tiny_backbone(
     return wrap(model, processor)
 
 
+@dataclass
+class Extent:
+    """How much of the random rows is made, to find the smallest case in which something shows.
+
+    Attributes:
+        chosen: which of the rows, by their number; None: all.
+        words: of each run of text at most so many.
+        made: what was made, a list of rows for each call: (words before, images, words after).
+    """
+
+    chosen: Sequence[int] | None = None
+    words: int | None = None
+    made: list[list[tuple[int, int, int]]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """The rows of the last call, in words."""
+        shapes = [f"{b} words, {i} image{'s' * (i != 1)}, {a} words" for b, i, a in (self.made or [[]])[-1]]
+        return f"{len(shapes)} row{'s' * (len(shapes) != 1)} ({'; '.join(shapes)})"
+
+
+_extent: ContextVar[Extent | None] = ContextVar("extent", default=None)
+
+
+@contextmanager
+def extent(limits: Extent) -> Iterator[Extent]:
+    """`rows`, and all that are made of them, make no more inside."""
+    token = _extent.set(limits)
+    try:
+        yield limits
+    finally:
+        _extent.reset(token)
+
+
 # Inputs that run along the sequence; the others are images.
 ALONG = ("input_ids", "attention_mask", "mm_token_type_ids")
 
@@ -232,7 +267,12 @@ def rows(
     """Random rows: `before` words, `images` images, `after` words; images in turn of these sizes."""
     generator = torch.Generator().manual_seed(seed)
     several, size = [], itertools.cycle(sizes)
-    for b, a, i in zip(before, after, images, strict=True):
+    limits = _extent.get() or Extent()
+    most = max(*before, *after) if limits.words is None else limits.words
+    shapes = [(min(b, most), i, min(a, most)) for b, i, a in zip(before, images, after, strict=True)]
+    shapes = [shape for n, shape in enumerate(shapes) if limits.chosen is None or n in limits.chosen]
+    limits.made.append(shapes)
+    for b, i, a in shapes:
         row = text_row(words(backbone, b, generator))
         if i:
             row += image_row(backbone, *(picture(backbone, generator, next(size)) for _ in range(i)))

@@ -13,7 +13,7 @@ from vtc.testing.models import ALONG, batch, media, packed, packed_rows
 from vtc.testing.runs import TOLERANCE, Make, cut, instance
 
 
-def the_loss_is_right(backbone: Backbone, make: Make, tokens: int) -> None:
+def the_loss_is_right(backbone: Backbone, make: Make, tokens: int) -> str | None:
     """The loss of one pass is that of feeding the answer token by token, from the first token after the image on."""
     method = instance(backbone, make, tokens)
     inputs = batch(backbone, before=(2, 2), after=(6, 6), images=(1, 1))
@@ -29,14 +29,16 @@ def the_loss_is_right(backbone: Backbone, make: Make, tokens: int) -> None:
             total.append(F.cross_entropy(out.logits[:, -1], labels[:, at]))
             now = cut(inputs, at, at + 1) | {"position_ids": place[..., at : at + 1]}
             cache = out[CACHE]
-    assert abs(loss.item() - torch.stack(total).mean().item()) < TOLERANCE
+    by_steps = torch.stack(total).mean().item()
+    assert abs(loss.item() - by_steps) < TOLERANCE, f"loss {loss.item():.5f}, token by token {by_steps:.5f}"
+    return None
 
 
-def packed_questions_equal_single_ones(backbone: Backbone, make: Make, tokens: int) -> None:
+def packed_questions_equal_single_ones(backbone: Backbone, make: Make, tokens: int) -> str | None:
     """Questions packed behind one image lose what each loses alone, the first token of each included."""
     method = instance(backbone, make, tokens)
     if method.probes() or method.reads_prompt:
-        return  # packed questions choose together
+        return "packed questions choose together"
     inputs, blocks = packed(backbone)
     total, count = 0.0, 0
     with compressing(backbone, method) as engine, torch.no_grad():
@@ -50,10 +52,11 @@ def packed_questions_equal_single_ones(backbone: Backbone, make: Make, tokens: i
                 out = backbone.model(**alone, **media(backbone, [packed_row.images]), position_ids=place).logits[0]
                 total += F.cross_entropy(out[:-1], labels[1:], ignore_index=-100, reduction="sum").item()
                 count += int((labels[1:] != -100).sum())
-    assert abs(loss - total / count) < TOLERANCE
+    assert abs(loss - total / count) < TOLERANCE, f"loss {loss:.5f}, one by one {total / count:.5f}"
+    return None
 
 
-def gradients_reach_everything(backbone: Backbone, make: Make, tokens: int) -> None:
+def gradients_reach_everything(backbone: Backbone, make: Make, tokens: int) -> str | None:
     """Every trainable parameter of the method and of all its adapters gets a gradient, the same under checkpointing."""
     method = instance(backbone, make, tokens)
     inputs, blocks = packed(backbone)
@@ -89,3 +92,4 @@ def gradients_reach_everything(backbone: Backbone, make: Make, tokens: int) -> N
         assert again is not None, f"no gradient for {name} under checkpointing"
         worst = (gradient - again).abs().max().item()
         assert worst < 1e-5 * max(1.0, gradient.abs().max().item()), f"checkpointing changes {name} by {worst:.1e}"
+    return None
