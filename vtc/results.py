@@ -32,7 +32,10 @@ NUMBER, COUNT = allowed.number().or_null(), allowed.number("a number from 0 on",
 LINE, TEXT, SECTION = allowed.line(), allowed.TEXT, allowed.mapping("a section")
 REQUIRED = {"task", "value"}
 EMPTY = ("checkpoint", "baseline", "efficiency")  # sections that may be null
-MEAN = {**dict.fromkeys(("value", "retained"), NUMBER), **dict.fromkeys(("stderr", "baseline", "blind", "bag"), COUNT)}
+MEAN = {
+    **dict.fromkeys(("value", "retained", "agreement"), NUMBER),
+    **dict.fromkeys(("stderr", "baseline", "blind", "bag"), COUNT),
+}
 FIELDS: dict[str, Any] = {
     "run": {
         **dict.fromkeys(("id", "created"), LINE),
@@ -241,13 +244,22 @@ def find(roots: Iterable[str | Path], unreadable: Callable[[OSError], Any] | Non
     yield from map(Path, sorted(paths))
 
 
-def samples(path: str | Path) -> Any:
+def samples(path: str | Path, columns: Iterable[str] | None = None) -> Any:
     """The samples beside a result, as a pandas DataFrame: task, id, prediction, target, score, stratum, tokens_in,
-    tokens_kept, error. `score` is NaN for a bad sample."""
+    tokens_kept, error, question, document, pictures, images (`vtc.evaluation.spec.ScoredSample`). `score` is NaN for a
+    bad sample. Results of earlier versions lack the last four.
+
+    Args:
+        columns: those of these to read, as far as the file has them; None: all but `images`, which take most room.
+    """
     import pandas as pd
+    import pyarrow.parquet as pq
 
     path = Path(path)
-    return pd.read_parquet((path if path.is_dir() else path.parent) / SAMPLES)
+    file = (path if path.is_dir() else path.parent) / SAMPLES
+    there = pq.read_schema(file).names
+    shown = [name for name in there if (name != "images" if columns is None else name in columns)]
+    return pd.read_parquet(file, columns=shown)
 
 
 def write_samples(folder: Path, rows: list[dict[str, Any]]) -> Path:
@@ -255,10 +267,15 @@ def write_samples(folder: Path, rows: list[dict[str, Any]]) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    region = pa.struct(
+        [("rows", pa.int32()), ("columns", pa.int32()), ("box", pa.list_(pa.float64())), ("newline", pa.bool_())]
+    )
+    image = pa.struct([("holders", pa.list_(pa.int32())), ("made", pa.int32()), ("regions", pa.list_(region))])
     schema = pa.schema(
         [("task", pa.string()), ("id", pa.string()), ("prediction", pa.string()), ("target", pa.string()),
          ("score", pa.float64()), ("stratum", pa.string()), ("tokens_in", pa.float64()), ("tokens_kept", pa.float64()),
-         ("error", pa.string())]
+         ("error", pa.string()), ("question", pa.string()), ("document", pa.string()),
+         ("pictures", pa.list_(pa.string())), ("images", pa.list_(image))]
     )  # fmt: skip
     table = pa.Table.from_pylist([{n: row.get(n) for n in schema.names} for row in rows], schema=schema)
     with whole(Path(folder) / SAMPLES) as file:

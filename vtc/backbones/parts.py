@@ -8,6 +8,8 @@ from functools import reduce
 from operator import attrgetter, or_
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vtc.backbones import regions
+from vtc.backbones.regions import Region
 from vtc.errors import UserError
 from vtc.interface import BackboneShape, projected_layer
 
@@ -214,6 +216,20 @@ class Parts:
         """(height, width) of an image with `count` visual tokens, None if unknown."""
         side = int(round(count**0.5))
         return (side, side) if side * side == count else None
+
+    def regions(self, size: tuple[int, int], count: int, grid: tuple[int, int] | None) -> list[Region]:
+        """Where the visual tokens of an image stand on its picture; empty where that isn't known.
+
+        Args:
+            size: (height, width) of the picture in pixels, before anything is done to it.
+            count: its visual tokens.
+            grid: they stand on, as `grids` says.
+        """
+        if grid is None:
+            return []
+        squeezed = self.image_size is not None or self.processor is None
+        box = regions.WHOLE if squeezed else regions.seen(size, getattr(self.processor, "image_processor", None))
+        return [regions.Region(*grid, box)]
 
     # -- prompts
     def prompt(self, question: str, images: int = 1, videos: int = 0) -> str:

@@ -11,7 +11,7 @@ from vtc import folders as places
 from vtc import registry, shipped
 from vtc.errors import UserError
 from vtc.job import Job, launched
-from vtc.settings.store import JSON
+from vtc.store_settings import JSON
 
 # action → (function that takes the job, whether it loads a trained model and so is checked before)
 ACTIONS = {
@@ -20,10 +20,10 @@ ACTIONS = {
     "ablate": ("vtc.ablations.run:ablate", False),
     "profile": ("vtc.evaluation:profile", True),
     "report": ("vtc.report:report", False),
+    "check": ("vtc.testing.check:check", False),
     "index": ("vtc.store.actions:index", False),  # these load the model of the store
     "search": ("vtc.store.actions:search", False),
     "ask": ("vtc.store.actions:ask", False),
-    "check": ("vtc.testing.check:check", False),
 }
 WRITES_NOTHING = ("check",)
 TOGETHER = ("evaluate", "train")  # what several processes, started by `accelerate launch` or `torchrun`, do together

@@ -216,7 +216,7 @@ class Engine:
             check_context(self.backbone, count, position, call.new_tokens)
         if call.images is not None:
             depth = self.decoder.config.num_hidden_layers
-            self._tally = Tally.of_plain_call(call.images.visual, call.images.image, depth)
+            self._tally = Tally.of_plain_call(call.images, depth)
 
     def _walk(
         self,

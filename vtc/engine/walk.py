@@ -147,8 +147,8 @@ class Walk:
             image=zero - 1 if images is None else images.image,
             deep=_take_deepstack(embeddings, self.layer_arguments),
         )
-        if self.reductions:
-            self.tally = Tally.of(tokens.visual, tokens.image, self.method.bottleneck)
+        if self.reductions and images is not None:
+            self.tally = Tally.of(images, self.method.bottleneck)
         return layout.change_shift(tokens, None, self.pasts[0].shift)
 
     def _reduce(self, tokens: TokenSequence, layer: int, past: Past, context: Context) -> TokenSequence:
