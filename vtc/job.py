@@ -35,7 +35,7 @@ from vtc.settings import (
     TrainingSettings,
     from_mapping,
 )
-from vtc.store_settings import StoreSettings
+from vtc.settings.store import StoreSettings
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone

@@ -342,6 +342,7 @@ sources = Registry(
         "pocket": "vtc.pocket.tasks:PocketTasks",
         "jsonl": "vtc.evaluation.sources.user_data:JsonlTasks",
         "hf": "vtc.evaluation.sources.user_data:HubTasks",
+        "retrieval": "vtc.evaluation.sources.retrieval:RetrievalTasks",
     },
     needed=("tasks", "specs"),
 )

@@ -122,6 +122,13 @@ def retrieval_pair(doc: Doc, results: list[str]) -> dict[str, Any]:
     )
 
 
+def retrieval_group(doc: Doc, results: list[str]) -> dict[str, Any]:
+    image, texts = _embeddings(results[0])
+    record = {"image": image, "texts": texts, "captions": doc["answers"]}
+    ways = [f"{way}_to_{other}_R@{k}" for way, other in (("image", "text"), ("text", "image")) for k in (1, 5, 10)]
+    return dict.fromkeys(("R@1", *ways), record)
+
+
 def hard_caption(doc: Doc, results: list[str]) -> dict[str, Any]:
     image, (right, wrong) = _embeddings(results[0])
     score = scoring.prefers(image, right, wrong)
@@ -135,3 +142,10 @@ image_to_text_1 = partial(scoring.recall, k=1, direction="image_to_text")
 image_to_text_10 = partial(scoring.recall, k=10, direction="image_to_text")
 text_to_image_1 = partial(scoring.recall, k=1, direction="text_to_image")
 text_to_image_10 = partial(scoring.recall, k=10, direction="text_to_image")
+group_retrieval = scoring.group_retrieval
+group_image_to_text_1, group_image_to_text_5, group_image_to_text_10 = (
+    partial(scoring.group_recall, k=k, direction="image_to_text") for k in (1, 5, 10)
+)
+group_text_to_image_1, group_text_to_image_5, group_text_to_image_10 = (
+    partial(scoring.group_recall, k=k, direction="text_to_image") for k in (1, 5, 10)
+)

@@ -31,7 +31,7 @@ from vtc.settings import (
     TrainingSettings,
     from_mapping,
 )
-from vtc.store_settings import ACTIONS, StoreSettings
+from vtc.settings.store import ACTIONS, StoreSettings
 
 GENERAL = (
     "action",

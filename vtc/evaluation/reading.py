@@ -120,6 +120,8 @@ def _predictions(metadata: dict[str, Any], logged: Sequence[dict[str, Any]], rec
         return [str(a[0] if isinstance(a, list) and a else a) for a in answers]
     if metadata.get("samples") == "retrieval" and records:
         return [records[int(best)]["caption"] for best in scoring.similarities(records).argmax(axis=1)]
+    if metadata.get("samples") == "group_retrieval" and records:
+        return [scoring.nearest_caption(records, record) for record in records]
     docs = [(sample["doc"], sample[metadata["headline"]]) for sample in logged]
     return [doc["answer"] if _number(record) else doc["options"][0] for doc, record in docs]
 

@@ -117,6 +117,48 @@ def retrieval(records: Sequence[dict[str, Any]]) -> float:
     return float(retrieval_samples(records).mean()) if records else 0.0
 
 
+def group_hits(records: Sequence[dict[str, Any]], k: int, direction: str) -> np.ndarray:
+    """1 for each query whose match is among the first `k`: an image's is any of its captions, [n]; a caption's its
+    image, [m]. Ties count against the model.
+
+    Args:
+        records: dicts with `image` [D] and `texts`, embeddings [c, D] of its own captions, as many as it has.
+        direction: `image_to_text` or `text_to_image`.
+    """
+    owner = np.repeat(np.arange(len(records)), [len(r["texts"]) for r in records])
+    scores = unit([r["image"] for r in records]) @ unit([text for r in records for text in r["texts"]]).T
+    own = owner[None] == np.arange(len(records))[:, None]
+    if direction == "text_to_image":
+        scores, own = scores.T, own.T
+    best = np.where(own, scores, -np.inf).max(axis=1, keepdims=True)
+    return (((scores >= best - TIE) & ~own).sum(axis=1) < k).astype(float)
+
+
+def group_recall(records: Sequence[dict[str, Any]], k: int, direction: str) -> float:
+    return float(group_hits(records, k, direction).mean()) if records else 0.0
+
+
+def group_retrieval_samples(records: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Mean of the two R@1 of each image with its captions, `[n]`; its captions count as much as one."""
+    if not records:
+        return np.zeros(0)
+    counts = [len(r["texts"]) for r in records]
+    parts = np.split(group_hits(records, 1, "text_to_image"), np.cumsum(counts)[:-1])
+    return (group_hits(records, 1, "image_to_text") + np.array([part.mean() for part in parts])) / 2
+
+
+def nearest_caption(records: Sequence[dict[str, Any]], record: dict[str, Any]) -> str:
+    """Of all captions the one that is nearest to the image of `record`."""
+    captions = [caption for r in records for caption in r["captions"]]
+    scores = unit([text for r in records for text in r["texts"]]) @ unit([record["image"]])[0]
+    return captions[int(scores.argmax())]
+
+
+def group_retrieval(records: Sequence[dict[str, Any]]) -> float:
+    """Mean of R@1 image to text and text to image, where an image has several captions."""
+    return float(group_retrieval_samples(records).mean()) if records else 0.0
+
+
 def prefers(image: Sequence[float], right: Sequence[float], wrong: Sequence[float]) -> float:
     """1 where the image is closer to the right caption than to the wrong one; a tie is not."""
     v, a, b = unit([image, right, wrong])
@@ -137,4 +179,5 @@ OVER_ALL = {
     "captions": cider_samples,
     "cider": lambda records: 10.0 * cider_samples(records),
     "retrieval": retrieval_samples,
+    "group_retrieval": group_retrieval_samples,
 }

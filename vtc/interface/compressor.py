@@ -288,9 +288,8 @@ class Compressor(nn.Module):
             return "what is left of an image depends on the others of its row"
         if self.bottleneck:
             return "the text reads keys and values of every layer, which no tokens before the LLM hold"
-        if later := self.layers() - {0}:
-            return f"the layers before layer {max(later)} read more than is left in the end"
-        return ""
+        later = max(self.layers(), default=0)
+        return f"the layers before layer {later} read more than is left in the end" if later else ""
 
     def answering_calls(self, calls: Sequence[Call], text: int) -> list[Call]:
         """Those of the `calls` of a prefill that are left where the image was compressed beforehand and stored."""

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from vtc.errors import UserError
 from vtc.folders import check_writable
+from vtc.settings.store import JSON
 from vtc.store.sheet import contact_sheet
 from vtc.store.store import Answer, Indexed, Store, plain
 from vtc.store.table import Hit
-from vtc.store_settings import JSON
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from vtc.job import Job
-    from vtc.store_settings import StoreSettings
+    from vtc.settings.store import StoreSettings
 
 UNCOMPRESSED = ("method=none",)  # what a new store is made with where nothing is said
 LISTED = 20  # broken files that are printed; format=json has all

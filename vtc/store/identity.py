@@ -16,7 +16,8 @@ from vtc.job import Job
 
 VERSION = 1  # raised when a row means something else
 MACHINE = ("device", "device_map", "attention")  # where and how fast the same numbers are computed
-WORDS = {"backbone", "method", "checkpoint", "layer_scale", "schedule", "seed", *BUDGETS, *SHORT} - {*MACHINE}
+SAID = {"backbone", "method", "checkpoint", "layer_scale", "schedule", "seed", "plugins", *BUDGETS, *SHORT}
+WORDS = SAID - {*MACHINE}  # keys that say which model compresses
 PATHS = ("checkpoint", "pretrained", "backbone.pretrained")
 WEIGHTS = ("backbone weights", "checkpoint")
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc.errors import SampleError, UserError, nearest
+from vtc.settings.store import PRECISIONS
 from vtc.store import files, identity
 from vtc.store.files import Broken, Picture
 from vtc.store.packing import packed, unit, unpacked
 from vtc.store.table import Hit, Row, Table
-from vtc.store_settings import PRECISIONS
 
 if TYPE_CHECKING:
     import numpy as np
