@@ -7,9 +7,12 @@ first asked for: `vtc.registry`, `vtc.interface`, `vtc.engine`.
 import importlib
 
 __version__ = "0.1.0"
+_API = ("Answer", "CompressedImage", "Model", "compressing", "load")  # of `vtc.api`
 
 
 def __getattr__(name: str) -> object:
+    if name in _API:
+        return getattr(importlib.import_module("vtc.api"), name)
     if not name.startswith("_"):
         try:
             return importlib.import_module(f"vtc.{name}")

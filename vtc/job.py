@@ -40,7 +40,16 @@ if TYPE_CHECKING:
     from vtc.interface import BackboneShape, Compressor
 
 POCKET_WEIGHTS = "benchmarks/pocket/weights"
+METHOD_KINDS = ("pruner", "merger", "tower", "resampler", "self")  # with which a new method may begin
 TUNED = "tuned"  # the adapter of a method that brings none of its own
+
+
+@dataclass(frozen=True)
+class NewMethodSettings:
+    """What `action=new_method` writes: a method of this name, beginning with the base class of this kind."""
+
+    name: str | None = setting(None, NOTHING, TEXT)
+    kind: str = setting("pruner", NOTHING, one_of(*METHOD_KINDS))
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,7 @@ class Job:
     training: TrainingSettings | None = setting(None, WEIGHTS)
     report: ReportSettings = setting(ReportSettings(), NOTHING)
     ablation: AblationSettings | None = setting(None, NOTHING)
+    new_method: NewMethodSettings | None = setting(None, NOTHING)
     checkpoint: str | None = setting("auto", NOTHING, TEXT)  # what is in it counts
     seed: int = setting(0, WEIGHTS | SCORES, SEED)
     batch_size: int = setting(32, SCORES, whole(1))

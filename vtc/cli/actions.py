@@ -20,15 +20,16 @@ ACTIONS = {
     "profile": ("vtc.evaluation:profile", True),
     "report": ("vtc.report:report", False),
     "check": ("vtc.testing.check:check", False),
+    "new_method": ("vtc.authoring:new_method", False),
 }
-WRITES_NOTHING = ("check",)
+WITHOUT_RESULTS = ("check", "new_method")
 TOGETHER = ("evaluate", "train")  # what several processes, started by `accelerate launch` or `torchrun`, do together
 
 
 def headline(job: Job) -> str:
     """What is about to happen, in one line."""
-    if job.action == "report":
-        return "report"
+    if job.action in ("report", "new_method"):
+        return job.action
     if job.action == "ablate":
         return f"ablate · {job.ablation.name if job.ablation else None} · backbone {job.backbone.name}"
     words = [job.action, f"backbone {job.backbone.name}", f"method {job.method.name}"]
@@ -73,7 +74,7 @@ def perform(job: Job) -> Any:
             f"action={job.action}: is for one process, and {launched()} were started; leave out the launcher"
         )
     registry.check_packages()
-    if is_first() and job.action not in WRITES_NOTHING:
+    if is_first() and job.action not in WITHOUT_RESULTS:
         _check_folders(job)
     target, loads = ACTIONS[job.action]
     if loads:
