@@ -94,21 +94,39 @@ def test_the_version_is_written_once() -> None:
     assert vtc.__version__.count(".") == 2
 
 
-@pytest.mark.parametrize("target", ["bench", "test", "check", "wheel", "install"])
+@pytest.mark.parametrize("target", ["bench", "test", "check", "wheel", "docs", "install"])
 def test_make_knows(target: str, tmp_path: Path) -> None:
     """Every target runs in the environment that the stamp stands for; a fresh one is installed first."""
     done = subprocess.run(["make", "-n", target, f"VENV={tmp_path / 'venv'}"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "pip install" in done.stdout and "constraints.txt" in done.stdout
+    assert ("[dev]" in done.stdout) == (target not in ("bench", "wheel"))  # what the main job runs is all that it gets
 
 
-def test_an_installed_environment_is_not_installed_again(tmp_path: Path) -> None:
-    stamp = tmp_path / ".vtc-installed"
-    stamp.touch()
+@pytest.mark.parametrize(
+    ("target", "stamps", "command"),
+    [
+        ("bench", [".vtc-installed"], "-m vtc method=fwd2bot tokens=16"),
+        ("docs", [".vtc-installed", ".vtc-tools"], "docs/tools/website.py --out site"),
+    ],
+)
+def test_an_installed_environment_is_not_installed_again(target, stamps, command, tmp_path: Path) -> None:
+    for stamp in stamps:
+        (tmp_path / stamp).touch()
     done = subprocess.run(
-        ["make", "--no-print-directory", "-n", "bench", f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True
+        ["make", "--no-print-directory", "-n", target, f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True
     )
-    assert done.stdout.strip().endswith("-m vtc method=fwd2bot tokens=16") and "pip install" not in done.stdout
+    assert done.stdout.strip().endswith(command) and "pip install" not in done.stdout
+
+
+def test_a_failed_installation_fails_and_leaves_no_stamp(tmp_path: Path) -> None:
+    """Though a line a minute is said beside it."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\nexit 3\n")
+    python.chmod(0o755)
+    done = subprocess.run(["make", "bench", f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.returncode != 0 and not (tmp_path / ".vtc-installed").exists()
 
 
 def test_continuous_integration_calls_make_test() -> None:

@@ -23,7 +23,9 @@ VALUES: list[Any] = [
     "weights", [], [1], [None], [NAN], ["a", 1], [2, 1], {}, {"a": 1}, {"a": NAN}, {1: {}}, b"x", object(), [[]], 2**64,
 ]  # fmt: skip
 SECTIONS = [
-    cls for _, cls in inspect.getmembers(settings, dataclasses.is_dataclass) if cls.__module__ == settings.__name__
+    cls
+    for _, cls in inspect.getmembers(settings, dataclasses.is_dataclass)
+    if cls.__module__.startswith(settings.__name__)
 ]
 NEEDED = {"name": "a", "lr": 0.1, "steps": 1, "rank": 1}  # by sections that can't be without
 

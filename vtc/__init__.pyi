@@ -16,5 +16,6 @@ from vtc.api import CompressedImage as CompressedImage
 from vtc.api import Model as Model
 from vtc.api import compressing as compressing
 from vtc.api import load as load
+from vtc.store import Store as Store
 
 __version__: str

@@ -88,6 +88,7 @@ def line(words: str = "a text of one line", most: int = 300) -> Allowed:
 
 
 def text(words: str = "a text") -> Allowed:
+    """Texts that aren't empty."""
     return Allowed(words, lambda v: isinstance(v, str) and bool(v))
 
 

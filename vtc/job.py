@@ -34,6 +34,7 @@ from vtc.settings import (
     TrainingSettings,
     from_mapping,
 )
+from vtc.store_settings import StoreSettings
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
@@ -77,6 +78,7 @@ class Job:
     report: ReportSettings = setting(ReportSettings(), NOTHING)
     ablation: AblationSettings | None = setting(None, NOTHING)
     new_method: NewMethodSettings | None = setting(None, NOTHING)
+    store: StoreSettings | None = setting(None, NOTHING)
     checkpoint: str | None = setting("auto", NOTHING, TEXT)  # what is in it counts
     seed: int = setting(0, WEIGHTS | SCORES, SEED)
     batch_size: int = setting(32, SCORES, whole(1))

@@ -114,12 +114,14 @@ def whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> Path:
+    """Writes a file whole or not at all, as UTF-8; returns its path."""
     with whole(path) as file:
         file.write(text.encode(errors="backslashreplace"))  # names of files may hold bytes that are no UTF-8
     return path
 
 
 def write_json(path: Path, value: Any) -> Path:
+    """The same with a value of plain kinds, `plain` of others, as JSON."""
     return write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -239,13 +241,22 @@ def find(roots: Iterable[str | Path], unreadable: Callable[[OSError], Any] | Non
     yield from map(Path, sorted(paths))
 
 
-def samples(path: str | Path) -> Any:
+def samples(path: str | Path, columns: Iterable[str] | None = None) -> Any:
     """The samples beside a result, as a pandas DataFrame: task, id, prediction, target, score, stratum, tokens_in,
-    tokens_kept, error. `score` is NaN for a bad sample."""
+    tokens_kept, error, question, document, pictures, images (`vtc.evaluation.spec.ScoredSample`). `score` is NaN for a
+    bad sample. Results of earlier versions lack the last four.
+
+    Args:
+        columns: those of these to read, as far as the file has them; None: all but `images`, which take most room.
+    """
     import pandas as pd
+    import pyarrow.parquet as pq
 
     path = Path(path)
-    return pd.read_parquet((path if path.is_dir() else path.parent) / SAMPLES)
+    file = (path if path.is_dir() else path.parent) / SAMPLES
+    there = pq.read_schema(file).names
+    shown = [name for name in there if (name != "images" if columns is None else name in columns)]
+    return pd.read_parquet(file, columns=shown)
 
 
 def write_samples(folder: Path, rows: list[dict[str, Any]]) -> Path:
@@ -253,10 +264,15 @@ def write_samples(folder: Path, rows: list[dict[str, Any]]) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    region = pa.struct(
+        [("rows", pa.int32()), ("columns", pa.int32()), ("box", pa.list_(pa.float64())), ("newline", pa.bool_())]
+    )
+    image = pa.struct([("holders", pa.list_(pa.int32())), ("made", pa.int32()), ("regions", pa.list_(region))])
     schema = pa.schema(
         [("task", pa.string()), ("id", pa.string()), ("prediction", pa.string()), ("target", pa.string()),
          ("score", pa.float64()), ("stratum", pa.string()), ("tokens_in", pa.float64()), ("tokens_kept", pa.float64()),
-         ("error", pa.string())]
+         ("error", pa.string()), ("question", pa.string()), ("document", pa.string()),
+         ("pictures", pa.list_(pa.string())), ("images", pa.list_(image))]
     )  # fmt: skip
     table = pa.Table.from_pylist([{n: row.get(n) for n in schema.names} for row in rows], schema=schema)
     with whole(Path(folder) / SAMPLES) as file:

@@ -202,19 +202,22 @@ def main() -> int:
 
     import vtc
     import vtc.cli
+    from vtc.evaluation.record import git_commit
 
     torch.set_num_threads(1)
     for module in ("vtc.evaluation", "vtc.training", "vtc.report", "lmms_eval.evaluator"):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
     measure_little()
-    began = time.monotonic()
+    began, commit = time.monotonic(), git_commit()
     faults: list[dict[str, str]] = []
     for kind in arguments.kinds:
         faults += attack(kind, arguments.shown)
         if arguments.out:  # after each kind: it takes half an hour
             record = {
+                "command": " ".join(["python", "benchmarks/reliability/attack.py", *sys.argv[1:]]),
                 "vtc": vtc.__version__,
+                "git_commit": commit,
                 "seconds": round(time.monotonic() - began),
                 "cases": {kind: sum(counts.values()) for kind, counts in COUNTS.items()},
                 "counts": COUNTS,

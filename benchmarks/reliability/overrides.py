@@ -90,7 +90,7 @@ FORMS = (
     ("action=report", "report.inputs=[null]"),
     ("action=report", "report.inputs=[nowhere]"),
     ("action=ablate", "experiment=nope"),
-    ("action=train", "method=fastv"),
+    ("action=train", "training=nope"),
     ("experiment=../../etc/passwd",),
     ("benchmark.tasks=[nope]", "method=none"),
     ("benchmark.tasks=[pocket_existence,pocket_existence]", "method=none"),

@@ -1,4 +1,4 @@
-"""Fills the marked parts of README.md and four pages of docs/, so that no number is typed by hand.
+"""Fills the marked parts of README.md and of pages of docs/, so that no number is typed by hand.
 
     python docs/tools/readme.py            # the pages and docs/images/ from benchmarks/results/ and conf/benchmark/
     python docs/tools/readme.py --check    # exit code 1 if a page would change
@@ -30,7 +30,10 @@ from vtc.report.runs import Run
 
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("findings", "profile", "evaluate", "backbones", "methods", "reliability")),
+    *(
+        f"docs/{name}.md"
+        for name in ("results", "findings", "profile", "evaluate", "backbones", "methods", "reliability")
+    ),
 )
 RESULTS = "benchmarks/results"
 STAGES = f"{RESULTS}/llavolta-stages.json"
@@ -38,7 +41,7 @@ SHAPE = f"{RESULTS}/full-shape.json"
 ATTACK = f"{RESULTS}/reliability.json"
 IMAGES = "docs/images"
 EXAMPLE = "examples/vtc-plugin-example/src/vtc_plugin_example/loudest.py"
-BUDGETS = (4, 16, 36, 64)  # of the tables in the README …
+BUDGETS = (4, 16, 36, 64)  # of the tables in docs/results.md …
 SHOWN = 16  # … of which this one is open
 TRAINED = ("fwd2bot", "victor")
 AGAINST = ("avgpool", "fastv", "llavolta", "random")
@@ -114,10 +117,11 @@ def sweep_part(root: Path) -> str:
         "Sorted by the mean of all tasks. ± is half a 95 % confidence interval; FLOPs are those of a prefill, decoder "
         "and method, relative to no compression; the speed-up is that of the time to the first token of one row, own "
         f"work the method's share of it. {len(setting.runs)} runs over {len(setting.tasks)} tasks, from "
-        f"[{RESULTS}]({RESULTS}); with p-values, task by task: `python -m vtc action=report report.inputs=[{RESULTS}]`."
+        f"[{RESULTS}](../{RESULTS}); with p-values, task by task: "
+        f"`python -m vtc action=report report.inputs=[{RESULTS}]`."
     )
     lines += [f"\n{note[0].upper()}{note[1:]}." for note in setting.notes]
-    lines += [f"\n![score against {axis}]({image(axis)})" for axis in ("tokens", "flops")]
+    lines += [f"\n![score against {axis}](images/{image(axis).name})" for axis in ("tokens", "flops")]
     return "\n".join(lines) + "\n"
 
 
@@ -338,8 +342,8 @@ PARTS: dict[str, Callable[[Path], str]] = {
 }
 
 
-def image(axis: str) -> str:
-    return f"{IMAGES}/pareto-{axis}.png"
+def image(axis: str) -> Path:
+    return Path(IMAGES) / f"pareto-{axis}.png"
 
 
 def filled(text: str, root: Path) -> str:

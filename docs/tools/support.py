@@ -94,6 +94,7 @@ def _near_budget(method: Compressor) -> int:
     return min(offers, key=lambda tokens: abs(tokens - BUDGET), default=BUDGET)
 
 
+@functools.cache
 def table() -> dict[str, dict[str, Compatibility]]:
     """{method: {family: its answer on the family's first backbone}}."""
     first = {family: names[0] for family, names in families().items()}

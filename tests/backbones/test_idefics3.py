@@ -14,7 +14,7 @@ from vtc.backbones.idefics3 import GLOBAL
 from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.interface import TEXT, Compressor, Context, TokenSequence
-from vtc.interface.tokens import merge_images
+from vtc.interface.selection import merge_images
 from vtc.methods import build
 from vtc.testing.models import collate, rows
 from vtc.testing.tiny_tiles import tiny_idefics3, tiny_smolvlm

@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from vtc.cli import actions, main
 
@@ -44,16 +45,23 @@ def test_a_folder_that_cannot_be_written(words, cache, said, monkeypatch, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_is_full_later(monkeypatch, tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (OSError(28, "No space left on device", "outputs/x"), "outputs/x"),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "weights"),
+    ],
+)
+def test_a_disk_that_is_full_later(error, name, monkeypatch, tmp_path: Path, capsys) -> None:
     def action(job) -> None:
-        raise OSError(28, "No space left on device", "outputs/x")
+        raise error
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "recorder", types.SimpleNamespace(action=action))
     monkeypatch.setattr(actions, "ACTIONS", dict.fromkeys(actions.ACTIONS, ("recorder:action", False)))
     assert main(["method=fastv"]) == 2
     assert capsys.readouterr().err == (
-        "vtc: outputs/x: can't be written (No space left on device); give output_dir=<another folder>\n"
+        f"vtc: {name}: can't be written (No space left on device); give output_dir=<another folder>\n"
     )
 
 

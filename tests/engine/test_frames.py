@@ -6,7 +6,7 @@ import pytest
 import torch
 from sequences import layout, sequence
 
-from vtc.interface.tokens import keep_best_of_rows
+from vtc.interface.selection import keep_best_of_rows
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -66,6 +66,20 @@ def test_samples_keep_their_types(tmp_path):
     assert frame["score"].isna().tolist() == [True, False] and frame["score"].dtype == float
     assert frame["error"][0] == "broken" and frame["tokens_kept"][0] == 16
     assert [p.name for p in tmp_path.iterdir()] == ["samples.parquet"]
+    frame.drop(columns=["question", "document", "pictures"]).to_parquet(tmp_path / "samples.parquet")
+    earlier = results.samples(tmp_path, ["task", "question", "images"])
+    assert list(earlier) == ["task"], "results of earlier versions, which lack columns, are read"
+
+
+def test_samples_hold_what_became_of_each_token(tmp_path):
+    region = {"rows": 1, "columns": 2, "box": [0.25, 0.0, 0.75, 1.0], "newline": True}
+    image = {"holders": [0, 0, -1], "made": 1, "regions": [region]}
+    row = {"task": "a", "id": "1", "question": "what?", "document": "a:0", "pictures": ["ff"], "images": [image]}
+    results.write_samples(tmp_path, [row, {"task": "a", "id": "2"}])
+    assert "images" not in results.samples(tmp_path), "they take most room, and are read where they are wanted"
+    frame = results.samples(tmp_path, ["question", "document", "pictures", "images"])
+    assert results.plain(frame.iloc[0].to_dict()) == {k: row[k] for k in ("question", "document", "pictures", "images")}
+    assert frame["images"][1] is None and frame["pictures"][1] is None
 
 
 def test_big_files_are_hashed_by_samples(tmp_path, monkeypatch):

@@ -33,6 +33,10 @@ def test_the_example_is_about_thirty_lines() -> None:
     assert len([line for line in code.splitlines() if line.strip()]) <= 32
 
 
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) <= 120
+
+
 def test_the_two_commands_come_first() -> None:
     commands = re.findall(r"^    (make \w+)", README, re.MULTILINE)
     assert commands[:2] == ["make bench", "make test"]

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vtc.backbones.regions import Region
 from vtc.errors import UserError
 
 
@@ -41,6 +42,26 @@ class Layout:
     @property
     def tokens(self) -> int:
         return self.base * self.base + self.rows * (self.columns + 1)
+
+
+def regions(size: tuple[int, int], config: Any) -> list[Region]:
+    """Where the visual tokens of a picture of `size` (height, width) stand on it: those of the base tile, into which it
+    is squeezed, and those of the grid, which begins on the first row and column that aren't all padding."""
+    plan = layout(size, config)
+    height, width = size
+    patch = config.vision_config.patch_size
+    down, across = (tiles * plan.base * patch for tiles in plan.tiles)
+    scale = min(across / width, down / height)
+    tall, wide = min(math.ceil(height * scale), down), min(math.ceil(width * scale), across)
+    y, x = (down - tall) // 2, (across - wide) // 2
+    first_row, first_column = plan.top * patch, plan.left * patch
+    box = (
+        (first_column - x) / wide,
+        (first_row - y) / tall,
+        (across - first_column - x) / wide,
+        (down - first_row - y) / tall,
+    )
+    return [Region(plan.base, plan.base), Region(plan.rows, plan.columns, box, newline=True)]
 
 
 def best_resolution(size: tuple[int, int], resolutions: Sequence[Sequence[int]]) -> tuple[int, int]:

@@ -38,7 +38,7 @@ def decoder_sizes(text: Any) -> dict[str, Any]:
 class Backbone(Parts):
     """An LVLM of one family: `Parts` says where its parts are, this class how large it is and how it is loaded.
 
-    Class attributes:
+    Attributes:
         model_type: of the configurations that the family reads; it is registered under this name.
         model_class: of transformers.
         size_options: the settings, and arguments of the constructor, that the number of visual tokens depends on.

@@ -15,7 +15,7 @@ class Chat(Backbone):
 
     Put in front of the family's class.
 
-    Class attributes:
+    Attributes:
         template: the family's; None: without any, prompts are those of the class behind this one.
         turn_end: the text that ends a turn of the model in the template; None: the end-of-text token.
     """

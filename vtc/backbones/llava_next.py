@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vtc.backbones import anyres
 from vtc.backbones.chat import Chat
 from vtc.backbones.llava import Llava
+from vtc.backbones.regions import Region
 from vtc.interface import BackboneShape
 
 if TYPE_CHECKING:
@@ -57,3 +58,11 @@ class LlavaNext(Chat, Llava):
 
     def grid_of(self, count: int) -> tuple[int, int] | None:
         return None
+
+    def regions(self, size: tuple[int, int], count: int, grid: tuple[int, int] | None) -> list[Region]:
+        """Of a picture that is cut into tiles; of one that is a tile with a newline, and of a frame, its grid."""
+        size = size if self.image_size is None else (self.image_size, self.image_size)
+        tiles, side = anyres.regions(size, self.model.config), self.shape.vision.grid_side
+        if sum(region.tokens for region in tiles) == count:
+            return tiles
+        return [Region(*grid)] if grid else [Region(side, side)] if count - side * side in (0, 1) else []

@@ -8,6 +8,8 @@ from functools import reduce
 from operator import attrgetter, or_
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vtc.backbones import regions
+from vtc.backbones.regions import Region
 from vtc.errors import UserError
 from vtc.interface import BackboneShape, projected_layer
 
@@ -39,7 +41,7 @@ class Parts:
     Args:
         options: attributes of a family that differ from checkpoint to checkpoint, such as `image_size`.
 
-    Class attributes:
+    Attributes:
         image_text, video_text: what stands for an image and for a video in a prompt that the processor reads; a family
             without videos has None.
         position_axes: of the decoder's position ids; 3 for M-RoPE.
@@ -75,10 +77,12 @@ class Parts:
 
     @property
     def device(self) -> torch.device:
+        """Of the decoder's embeddings, where its inputs belong."""
         return self.decoder.embed_tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the decoder's embeddings."""
         return self.decoder.embed_tokens.weight.dtype
 
     @property
@@ -212,6 +216,20 @@ class Parts:
         """(height, width) of an image with `count` visual tokens, None if unknown."""
         side = int(round(count**0.5))
         return (side, side) if side * side == count else None
+
+    def regions(self, size: tuple[int, int], count: int, grid: tuple[int, int] | None) -> list[Region]:
+        """Where the visual tokens of an image stand on its picture; empty where that isn't known.
+
+        Args:
+            size: (height, width) of the picture in pixels, before anything is done to it.
+            count: its visual tokens.
+            grid: they stand on, as `grids` says.
+        """
+        if grid is None:
+            return []
+        squeezed = self.image_size is not None or self.processor is None
+        box = regions.WHOLE if squeezed else regions.seen(size, getattr(self.processor, "image_processor", None))
+        return [regions.Region(*grid, box)]
 
     # -- prompts
     def prompt(self, question: str, images: int = 1, videos: int = 0) -> str:

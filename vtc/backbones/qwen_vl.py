@@ -37,7 +37,7 @@ SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 class QwenVL(Chat):
     """What the three families share.
 
-    Class attributes:
+    Attributes:
         frames_per_second: of a video whose frames don't say when they are; the processor's own default.
         pixels: the least and the most that an image may have for the released processors.
     """

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vtc.backbones import regions
 from vtc.backbones.base import decoder_sizes
 from vtc.backbones.chat import Chat
 from vtc.errors import UserError
@@ -34,7 +35,7 @@ class Tiled(Chat):
             tile. With `image_size` every picture is resized to that square, a multiple of the tile's side, and cut into
             the tiles that it has, beside itself in small.
 
-    Class attributes:
+    Attributes:
         most_tiles: along the side of the largest `image_size`.
     """
 
@@ -75,6 +76,15 @@ class Tiled(Chat):
     def grid_of(self, count: int) -> tuple[int, int] | None:
         """One tile is a grid; several are grids beside each other and the whole picture once more."""
         return super().grid_of(count) if count == self.shape.vision.tile_tokens else None
+
+    def regions(self, size: tuple[int, int], count: int, grid: tuple[int, int] | None) -> list[regions.Region]:
+        tokens = self.shape.vision.tile_tokens or 0
+        if not tokens or count % tokens:
+            return []
+        side, tiles = round(tokens**0.5), count // tokens
+        if tiles == 1:
+            return [regions.Region(side, side)]
+        return regions.tiled((1, 1) if self.image_size else size, tiles - 1, side, side, whole=True)
 
     # -- features
     def image_sizes(self, input_ids: Tensor) -> list[int]:

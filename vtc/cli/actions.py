@@ -11,6 +11,7 @@ from vtc import folders as places
 from vtc import registry, shipped
 from vtc.errors import UserError
 from vtc.job import Job, launched
+from vtc.store_settings import JSON
 
 # action → (function that takes the job, whether it loads a trained model and so is checked before)
 ACTIONS = {
@@ -21,13 +22,18 @@ ACTIONS = {
     "report": ("vtc.report:report", False),
     "check": ("vtc.testing.check:check", False),
     "new_method": ("vtc.authoring:new_method", False),
+    "index": ("vtc.store.actions:index", False),  # these load the model of the store
+    "search": ("vtc.store.actions:search", False),
+    "ask": ("vtc.store.actions:ask", False),
 }
 WITHOUT_RESULTS = ("check", "new_method")
 TOGETHER = ("evaluate", "train")  # what several processes, started by `accelerate launch` or `torchrun`, do together
 
 
 def headline(job: Job) -> str:
-    """What is about to happen, in one line."""
+    """What is about to happen, in one line; nothing where what is printed is to be read by a program."""
+    if job.store is not None:
+        return "" if job.store.format == JSON else f"{job.action} · store {job.store.store}"
     if job.action in ("report", "new_method"):
         return job.action
     if job.action == "ablate":
@@ -53,6 +59,10 @@ def _check_folders(job: Job) -> None:
     if job.action == "report" and job.report.output:
         report = Path(os.path.expanduser(job.report.output)).absolute()
         places.check_writable(report, "give report.output=<another folder>")
+    elif job.store is not None:
+        if job.action == "index" and "://" not in job.store.store:
+            store = Path(os.path.expanduser(job.store.store)).absolute()
+            places.check_writable(store, "give store=<another folder>")
     else:
         places.check_writable(job.output_dir.absolute(), "give output_dir=<another folder>")
     if job.action in ("evaluate", "train", "ablate"):

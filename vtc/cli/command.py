@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -17,11 +18,12 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
 
 from vtc import __version__
 from vtc.cli import actions, help
 from vtc.configuration.compose import CONFIG, config_dir, explained, job_of, prepare
-from vtc.configuration.overrides import ERRORS, spelled_out, swept
+from vtc.configuration.overrides import ERRORS, spelled_out, swept, swept_by_experiment
 from vtc.errors import UserError
 from vtc.folders import UNWRITABLE
 from vtc.registry import BROKEN
@@ -73,6 +75,16 @@ def one_line(error: BaseException) -> str:
     return words if isinstance(error, UserError) else f"{type(error).__name__}: {words}"
 
 
+def refusal(error: Exception) -> OSError | None:
+    """The system's refusal to write that an error is, or stands for; None where it is another one.
+
+    safetensors has an error of its own for it, whose words end with the system's number: `… (os error 28)`.
+    """
+    if isinstance(error, SafetensorError) and (number := re.search(r"\(os error (\d+)\)$", str(error))):
+        error = OSError(int(number[1]), os.strerror(int(number[1])), "weights")
+    return error if isinstance(error, OSError) and error.errno in UNWRITABLE else None
+
+
 def unwritable(error: OSError) -> UserError:
     """What the machine refuses to write, in one line."""
     return UserError(
@@ -117,6 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         flags, words = split(argv)
         words = spelled_out(words)
+        if own := swept_by_experiment(words):
+            words += own
+            flags += ["--multirun"] * ("--multirun" not in flags)
         sweeping = "--multirun" in flags
         varied = swept(prepare(words, sweeping))
     except UserError as error:
@@ -126,7 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         name_broken()
     sweep = Sweep(math.prod(varied.values()), frozenset(varied))
     try:
-        _hydra([*flags, *words], sweep, sweeping)
+        # What an experiment sweeps is among the words: the keys of the command line take the place of its own.
+        _hydra([*flags, *words, *["hydra.sweeper.params=null"] * bool(own)], sweep, sweeping)
     except KeyboardInterrupt as interrupt:
         complain("interrupted; finished runs are kept, the same command goes on with the rest")
         return 128 + (signal.SIGTERM if interrupt.args == TERMINATED else signal.SIGINT)
@@ -181,10 +197,11 @@ def _hydra(argv: Sequence[str], sweep: Sweep, sweeping: bool) -> None:
             say(f"\n[{HydraConfig.get().job.num + 1}/{sweep.jobs}] {name}")
         try:
             job = job_of(config, typed_overrides)
-            say(f"vtc {__version__} · {actions.headline(job)}")
+            if line := actions.headline(job):
+                say(f"vtc {__version__} · {line}")
             actions.perform(job)
         except Exception as problem:
-            error = unwritable(problem) if isinstance(problem, OSError) and problem.errno in UNWRITABLE else problem
+            error = unwritable(refused) if (refused := refusal(problem)) else problem
             sweep.failed.append((name, one_line(error), isinstance(error, UserError)))
             if isinstance(error, UserError):
                 complain(one_line(error))

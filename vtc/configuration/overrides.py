@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from vtc import plugins
+from vtc import plugins, shipped
 from vtc.configuration.choices import configured
 from vtc.errors import UserError
 from vtc.settings import SHORT_DTYPES
@@ -35,7 +36,8 @@ SHORT = {
 }
 # Keys whose value is a text whatever it looks like: a folder may be called 1e3.
 TEXTS = {"output_dir", "data", "checkpoint", "pretrained", "backbone.pretrained", "benchmark.data", "report.output",
-         "report.title", "training.folder", "training.start", "training.pretrained"}  # fmt: skip
+         "report.title", "training.folder", "training.start", "training.pretrained",
+         "store", "images", "image", "query", "question", "html"}  # fmt: skip
 
 
 def read(word: str) -> Override:
@@ -192,6 +194,19 @@ def typed(override: str) -> str:
     """An override as the user typed it: a suite by its file again."""
     key, _, value = override.partition("=")
     return f"{key}={OWN_SUITES[value]}" if key == "benchmark" and value in OWN_SUITES else override
+
+
+def swept_by_experiment(words: Sequence[str]) -> list[str]:
+    """The words of the sweep that the chosen experiment is (`hydra.sweeper.params` of its file), but for keys that the
+    command line has itself; empty where it is none."""
+    typed_keys = {(override := read(word)).key_or_group: override for word in words}
+    chosen = typed_keys.get("experiment")
+    if chosen is None or chosen.is_sweep_override() or str(chosen.value()) not in configured("experiment"):
+        return []
+    file = shipped.path(f"conf/experiment/{chosen.value()}.yaml")
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    params = ((content.get("hydra") or {}).get("sweeper") or {}).get("params") or {}
+    return [f"{key}={value}" for key, value in params.items() if key not in typed_keys]
 
 
 def swept(overrides: Sequence[Override]) -> dict[str, int]:

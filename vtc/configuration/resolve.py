@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from vtc.settings import (
     TrainingSettings,
     from_mapping,
 )
+from vtc.store_settings import ACTIONS, StoreSettings
 
 GENERAL = ("action", "checkpoint", "seed", "batch_size", "resume", "dry_run")  # of the top level, as a job has them
 LAYER_SCALES = one_of("auto", "none")
@@ -69,6 +71,7 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
             "report": from_mapping(ReportSettings, values.get("report") or {}, "report"),
             "ablation": _ablation(values, overrides),
             "new_method": _new_method(values),
+            "store": _store(values),
             "output_dir": Path(os.path.expanduser(str(values["output_dir"]))),
             "overrides": None if overrides is None else tuple(overrides),
         },
@@ -92,6 +95,15 @@ def _new_method(values: dict[str, Any]) -> NewMethodSettings | None:
     if values["action"] != "new_method":
         return None
     return from_mapping(NewMethodSettings, {key: values[key] for key in ("name", "kind")})
+
+
+def _store(values: dict[str, Any]) -> StoreSettings | None:
+    if values["action"] not in ACTIONS:
+        return None
+    known = {field.name for field in dataclasses.fields(StoreSettings)}
+    settings = from_mapping(StoreSettings, {key: value for key, value in values.items() if key in known})
+    settings.check(values["action"])
+    return settings
 
 
 def _ablation(values: dict[str, Any], overrides: Sequence[str] | None) -> AblationSettings | None:

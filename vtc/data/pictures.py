@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
+from vtc.identity import hash_bytes
+
 LARGEST = 120_000_000  # pixels of a picture; a file of 21 kB can hold more, and would take gigabytes once decoded
 IN_FLIGHT = 240_000_000  # pixels of all pictures that are decoded at a time: 0.7 GB of RGB
 WHITE = (255, 255, 255, 255)
@@ -48,6 +50,12 @@ def open_picture(source: Source) -> Image.Image:
             return to_rgb(ImageOps.exif_transpose(picture))
     except (OSError, SyntaxError, EOFError) as error:  # what Pillow's decoders raise
         raise ValueError(f"can't be decoded ({error})") from error
+
+
+def hash_picture(picture: Image.Image) -> str:
+    """Hash of what is shown: size and pixels in RGB, whatever the file is called and however it is packed."""
+    shown = to_rgb(picture)
+    return hash_bytes([f"{shown.width}x{shown.height}", shown.tobytes()])[:16]
 
 
 @contextlib.contextmanager

@@ -55,6 +55,8 @@ def encode_images(backbone: Backbone, method: Compressor, pixel_values: Tensor) 
 class EmbeddedImages:
     """Rows with one image each, as inputs of `core` with the summary prompt around it (`vtc.interface.Embedded`)."""
 
+    summary: Tensor | None = None
+
     def __init__(self, backbone: Backbone, method: Compressor, inputs: dict[str, Any], training: bool = False) -> None:
         self.backbone, self.method, self.inputs = backbone, method, inputs
         self.context = context_of(backbone, training)
@@ -73,6 +75,8 @@ class EmbeddedImages:
 
 class EmbeddedTexts:
     """Token ids and mask [T, L] (`vtc.interface.Embedded`)."""
+
+    summary: Tensor | None = None
 
     def __init__(self, backbone: Backbone, method: Compressor, input_ids: Tensor, attention_mask: Tensor) -> None:
         self.backbone, self.method = backbone, method

@@ -32,7 +32,7 @@ from vtc.engine.report import Report, Tally
 from vtc.engine.tower_watch import TowerWatch, stand_in
 from vtc.engine.walk import Walk
 from vtc.errors import UserError
-from vtc.interface import Compressor, Context
+from vtc.interface import Compressor, Context, TokenSequence
 
 
 class Engine:
@@ -58,6 +58,7 @@ class Engine:
         self._questions = Questions()  # of the calls to come
         self._call: Call | None = None  # the one that is running
         self._generation: Generation | None = None
+        self._first_tokens: list[TokenSequence] | None = None  # where no layer is to run: what the first would get
         self._installed = ExitStack()
         self._tower = TowerWatch(backbone, method)
 
@@ -164,6 +165,15 @@ class Engine:
     def report(self) -> Report | None:
         return None if self._tally is None else self._tally.report()
 
+    def first_tokens(self, inputs: dict[str, Any]) -> TokenSequence:
+        """What layer 0 gets to see of the model's `inputs`; the decoder's layers don't run."""
+        self._first_tokens = []
+        try:
+            self.backbone.core(**inputs, position_ids=self.backbone.positions(inputs), use_cache=False)
+            return self._first_tokens[0]
+        finally:
+            self._first_tokens = None
+
     # ------------------------------------------------------------------ one call
     def _begin_call(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         questions, labels = self._questions, kwargs.get("labels")
@@ -192,21 +202,21 @@ class Engine:
         call = self._current_call()
         if isinstance(cache, CompressedCache) or call.questions.block is not None:
             return True
-        return call.images is not None and bool(self.method.layers())
+        return call.images is not None and (bool(self.method.layers()) or self._first_tokens is not None)
 
     def _begin_plain_call(self, kwargs: dict[str, Any]) -> None:
         """Of a call of the decoder that nothing touches: its context, and the report where it is a prefill."""
         call, cache = self._current_call(), cache_among(kwargs)
-        given = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
-        if call.new_tokens is not None and given is not None:
-            count = given.shape[1] + (0 if cache is None else int(cache.get_seq_length()))
+        inputs = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
+        if call.new_tokens is not None and inputs is not None:
+            count = inputs.shape[1] + (0 if cache is None else int(cache.get_seq_length()))
             position = kwargs.get("position_ids")
             if position is not None and position.ndim == 3:  # the place in the text may stand before those in the grid
                 position = position[-self.backbone.position_axes :]
             check_context(self.backbone, count, position, call.new_tokens)
         if call.images is not None:
             depth = self.decoder.config.num_hidden_layers
-            self._tally = Tally.of_plain_call(call.images.visual, call.images.image, depth)
+            self._tally = Tally.of_plain_call(call.images, depth)
 
     def _walk(
         self,
@@ -222,6 +232,9 @@ class Engine:
         walk = Walk(self.backbone, self.method, call, mask, cache, use_cache, layer_arguments)
         context = self._new_context(call) if walk.reductions else None
         self.context = context or self.context
+        if self._first_tokens is not None:
+            self._first_tokens.append(walk.first_tokens(embeddings, position, context))
+            return BaseModelOutputWithPast(last_hidden_state=embeddings)  # which nobody reads
         output = walk.run(embeddings, position, context)
         self._tally = walk.tally or self._tally
         return output

@@ -122,6 +122,11 @@ class Walk:
         hidden = self._external(self.decoder.norm(tokens.hidden), tokens, first)
         return BaseModelOutputWithPast(last_hidden_state=hidden, **{CACHE: self.cache})
 
+    def first_tokens(self, embeddings: Tensor, position: Tensor | None, context: Context | None) -> TokenSequence:
+        """What layer 0 gets to see; see `run`."""
+        tokens = self._visual_tokens(embeddings, position)
+        return self._reduce(tokens, 0, self.pasts[0], context) if context is not None else tokens
+
     def _visual_tokens(self, embeddings: Tensor, position: Tensor | None) -> TokenSequence:
         """The tokens before layer 0, visual and text, as the user passed them in."""
         rows, count = embeddings.shape[:2]
@@ -142,8 +147,8 @@ class Walk:
             image=zero - 1 if images is None else images.image,
             deep=_take_deepstack(embeddings, self.layer_arguments),
         )
-        if self.reductions:
-            self.tally = Tally.of(tokens.visual, tokens.image, self.method.bottleneck)
+        if self.reductions and images is not None:
+            self.tally = Tally.of(images, self.method.bottleneck)
         return layout.change_shift(tokens, None, self.pasts[0].shift)
 
     def _reduce(self, tokens: TokenSequence, layer: int, past: Past, context: Context) -> TokenSequence:

@@ -169,7 +169,7 @@ def run_task(model: VtcModel, spec: TaskSpec, manager: TaskManager) -> TaskScore
     if spec.dataset_kwargs is not None:
         task = {"task": spec.scored_as, "dataset_kwargs": dict(spec.dataset_kwargs)}
     about = spec.about
-    model.bad, model.kept, model.together = [], {}, about.together
+    model.bad, model.kept, model.shown, model.together = [], {}, {}, about.together
     # The task's own number of new tokens stands; this is for those that set none.
     longest = f"max_new_tokens={about.max_new_tokens}" if about.max_new_tokens else None
     with quiet(), alone(model.crew), tempfile.TemporaryDirectory(prefix="vtc-") as scratch, _inside(spec.mirror):

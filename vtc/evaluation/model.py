@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -14,14 +14,16 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableMessagesTask
 from lmms_eval.protocol import ChatMessages
+from PIL import Image
 
-from vtc.data.pictures import IN_FLIGHT, whole
+from vtc.data.pictures import IN_FLIGHT, hash_picture, whole
 from vtc.errors import MethodFailure, SampleError, UserError
 from vtc.evaluation.crew import Crew
 from vtc.evaluation.prompts import Documents, Prompt, Room, decoded
 
 log = logging.getLogger(__name__)
 MAX_NEW_TOKENS = 1024  # for tasks that set none, as lmms-eval's own LLaVA does
+TRACED = 4096  # visual tokens of a sample, all images together, up to which it is kept what became of each
 FRAMES = 8  # of a video, as Video-LLaVA reads it
 Answers = dict[int, GenerationResult | str]  # by the request's index; a text says why there is none
 
@@ -42,6 +44,15 @@ class Kept:
     tokens_in: float
     tokens_out: float
     layers: list[float] = field(default_factory=list)
+    images: list[dict[str, Any]] | None = None  # see `ScoredSample.images`
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a sample showed the model: the text, and a hash of each picture's pixels."""
+
+    question: str
+    pictures: list[str]
 
 
 class VtcModel(lmms):
@@ -81,6 +92,7 @@ class VtcModel(lmms):
         self.crew = crew or Crew()
         self.bad: list[BadSample] = []
         self.kept: dict[tuple[str, int], Kept] = {}
+        self.shown: dict[tuple[str, int], Shown] = {}
         self.together = 1  # questions in a row that their task scores as one
         self._warned: set[str] = set()
         self._documents: tuple[Any, Documents] | None = None  # of the task that is being answered
@@ -134,9 +146,10 @@ class VtcModel(lmms):
                 self._answer_batch(batch, requests, answers)
             if self.on_sample:
                 self.on_sample(sum(not _padding(requests[i]) for i in batch))
-        for share, kept in self.crew.collect((answers, self.kept)):
+        for share, kept, shown in self.crew.collect((answers, self.kept, self.shown)):
             answers |= share
             self.kept |= kept
+            self.shown |= shown
         order = [(str(requests[i].task_name), int(requests[i].doc_id)) for batch in batches for i in batch]
         # A mean depends on the order, in its last digit.
         self.kept = {key: self.kept[key] for key in order if key in self.kept}
@@ -205,9 +218,11 @@ class VtcModel(lmms):
             run = self._embed if questions[0].options.get("vtc_embed") else self._generate
             for question, (answer, kept) in zip(questions, run(questions), strict=True):
                 answers[question.index] = answer
+                request = requests[question.index]
+                key = str(request.task_name), int(request.doc_id)
+                self.shown[key] = Shown(question.text, [hash_picture(picture) for picture in question.images])
                 if kept is not None:
-                    request = requests[question.index]
-                    self.kept[str(request.task_name), int(request.doc_id)] = kept
+                    self.kept[key] = kept
         except Exception as error:
             if isinstance(error, (UserError, MethodFailure)) and not isinstance(error, SampleError):
                 raise  # no sample is to blame
@@ -246,6 +261,9 @@ class VtcModel(lmms):
             report = engine.report
         visual = self.backbone.visual(inputs["input_ids"]).sum(1).tolist()
         kept = kept_of(report, visual, [len(q.shown) for q in questions], self.backbone.shape.depth)
+        for row, (k, question) in enumerate(zip(kept, questions, strict=True)):
+            if k is not None and report is not None:
+                k.images = images_of(self.backbone, report, row, question.shown)
         new = ids[:, inputs["input_ids"].shape[1] :]
         lengths = inputs["attention_mask"].sum(1).tolist()
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
@@ -330,6 +348,21 @@ def kept_of(report: Any, visual: Sequence[int], images: Sequence[int], depth: in
             count = report.images[row]  # the frames of a video are images
             at_first, at_last, layers = report.tokens_in[row], report.tokens_out[row], [n[row] for n in report.layers]
         out.append(Kept(at_first / count, at_last / count, [n / count for n in layers]) if count else None)
+    return out
+
+
+def images_of(backbone: Any, report: Any, row: int, pictures: Sequence[Image.Image]) -> list[dict[str, Any]] | None:
+    """What became of each visual token of a row's images; see `ScoredSample.images`."""
+    holders = report.holders[row]
+    if sum(map(len, holders)) > TRACED:
+        return None
+    out = []
+    for at, (held, made, grid) in enumerate(zip(holders, report.made[row], report.grids[row], strict=True)):
+        # Frames that a tower reads in pairs are fewer than the pictures.
+        size = (pictures[at].height, pictures[at].width) if len(pictures) == len(holders) else None
+        regions = [] if size is None else backbone.regions(size, len(held), grid)
+        boxes = [{**asdict(region), "box": list(region.box)} for region in regions]
+        out.append({"holders": held, "made": made, "regions": boxes})
     return out
 
 

@@ -53,9 +53,13 @@ def scores_of(spec: TaskSpec, results: Mapping[str, Any], model: VtcModel) -> Ta
         ids = [f"{name}:{sample['doc_id']}" for name, sample in named]
     answers = _predictions(metadata, logged, records)
     for (name, sample), i, answer, score, stratum in zip(named, ids, answers, scores, strata, strict=True):
-        kept = model.kept.get((name, int(sample["doc_id"])))
-        tokens = (kept.tokens_in, kept.tokens_out) if kept else (None, None)
-        samples.append(ScoredSample(i, answer, _text(sample["target"]), score, stratum, *tokens))
+        key = name, int(sample["doc_id"])
+        scored = ScoredSample(i, answer, _text(sample["target"]), score, stratum, document=f"{name}:{key[1]}")
+        if kept := model.kept.get(key):
+            scored.tokens_in, scored.tokens_kept, scored.images = kept.tokens_in, kept.tokens_out, kept.images
+        if shown := model.shown.get(key):
+            scored.question, scored.pictures = shown.question, shown.pictures
+        samples.append(scored)
     bad = [{"id": b.id, "error": b.error} for b in model.bad]
     samples += [ScoredSample(b["id"], "", "", None, error=b["error"]) for b in bad]
     layers = [k.layers for k in model.kept.values() if k.layers]

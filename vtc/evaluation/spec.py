@@ -89,7 +89,18 @@ class TaskSpec:
 
 @dataclass
 class ScoredSample:
-    """One scored sample; `score` is None where the sample is bad, or where its task has no score a sample."""
+    """One scored sample.
+
+    Attributes:
+        score: None where the sample is bad, or where its task has no score a sample.
+        question: the text that the model was shown.
+        document: which row of which task of lmms-eval it is, `task:number`: where its pictures can be opened again.
+        pictures: a hash of each picture's pixels (`vtc.data.pictures.hash_picture`).
+        images: of each image, frame or picture: `holders`, for each of its visual tokens which of them holds it in the
+            end (itself: kept; another: merged into that one; -1: dropped); `made`, how many tokens were made of the
+            image as a whole (registers, resampled and summary tokens); `regions`, where its tokens stand on the picture
+            (`vtc.backbones.regions.Region`; empty: not known). None: not known, or too many to keep.
+    """
 
     id: str
     prediction: str
@@ -99,6 +110,10 @@ class ScoredSample:
     tokens_in: float | None = None
     tokens_kept: float | None = None
     error: str | None = None
+    question: str = ""
+    document: str | None = None
+    pictures: list[str] = field(default_factory=list)
+    images: list[dict[str, Any]] | None = None
 
 
 @dataclass

@@ -18,9 +18,10 @@ from vtc.interface.context import Context
 from vtc.interface.flops import OwnPass
 from vtc.interface.needs import CLS, FIXED_COUNT, GRID, ONE_TOWER, PATCHES, PLACES, WHOLE_IMAGES, Need, refuse_lacking
 from vtc.interface.options import layer_option, option, resolve_layer, scaled_layer
+from vtc.interface.selection import keep_best, merge_images, rank
 from vtc.interface.self_compressor import Captions, SelfCompressor
 from vtc.interface.shape import BackboneShape, TowerShape
-from vtc.interface.tokens import REGISTER, TEXT, VISUAL, TokenSequence, keep_best, merge_images, rank
+from vtc.interface.tokens import REGISTER, TEXT, VISUAL, TokenSequence
 from vtc.interface.tower import Tower, TowerUse, projected_layer, resolve_tower_layer
 from vtc.interface.tower_methods import (
     Condensed,

@@ -32,8 +32,8 @@ def require(what: str, values: Any, shape: Sequence[int | None], read: Tensor | 
     """
     sizes = list(values.shape) if isinstance(values, Tensor) else []
     if len(sizes) != len(shape) or any(m not in (None, n) for n, m in zip(sizes, shape, strict=True)):
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        needed = ", ".join("any" if size is None else str(size) for size in shape)
         got = f"shape {sizes}" if isinstance(values, Tensor) else f"type {type(values).__name__}"
-        raise MethodError(f"gives {what} of {got}; needed: a tensor of shape [{wanted}]", UserError)
+        raise MethodError(f"gives {what} of {got}; needed: a tensor of shape [{needed}]", UserError)
     if read is not False and not bool((values if read is True else values.masked_fill(~read, 0)).isfinite().all()):
         raise MethodError(f"gives {what} that isn't finite", NotFinite)

@@ -20,8 +20,9 @@ from vtc.interface.context import Context
 from vtc.interface.flops import Call, OwnPass
 from vtc.interface.needs import Need, refuse_lacking
 from vtc.interface.options import Declared, bind, check_names, options_of
+from vtc.interface.selection import keep_best, keep_best_of_rows, merge_images
 from vtc.interface.shape import BackboneShape
-from vtc.interface.tokens import TokenSequence, keep_best, keep_best_of_rows, merge_images
+from vtc.interface.tokens import TokenSequence
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -61,9 +62,11 @@ class Embedded(Protocol):
 
     Attributes:
         context: with the LLM (`run_decoder`), outside of any pass of the engine.
+        summary: [I, M, D] what a method that summarises has made of them already; None: nothing yet.
     """
 
     context: Context
+    summary: Tensor | None
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """[I, N, D] and mask [I, N]: the projected visual tokens of the images, or the words of the texts."""
@@ -78,7 +81,7 @@ class Compressor(nn.Module):
     An object is cheap to make: it knows its options, its sizes and its budget, and has no parameters before
     `make_parameters` ran. `vtc.methods.make` makes one by name, `vtc.methods.build` one with its parameters.
 
-    Class attributes:
+    Attributes:
         name: under which it is registered.
         about: the one line of `--help` and the README; empty: the first line of the docstring.
         version: raised by whoever changes the numbers that come out, so that what was measured before is not mistaken
@@ -277,6 +280,18 @@ class Compressor(nn.Module):
     def needs_question(self) -> bool:
         """Whether what is left of an image depends on the question, so that none can be compressed beforehand."""
         return self.reads_prompt or bool(self.probes())
+
+    def unstorable(self) -> str:
+        """Why an image can't be compressed beforehand into tokens that layer 0 reads in its place; empty: it can."""
+        if self.needs_question:
+            return "what is left of an image depends on the question"
+        if self.across_images:
+            return "what is left of an image depends on the others of its row"
+        if self.bottleneck:
+            return "the text reads keys and values of every layer, which no tokens before the LLM hold"
+        if later := self.layers() - {0}:
+            return f"the layers before layer {max(later)} read more than is left in the end"
+        return ""
 
     def answering_calls(self, calls: Sequence[Call], text: int) -> list[Call]:
         """Those of the `calls` of a prefill that are left where the image was compressed beforehand and stored."""

@@ -46,7 +46,10 @@ class SelfCompressor(Resampler):
 
     def embed(self, source: Embedded) -> Tensor:
         """[I, D] float32: the mean of the summary tokens."""
-        return self._summary(*source.embeddings(), source.context).float().mean(1)
+        summary = source.summary
+        if summary is None:
+            summary = self._summary(*source.embeddings(), source.context)
+        return summary.float().mean(1)
 
     def _summary(self, embeddings: Tensor, mask: Tensor, context: Context) -> Tensor:
         context.memo["summary"] = self.summarise(embeddings, mask, context)

@@ -39,6 +39,10 @@ class TokenSequence:
             positions are places in a grid (M-RoPE), which have no gaps: only an image that is replaced as a whole
             leaves its place. `w v v v q` that keeps its second v has the positions 0 1 2 where this is True, and 0 2 4
             where it is False.
+        place: [B, L] where a token stands in the user's sequence: its origin, of a merged or rewritten one where its
+            first member stood; -1 for one that was inserted. None, where a sequence begins: its origin.
+        holder: [B, T] of each of the user's tokens the place of the token that it has become a part of: its own, or
+            that of the one it was merged into. `w v v v q` with its v merged into one: 0 1 1 1 4, at places 0 1 4.
         deep: [B, L, S, D] what is still added to a token behind each of the first S layers (deepstack, Qwen3-VL); None:
             nothing. It goes along with its token, is averaged where tokens merge, and zero for what a method made.
     """
@@ -53,6 +57,13 @@ class TokenSequence:
     shift: Tensor | None = None
     compact: bool = False
     deep: Tensor | None = None
+    place: Tensor = None  # type: ignore[assignment]  # always a tensor behind __post_init__
+    holder: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        self.place = self.origin if self.place is None else self.place
+        if self.holder is None:
+            self.holder = torch.arange(self.mask.shape[1], device=self.mask.device).expand_as(self.mask)
 
     # ------------------------------------------------------------------ what is there
     @property
@@ -180,6 +191,7 @@ class TokenSequence:
 
         first = torch.full((rows * most,), rows * length, device=flat.device).scatter_reduce(0, group, flat, "amin")
         there = first < rows * length
+        holder = self._holder(flat, self.place.flatten()[first.clamp(max=rows * length - 1)[group]])
         first, where = first[there], there.nonzero()[:, 0]
         kept = (self.mask & ~member).flatten()
         kept[first] = True
@@ -195,7 +207,11 @@ class TokenSequence:
         source = torch.arange(rows * length, device=flat.device)
         source[first] = rows * length + where
         view = dataclasses.replace(
-            self, hidden=source.view(rows, length, 1), position=position, origin=origin.view(rows, length)
+            self,
+            hidden=source.view(rows, length, 1),
+            position=position,
+            origin=origin.view(rows, length),
+            holder=holder,
         )
         kept = kept.view(rows, length)
         if torch.equal(kept, self.mask):  # every group has one member
@@ -237,7 +253,7 @@ class TokenSequence:
         at = row[:, None], place
         out.mask[at] = True
         out.role[at] = role
-        out.origin[at] = -1
+        out.origin[at] = out.place[at] = -1
         out.block[at] = 0
         out.image[at] = self.image[row, column][:, None]
         # in a grid (M-RoPE) an image ends where its height or width does, as the text behind it has it
@@ -320,8 +336,17 @@ class TokenSequence:
             if deep is not None:
                 deep = deep.flatten(0, 1).index_select(0, flat).view(*order.shape, *deep.shape[2:])
         position = position.gather(2, order.expand(position.shape[0], -1, -1))
-        said = {name: getattr(self, name).gather(1, order) for name in ("role", "origin", "block", "image")}
+        said = {name: getattr(self, name).gather(1, order) for name in ("role", "origin", "place", "block", "image")}
         return dataclasses.replace(self, hidden=hidden, mask=mask, position=position, shift=shift, deep=deep, **said)
+
+    def _holder(self, members: Tensor, into: Tensor) -> Tensor:
+        """`holder` [B, T] when the tokens at `members` [n] (of B·L) are parts of those at the places `into` [n]."""
+        width = self.holder.shape[1]
+        row, place = torch.div(members, self.mask.shape[1], rounding_mode="floor"), self.place.flatten()[members]
+        # Column 0 stands for the place -1, so that no token's own place has to be looked for.
+        moved = torch.arange(-1, width, device=members.device).repeat(len(self.holder), 1)
+        moved[row, place + 1] = torch.where(place >= 0, into, -1)
+        return moved.gather(1, self.holder + 1)
 
     def _whole(self) -> Tensor:
         """[B·L, D], or [B·L, (1 + S)·D]: hidden states, and behind them what is still to be added."""
@@ -343,44 +368,3 @@ class TokenSequence:
         width = rows.shape[-1] // (1 + self.deep.shape[2])
         deep = rows[..., width:].unflatten(-1, (-1, width))
         return dataclasses.replace(self, hidden=rows[..., :width], deep=deep)
-
-
-def rank(score: Tensor) -> Tensor:
-    """[R, N]: the place of each score among those of its row, 0 for the highest; ties go to the earlier one."""
-    return score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-
-
-def keep_best(tokens: TokenSequence, score: Tensor, count: Tensor) -> TokenSequence:
-    """Without the visual tokens that aren't among the best of their image. Ties go to the earlier token.
-
-    Args:
-        score: [B, L], higher is better; only the visual tokens' scores are read.
-        count: [I], how many are kept of each image (images as in `tokens.images`).
-    """
-    require("a score", score, tokens.mask.shape, tokens.visual)
-    index, real = tokens.images
-    own = score.flatten()[index].float().masked_fill(~real, float("-inf"))
-    return tokens.keep_visual(rank(own) < count[:, None])
-
-
-def keep_best_of_rows(tokens: TokenSequence, score: Tensor, count: Tensor) -> TokenSequence:
-    """The same for `count` [B] of each row, whichever of its images they are of."""
-    require("a score", score, tokens.mask.shape, tokens.visual)
-    own = score.float().masked_fill(~tokens.visual, float("-inf"))
-    return tokens.keep(~tokens.visual | (rank(own) < count[:, None]))
-
-
-def merge_images(tokens: TokenSequence, groups: Tensor, weights: Tensor | None = None) -> TokenSequence:
-    """Merges visual tokens by groups [I, N] that count from 0 in each image (-1 leaves a token alone).
-
-    Args:
-        weights: [I, N] ≥ 0; None: plain means. Images as in `tokens.images`.
-    """
-    _, real = tokens.images
-    for what, values in {"groups": groups, "weights": weights}.items():
-        if values is not None:
-            require(what, values, real.shape)
-    most = int(groups.max()) + 1
-    spread = tokens.per_token(groups.masked_fill(~real, -1), -1)
-    spread = torch.where(spread >= 0, spread + most * tokens.image, -1)  # groups of different images stay apart
-    return tokens.merge(spread, None if weights is None else tokens.per_token(weights))

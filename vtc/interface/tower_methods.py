@@ -15,7 +15,8 @@ from vtc.interface.compressor import Compressor, Resampler
 from vtc.interface.context import Context
 from vtc.interface.needs import ONE_TOWER, PATCHES, Need
 from vtc.interface.options import option
-from vtc.interface.tokens import REGISTER, TokenSequence, rank
+from vtc.interface.selection import rank
+from vtc.interface.tokens import REGISTER, TokenSequence
 from vtc.interface.tower import Tower, TowerUse, View, resolve_tower_layer, views
 
 
@@ -46,7 +47,7 @@ class TowerCompressor(Compressor):
 
     A method that calls `Tower.cls_attention` needs a tower with CLS: it says `needs = (CLS,)`.
 
-    Class attributes:
+    Attributes:
         adaptive: it acts without a budget too.
     """
 
@@ -147,7 +148,11 @@ class FewerPatches(Compressor):
         if tokens.fits(self.tokens):
             return tokens
         _, real = tokens.images
-        remade = dataclasses.replace(tokens, origin=tokens.origin.masked_fill(tokens.visual, -1))
+        remade = dataclasses.replace(
+            tokens,
+            origin=tokens.origin.masked_fill(tokens.visual, -1),
+            place=tokens.place.masked_fill(tokens.visual, -1),  # which patches it is made of is the tower's to know
+        )
         return remade.keep_visual(real.cumsum(1) <= (self.tokens or 0))
 
 

@@ -38,7 +38,7 @@ class Step(NamedTuple):
 class Budgeted(Compressor):
     """Parts with their budgets: what `vtc.methods.chain.Chain` is without what it does.
 
-    Class attributes:
+    Attributes:
         parts: the method of each part, by the key of its options.
     """
 

@@ -49,7 +49,7 @@ def train_base(job: Job) -> Path:
     model: Any = build_model(seed)
     data = training.data
     model.to(device)
-    tower, language = TowerStage(model, seed, data.tower_batch_size), LanguageStage(model, data, seed)
+    tower, language = TowerStage(model, seed, data.tower_batch_size, data.worlds), LanguageStage(model, data, seed)
 
     def instruct() -> MethodStage:
         """LLaVA's second stage, of the uncompressed model; half of its pictures are recoloured neighbours."""
@@ -63,7 +63,7 @@ def train_base(job: Job) -> Path:
         "tower": lambda: tower,
         "locate": tower.locate,
         "language": lambda: language,
-        "align": lambda: AlignStage(model, language.places, seed, data.tower_batch_size),
+        "align": lambda: AlignStage(model, language.places, seed, data.tower_batch_size, data.worlds),
         "instruct": instruct,
     }
     reports = []

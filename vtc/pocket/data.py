@@ -117,9 +117,9 @@ def caption_batch(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
     return ids, (ids != pad).long()
 
 
-def image_prefix() -> list[int]:
+def image_prefix(images: int = 1) -> list[int]:
     before, image = PREFIX
-    return [*encode(before), *encode(image) * (GRID * GRID)]
+    return [*encode(before), *encode(image) * (GRID * GRID * images)]
 
 
 def draw_questions(

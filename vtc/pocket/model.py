@@ -41,6 +41,8 @@ _WORDS = (
     "? . , is there a how many objects are what color the object size digit where left right of above below top bottom "
     "yes no describe summarize image in few words text with show picture shape number"
 )
+# Of questions about dense pictures and videos. They stand last, so that weights from before them keep their ids.
+_LATER_WORDS = "which way does move up down appears appear first last before read line"
 
 
 def vocabulary() -> list[str]:
@@ -48,7 +50,7 @@ def vocabulary() -> list[str]:
     words = dict.fromkeys(
         [*_WORDS.split(), *COLORS, *SIZES, *NAMES, *re.findall(r"[a-z]+|[.,?]", CAPTION_PROMPT + " " + SUMMARY_PROMPT)]
     )
-    return [*SPECIAL, *words]
+    return [*SPECIAL, *words, *(word for word in _LATER_WORDS.split() if word not in words)]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

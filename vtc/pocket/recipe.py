@@ -16,7 +16,7 @@ Without 3, a decoder of this size learns what is present but not what belongs to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from vtc.data.training.batch import WHOLE, Batch, Part, on_device
-from vtc.pocket.data import attention, draw_questions, draw_scenes, pack, patch_labels, patches_of, render
+from vtc.pocket.data import attention, pack, patch_labels, patches_of, render
 from vtc.pocket.model import GRID, WIDTH, encode, vocabulary_index
-from vtc.pocket.scenes import COLORS, NAMES, SIZES, Scene, scene_rng
+from vtc.pocket.scenes import COLORS, NAMES, SIZES, Scene, Split, scene_rng
 from vtc.pocket.source import validated
+from vtc.pocket.worlds import SCENES, WORLDS, World, turn
 from vtc.settings import DataSettings
 from vtc.training.method_stage import answer_loss
 from vtc.training.stage import Stage
@@ -48,10 +49,16 @@ class SceneStage(Stage):
 
     seed: int
     batch_size: int
+    worlds: Mapping[str, int]
 
     def batch(self, step: int, part: Part = WHOLE) -> tuple[Any, ...]:
-        scenes = draw_scenes(scene_rng(self.seed, self.name, step), self.batch_size, "train")
+        scenes = self.drawn(turn(self.worlds, step), scene_rng(self.seed, self.name, step), "train")
         return pictures(scenes[part.of(len(scenes))])
+
+    def drawn(self, world: World, rng: np.random.Generator, split: Split) -> list[Scene]:
+        """As many scenes of a world as the batch has pictures; the frames of a video among them."""
+        shown = world.draw(rng, max(1, self.batch_size // world.images), split, False)
+        return [scene for item in shown for scene in world.frames(item)]
 
     def images(self, batch: tuple[Any, ...]) -> int:
         return len(batch[0])
@@ -63,10 +70,10 @@ class TowerStage(SceneStage):
     After :meth:`locate`, its row and its column too.
     """
 
-    def __init__(self, model: LlavaForConditionalGeneration, seed: int, batch_size: int = 32):
+    def __init__(self, model: LlavaForConditionalGeneration, seed: int, batch_size: int, worlds: Mapping[str, int]):
         self.name = "tower"
         self.tower = model.model.vision_tower
-        self.seed, self.batch_size = seed, batch_size
+        self.seed, self.batch_size, self.worlds = seed, batch_size, worlds
         torch.manual_seed(seed)
         outputs = (1 + len(COLORS), 1 + len(NAMES), 1 + len(SIZES))
         self.heads = nn.ModuleList([nn.Linear(WIDTH, n) for n in outputs])
@@ -120,18 +127,22 @@ class TowerStage(SceneStage):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Share of object patches whose colour, name, size are right, on validation scenes."""
-        right = dict.fromkeys(("color", "name", "size"), 0.0)
-        total = 0.0
-        for step in range(8):
-            scenes = draw_scenes(scene_rng(0, "tower-validation", step), self.batch_size, "validation")
-            pixels, labels = on_device(pictures(scenes), self.device)
-            patches = self.tower(pixel_values=pixels).last_hidden_state[:, 1:]
-            thing = labels[0] > 0
-            total += float(thing.sum())
-            for name, head, label in zip(right, self.heads, labels, strict=True):
-                right[name] += float((head(patches).argmax(-1) == label)[thing].sum())
-        return {name: value / total for name, value in right.items()}
+        """Share of object patches whose colour, name, size are right, on validation scenes of each world."""
+        scores: dict[str, float] = {}
+        for world in (WORLDS[name] for name, steps in self.worlds.items() if steps):
+            right = dict.fromkeys(("color", "name", "size"), 0.0)
+            total = 0.0
+            for step in range(8):
+                scenes = self.drawn(world, scene_rng(0, "tower-validation", step), "validation")
+                pixels, labels = on_device(pictures(scenes), self.device)
+                patches = self.tower(pixel_values=pixels).last_hidden_state[:, 1:]
+                thing = labels[0] > 0
+                total += float(thing.sum())
+                for name, head, label in zip(right, self.heads, labels, strict=True):
+                    right[name] += float((head(patches).argmax(-1) == label)[thing].sum())
+            mark = "" if world is SCENES else f"{world.name} "
+            scores |= {mark + name: value / total for name, value in right.items()}
+        return scores
 
 
 def _patch_weights(labels: Tensor) -> Tensor:
@@ -185,7 +196,7 @@ class LanguageStage(SceneStage):
     def __init__(self, model: LlavaForConditionalGeneration, data: DataSettings, seed: int):
         self.model, self.seed = model, seed
         self.batch_size, self.questions, self.mix = data.batch_size, data.questions, dict(data.weights)
-        self.first_kinds, self.first_share = data.first_kinds, data.first_share
+        self.first_kinds, self.first_share, self.worlds = data.first_kinds, data.first_share, data.worlds
         self.total = 1
         self.places = Places(seed)
 
@@ -209,36 +220,42 @@ class LanguageStage(SceneStage):
             return {k: w for k, w in self.mix.items() if k in self.first_kinds}
         return self.mix
 
-    def pack(self, rng, scenes, weights, count) -> Described:
-        shown = []
-        for scene in scenes:
+    def pack(self, rng, shown, weights, count, world=SCENES) -> Described:
+        """Questions about what a world shows, and the patches that describe it: of a frame of a video a few less."""
+        most, background = (5, 4) if world.images == 1 else (3, 1)
+        frames = [world.frames(item) for item in shown]
+        rows = []
+        for row in frames:
             patches: list[int] = []
-            for thing in scene.things:
-                rows, columns = patches_of(thing)
-                area = [r * GRID + c for r in range(rows.start, rows.stop) for c in range(columns.start, columns.stop)]
-                patches += [area[i] for i in rng.permutation(len(area))[: rng.integers(1, 5)]]
-            patches += [int(p) for p in rng.integers(0, GRID * GRID, 4)]
-            shown.append(sorted(set(patches)))
-        longest = max(map(len, shown))
-        patch = np.full((len(scenes), longest), -1, dtype=np.int64)
-        for b, row in enumerate(shown):
+            for number, scene in enumerate(row):
+                for thing in scene.things:
+                    rows_of, columns = patches_of(thing)
+                    area = [r * GRID + c for r in range(*rows_of.indices(GRID)) for c in range(*columns.indices(GRID))]
+                    chosen = [area[i] for i in rng.permutation(len(area))[: rng.integers(1, most)]]
+                    patches += [number * GRID * GRID + p for p in chosen]
+                patches += [number * GRID * GRID + int(p) for p in rng.integers(0, GRID * GRID, background)]
+            rows.append(sorted(set(patches)))
+        longest = max(map(len, rows))
+        patch = np.full((len(rows), longest), -1, dtype=np.int64)
+        for b, row in enumerate(rows):
             patch[b, : len(row)] = row
         index = torch.from_numpy(patch)
-        words = word_ids(patch_labels(scenes)).gather(2, index.clamp(min=0).expand(3, -1, -1))
+        labels = patch_labels([scene for row in frames for scene in row]).view(3, len(rows), -1)
+        words = word_ids(labels).gather(2, index.clamp(min=0).expand(3, -1, -1))
         start = encode("<s> USER:")
         prefix = [*start, *encode("<image>") * longest]
-        questions = [draw_questions(rng, s, count, weights, caption=True) for s in scenes]
-        packed = pack(prefix, questions, None)
-        # Concepts stand at the positions of their patches, and questions where they stand behind a whole image.
+        packed = pack(prefix, [world.ask(rng, item, count, dict(weights)) for item in shown], None)
+        # Concepts stand at the positions of their patches, and questions where they stand behind the whole images.
         packed.inputs["position_ids"][:, len(start) : len(prefix)] = index.clamp(min=0) + len(start)
-        packed.inputs["position_ids"][:, len(prefix) :] += GRID * GRID - longest
+        packed.inputs["position_ids"][:, len(prefix) :] += GRID * GRID * world.images - longest
         packed.attention_mask[:, len(start) : len(prefix)] = (index >= 0).long()
-        return packed, words, index.clamp(min=0)
+        return packed, words, index.clamp(min=0) % (GRID * GRID)
 
     def batch(self, step: int, part: Part = WHOLE) -> Described:
         rng = scene_rng(self.seed, self.name, step)
-        scenes = draw_scenes(rng, self.batch_size, "train")
-        packed, words, patch = self.pack(rng, scenes, self.mixture(step), self.questions)
+        world = turn(self.worlds, step)
+        shown = world.draw(rng, world.rows(self.batch_size), "train", False)
+        packed, words, patch = self.pack(rng, shown, self.mixture(step), self.questions, world)
         rows = part.of(len(packed))
         return packed.rows(rows), words[:, rows], patch[rows]
 
@@ -267,7 +284,8 @@ class LanguageStage(SceneStage):
         return {"answer": answer_loss(self.model.lm_head, self.hidden(batch), batch[0].labels)}
 
     def validate(self) -> dict[str, float]:
-        return validated(self.pack, lambda batch: (self.model.lm_head(self.hidden(batch)), None), self.device)
+        answers = lambda batch: (self.model.lm_head(self.hidden(batch)), None)  # noqa: E731
+        return validated(self.pack, answers, self.device, self.worlds)
 
 
 class AlignStage(SceneStage):
@@ -275,8 +293,15 @@ class AlignStage(SceneStage):
 
     name = "align"
 
-    def __init__(self, model: LlavaForConditionalGeneration, places: Places, seed: int, batch_size: int = 32):
-        self.model, self.places, self.seed, self.batch_size = model, places, seed, batch_size
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration,
+        places: Places,
+        seed: int,
+        batch_size: int,
+        worlds: Mapping[str, int],
+    ):
+        self.model, self.places, self.seed, self.batch_size, self.worlds = model, places, seed, batch_size, worlds
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from self.model.model.multi_modal_projector.named_parameters(prefix="projector")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -31,12 +32,13 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "cyan": (40, 200, 210),
     "white": (245, 245, 245),
 }
-_COLOR_NAMES = tuple(COLORS)
+COLOR_NAMES = tuple(COLORS)
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "star")
 DIGITS = tuple("0123456789")
 NAMES = SHAPES + DIGITS
 SIZES = {"small": 14, "large": 20}  # pixels
 MAX_OBJECTS = 6
+DIGIT_SHARE = 0.35  # how often a thing is a digit
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Thing:
     left: int  # pixel of its left edge
     top: int  # pixel of its top edge
     glyph: int = -1  # which handwritten digit, for digits
+    side: int = 0  # pixels, where a layout has a size of its own; 0: those of its size
 
     @property
     def is_digit(self) -> bool:
@@ -57,7 +60,7 @@ class Thing:
 
     @property
     def pixels(self) -> int:
-        return SIZES[self.size]
+        return self.side or SIZES[self.size]
 
     @property
     def x(self) -> float:
@@ -114,7 +117,9 @@ class Scene:
         canvas = shade + 4.0 * rng.standard_normal((SIZE, SIZE, 1), dtype=np.float32)
         canvas = np.broadcast_to(canvas, (SIZE, SIZE, 3)).astype(np.float32)
         for thing in self.things:
-            mask = (_glyph(thing.glyph) if thing.is_digit else _shape(thing.name, thing.pixels))[..., None]
+            mask = (_glyph(thing.glyph, thing.pixels) if thing.is_digit else _shape(thing.name, thing.pixels))[
+                ..., None
+            ]
             window = (slice(thing.top, thing.top + thing.pixels), slice(thing.left, thing.left + thing.pixels))
             canvas[window] = canvas[window] * (1 - mask) + np.array(COLORS[thing.color], dtype=np.float32) * mask
         return canvas.clip(0, 255).astype(np.uint8)
@@ -165,9 +170,8 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def _glyph(index: int) -> np.ndarray:
-    """Coverage of a handwritten digit, ``[20, 20]`` in 0..1."""
-    pixels = SIZES["large"]
+def _glyph(index: int, pixels: int) -> np.ndarray:
+    """Coverage of a handwritten digit, ``[pixels, pixels]`` in 0..1."""
     raw = Image.fromarray((_digits()[0][index] * 255).astype(np.uint8))
     return np.asarray(raw.resize((pixels, pixels), Image.Resampling.BICUBIC), dtype=np.float32) / 255
 
@@ -178,6 +182,34 @@ def _glyphs_of(split: Split) -> np.ndarray:
     index = np.arange(len(_digits()[1]))
     bucket = index % 10
     return index[bucket == 0 if split == "test" else bucket == 1 if split == "validation" else bucket > 1]
+
+
+def draw_thing(
+    rng: np.random.Generator,
+    split: Split,
+    cell: int,
+    digit: bool,
+    palette: Sequence[str],
+    cells: int = CELLS,
+    side: int = 0,
+) -> Thing:
+    """One thing, anywhere in its cell.
+
+    Args:
+        split: whose handwriting its digits are of.
+        cell: row-major index into a grid of `cells` x `cells`.
+        palette: the colours to draw from.
+        side: pixels; 0: those of its size, which is drawn for shapes.
+    """
+    glyphs = _glyphs_of(split)
+    glyph = int(glyphs[rng.integers(len(glyphs))]) if digit else -1
+    name = str(_digits()[1][glyph]) if digit else SHAPES[rng.integers(len(SHAPES))]
+    size = "large" if digit or (not side and rng.random() < 0.5) else "small"
+    slack = SIZE // cells - (side or SIZES[size])
+    left = int(cell % cells) * (SIZE // cells) + int(rng.integers(0, slack + 1))
+    top = int(cell // cells) * (SIZE // cells) + int(rng.integers(0, slack + 1))
+    color = palette[int(rng.integers(len(palette)))]
+    return Thing(name, color, size, int(cell), left, top, glyph, side)
 
 
 def draw_scene(rng: np.random.Generator, split: Split, things: int | None = None, digits: int | None = None) -> Scene:
@@ -192,23 +224,12 @@ def draw_scene(rng: np.random.Generator, split: Split, things: int | None = None
         things: number of things; uniform in 1..6 if not given.
         digits: number of digits among them; each thing is a digit with probability 0.35 if not given.
     """
-    glyphs = _glyphs_of(split)
-    targets = _digits()[1]
     while True:
         n = int(things or rng.integers(1, MAX_OBJECTS + 1))
         cells = np.sort(rng.permutation(CELLS * CELLS)[:n])
-        palette = rng.permutation(len(COLORS))[: rng.integers(2, 7)]
-        is_digit = rng.random(n) < 0.35 if digits is None else rng.permutation(np.arange(n) < digits)
-        drawn = []
-        for cell, digit in zip(cells, is_digit, strict=True):
-            glyph = int(glyphs[rng.integers(len(glyphs))]) if digit else -1
-            name = str(targets[glyph]) if digit else SHAPES[rng.integers(len(SHAPES))]
-            size = "large" if digit or rng.random() < 0.5 else "small"
-            slack = CELL - SIZES[size]
-            left = int(cell % CELLS) * CELL + int(rng.integers(0, slack + 1))
-            top = int(cell // CELLS) * CELL + int(rng.integers(0, slack + 1))
-            color = _COLOR_NAMES[palette[rng.integers(len(palette))]]
-            drawn.append(Thing(name, color, size, int(cell), left, top, glyph))
+        palette = [COLOR_NAMES[i] for i in rng.permutation(len(COLORS))[: rng.integers(2, 7)]]
+        is_digit = rng.random(n) < DIGIT_SHARE if digits is None else rng.permutation(np.arange(n) < digits)
+        drawn = [draw_thing(rng, split, c, d, palette) for c, d in zip(cells, is_digit, strict=True)]
         scene = Scene(tuple(drawn), int(rng.integers(2**31)))
         if scene.split == split:
             return scene

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vtc.report.collection import Setting, number
 from vtc.report.runs import ALL, Run
 from vtc.statistics import Estimate, holm, question_weights, side_by_side, sign_flips
+from vtc.terminal import table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,26 +124,26 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in cells])
 
 
-def console(setting: Setting) -> Table:
-    """The table for a terminal: methods and means; single tasks are in the files."""
-    from rich.table import Table
-    from rich.text import Text
-
+def console(setting: Setting, width: int) -> Table:
+    """The table for a terminal of `width` columns: methods and means; single tasks are in the files. The budget and the
+    mean over all tasks stay whatever the width."""
     header, rows = cells(setting)
     shown = 2 + len(costs(setting)) + 2 * len(columns(setting))  # what stands before the columns of single tasks
-    table = Table(
-        title=Text(setting.name),
-        title_justify="left",
-        title_style="bold",
-        header_style="bold",
-        box=None,
-        pad_edge=False,
+    names, titles = ["method", "tokens"], [GROUP_TITLES.get(group, group) for group in columns(setting)]
+    for name in header[2:shown]:  # each mean has its own share of the baseline's
+        names.append(f"{names[-1]} {name}" if name == "retained" else name)
+    groups = [part for name in titles[1:] for part in (f"{name} retained", name)]
+    least = ["own work", "with tower", *groups, "speed-up", f"{titles[0]} retained", "FLOPs"]
+    return table(
+        setting.name,
+        names,
+        [row[:shown] for row in rows],
+        width,
+        least=least,
+        caption="± is half the 95 % interval over samples",
+        elsewhere="table.csv has all",
+        style=lambda at: "dim" if rows[at][0].endswith("floor") else None,
     )
-    for at, name in enumerate(header[:shown]):
-        table.add_column(name, justify="right" if at else "left", no_wrap=at > 0, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row[:shown]), style="dim" if row[0].endswith("floor") else None)
-    return table
 
 
 def differences(setting: Setting, advance: Callable[[], Any] = lambda: None) -> list[dict[str, Any]]:

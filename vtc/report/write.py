@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import TYPE_CHECKING
 
 from vtc import results
 from vtc.errors import UserError
 from vtc.job import Job
-from vtc.report import page, plots, tables
+from vtc.report import page, paper, plots, tables
 from vtc.report.collection import collect
+from vtc.terminal import console as terminal
+from vtc.terminal import in_parts, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vtc.report.runs import Run
 
 
 def report(job: Job) -> Path:
@@ -30,6 +37,7 @@ def report(job: Job) -> Path:
     from rich.console import Console
     from rich.progress import Progress
 
+    paper.check(job.report.reference)
     inputs = [job.output_dir] if job.report.inputs is None else job.report.inputs
     output, title = Path(job.report.output or job.output_dir / "report").expanduser(), job.report.title
     bar = Progress(console=Console(stderr=True), transient=True)
@@ -45,8 +53,7 @@ def report(job: Job) -> Path:
             pass  # a folder that takes no file would be noticed at the end only
     except OSError as error:
         raise UserError(f"report.output={output}: can't be written ({error.strerror})") from error
-    # The width of a terminal, or one that holds the table: piped output shouldn't be folded at 80.
-    console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
+    console = terminal()
     pairs = sum(len(p) for setting in settings for p in tables.same_budget(setting).values())
     runs = sum(len(setting.runs) for setting in settings)
     count_of = f"{runs} runs in {len(settings)} table{'s' if len(settings) > 1 else ''}"
@@ -66,17 +73,44 @@ def report(job: Job) -> Path:
             sections.append(section)
             text += section_markdown(section)
     for setting in settings:
-        console.print(tables.console(setting))
+        console.print(tables.console(setting, console.width))
         console.print()
     for note in notes + [note for s in settings for note in s.notes]:
         console.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
 
+    if job.report.reference:
+        text += beside(job.report.reference, [run for s in settings for run in s.runs], console)
     results.write_text(output / "table.csv", pd.concat([tables.frame(s) for s in settings]).to_csv(index=False))
     results.write_text(output / "table.md", "\n".join(text))
     results.write_text(output / "index.html", page.render(sections, notes, title))
     files = ["table.csv", "table.md", *(p.name for s in sections for p in s.plots)]
     console.print(f"{runs} runs → {output / 'index.html'}, {', '.join(files)}", soft_wrap=True, markup=False)
     return output
+
+
+def beside(reference: str, runs: Sequence[Run], console: Console) -> list[str]:
+    """Prints a table of the papers with ours beside it, or as it stands where there is nothing of ours; as Markdown."""
+    header, rows = paper.side_by_side(reference, runs)
+    mine = [row for row in rows if row[-1]]
+    where = f"{paper.title(reference)} (benchmarks/paper)"
+    if not mine:
+        backbones = ", ".join(dict.fromkeys(n.backbone for n in paper.of(reference) if n.backbone and n.share))
+        say = f"none of the runs here is of its backbone ({backbones}), methods, tokens and benchmarks: as printed"
+        text = [f"## {where}", "", f"{say[:1].upper()}{say[1:]}.", ""]
+        console.print(where, style="bold", soft_wrap=True, markup=False)
+        for block, columns, printed in paper.printed_table(reference):
+            text += [f"### {block}", ""] * bool(block) + [tables.markdown(columns, printed), ""]
+            for at in in_parts(columns, printed, console.width):
+                part = [[row[i] for i in at] for row in printed]
+                console.print(table(block, [columns[i] for i in at], part, console.width))
+                console.print()
+        console.print(say, style="dim", soft_wrap=True, markup=False)
+        return text
+    note = f"{len(mine)} of {len(rows)} printed numbers; ± is half the 95 % interval over samples"
+    console.print(
+        table(where, header, mine, console.width, least=("unit", "run"), left=("column", "run"), caption=note)
+    )
+    return [f"## {where}", "", f"{note}.", "", tables.markdown(header, rows), ""]
 
 
 def section_markdown(section: page.Section) -> list[str]:

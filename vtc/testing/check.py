@@ -87,6 +87,7 @@ class CheckReport:
 
     @property
     def passed(self) -> bool:
+        """Whether every contract held."""
         return not self.violated
 
     @property

@@ -35,11 +35,13 @@ def instance(backbone: Backbone, make: Make, tokens: int | None) -> Compressor:
 
 
 def logits(backbone: Backbone, inputs: dict[str, Tensor], **extra: Any) -> Tensor:
+    """Of one pass over the inputs, without gradients: `[B, L, vocabulary]`."""
     with torch.no_grad():
         return backbone.model(**inputs, position_ids=backbone.positions(inputs), **extra).logits
 
 
 def generation(backbone: Backbone, inputs: dict[str, Tensor], count: int = 5, **options: Any) -> Any:
+    """What `generate` gives for exactly `count` new tokens, greedily unless `options` say otherwise."""
     options = {"do_sample": False} | options
     return backbone.model.generate(
         **inputs,
@@ -53,6 +55,7 @@ def generation(backbone: Backbone, inputs: dict[str, Tensor], count: int = 5, **
 
 
 def close(a: Tensor, b: Tensor, what: str) -> None:
+    """Asserts that two tensors of logits are equal but for rounding; `what` they are of, in the message."""
     worst = (a - b).abs().max().item()
     assert worst < TOLERANCE, f"{what}: logits differ by {worst:.2e}"
 
@@ -78,6 +81,7 @@ def cut(inputs: dict[str, Tensor], start: int, stop: int | None = None, images: 
 
 
 def report_of(engine: Engine) -> Report:
+    """The report of the engine's last pass, which saw images."""
     assert engine.report is not None, "the pass saw no images"
     return engine.report
 

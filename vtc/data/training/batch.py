@@ -71,9 +71,11 @@ class Batch:
         return replace(self, **{f.name: on_device(getattr(self, f.name), device) for f in fields(self)})
 
     def rows(self, share: slice) -> Batch:
-        """Some of the rows. Every input must have one entry a row, which holds where each row has one image."""
+        """Some of the rows. Every input has equally many entries for each row: a picture, or the frames of a video."""
+        first, last, _ = share.indices(len(self))
+        entries = {name: len(tensor) // len(self) for name, tensor in self.inputs.items()}
         return Batch(
-            inputs={name: tensor[share] for name, tensor in self.inputs.items()},
+            inputs={name: tensor[first * entries[name] : last * entries[name]] for name, tensor in self.inputs.items()},
             labels=self.labels[share],
             blocks=None if self.blocks is None else self.blocks[share],
             captions=None if self.captions is None else (self.captions[0][share], self.captions[1][share]),

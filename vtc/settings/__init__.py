@@ -1,0 +1,51 @@
+"""A configuration as types: a dataclass for each section, each field with its default, what it may hold and what it
+decides. `vtc.configuration.resolve` fills them from the command line; nothing behind it sees anything else.
+"""
+
+from vtc.settings.run import (
+    DTYPES,
+    FOLDER,
+    NAMES,
+    SECTION,
+    SHORT_DTYPES,
+    TEXT,
+    AblationSettings,
+    BackboneSettings,
+    BenchmarkSettings,
+    MethodSettings,
+    ProfileSettings,
+    ReportSettings,
+    from_mapping,
+)
+from vtc.settings.training import (
+    DECAY,
+    LOSSES,
+    OPTIMIZER,
+    DataSettings,
+    LoraSettings,
+    StageSettings,
+    TrainingSettings,
+)
+
+__all__ = [
+    "DECAY",
+    "DTYPES",
+    "FOLDER",
+    "LOSSES",
+    "NAMES",
+    "OPTIMIZER",
+    "SECTION",
+    "SHORT_DTYPES",
+    "TEXT",
+    "AblationSettings",
+    "BackboneSettings",
+    "BenchmarkSettings",
+    "DataSettings",
+    "LoraSettings",
+    "MethodSettings",
+    "ProfileSettings",
+    "ReportSettings",
+    "StageSettings",
+    "TrainingSettings",
+    "from_mapping",
+]
