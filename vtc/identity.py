@@ -33,15 +33,22 @@ NUMBERS = SCORES | COSTS
 EVERYTHING = WEIGHTS | SCORES | COSTS
 
 
-def setting(default: Any = dataclasses.MISSING, decides: Decides = EVERYTHING, allowed: Allowed | None = None) -> Any:
+def setting(
+    default: Any = dataclasses.MISSING,
+    decides: Decides = EVERYTHING,
+    allowed: Allowed | None = None,
+    later: bool = False,
+) -> Any:
     """A field of a dataclass of settings.
 
     Args:
         default: its value where none is given; a mapping or a list is copied for each object.
         decides: what else would come out with another value.
         allowed: what it may hold.
+        later: results were made before there was such a setting, as its default has it: at its default it decides
+            nothing, so that they are found again.
     """
-    metadata = {"decides": decides, "allowed": allowed}
+    metadata = {"decides": decides, "allowed": allowed, "later": later}
     if isinstance(default, (dict, list)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -54,6 +61,8 @@ def deciding(settings: Any, what: Decides) -> dict[str, Any]:
     """
     chosen = {}
     for field in dataclasses.fields(settings):
+        if field.metadata.get("later") and getattr(settings, field.name) == field.default:
+            continue
         if field.metadata.get("decides", EVERYTHING) & what:
             chosen[field.name] = _plain(getattr(settings, field.name), what)
     return chosen

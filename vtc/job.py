@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 POCKET_WEIGHTS = "benchmarks/pocket/weights"
 METHOD_KINDS = ("pruner", "merger", "tower", "resampler", "self")  # with which a new method may begin
+COST_LEVELS = ("none", "quick", "full")  # each measures what the one before does, and more
 TUNED = "tuned"  # the adapter of a method that brings none of its own
 
 
@@ -59,10 +60,14 @@ class Job:
 
     Attributes:
         checkpoint: `auto`: the shipped weights of a method that needs some; a folder that training wrote; None: none.
+        costs: how much is measured beside scores: `none`: FLOPs, which are counted; `quick`: the time to the first
+            token too; `full`: throughput and decoding as well.
         seed: of whatever is random.
         batch_size: rows at a time.
         output_dir: where results, trainings and reports go.
         resume: False repeats what is finished.
+        retry: which jobs of a sweep are run: `all` that aren't finished, those that `failed` the last time, or `none`
+            of these.
         dry_run: say what would be done, and stop.
         plugins: files that bring methods and families of the user's own.
         overrides: as typed, for the command that repeats it; None: it was not made by a command of vtc's.
@@ -74,6 +79,7 @@ class Job:
     budget: Budget = Budget()
     benchmark: BenchmarkSettings = setting(BenchmarkSettings(), SCORES)
     profile: ProfileSettings | None = setting(None, COSTS)
+    costs: str = setting("quick", COSTS, one_of(*COST_LEVELS), later=True)
     training: TrainingSettings | None = setting(None, WEIGHTS)
     report: ReportSettings = setting(ReportSettings(), NOTHING)
     ablation: AblationSettings | None = setting(None, NOTHING)
@@ -84,6 +90,7 @@ class Job:
     batch_size: int = setting(32, SCORES, whole(1))
     output_dir: Path = setting(Path("outputs"), NOTHING, Allowed("a folder", lambda v: isinstance(v, Path)))
     resume: str | bool = setting("auto", NOTHING, one_of("auto", True, False))
+    retry: str = setting("all", NOTHING, one_of("all", "failed", "none"))
     dry_run: bool = setting(False, NOTHING, BOOLEAN)
     plugins: tuple[str, ...] = setting((), NOTHING, several("a list of files, [./my_method.py]", text()))
     overrides: tuple[str, ...] | None = setting(None, NOTHING, several("overrides", text()).or_null())
@@ -133,13 +140,15 @@ class Job:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it is the uncompressed backbone with its own weights."""
-        return self.method.name == "none" and self.checkpoint in (None, "auto")
+        """Whether it is the uncompressed backbone with its own weights, shown the right pictures."""
+        return self.method.name == "none" and self.checkpoint in (None, "auto") and self.benchmark.picture == "own"
 
     def baseline(self) -> Job:
-        """The same run without compression."""
+        """The same run without compression, and with each question's own picture."""
         overrides = None if self.overrides is None else uncompressed(self.overrides)
-        return dataclasses.replace(self, method=MethodSettings(), budget=Budget(), checkpoint=None, overrides=overrides)
+        benchmark = dataclasses.replace(self.benchmark, picture="own")
+        plain = dataclasses.replace(self, benchmark=benchmark, overrides=overrides)
+        return dataclasses.replace(plain, method=MethodSettings(), budget=Budget(), checkpoint=None)
 
     def check(self, trained: bool = True) -> None:
         """Refuses whatever can be refused without loading weights.
@@ -195,8 +204,9 @@ class Job:
     # -- words
     @property
     def label(self) -> str:
-        """`fwd2bot tokens=16`."""
-        return f"{self.method.name} {self.budget_in_words}".rstrip()
+        """`fwd2bot tokens=16`; with another picture than the question's own, `fwd2bot tokens=16 picture=grey`."""
+        picture = f" picture={shown}" if (shown := self.benchmark.picture) != "own" else ""
+        return f"{self.method.name} {self.budget_in_words}".rstrip() + picture
 
     @property
     def budget_in_words(self) -> str:
@@ -246,7 +256,8 @@ def launched() -> int:
 def uncompressed(overrides: tuple[str, ...]) -> tuple[str, ...]:
     """The same overrides without those that say how to compress."""
     dropped = ("method", "layer_scale", "checkpoint", "resume", *BUDGETS)
-    kept = [o for o in overrides if o.lstrip("+~").split("=")[0].split(".")[0] not in dropped]
+    keys = {o: o.lstrip("+~").split("=")[0] for o in overrides}
+    kept = [o for o, key in keys.items() if key.split(".")[0] not in dropped and key != "benchmark.picture"]
     return (*kept, "method=none")
 
 

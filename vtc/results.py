@@ -32,7 +32,10 @@ NUMBER, COUNT = allowed.number().or_null(), allowed.number("a number from 0 on",
 LINE, TEXT, SECTION = allowed.line(), allowed.TEXT, allowed.mapping("a section")
 REQUIRED = {"task", "value"}
 EMPTY = ("checkpoint", "baseline", "efficiency")  # sections that may be null
-MEAN = {**dict.fromkeys(("value", "retained"), NUMBER), **dict.fromkeys(("stderr", "baseline", "blind", "bag"), COUNT)}
+MEAN = {
+    **dict.fromkeys(("value", "retained", "agreement"), NUMBER),
+    **dict.fromkeys(("stderr", "baseline", "blind", "bag"), COUNT),
+}
 FIELDS: dict[str, Any] = {
     "run": {
         **dict.fromkeys(("id", "created"), LINE),

@@ -147,3 +147,20 @@ def test_what_a_suite_says_of_licences_and_of_other_tasks_names_no_other_run(own
     assert named(own_task, weights, same) == plain
     assert named(own_task, weights, {"mine": {"metric": "points", "scale": 2800}}) != plain
     assert named(own_task, weights, {"mine": {"metric": "points", "scale": 2000, "together": 2}}) != plain
+
+
+def test_more_costs_than_asked_for_are_enough(tmp_path):
+    """What was measured in full is not measured again for less; results of before there were levels hold."""
+    from vtc.configuration import parse
+    from vtc.identity import COSTS
+    from vtc.job import COST_LEVELS
+
+    folders = {level: RunFolder(parse(["method=fastv", "tokens=16", f"costs={level}"])) for level in COST_LEVELS}
+    assert len({folder.id for folder in folders.values()}) == 1 and "costs" not in folders["quick"].job.deciding(COSTS)
+    hold = {
+        (asked, there): folders[asked].costs_hold({"run": {"costs_id": folders[there].costs_id}})
+        for asked in COST_LEVELS
+        for there in COST_LEVELS
+    }
+    assert hold == {(a, b): COST_LEVELS.index(b) >= COST_LEVELS.index(a) for a, b in hold}
+    assert not folders["none"].costs_hold({"run": {}})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -134,3 +135,24 @@ def test_a_protocol_of_ones_own():
     assert from_mapping(ProfileSettings, given, "profile") == ProfileSettings(batch_size=4, repeats=2)
     with pytest.raises(UserError, match="profile=batchsize: unknown; .*'batch_size'"):
         from_mapping(ProfileSettings, {"batchsize": 4}, "profile")
+
+
+@pytest.mark.parametrize("repeats", [{"repeats": 0}, {"repeats": 0, "first_token_repeats": 0}])
+def test_what_is_not_timed_is_none_and_flops_are_the_same(backbone, repeats, monkeypatch):
+    """`costs=quick` and `costs=none`: no batch is run, and without any time no prefill but the counted one."""
+    from vtc.profiling import display
+
+    method = build("random", 16, backbone.shape).eval()
+    whole, calls = efficiency(backbone, method, QUICK), []
+    generate = latency.generate
+    monkeypatch.setattr(latency, "generate", lambda b, i, n: calls.append(len(i["input_ids"])) or generate(b, i, n))
+    costs = efficiency(backbone, method, dataclasses.replace(QUICK, **repeats))
+    assert set(calls) == {1} and (len(calls) == 2) == ("first_token_repeats" in repeats)
+    assert costs["throughput"] == {} and costs["speedup"] is None and costs["decode_ms_per_token"] is None
+    assert (costs["ttft_speedup"] is None) == (costs["ttft_ms"] is None) == ("first_token_repeats" in repeats)
+    for key in ("prefill_flops", "flops_ratio", "flops_ratio_with_vision", "kv_cache_bytes", "layer_tokens"):
+        assert costs[key] == whole[key]
+    shown = {row[0] for row in display.rows(costs)}
+    assert not any("throughput" in name or "decoding" in name for name in shown)
+    assert ("TTFT, one row" in shown) == ("first_token_repeats" not in repeats)
+    json.dumps(costs, allow_nan=False)

@@ -83,6 +83,7 @@ class Judgement:
         low, high: its 95 % confidence interval.
         p: that the difference is what the claim denies, by chance; `p_holm` corrected for the experiment's claims.
         n: paired samples; `seeds`: trainings of each; `spread`: the difference under each seed.
+        smallest: the difference that so many samples and seeds would show in 80 % of cases, before the correction.
     """
 
     claim: Claim
@@ -96,6 +97,7 @@ class Judgement:
     seeds: int = 0
     note: str = ""
     spread: tuple[float, ...] = field(default=())
+    smallest: float | None = None
 
 
 Runs = Mapping[str, Mapping[int, Outcome]]  # variant → seed → outcome

@@ -11,12 +11,11 @@ import dataclasses
 import json
 import os
 import shutil
-import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from vtc import results, shipped
+from vtc import results, shipped, terminal
 from vtc.ablations import experiments, page
 from vtc.ablations.experiments import SHIPPED, Experiment, Variant
 from vtc.configuration import parse
@@ -41,7 +40,6 @@ def ablate(job: Job) -> Path:
     Raises:
         UserError: no such variant, or nothing to vary; after all others are done, if a variant failed.
     """
-    from rich.console import Console
     from rich.markdown import Markdown
 
     settings = job.ablation
@@ -54,7 +52,7 @@ def ablate(job: Job) -> Path:
         if name not in experiment.variants:
             raise unknown("variants", name, experiment.variants)
     ablation = Ablation(experiment, job.output_dir, settings.trained, settings.overrides)
-    console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
+    console = terminal.console()
     failures: list[str] = []
     for seed in settings.seeds:
         for name in variants:

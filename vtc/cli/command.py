@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import hydra
@@ -20,10 +23,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 
-from vtc import __version__
-from vtc.cli import actions, help
+from vtc import __version__, terminal
+from vtc.cli import actions, help, sweeps
+from vtc.cli.sweeps import Entry, Ledger, Sweep
 from vtc.configuration.compose import CONFIG, config_dir, explained, job_of, prepare
-from vtc.configuration.overrides import ERRORS, spelled_out, swept, swept_by_experiment
+from vtc.configuration.overrides import ERRORS, read, spelled_out, swept, swept_by_experiment
 from vtc.errors import UserError
 from vtc.folders import UNWRITABLE
 from vtc.registry import BROKEN
@@ -45,28 +49,6 @@ FLAGS = (
     "--config-dir",
     "-cd",
 )
-
-
-@dataclass
-class Sweep:
-    """What became of the jobs of one command.
-
-    Attributes:
-        jobs: how many there are.
-        keys: what differs between them.
-        failed: what each job that failed was, why, and whether its user can mend it: words, since an exception holds
-            whatever was in memory when it was raised, the model too.
-    """
-
-    jobs: int = 1
-    keys: frozenset[str] = frozenset()
-    failed: list[tuple[str, str, bool]] = field(default_factory=list)
-
-    def summary(self) -> list[str]:
-        """One line for the sweep, one for each job that failed."""
-        done = self.jobs - len(self.failed)
-        lines = [f"{done} of {self.jobs} jobs done" + (f", {len(self.failed)} failed:" if self.failed else "")]
-        return lines + [f"{job}: {why}" for job, why, _ in self.failed]
 
 
 def one_line(error: BaseException) -> str:
@@ -139,10 +121,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return MISTAKE
     finally:
         name_broken()
-    sweep = Sweep(math.prod(varied.values()), frozenset(varied))
+    sweep = Sweep(math.prod(varied.values()), frozenset(varied), output_of(words) if sweeping else None)
+    elsewhere = any(word.startswith("hydra/launcher=") and word != "hydra/launcher=basic" for word in words)
     try:
         # What an experiment sweeps is among the words: the keys of the command line take the place of its own.
-        _hydra([*flags, *words, *["hydra.sweeper.params=null"] * bool(own)], sweep, sweeping)
+        with sweeps.watching(sweep, elsewhere and actions.is_first()):
+            _hydra([*flags, *words, *["hydra.sweeper.params=null"] * bool(own)], sweep, sweeping)
     except KeyboardInterrupt as interrupt:
         complain("interrupted; finished runs are kept, the same command goes on with the rest")
         return 128 + (signal.SIGTERM if interrupt.args == TERMINATED else signal.SIGINT)
@@ -150,11 +134,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and not isinstance(error, ERRORS):  # of the folder in which it notes a sweep
             complain(one_line(unwritable(error)))
             return MISTAKE
-        if any(word.startswith("hydra/launcher=") for word in words) and not isinstance(error, ERRORS):
+        if elsewhere and not isinstance(error, ERRORS):
             raise  # or a job's that another process ran
         complain(one_line(explained(error, words)))
         return MISTAKE
     if sweeping:
+        sweep.settle()
+        console = terminal.console()
+        if actions.is_first() and (table := sweep.table(console.width)) is not None:
+            console.print()
+            console.print(table)
         say("\n" + sweep.summary()[0])
         for line in sweep.summary()[1:]:
             complain(line)
@@ -184,6 +173,21 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return [name if values[key] is True else f"{name}={values[key]}" for key, name in names.items()], words
 
 
+def output_of(words: Sequence[str]) -> Path | None:
+    """The folder that a command line's jobs write to; None where it differs between them."""
+    override = next((o for word in words if (o := read(word)).key_or_group == "output_dir"), None)
+    if override is not None and override.is_sweep_override():
+        return None
+    return Path("outputs" if override is None else str(override.value()))
+
+
+def note(ledger: Ledger | None, overrides: Sequence[str], entry: Entry) -> None:
+    """Keeps what became of a job, where its sweep keeps such notes; a full disk ends no run."""
+    if ledger is not None:
+        with contextlib.suppress(OSError):
+            ledger.write(overrides, entry)
+
+
 def _hydra(argv: Sequence[str], sweep: Sweep, sweeping: bool) -> None:
     """One pass through Hydra. A job's error is told at once and kept in `sweep`, so that the next job runs."""
 
@@ -193,22 +197,40 @@ def _hydra(argv: Sequence[str], sweep: Sweep, sweeping: bool) -> None:
         name = " ".join(
             text for text in typed_overrides if text.lstrip("+").split("=")[0] in sweep.keys or not sweep.keys
         )
+        number = HydraConfig.get().job.num if sweeping else 0
+        ledger = Ledger(sweep.output) if sweep.output is not None and actions.is_first() else None
+        entry = Entry(
+            sweep.id, number, name, shlex.join(["python", "-m", "vtc", *typed_overrides]), started=time.time()
+        )
         if sweeping:
-            say(f"\n[{HydraConfig.get().job.num + 1}/{sweep.jobs}] {name}")
+            say(f"\n[{number + 1}/{sweep.jobs}] {name}")
         try:
             job = job_of(config, typed_overrides)
+            before = ledger.read(typed_overrides) if ledger is not None else None
+            if sweeping and (why := sweeps.reason_to_leave_out(job.retry, before)):
+                failed = before is not None and before.has_failed
+                note(ledger, typed_overrides, entry.ended(sweeps.SKIPPED, reason=why, failed_before=failed))
+                say(f"left out: {why}")
+                return
+            if not job.dry_run:
+                note(ledger, typed_overrides, entry)
             if line := actions.headline(job):
                 say(f"vtc {__version__} · {line}")
-            actions.perform(job)
+            path = actions.perform(job)
+            result = str(path) if isinstance(path, Path) and path.is_file() else None
+            if not job.dry_run:
+                note(ledger, typed_overrides, entry.ended(sweeps.DONE, result=result))
         except Exception as problem:
             error = unwritable(refused) if (refused := refusal(problem)) else problem
-            sweep.failed.append((name, one_line(error), isinstance(error, UserError)))
-            if isinstance(error, UserError):
+            mistake = isinstance(error, UserError)
+            sweep.failed.append((name, one_line(error), mistake))
+            note(ledger, typed_overrides, entry.ended(sweeps.FAILED, reason=one_line(error), mistake=mistake))
+            if mistake:
                 complain(one_line(error))
             else:
                 traceback.print_exc()
-            if os.getpid() != here:  # a launcher's worker: only the exception finds its way back
-                raise
+            if os.getpid() != here and ledger is None:  # a launcher's worker without a ledger: only the exception
+                raise  # finds its way back
 
     here = os.getpid()
     full_error, arguments = os.environ.get("HYDRA_FULL_ERROR"), sys.argv

@@ -31,7 +31,16 @@ from vtc.settings import (
 )
 from vtc.store_settings import ACTIONS, StoreSettings
 
-GENERAL = ("action", "checkpoint", "seed", "batch_size", "resume", "dry_run")  # of the top level, as a job has them
+GENERAL = (
+    "action",
+    "checkpoint",
+    "costs",
+    "retry",
+    "seed",
+    "batch_size",
+    "resume",
+    "dry_run",
+)  # of the top level, as a job has them
 LAYER_SCALES = one_of("auto", "none")
 PLUGINS = Job.__dataclass_fields__["plugins"].metadata["allowed"]
 

@@ -5,22 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
+from vtc import results, terminal
 from vtc.profiling import display as profiling
+from vtc.statistics import Estimate
 
 MINIATURE = "pocket is a miniature: it shows the order of methods, not the numbers of a real LVLM"
+OWN_DATA = (
+    "backbone pocket knows its own drawn scenes and their words only: these scores say that the data are read as they "
+    "should be, not how a model would do; give backbone=… for that"
+)
+PICTURES = {"grey": "every picture was grey", "other": "every picture was another sample's"}
 METRICS = {"CIDEr": "CIDEr/10", "exact_match": "exact match"}
-COLUMNS = ("task", "metric", "n", "score", "blind", "bag", "uncompressed", "retained", "p")
+COLUMNS = ("task", "metric", "n", "score", "blind", "bag", "uncompressed", "retained", "agreement", "p")
+LEAST = ("bag", "metric", "agreement", "n", "blind", "p", "uncompressed")  # what goes first where the screen is narrow
+INTERVAL = "± is half the 95 % interval over samples"
 
 
 def score(value: float | None, error: float | None = None) -> str:
-    """`0.870 ± 0.024`; `–` where there is none."""
+    """`0.870 ±0.024`, the half width of the 95 % interval; `–` where there is none.
+
+    Args:
+        error: the standard error.
+    """
     if value is None:
         return "–"
-    digits = 3 if abs(value) < 10 else 1
-    return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")
+    digits, half = 3 if abs(value) < 10 else 1, Estimate(value, error).half
+    return f"{value:.{digits}f}" + (f" ±{half:.{digits}f}" if half is not None else "")
 
 
 def percent(value: float | None) -> str:
@@ -52,7 +64,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     """The numbers of a task, or of a mean; a task that can't be told from its floor is marked."""
     value = score(row["value"], row["stderr"]) + ("†" if "task" in row and near_floor(row) else "")
     floors = [score(row.get(floor)) for floor in ("blind", "bag")]
-    return value, *floors, score(row["baseline"]), percent(row["retained"]), p_value(row["p_value"])
+    shares = (percent(row["retained"]), percent(row.get("agreement")))
+    return value, *floors, score(row["baseline"]), *shares, p_value(row["p_value"])
 
 
 def title(result: dict[str, Any]) -> str:
@@ -97,19 +110,30 @@ def remarks(result: dict[str, Any]) -> list[str]:
             f"{bad['count']} bad samples are not in the scores; "
             f"the first: {first['task']} {first['id']}: {first['error']}"
         )
-    if result["config"]["benchmark"]["name"] == "pocket":
+    config = result["config"]["benchmark"]
+    if (picture := config.get("picture", "own")) != "own":
+        lines.append(f"{PICTURES[picture]}; uncompressed: with the right pictures (benchmark.picture={picture})")
+    if config["name"] == "pocket":
         lines.append(MINIATURE)
+    elif result["backbone"]["name"] == "pocket":
+        lines.append(OWN_DATA)
     return lines
 
 
-def scores(result: dict[str, Any]) -> Table:
-    table = Table(title=title(result), title_justify="left")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column in ("task", "metric") else "right", no_wrap=True)
+def scores(result: dict[str, Any], width: int) -> Table:
+    """The scores for a screen of `width` columns."""
     tasks = len(result["scores"])
-    for i, row in enumerate(rows(result)):
-        table.add_row(*map(escape, row), style="bold" if i >= tasks else None, end_section=i == tasks - 1)
-    return table
+    return terminal.table(
+        title(result),
+        COLUMNS,
+        rows(result),
+        width,
+        least=LEAST,
+        left=("metric",),
+        caption=INTERVAL,
+        elsewhere=f"{results.SUMMARY} has all",
+        style=lambda at: "bold" if at >= tasks else None,
+    )
 
 
 def costs(result: dict[str, Any]) -> Table:
@@ -131,6 +155,8 @@ def markdown(result: dict[str, Any]) -> str:
             f"`{run['command']}` · run {run['id']} · {run['created']} · {run['device']} · {run['dtype']}",
             "",
             *_markdown_table(COLUMNS, rows(result), 2),
+            "",
+            f"{INTERVAL}; agreement: of the answers, the share that are the uncompressed model's, in the same words.",
             "",
             *_markdown_table(("cost", "this method", "uncompressed"), costs_rows(result), 1),
             "",

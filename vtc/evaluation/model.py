@@ -18,6 +18,7 @@ from PIL import Image
 
 from vtc.data.pictures import IN_FLIGHT, hash_picture, whole
 from vtc.errors import MethodFailure, SampleError, UserError
+from vtc.evaluation import controls
 from vtc.evaluation.crew import Crew
 from vtc.evaluation.prompts import Documents, Prompt, Room, decoded
 
@@ -70,6 +71,7 @@ class VtcModel(lmms):
         on_start: called with the number of requests when a task begins.
         on_sample: called with the number of requests done after each batch; of several processes each counts for all.
         crew: the processes that share the batches.
+        picture: which picture a question is asked about, see `vtc.evaluation.controls`.
     """
 
     is_simple = False
@@ -84,8 +86,10 @@ class VtcModel(lmms):
         on_start: Callable[[int], None] | None = None,
         on_sample: Callable[[int], None] | None = None,
         crew: Crew | None = None,
+        picture: str = controls.OWN,
     ) -> None:
         super().__init__()
+        self.picture = picture
         self.backbone, self.method = backbone, method
         self.batch_size, self.description, self.frames = max(1, int(batch_size)), description, int(frames)
         self.on_start, self.on_sample = on_start, on_sample
@@ -208,7 +212,19 @@ class VtcModel(lmms):
             raise UserError(f"benchmark.tasks={task}: has video; backbone={self.backbone.name} reads images")
         text = "".join(c.text for m in messages.messages for c in m.content if c.type == "text")
         images, clips = decoded(pictures, videos, self.frames, room)
-        return Prompt(index, text, images, options, clips)
+        prompt = Prompt(index, text, images, options, clips)
+        if self.picture == controls.GREY:
+            return controls.without_content(prompt)
+        if self.picture == controls.OTHER and prompt.shown:
+
+            def shown_at(number: int) -> Prompt:
+                others = ChatMessages(messages=doc_to_messages(self._documents[1].read(number, room)))  # type: ignore[index]
+                pictures, videos, _ = others.extract_media()
+                images, clips = decoded(pictures, videos, self.frames, room)
+                return Prompt(index, text, images, options, clips)
+
+            return controls.of_another(prompt, doc_id, len(rows), shown_at)
+        return prompt
 
     def _answer(self, questions: Sequence[Prompt], requests: Sequence[Instance], answers: Answers) -> None:
         """Answer a batch; where that fails, its halves, down to the questions that can't be answered alone."""

@@ -109,6 +109,7 @@ def _row(task: TaskScores, data: str, base: float | None, paired: dict[str, Any]
         "baseline": base,
         "retained": task.value / base if task.value is not None and base else None,
         "p_value": paired["p_value"] if paired else None,
+        "agreement": paired["agreement"] if paired else None,
         "blind": task.floors.get("blind"),
         "bag": task.floors.get("bag"),
         "bad": len(task.bad),
@@ -125,11 +126,12 @@ def _compared(tasks: list[TaskScores], baseline: RunFolder) -> dict[str, dict[st
     """Paired comparison with the baseline's samples, by task and by group."""
     import pandas as pd
 
-    columns = ["task", "id", "target", "score", "stratum"]
-    samples = [(task.task, s.id, s.target, s.score, s.stratum) for task in tasks for s in task.samples]
-    mine = pd.DataFrame(samples, columns=columns).astype({"score": float})
+    samples = [{"task": task.task, **dataclasses.asdict(sample)} for task in tasks for sample in task.samples]
+    mine, plain = pd.DataFrame(samples).astype({"score": float}), results.samples(baseline.path)
     rows = [{"task": t.task, "group": t.group, "scale": t.scale} for t in tasks]
-    return statistics.compare_samples(mine, results.samples(baseline.path), rows)
+    agreements = statistics.agreement(mine, plain)
+    compared = statistics.compare_samples(mine, plain, rows)
+    return {task: row | {"agreement": agreements.get(task)} for task, row in compared.items()}
 
 
 def _mean(group: str, rows: list[dict[str, Any]], compared: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
@@ -150,6 +152,7 @@ def _mean(group: str, rows: list[dict[str, Any]], compared: Mapping[str, dict[st
         "baseline": base,
         "retained": value / base if base and value is not None else None,
         "p_value": compared[group]["p_value"] if all(r["task"] in compared for r in members) else None,
+        "agreement": _average([r["agreement"] for r in members]),
         **{f: _average([results.share(r, f) for r in members]) for f in ("blind", "bag")},
     }
 

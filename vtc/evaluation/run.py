@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtc import profiling, results
+from vtc import profiling, results, terminal
 from vtc.backbones.loading import read_config
 from vtc.errors import UserError
 from vtc.evaluation import crew as crews
@@ -53,12 +52,9 @@ def evaluate(job: Job) -> Path:
 
 def _evaluate(job: Job, crew: Crew) -> Path:
     """What the first process does of `evaluate`, which is all of it where there is one."""
-    from rich.console import Console
-
     from vtc.evaluation import display
 
-    # The width of a terminal, or one that holds the table: piped output shouldn't be folded at 80.
-    console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
+    console = terminal.console()
     run = RunFolder(job)
     if job.dry_run:
         from vtc.evaluation.dry_run import describe
@@ -77,13 +73,13 @@ def _evaluate(job: Job, crew: Crew) -> Path:
         if run.finished() and job.resume is not False:
             console.print(f"already scored: {run.path}; resume=false scores it again")
             result = run.read()
-            if result["run"].get("costs_id") != run.costs_id:
+            if not run.costs_hold(result):
                 result = measure_again(run, result, console)
         else:
             console.print(f"scoring {len(run.specs)} tasks of {job.benchmark.name}, run {run.id}")
             baseline = None if run.job.is_baseline else RunFolder(job.baseline())
             result = _score(run, baseline, console, crew)
-    console.print(display.scores(result))
+    console.print(display.scores(result, console.width))
     console.print(display.costs(result))
     for line in display.remarks(result):
         console.print(line, markup=False)
@@ -185,9 +181,15 @@ def measure_again(run: RunFolder, result: dict[str, Any], console: Console) -> d
 
 
 def efficiency_of(backbone: Backbone, method: Compressor, job: Job) -> dict[str, Any]:
-    """The efficiency section: seconds on a CPU, for a section that `action=profile` measures at leisure."""
-    quick = ProfileSettings(repeats=2, first_token_repeats=7) if backbone.device.type == "cpu" else ProfileSettings()
-    return profiling.efficiency(backbone, method, job.profile or quick)
+    """The efficiency section, as far as `costs` asks for it; `action=profile` measures at leisure."""
+    protocol = ProfileSettings()
+    if backbone.device.type == "cpu":
+        protocol = dataclasses.replace(protocol, repeats=2, first_token_repeats=7)
+    if job.costs != "full":
+        protocol = dataclasses.replace(protocol, repeats=0)
+    if job.costs == "none":
+        protocol = dataclasses.replace(protocol, first_token_repeats=0)
+    return profiling.efficiency(backbone, method, job.profile or protocol)
 
 
 def profile(job: Job) -> Path:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from vtc.evaluation.sources import source_of
 from vtc.evaluation.spec import TaskScores, TaskSpec
 from vtc.folders import lock_of
 from vtc.identity import COSTS, SCORES, digest
-from vtc.job import Job
+from vtc.job import COST_LEVELS, Job
 from vtc.registry import methods, parts
 
 PARTIAL = "partial"  # tasks of a run that isn't finished, one file each
@@ -46,14 +48,23 @@ class RunFolder:
             "tasks": [spec.identity for spec in self.specs],
             "scoring": scoring.VERSION,
         }
-        costs = {"settings": self.job.deciding(COSTS), "weights": self.weights, "profiling": profiling.VERSION}
-        self.id, self.costs_id = digest(scores)[:12], digest(costs)[:12]
+        self.id, self.costs_id = digest(scores)[:12], self.costs_id_of(self.job.costs)
         root = job.output_dir.expanduser().absolute()
         if job.is_baseline:
             self.folder = root / "baselines" / self.id
         else:
             budget = job.budget_in_words.replace("=", "") or "default"
             self.folder = root / f"{job.backbone.name}-{job.method.name}-{budget}-{self.id}"
+
+    def costs_id_of(self, level: str) -> str:
+        """Names the measurement of the costs at a level of `vtc.job.COST_LEVELS`."""
+        settings = dataclasses.replace(self.job, costs=level).deciding(COSTS)
+        return digest({"settings": settings, "weights": self.weights, "profiling": profiling.VERSION})[:12]
+
+    def costs_hold(self, result: Mapping[str, Any]) -> bool:
+        """Whether a result's costs are those that are asked for, or more than those."""
+        enough = COST_LEVELS[COST_LEVELS.index(self.job.costs) :]
+        return result["run"].get("costs_id") in map(self.costs_id_of, enough)
 
     @property
     def label(self) -> str:

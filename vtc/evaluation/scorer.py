@@ -54,7 +54,14 @@ class Scorer:
         self.backbone, self.method = load(job)
         frames = job.backbone.frames or FRAMES
         self.model = VtcModel(
-            self.backbone, self.method, job.batch_size, description, frames, on_sample=on_sample, crew=crew
+            self.backbone,
+            self.method,
+            job.batch_size,
+            description,
+            frames,
+            on_sample=on_sample,
+            crew=crew,
+            picture=job.benchmark.picture,
         )
 
     def score(self, spec: TaskSpec) -> TaskScores:

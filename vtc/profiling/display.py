@@ -25,17 +25,21 @@ def rows(costs: dict[str, Any], stored: float | None = None) -> list[tuple[str, 
     """
     vision, vision_plain = costs["vision_flops"], costs["vision_flops_uncompressed"]
     answer, plain = costs["answer_flops"], costs["prefill_flops_uncompressed"]
-    ttft, decoding = costs["ttft_ms"]["median"], costs["decode_ms_per_token"]
+    ttft, decoding = costs["ttft_ms"], costs["decode_ms_per_token"]
     out = [
         ("vision FLOPs, tower and projector", f"{number(vision)} ({vision / vision_plain:.2f}×)", number(vision_plain)),
         ("prefill FLOPs, decoder and method", f"{number(costs['prefill_flops'])} ({costs['flops_ratio']:.2f}×)",
          number(plain)),
         ("… of an image compressed beforehand", f"{number(answer)} ({answer / plain:.2f}×)", number(plain)),
-        ("TTFT, one row", f"{ttft:.1f} ms", f"{costs['ttft_ms_uncompressed']['median']:.1f} ms"),
-        ("… of the method itself", f"{costs['method_ms']:.1f} ms ({100 * costs['method_share']:.0f} %)", "–"),
-        (f"decoding, a step of {costs['protocol']['batch_size']} rows", f"{decoding:.1f} ms",
-         f"{costs['decode_ms_per_token_uncompressed']:.1f} ms"),
     ]  # fmt: skip
+    if ttft is not None:
+        out += [
+            ("TTFT, one row", f"{ttft['median']:.1f} ms", f"{costs['ttft_ms_uncompressed']['median']:.1f} ms"),
+            ("… of the method itself", f"{costs['method_ms']:.1f} ms ({100 * costs['method_share']:.0f} %)", "–"),
+        ]
+    if decoding is not None:
+        plain_ms = f"{costs['decode_ms_per_token_uncompressed']:.1f} ms"
+        out.append((f"decoding, a step of {costs['protocol']['batch_size']} rows", f"{decoding:.1f} ms", plain_ms))
     if answer > 0.995 * costs["prefill_flops"]:  # others compress an image anew for whatever is asked of it
         del out[2]
     for n, value in costs["throughput"].items():
@@ -53,7 +57,9 @@ def rows(costs: dict[str, Any], stored: float | None = None) -> list[tuple[str, 
 
 def table(title: str, cells: list[tuple[str, str, str]], protocol: dict[str, Any]) -> Table:
     """Rows of costs under their title, with how they were measured."""
-    caption = f"{protocol['prompt_tokens']} text tokens a prompt, batch {protocol['batch_size']}, {protocol['device']}"
+    caption = f"{protocol['prompt_tokens']} text tokens a prompt, {protocol['device']}"
+    if protocol["repeats"]:
+        caption = f"batch {protocol['batch_size']}, {caption}"
     out = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     out.add_column("", no_wrap=True)
     out.add_column("this method", justify="right", no_wrap=True)

@@ -37,30 +37,36 @@ class Timing:
     generate: dict[int, list[float]] = field(default_factory=dict)
     peak_memory: int | None = None
 
-    def ttft_ms(self) -> dict[str, float]:
+    def ttft_ms(self) -> dict[str, float] | None:
+        """Milliseconds to the first token; None where none was timed."""
         ordered = sorted(self.first_token)
+        if not ordered:
+            return None
         return {
             "median": 1e3 * statistics.median(ordered),
             "p95": 1e3 * ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))],
         }
 
-    def method_ms(self) -> float:
-        """Milliseconds of the method's own work in a prefill."""
-        return 1e3 * statistics.median(mine for mine, _ in self.own)
+    def method_ms(self) -> float | None:
+        """Milliseconds of the method's own work in a prefill; None where none was timed."""
+        return None if not self.own else 1e3 * statistics.median(mine for mine, _ in self.own)
 
-    def method_share(self) -> float:
-        """The method's own work as a share of the prefill that it was measured in."""
-        return statistics.median(mine / whole for mine, whole in self.own)
+    def method_share(self) -> float | None:
+        """The method's own work as a share of the prefill that it was measured in; None where none was timed."""
+        return None if not self.own else statistics.median(mine / whole for mine, whole in self.own)
 
-    def decode_ms(self) -> float:
-        """Milliseconds a decoding step of the batch: prefill cancels in the difference of the two lengths."""
+    def decode_ms(self) -> float | None:
+        """Milliseconds a decoding step of the batch: prefill cancels in the difference of the two lengths. None where
+        no batch was timed."""
+        if not all(self.generate.values()):
+            return None
         short, long = min(self.generate), max(self.generate)
         spent = statistics.median(self.generate[long]) - statistics.median(self.generate[short])
         return 1e3 * spent / (long - short)
 
     def throughput(self, batch_size: int) -> dict[str, float]:
-        """New tokens a second, by how many are generated."""
-        return {str(n): batch_size * n / statistics.median(t) for n, t in sorted(self.generate.items())}
+        """New tokens a second, by how many are generated; empty where no batch was timed."""
+        return {str(n): batch_size * n / statistics.median(t) for n, t in sorted(self.generate.items()) if t}
 
 
 def synchronise(device: torch.device) -> None:
@@ -114,11 +120,15 @@ def measure(backbone: Backbone, methods: Sequence[Compressor], protocol: Profile
         methods: on the same backbone; the uncompressed model is the method `none`.
     """
     device = backbone.device
-    one = example(backbone, 1, protocol.prompt_tokens)
-    many = example(backbone, protocol.batch_size, protocol.prompt_tokens)
     timings = [Timing(generate={n: [] for n in protocol.new_tokens}) for _ in methods]
+    if not protocol.repeats and not protocol.first_token_repeats:
+        return timings
+    one = example(backbone, 1, protocol.prompt_tokens)
     first = [generator(backbone, m, one, 1) for m in methods]
-    whole = [{n: generator(backbone, m, many, n) for n in protocol.new_tokens} for m in methods]
+    whole: list[dict[int, Callable[[], None]]] = [{} for _ in methods]
+    if protocol.repeats:
+        many = example(backbone, protocol.batch_size, protocol.prompt_tokens)
+        whole = [{n: generator(backbone, m, many, n) for n in protocol.new_tokens} for m in methods]
 
     def timed(run: Callable[[], None]) -> float:
         synchronise(device)
@@ -130,7 +140,7 @@ def measure(backbone: Backbone, methods: Sequence[Compressor], protocol: Profile
     for run in first:  # the first calls allocate, tune and compile
         run()
         run()
-    for index, runs in enumerate(whole):
+    for index, runs in enumerate(whole if protocol.repeats else ()):
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         runs[min(runs)]()

@@ -42,7 +42,7 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: ProfileSettings
         storage_bytes_per_image: what must be kept of an image to answer later questions about it, in 16 bit.
         visual_tokens: of the image, uncompressed; visual_tokens_out: what is left to answer from; layer_tokens: visual
             tokens and registers in each decoder layer.
-        protocol: what was measured, and on what.
+        protocol: what was measured, and on what. Times that its numbers of repeats leave out are None, or empty.
     """
     import torch
 
@@ -80,6 +80,7 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: ProfileSettings
     answering = flops.total(shape, method.answering_calls(ran.prefill, text)) + flops.head(shape)
     with_vision = [costs["prefill_flops"] + costs["vision_flops"] for costs in both]
     by_tokens = {n: speed / plain["throughput"][n] for n, speed in mine["throughput"].items()}
+    sooner = plain["ttft_ms"]["median"] / mine["ttft_ms"]["median"] if mine["ttft_ms"] else None
     return {
         **mine,
         **{f"{cost}_uncompressed": value for cost, value in plain.items()},
@@ -90,9 +91,9 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: ProfileSettings
         "decode_flops_per_token": flops.total(shape, ran.steps) + flops.head(shape),
         "method_ms": timings[0].method_ms(),
         "method_share": timings[0].method_share(),
-        "speedup": by_tokens[max(by_tokens, key=int)],
+        "speedup": by_tokens[max(by_tokens, key=int)] if by_tokens else None,
         "speedup_by_tokens": by_tokens,
-        "ttft_speedup": plain["ttft_ms"]["median"] / mine["ttft_ms"]["median"],
+        "ttft_speedup": sooner,
         "extra_parameters": int(method.extra_parameters),
         "storage_bytes_per_image": storage,
         "visual_tokens": full,
@@ -103,6 +104,7 @@ def efficiency(backbone: Backbone, method: Compressor, protocol: ProfileSettings
             "prompt_tokens": text,
             "new_tokens": list(protocol.new_tokens),
             "repeats": protocol.repeats,
+            "first_token_repeats": protocol.first_token_repeats,
             "device": device_name(backbone.device),
             "threads": torch.get_num_threads(),
         },

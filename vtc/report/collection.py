@@ -145,7 +145,7 @@ def newest(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """Of runs with the same configuration the newest; and a note where they were not the same run."""
     same: dict[str, list[Run]] = {}
     for run in runs:
-        same.setdefault(digest({key: run.config.get(key) for key in CONFIGURATION}), []).append(run)
+        same.setdefault(digest(_configuration(run)), []).append(run)
     kept, notes = [], []
     for group in same.values():
         group.sort(key=lambda r: r.created)
@@ -158,6 +158,11 @@ def newest(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
                 f"the newest ({last.id}) is shown, not {', '.join(older)}"
             )
     return kept, notes
+
+
+def _configuration(run: Run) -> dict[str, Any]:
+    """What says which run of a table it is."""
+    return {key: run.config.get(key) for key in CONFIGURATION} | {"picture": run.picture}
 
 
 def _words(key: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
@@ -280,6 +285,7 @@ def _flat(config: Mapping[str, Any], alike: set[str]) -> dict[str, Any]:
     for key in config.keys() - alike:
         out.update(_leaves(key, config[key]))
     out.pop("backbone.name", None)
+    out["picture"] = (config.get("benchmark") or {}).get("picture") or "own"
     if out.get("backbone.quantization") == "none":  # results of before it was an option don't have it
         del out["backbone.quantization"]
     return out

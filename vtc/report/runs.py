@@ -120,9 +120,22 @@ class Run:
         return (self.result["efficiency"] or {}).get(key)
 
     @property
+    def picture(self) -> str:
+        """Which picture each question was asked about (`benchmark.picture`)."""
+        return (self.config.get("benchmark") or {}).get("picture") or "own"
+
+    def agreement(self, group: str = ALL) -> float | None:
+        """Share of the answers that are the uncompressed model's, mean over the tasks of a group; None where a task's
+        isn't known."""
+        shares = [self.rows[task].get("agreement") for task in self.members(group)]
+        known = [share for share in shares if share is not None]
+        return sum(known) / len(known) if known and len(known) == len(shares) else None
+
+    @property
     def is_baseline(self) -> bool:
         """Whether it is the uncompressed backbone with its own weights."""
-        return self.method == BASELINE and not self.result["checkpoint"] and not self.result.get("baseline")
+        whole = self.method == BASELINE and not self.result["checkpoint"]
+        return whole and self.picture == "own" and not self.result.get("baseline")
 
     @property
     def scores(self) -> dict[str, Estimate]:

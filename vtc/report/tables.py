@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from vtc.report.collection import Setting, number
 from vtc.report.runs import ALL, Run
-from vtc.statistics import Estimate, holm, question_weights, side_by_side, sign_flips
+from vtc.report.split import Split
+from vtc.statistics import (
+    Estimate,
+    Z,
+    bootstrap,
+    contributions,
+    holm,
+    question_weights,
+    side_by_side,
+    sign_flips,
+    smallest_difference,
+    standard_errors,
+    verdict,
+)
 from vtc.terminal import table
 
 if TYPE_CHECKING:
@@ -68,6 +81,7 @@ def frame(setting: Setting) -> pd.DataFrame:
             name = "mean" if group == ALL else group
             score = run.score(group)
             row |= {name: score.value, f"{name}_ci95": score.half, f"{name}_retained": run.retained(group)}
+            row[f"{name}_agreement"] = run.agreement(group)
         for task in setting.tasks:
             row |= {task: (score := run.scores[task]).value, f"{task}_ci95": score.half}
         rows.append(row | {"run": run.id, "created": run.created, "file": str(run.path)})
@@ -151,7 +165,9 @@ def differences(setting: Setting, advance: Callable[[], Any] = lambda: None) -> 
 
     Paired by question where both runs have their samples beside them (`vtc.statistics`), else a z-test on the two
     standard errors, which is blind to pairs and so errs on the careful side. `p_holm` corrects for the number of pairs
-    at the same number of tokens.
+    at the same number of tokens, and `verdict` says of the corrected one whether these samples tell the two apart.
+    `low` and `high` are the ends of the difference's 95 % interval, by a paired bootstrap where samples are paired;
+    `smallest` is the difference that so many samples would show, before any correction, in 80 % of cases.
 
     Args:
         advance: is called after each pair.
@@ -161,22 +177,20 @@ def differences(setting: Setting, advance: Callable[[], Any] = lambda: None) -> 
         known = [run for run in dict.fromkeys(chain(*pairs)) if run.samples is not None]
         samples = Samples(known) if known else None
         for a, b in pairs:
-            p_value, test = samples.significance(a, b) if samples and a in known and b in known else None, "paired"
-            if p_value is None:
-                p_value, test = unpaired(a, b)
+            row = samples.compare(a, b) if samples and a in known and b in known else None
+            row = row or unpaired(a, b)
             out.append(
                 {
                     "tokens": tokens,
                     "better": a.label,
                     "worse": b.label,
                     "difference": a.score().value - b.score().value,
-                    "p_value": p_value,
-                    "test": test,
+                    **row,
                 }
             )
             advance()
     adjusted = holm([row["p_value"] for row in out], [row["tokens"] for row in out])
-    return [row | {"p_holm": p} for row, p in zip(out, adjusted, strict=True)]
+    return [row | {"p_holm": p, "verdict": verdict(p)} for row, p in zip(out, adjusted, strict=True)]
 
 
 def same_budget(setting: Setting) -> dict[float, list[tuple[Run, Run]]]:
@@ -195,36 +209,82 @@ class Samples:
         table = side_by_side([run.samples for run in runs])
         self.questions = table.index
         self.scores = {run: table[at].to_numpy(float) for at, run in enumerate(runs)}
-        self.weights: dict[bytes, Any] = {}  # by which questions are scored: in most tables the same for all pairs
+        # By which questions are scored, in most tables the same for all pairs: their weights and cells.
+        self.designs: dict[bytes, Any] = {}
 
-    def significance(self, a: Run, b: Run) -> float | None:
-        """p-value that the means of two runs differ; None where not every task has pairs of samples."""
+    def compare(self, a: Run, b: Run) -> dict[str, Any] | None:
+        """Interval, p-value and smallest difference of two runs' means; None where not every task has pairs."""
         differences = self.scores[a] - self.scores[b]
         scored = differences == differences
         key = scored.tobytes()
-        if key not in self.weights:
+        if key not in self.designs:
             shared = self.questions[scored]
             every = set(shared.unique("task")) >= set(a.rows)
-            self.weights[key] = question_weights(shared, a.scales) if every else None
-        weights = self.weights[key]
-        return None if weights is None else sign_flips(weights * differences[scored])
+            cells = [f"{task}\n{stratum}" for task, stratum in zip(*map(shared.get_level_values, CELL), strict=True)]
+            self.designs[key] = (question_weights(shared, a.scales), cells) if every else None
+        if self.designs[key] is None:
+            return None
+        shares, cell_of = contributions(differences[None, scored], *self.designs[key])
+        (low, high), (error,) = bootstrap(shares[0], cell_of)[0], standard_errors(shares[0], cell_of)
+        p = sign_flips(shares[0])
+        return _compared(float(low), float(high), float(error), p, "paired")
 
 
-def unpaired(a: Run, b: Run) -> tuple[float | None, str]:
-    """p-value that the means of two runs differ, by their standard errors."""
+CELL = ("task", "stratum")  # levels of a question within which samples vary
+
+
+def _compared(low: float | None, high: float | None, error: float | None, p: float | None, test: str) -> dict[str, Any]:
+    smallest = None if error is None else float(smallest_difference(error))
+    return {"low": low, "high": high, "smallest": smallest, "p_value": p, "test": test}
+
+
+def unpaired(a: Run, b: Run) -> dict[str, Any]:
+    """The same by the two runs' standard errors."""
     x, y = a.score(), b.score()
     if not x.stderr and not y.stderr:
-        return None, "no standard errors"
-    z = (x.value - y.value) / math.hypot(x.stderr or 0.0, y.stderr or 0.0)
-    return math.erfc(abs(z) / math.sqrt(2)), "unpaired"
+        return _compared(None, None, None, None, "no standard errors")
+    difference, error = x.value - y.value, math.hypot(x.stderr or 0.0, y.stderr or 0.0)
+    p = math.erfc(abs(difference / error) / math.sqrt(2))
+    return _compared(difference - Z * error, difference + Z * error, error, p, "unpaired")
 
 
 def difference_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """The pairs for eyes."""
-    header = ["tokens", "better", "worse", "difference", "p", "p (Holm)", "test"]
-    forms: list[Callable[[Any], str]] = [number, str, str, "{:+.3f}".format, p_text, p_text, str]
-    keys = ("tokens", "better", "worse", "difference", "p_value", "p_holm", "test")
-    return header, [[form(row[key]) for form, key in zip(forms, keys, strict=True)] for row in rows]
+    header = [
+        "tokens",
+        "better",
+        "worse",
+        "difference",
+        "95 % interval",
+        "p",
+        "p (Holm)",
+        "verdict",
+        "smallest",
+        "test",
+    ]
+    out = []
+    for row in rows:
+        ends = "–" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
+        line = [number(row["tokens"]), row["better"], row["worse"], f"{row['difference']:+.3f}", ends]
+        line += [p_text(row["p_value"]), p_text(row["p_holm"]), row["verdict"]]
+        out.append([*line, _text(row["smallest"], "{:.3f}"), row["test"]])
+    return header, out
+
+
+def split_cells(rows: Sequence[Split]) -> tuple[list[str], list[list[str]]]:
+    """VTC-Bench's split for eyes."""
+    header = ["tokens", "method", "hard", "n hard", "easy", "n easy"]
+    return header, [
+        [
+            number(row.run.tokens),
+            row.run.label,
+            interval(row.hard) if row.hard else "–",
+            str(row.n_hard),
+            interval(row.easy) if row.easy else "–",
+            str(row.n_easy),
+        ]
+        for row in rows
+    ]
 
 
 def p_text(p: float | None) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vtc import results
 from vtc.errors import UserError
 from vtc.job import Job
-from vtc.report import page, paper, plots, tables
+from vtc.report import page, paper, plots, split, tables
 from vtc.report.collection import collect
 from vtc.terminal import console as terminal
 from vtc.terminal import in_parts, table
@@ -22,6 +22,17 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vtc.report.runs import Run
+
+SPLIT = (
+    "VTC-Bench's split (arXiv 2510.07143): hard samples are those that the uncompressed model gets right and "
+    "downsampling to as many tokens gets wrong, easy ones those that both get right; means over the samples "
+    "of all tasks."
+)
+PAIRS = (
+    "The interval is that of the difference. The verdict is Holm's, of all pairs at a number of tokens: *can't tell "
+    "apart* says that these samples don't show a difference, not that there is none; *smallest* is the difference that "
+    "so many samples would show, before the correction, in 80 % of cases."
+)
 
 
 def report(job: Job) -> Path:
@@ -120,9 +131,12 @@ def section_markdown(section: page.Section) -> list[str]:
     lines += [tables.markdown(*tables.cells(setting)), ""]
     lines += [f"{note}\n" for note in setting.notes]
     lines += [f"![{p.stem}]({p.name})\n" for p in section.plots]
+    if parts := split.splits(setting):
+        cells = tables.markdown(*tables.split_cells(parts))
+        lines += ["### Samples that take compression to answer", "", SPLIT, "", cells, ""]
     if section.differences:
         pairs = tables.markdown(*tables.difference_cells(section.differences))
-        lines += ["### Methods at the same number of tokens", "", pairs, ""]
+        lines += ["### Methods at the same number of tokens", "", PAIRS, "", pairs, ""]
     return lines
 
 

@@ -24,6 +24,7 @@ def _is_device(value: Any) -> bool:
 
 FOLDER = Allowed("a folder", lambda v: whole(0).accepts(v) or text().accepts(v))  # which may be called 3
 SECTION = mapping("keys with values, such as {one: 1, two: 2}")
+PICTURES = ("own", "grey", "other")
 NAMES = several("a list of names, such as [one,two]", text())
 FILES = Allowed("a file, or a list of files", lambda value: TEXT.accepts(value) or NAMES.accepts(value), optional=True)
 NOT_NEGATIVE = number("a number from 0 on", least=0)
@@ -124,6 +125,8 @@ class BenchmarkSettings:
         include: folders with task files of the user's own.
         about: task → what the suite says of it.
         metric, prompt, subset, split, columns: of the user's own questions.
+        picture: which picture each question is asked about: its own; `grey`: one of its size without content;
+            `other`: another sample's. What a score owes to the picture is what the latter two take away.
     """
 
     name: str = setting("pocket", SCORES, text())
@@ -137,6 +140,7 @@ class BenchmarkSettings:
     subset: str | None = setting(None, SCORES, TEXT)
     split: str | None = setting(None, SCORES, TEXT)
     columns: Mapping[str, Any] | None = setting(None, SCORES, SECTION.or_null())
+    picture: str = setting("own", SCORES, one_of(*PICTURES), later=True)
 
     def __post_init__(self) -> None:
         fill(self, tasks=tuple(self.tasks), include=tuple(self.include))  # configurations have lists
@@ -150,15 +154,15 @@ class ProfileSettings:
         batch_size: rows of a throughput measurement.
         prompt_tokens: text tokens of each prompt.
         new_tokens: how many are generated, never fewer: `</s>` doesn't end it.
-        repeats: turns of each model; the medians are reported.
-        first_token_repeats: turns of a prefill of one row.
+        repeats: turns of each model; the medians are reported; 0: no throughput.
+        first_token_repeats: turns of a prefill of one row; 0: no times at all, FLOPs are counted all the same.
     """
 
     batch_size: int = setting(16, COSTS, whole(1))
     prompt_tokens: int = setting(64, COSTS, whole(1))
     new_tokens: tuple[int, int] = setting((2, 128), COSTS, RISING)
-    repeats: int = setting(5, COSTS, whole(1))
-    first_token_repeats: int = setting(20, COSTS, whole(1))
+    repeats: int = setting(5, COSTS, whole(0))
+    first_token_repeats: int = setting(20, COSTS, whole(0))
 
     def __post_init__(self) -> None:
         fill(self, new_tokens=tuple(self.new_tokens))

@@ -66,6 +66,25 @@ def compare_samples(a: Any, b: Any, rows: Sequence[Mapping[str, Any]] = ()) -> d
     return out
 
 
+def agreement(a: Any, b: Any) -> dict[str, float]:
+    """Task → share of the questions that two runs answer in the same words, whatever their case and spacing, right or
+    wrong (the loyalty of a compressed model to the uncompressed one).
+
+    Args:
+        a, b: frames of samples with task, id, prediction, and where known the target; samples that could not be
+            answered are in none of the shares.
+    """
+    keys = [key for key in ("task", "id", "target") if key in a and key in b]
+    sides = []
+    for frame in (a, b):
+        known = frame[frame["error"].isna()] if "error" in frame else frame
+        words = known["prediction"].fillna("").astype(str).str.split().str.join(" ").str.casefold()
+        sides.append(known[keys].astype(str).assign(words=words))
+    both = sides[0].merge(sides[1], on=keys)
+    same = (both["words_x"] == both["words_y"]).groupby(both["task"], sort=False).mean()
+    return {str(task): float(share) for task, share in same.items()}
+
+
 def by_question(frame: Any) -> Any:
     """Scores of a run as a series: a row a question (task, id, target where the frame has any, stratum).
 

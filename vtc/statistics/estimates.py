@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vtc.statistics.differences import bootstrap, contributions, smallest_difference
 from vtc.statistics.scores import sign_flips
 
 Z = 1.959964  # two-sided 95 % of a normal distribution
@@ -55,40 +56,66 @@ def holm(p_values: Sequence[float | None], families: Sequence[Any] | None = None
 
 
 def paired_estimate(
-    table: np.ndarray, weights: np.ndarray, cells: Sequence[str], within: float = 0.0, flips: bool = True
+    table: np.ndarray,
+    weights: np.ndarray,
+    cells: Sequence[str],
+    within: float = 0.0,
+    flips: bool = True,
+    groups: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
-    """Mean difference, its 95 % interval, and the p-value that it is not `-within`.
+    """Mean difference, its 95 % interval, the p-value that it is not `-within`, and the smallest difference that so
+    many samples and seeds show (`smallest_difference`).
 
-    With one seed the p-value is that of sign flips of the paired differences (a normal test where there is a margin or
-    a floor). With several, differences are averaged over the seeds sample by sample; the variance of that mean over
-    samples and the variance between the seeds' mean differences, divided by their number, add up, and Student's t with
-    Welch's and Satterthwaite's degrees of freedom gives p and interval.
+    With one seed p is that of sign flips of the paired differences (a t-test where there is a margin or a floor) and
+    the interval is that of a paired bootstrap, `bootstrap`. With several, samples and seeds are two crossed levels, the
+    differences d[s, i] = difference + seed[s] + sample[i] + rest[s, i]. The variance of their mean is what the samples
+    show of it plus what the seeds show of it beyond the rest, which is in both (the ANOVA estimate of a two-way layout:
+    Searle, Casella and McCulloch, Variance Components, 1992, section 4.3). Student's t with Welch's and Satterthwaite's
+    degrees of freedom gives p and interval.
 
     Args:
         table: differences `[seeds, samples]`.
         weights: what each sample adds to the mean `[samples]`, summing to 1.
         cells: the task and stratum of each sample; samples vary within these.
-        flips: whether, with one seed and no margin, p is that of sign flips instead of a normal test.
+        flips: whether, with one seed and no margin, p is that of sign flips instead of a t-test.
+        groups: samples that belong together, as captions of look-alike scenes do, by any name `[samples]`: they are
+            resampled and flipped as one. None: each is its own.
     """
-    from scipy.stats import norm, t
+    from scipy.stats import t
 
-    mean = table.mean(axis=0)
-    difference, between, count = float(mean @ weights), 0.0, len(table)
-    _, index = np.unique(np.asarray(cells, dtype=str), return_inverse=True)
-    variance = 0.0
-    for cell in range(index.max() + 1):
-        members = index == cell
-        if members.sum() > 1:
-            variance += weights[members].sum() ** 2 * mean[members].var(ddof=1) / members.sum()
-    if count > 1:
-        between = float((table @ weights).var(ddof=1)) / count
-    error = math.sqrt(variance + between)
-    law = t((variance + between) ** 2 / (between**2 / (count - 1))) if between > 0 else norm
+    count = len(table)
+    shares, cell_of = contributions(table, weights, cells, groups)
+    difference = float(table.mean(axis=0) @ weights)
+    samples_show, rest, freedom = 0.0, 0.0, 0
+    for cell in range(cell_of.max() + 1):
+        members = shares[:, cell_of == cell]
+        n = members.shape[1]
+        if n < 2:
+            continue
+        samples_show += n * members.mean(axis=0).var(ddof=1)
+        freedom += n - 1
+        if count > 1:
+            left = members - members.mean(axis=0) - members.mean(axis=1, keepdims=True) + members.mean()
+            rest += n * float(np.square(left).sum()) / ((count - 1) * (n - 1)) / count
+    seeds_show = float((table @ weights).var(ddof=1)) / count if count > 1 else 0.0
+    luck = max(seeds_show - rest, 0.0)  # what the seeds' own luck adds
+    variance = samples_show + luck
+    error = math.sqrt(variance)
+    degrees = float(max(freedom, 1))
+    if luck > 0:
+        spread = seeds_show**2 / (count - 1) + samples_show**2 / max(freedom, 1)
+        spread += rest**2 / max(freedom * (count - 1), 1)
+        degrees = variance**2 / spread
+    law = t(degrees)
     half = float(law.ppf(0.975)) * error
+    low, high = difference - half, difference + half
+    if count == 1:
+        low, high = (float(end) for end in bootstrap(shares.T, cell_of, difference)[0])
     if count == 1 and within == 0 and flips:
-        p = sign_flips(weights * mean)
+        p = sign_flips(shares.sum(axis=0))
     elif error == 0:
         p = 1.0 if difference == -within else 0.0
     else:
         p = float(2 * law.sf(abs(difference + within) / error))
-    return {"difference": difference, "low": difference - half, "high": difference + half, "p": p}
+    smallest = smallest_difference(error, degrees)
+    return {"difference": difference, "low": low, "high": high, "p": p, "smallest": smallest}
