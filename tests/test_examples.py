@@ -1,7 +1,8 @@
-"""The method in one outside file: FEATHER, by a loop in float64 over its equations, and on three families."""
+"""What stands in `examples/`: the notebooks run, and FEATHER is what its equations say, by a loop in float64."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,22 @@ def test_what_is_kept_is_what_the_paper_keeps() -> None:
         assert [o for o in origin.tolist() if o in visual] == early
         score = dict(zip(origin.tolist(), attention(backbone, 3, hidden).tolist(), strict=True))
     assert engine.report.kept == [sorted(sorted(early, key=lambda v: -score[v])[:4])]
+
+
+@pytest.mark.parametrize("notebook", sorted((shipped.root() / "examples").glob("*.ipynb")), ids=lambda file: file.stem)
+def test_a_notebook_runs_from_top_to_bottom(notebook: Path, monkeypatch, tmp_path: Path, capsys) -> None:
+    """With fewer samples, and some of the contracts: what is shown works, and says what the text around it says."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(methods, "_registered", {})
+    monkeypatch.setattr(
+        "vtc.testing.check_compressor",
+        lambda name: check_compressor(name, contracts=[c for c in CONTRACTS if c.__name__ in SOME]),
+    )
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert all(not cell.get("outputs") for cell in cells), "outputs are left out of the repository"
+    names: dict[str, object] = {"__name__": "__main__"}
+    for source in code:
+        exec(compile(source.replace("limit=20", "limit=2"), notebook.name, "exec", dont_inherit=True), names)
+    said = capsys.readouterr().out
+    assert ("16 of 144 tokens" in said) if notebook.stem == "first_steps" else ("unusual {'pocket_existence'" in said)
