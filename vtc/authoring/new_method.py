@@ -68,5 +68,5 @@ def new_method(job: Job) -> list[Path]:
     }
     print(f"wrote {wanted.name}.py and test_{wanted.name}.py: a working {wanted.kind}; change it into yours, then")
     for command, what in steps.items():
-        print(f"  {command:<60} {what}")
+        print(f"  {command:<68} {what}")
     return [*files]
