@@ -8,7 +8,8 @@ import importlib
 
 __version__ = "0.1.0"
 
-LAZY = {"Store": "vtc.store"}  # name → the module that has it
+API = ("Answer", "CompressedImage", "Model", "compressing", "load")
+LAZY = {"Store": "vtc.store", **dict.fromkeys(API, "vtc.api")}  # name → the module that has it
 
 
 def __getattr__(name: str) -> object:

@@ -42,8 +42,17 @@ if TYPE_CHECKING:
     from vtc.interface import BackboneShape, Compressor
 
 POCKET_WEIGHTS = "benchmarks/pocket/weights"
+METHOD_KINDS = ("pruner", "merger", "tower", "resampler", "self")  # with which a new method may begin
 COST_LEVELS = ("none", "quick", "full")  # each measures what the one before does, and more
 TUNED = "tuned"  # the adapter of a method that brings none of its own
+
+
+@dataclass(frozen=True)
+class NewMethodSettings:
+    """What `action=new_method` writes: a method of this name, beginning with the base class of this kind."""
+
+    name: str | None = setting(None, NOTHING, TEXT)
+    kind: str = setting("pruner", NOTHING, one_of(*METHOD_KINDS))
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,7 @@ class Job:
     report: ReportSettings = setting(ReportSettings(), NOTHING)
     compare: CompareSettings = setting(CompareSettings(), NOTHING)
     ablation: AblationSettings | None = setting(None, NOTHING)
+    new_method: NewMethodSettings | None = setting(None, NOTHING)
     store: StoreSettings | None = setting(None, NOTHING)
     checkpoint: str | None = setting("auto", NOTHING, TEXT)  # what is in it counts
     seed: int = setting(0, WEIGHTS | SCORES, SEED)

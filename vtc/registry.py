@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, distributions
@@ -211,7 +211,7 @@ class Registry:
             return imported(self._composed)(name)
         raise unknown(self.kind, name, self.names())
 
-    def register(self, name: str):
+    def register(self, name: str) -> Callable[[C], C]:
         """Decorator: `@methods.register("mine")` makes a class known under `name` in this process. One that was
         registered before under the same name is replaced, as a notebook's cell is that runs again.
 

@@ -22,11 +22,12 @@ ACTIONS = {
     "report": ("vtc.report:report", False),
     "compare": ("vtc.report:compare", False),
     "check": ("vtc.testing.check:check", False),
+    "new_method": ("vtc.authoring:new_method", False),
     "index": ("vtc.store.actions:index", False),  # these load the model of the store
     "search": ("vtc.store.actions:search", False),
     "ask": ("vtc.store.actions:ask", False),
 }
-WRITES_NOTHING = ("check",)
+WITHOUT_RESULTS = ("check", "new_method")
 TOGETHER = ("evaluate", "train")  # what several processes, started by `accelerate launch` or `torchrun`, do together
 
 
@@ -34,7 +35,7 @@ def headline(job: Job) -> str:
     """What is about to happen, in one line; nothing where what is printed is to be read by a program."""
     if job.store is not None:
         return "" if job.store.format == JSON else f"{job.action} · store {job.store.store}"
-    if job.action in ("report", "compare"):
+    if job.action in ("report", "compare", "new_method"):
         return job.action
     if job.action == "ablate":
         return f"ablate · {job.ablation.name if job.ablation else None} · backbone {job.backbone.name}"
@@ -85,7 +86,7 @@ def perform(job: Job) -> Any:
             f"action={job.action}: is for one process, and {launched()} were started; leave out the launcher"
         )
     registry.check_packages()
-    if is_first() and job.action not in WRITES_NOTHING:
+    if is_first() and job.action not in WITHOUT_RESULTS:
         _check_folders(job)
     target, loads = ACTIONS[job.action]
     if loads:

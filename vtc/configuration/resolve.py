@@ -18,7 +18,7 @@ from vtc.backbones.random_weights import narrowed
 from vtc.budget import BUDGETS, Budget
 from vtc.configuration import validation
 from vtc.errors import UserError
-from vtc.job import Job
+from vtc.job import Job, NewMethodSettings
 from vtc.settings import (
     FOLDER,
     AblationSettings,
@@ -83,6 +83,7 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
             "report": from_mapping(ReportSettings, values.get("report") or {}, "report"),
             "compare": from_mapping(CompareSettings, values.get("compare") or {}, "compare"),
             "ablation": _ablation(values, overrides),
+            "new_method": _new_method(values),
             "store": _store(values),
             "output_dir": Path(os.path.expanduser(str(values["output_dir"]))),
             "overrides": None if overrides is None else tuple(overrides),
@@ -116,6 +117,12 @@ def _training(values: dict[str, Any]) -> TrainingSettings | None:
     if not recipe:
         recipe = yaml.safe_load(shipped.path("conf/training/default.yaml").read_text(encoding="utf-8"))
     return TrainingSettings.of(recipe)
+
+
+def _new_method(values: dict[str, Any]) -> NewMethodSettings | None:
+    if values["action"] != "new_method":
+        return None
+    return from_mapping(NewMethodSettings, {key: values[key] for key in ("name", "kind")})
 
 
 def _store(values: dict[str, Any]) -> StoreSettings | None:

@@ -88,8 +88,7 @@ class Compressor(nn.Module):
         needs: properties that a backbone must have; those of the bases count too.
         needs_training: useless without trained weights.
         fixed_budget: trained weights hold for one number of tokens only.
-        elastic: trained weights hold for every number of tokens that it offers; `tokens` may change at any time, and
-            `training_budgets` says which ones a step of training is about.
+        elastic: trained weights hold for every number that it offers: `tokens` may change; see `training_budgets`.
         trained_options: options that trained weights hold for; a checkpoint of another value is refused.
         learns_from_captions: `losses` has a term of its own over images and their captions.
         default_share: of the visual tokens, what is left where the user gives no budget.

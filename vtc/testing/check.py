@@ -151,7 +151,8 @@ def tiny(family: str) -> Backbone:
             f"backbone.family={family}: vtc has no tiny model of it to check on; in Python, "
             "vtc.testing.check_compressor(…, backbone=<a function that makes one>)"
         )
-    return imported(TINY[family])(**TINY_OPTIONS.get(family, {}))
+    model: Backbone = imported(TINY[family])(**TINY_OPTIONS.get(family, {}))
+    return model
 
 
 def check(job: Job) -> CheckReport:

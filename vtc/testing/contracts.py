@@ -116,7 +116,7 @@ def keeping_everything_changes_nothing(backbone: Backbone, make: Make, tokens: i
     method = instance(backbone, make, full(backbone))
     members = list(method) if isinstance(method, Chain) else [method]
     if method.layers() and not all(isinstance(part, (TokenPruner, TokenMerger)) for part in members):
-        return "it makes tokens of its own"
+        return "only a TokenPruner or a TokenMerger is held to it"
     for inputs in (batch(backbone), batch(backbone, (3, 3), (5, 5), (1, 1))):
         plain = _runs(backbone, inputs)
         with compressing(backbone, method):

@@ -16,7 +16,7 @@ def test_contract(contract) -> None:
 
 
 @pytest.mark.parametrize("quiet", [False, True])
-def test_the_loudest_are_kept(quiet: bool) -> None:
+def test_the_largest_are_kept(quiet: bool) -> None:
     backbone = tiny_backbone()
     inputs = batch(backbone)
     norms = [f.norm(dim=-1) for f in backbone.image_features({"pixel_values": inputs["pixel_values"]})]
