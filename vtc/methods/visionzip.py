@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc.allowed import one_of
-from vtc.interface import CLS, Condensed, Tower, TowerCompressor, option, rank
+from vtc.interface import Condensed, Tower, TowerCompressor, option, rank
 
 CONTEXTUAL = 10 / 64  # the paper's budgets: 54 + 10, 108 + 20, 162 + 30
 
@@ -24,7 +24,8 @@ class VisionZip(TowerCompressor):
     108 + 20 and 162 + 30. The authors count CLS itself among the dominant tokens; LLaVA never projects it, and here all
     are patches. The projector runs once more, on the contextual tokens alone.
 
-    Needs a tower with CLS. Any budget from 1 on; up to 3 there are no contextual tokens.
+    Without CLS in the tower, the attention is what each patch receives (`Tower.patch_attention`). Any budget from 1 on;
+    up to 3 there are no contextual tokens.
 
     Args:
         tokens: default: a ninth (64 of 576).
@@ -33,7 +34,6 @@ class VisionZip(TowerCompressor):
     name = "visionzip"
     about = "VisionZip: dominant patches by CLS attention, the others merged into a few tokens (arXiv 2412.04467)."
     default_share = 1 / 9
-    needs = (CLS,)
     merge: str = option(
         "add",
         "add: a contextual token is target + mean of its group, as in the paper; mean: the group's mean",
@@ -43,7 +43,7 @@ class VisionZip(TowerCompressor):
     def condense(self, tower: Tower, count: int | None) -> Condensed:
         assert count is not None
         few = round(count * CONTEXTUAL)
-        dominant = rank(tower.cls_attention(self.tower_layer).sum(1)) < count - few
+        dominant = rank(tower.patch_attention(self.tower_layer).sum(1)) < count - few
         return Condensed(dominant, added=self.contextual(tower, ~dominant, few) if few else None)
 
     def contextual(self, tower: Tower, rest: Tensor, few: int) -> Tensor:
