@@ -8,7 +8,7 @@ from typing import Any
 
 from vtc.backbones import wrap
 from vtc.backbones.base import Backbone
-from vtc.interface import CLS, Compressor
+from vtc.interface import Compressor, TowerCompressor
 from vtc.methods import build
 from vtc.registry import methods, parts
 from vtc.testing import tiny_backbone
@@ -194,7 +194,9 @@ FIRST = list({m.name: m for m in reversed(METHODS)}.values())  # one setting of 
 # Methods of towers whose patches are the visual tokens.
 TOWER = {name for name in methods.names() if methods.get(name).tower is not Compressor.tower}
 GRID = {"avgpool", "m3", "mqt"}  # methods of images whose visual tokens are in a grid
-MERGING = [m for m in FIRST if not TOWER & {*parts(m.name).values()}]  # where the projector merges patches
+# Of these, methods that choose among visual tokens, whatever the projector makes them of.
+CHOOSING = {name for name in TOWER if issubclass(methods.get(name), TowerCompressor)}
+MERGING = [m for m in FIRST if not (TOWER - CHOOSING) & {*parts(m.name).values()}]  # where the projector merges patches
 GRIDLESS = [Case("avgpool", 5, {"dims": 1})]  # where an image is several tiles
 GRIDLESS += [m for m in MERGING if not GRID & {*parts(m.name).values()} and m.name != "none"]
 APART = [  # each thing that is done to tokens, on an image whose tokens have text between them
@@ -210,12 +212,10 @@ APART = [  # each thing that is done to tokens, on an image whose tokens have te
     Case("fwd2bot", 4, {"rank": 4}),
 ]
 CASES = [("gqa", m) for m in METHODS] + [("mha", m) for m in FIRST] + [("pocket", m) for m in POCKET_METHODS]
-CASES += [("siglip", m) for m in FIRST if m.name in TOWER and CLS not in methods.get(m.name).needs]
+CASES += [("siglip", m) for m in FIRST if m.name in TOWER]
 CASES += [(b, m) for b in ("qwen2", "qwen2.5", "qwen3") for m in MERGING]
-CASES += [(b, m) for b in ("llava_next", "video_llava") for m in GRIDLESS]
-CASES += [
-    ("llava_next", Case(name, 9)) for name in ("fastervlm", "visionzip", "vispruner", "prumerge", "visionzip+fastv")
-]
+CASES += [("llava_next", m) for m in GRIDLESS]
+CASES += [("video_llava", m) for m in GRIDLESS if not CHOOSING & {*parts(m.name).values()}]  # two towers
 CASES += [("llava_onevision", Case("vcc", 15, {"block": 4}) if m.name == "vcc" else m) for m in GRIDLESS]
 CASES += [("llava_next", Case("none", 24)), ("llava_onevision", Case("none", 51)), ("video_llava", Case("none", 17))]
 CASES += [(b, m) for b in ("internvl", "idefics3") for m in MERGING] + [("idefics3_tiles", m) for m in APART]

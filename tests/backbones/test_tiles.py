@@ -20,7 +20,6 @@ from vtc.testing.tiny_tiles import tiny_idefics3, tiny_internvl, tiny_smolvlm
 MAKE = {"internvl": tiny_internvl, "idefics3": tiny_idefics3, "smolvlm": tiny_smolvlm}
 EVERY = ["internvl", "idefics3", "smolvlm"]
 NEEDS_PATCHES = ["downsample", "tome", "tokenpacker", "quecc", "qformer", "single_forward"]
-NEEDS_CLS = ["fastervlm", "visionzip", "vispruner", "prumerge"]
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -192,7 +191,7 @@ def test_any_folder_of_the_architecture_loads(family: str, tmp_path) -> None:
         shape_of(cfg | {"name": other})
 
 
-@pytest.mark.parametrize("method", NEEDS_PATCHES + NEEDS_CLS)
+@pytest.mark.parametrize("method", NEEDS_PATCHES)
 @pytest.mark.parametrize("family", ["internvl", "idefics3"])
 def test_methods_of_the_tower_say_by_name_that_they_cannot(family: str, method: str) -> None:
     for image_size in (16, 32, None):

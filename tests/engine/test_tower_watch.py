@@ -66,13 +66,13 @@ def test_equals_what_eager_attention_returns(level: int) -> None:
         backbone.model(**inputs)
     want, seen = eager(backbone, inputs["pixel_values"]), method.seen
     for layer in (0, 1):
-        assert (seen.cls_attention(layer) - want.attentions[layer][:, :, 0, 1:]).abs().max() < 1e-6
+        assert (seen.patch_attention(layer) - want.attentions[layer][:, :, 0, 1:]).abs().max() < 1e-6
         inner = backbone.tower_layers[layer]
         keys = inner.self_attn.k_proj(inner.layer_norm1(want.hidden_states[layer]))
         assert (seen.patch_keys(layer) - keys[:, 1:]).abs().max() < 1e-6
         q = inner.self_attn.q_proj(inner.layer_norm1(want.hidden_states[layer]))
         whole = (q @ keys.transpose(1, 2) / keys.shape[-1] ** 0.5).softmax(-1)[:, 0, 1:]  # one head of the full width
-        assert (seen.cls_attention(layer, heads=1)[:, 0] - whole).abs().max() < 1e-6
+        assert (seen.patch_attention(layer, heads=1)[:, 0] - whole).abs().max() < 1e-6
     assert (seen.features - want.hidden_states[level][:, 1:]).abs().max() < 1e-6
     assert torch.equal(want.hidden_states[level], want.hidden_states[projected_layer(backbone.shape) + 1])
 
@@ -88,7 +88,7 @@ def test_generate_computes_features_once_and_every_beam_finds_its_images(beams: 
     assert len(calls) == 1
     want = eager(backbone, inputs["pixel_values"]).attentions[0][:, :, 0, 1:]
     order = [i for row in ([0], [1, 2], [3]) for _ in range(beams) for i in row]
-    assert (method.seen.cls_attention(0) - want[order]).abs().max() < 1e-6
+    assert (method.seen.patch_attention(0) - want[order]).abs().max() < 1e-6
 
 
 def test_a_text_row_and_a_text_batch_see_nothing() -> None:
@@ -106,7 +106,7 @@ def test_embedding_an_image_sees_it_too() -> None:
     method, pixels = Looks(None, backbone.shape), inputs_of(backbone)["pixel_values"]
     encode_images(backbone, method, pixels)
     want = eager(backbone, pixels).attentions[1][:, :, 0, 1:]
-    assert (method.seen.cls_attention(1) - want).abs().max() < 1e-6
+    assert (method.seen.patch_attention(1) - want).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -118,7 +118,7 @@ def test_features_carry_gradients_and_scores_none(checkpointing: bool) -> None:
     method = Looks(None, backbone.shape)
     with compressing(backbone, method):
         loss = backbone.model(**batch(backbone), use_cache=False).logits.sum()
-    assert method.seen.features.requires_grad and not method.seen.cls_attention(0).requires_grad
+    assert method.seen.features.requires_grad and not method.seen.patch_attention(0).requires_grad
     (method.seen.features.sum() + loss).backward()
     assert backbone.tower_layers[0].mlp.fc1.weight.grad.abs().max() > 0
 
@@ -185,12 +185,9 @@ def test_a_method_that_asks_nothing_leaves_the_tower_alone() -> None:
         assert "get_image_features" not in backbone.core.__dict__
 
 
-def test_towers_without_cls_are_refused_by_name() -> None:
+def test_what_no_patch_is_behind_is_refused_by_name() -> None:
     shape = tiny_backbone().shape
-    bare = replace(shape, vision=replace(shape.vision, cls=0))
-    with pytest.raises(UserError, match="method=fastervlm: .*no CLS"):
-        build("fastervlm", 4, bare)
-    with pytest.raises(UserError, match="method=fastervlm: .*one visual token a patch"):
+    with pytest.raises(UserError, match="method=fastervlm: it reads the attention behind each .* has 17 of 16 patches"):
         build("fastervlm", 4, replace(shape, visual_tokens=17))
 
 

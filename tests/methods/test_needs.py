@@ -13,7 +13,7 @@ from vtc import declarations
 from vtc.backbones.base import Backbone
 from vtc.engine import compressing
 from vtc.errors import UserError
-from vtc.interface import CLS, TokenPruner, Tower, TowerPruner, layer_option, option
+from vtc.interface import TokenPruner, Tower, TowerPruner, layer_option, option
 from vtc.interface.options import declaration
 from vtc.methods import build, make
 from vtc.registry import imported, methods
@@ -98,13 +98,6 @@ class KeyNorms(TowerPruner):
         return -tower.patch_keys(self.tower_layer).norm(dim=-1)
 
 
-class Attended(KeyNorms):
-    """The same, of a tower with CLS alone."""
-
-    name = "attended"
-    needs = (CLS,)
-
-
 def siglip() -> Backbone:
     """LLaVA with a SigLIP tower, all of whose 16 tokens are patches."""
     return tiny_backbone(tower="siglip")
@@ -131,11 +124,13 @@ def test_key_norms_ask_for_no_cls(tower) -> None:
 
 
 def test_a_backbone_is_refused_by_the_need_that_it_lacks_alone() -> None:
-    assert Attended(4, tiny_backbone().shape)
-    with pytest.raises(UserError, match="method=attended: it scores patches by CLS attention, .* has no CLS"):
-        Attended(4, siglip().shape)
-    merged = replace(tiny_backbone().shape, visual_tokens=4, grid=(2, 2))
-    with pytest.raises(UserError, match="method=key_norms: it needs one visual token a patch; .* has 4 of 16"):
+    assert KeyNorms(4, siglip().shape) and KeyNorms(4, tiny_llava_onevision().shape)
+    shape = tiny_backbone().shape
+    merged = replace(shape, visual_tokens=4, grid=(2, 2))
+    with pytest.raises(UserError, match="method=key_norms: it reads the attention behind each .* has 4 of 16 patches"):
         KeyNorms(4, merged)
-    with pytest.raises(UserError, match="method=key_norms: .* can't be traced back to the patches"):
-        KeyNorms(4, tiny_llava_onevision().shape)
+    assert KeyNorms(4, replace(merged, vision=replace(merged.vision, merge=2)))
+    with pytest.raises(UserError, match="has 9 of 4 squares of 2×2 patches"):
+        KeyNorms(4, replace(shape, visual_tokens=9, vision=replace(shape.vision, merge=2)))
+    with pytest.raises(UserError, match="method=key_norms: it reads the vision tower, and .* has 2 of them"):
+        KeyNorms(4, replace(shape, vision=replace(shape.vision, towers=2)))

@@ -15,10 +15,9 @@ from tower_reference import Seen, equals, look
 from vtc.backbones import anyres
 from vtc.backbones.llava_next import LlavaNext
 from vtc.engine import compressing
-from vtc.errors import UserError
 from vtc.interface.tower import evenly
 from vtc.methods import build
-from vtc.testing.tiny_llava import tiny_llava_next, tiny_llava_onevision
+from vtc.testing.tiny_llava import tiny_llava_next
 
 SIZES = [(16, 16), (9, 30), (24, 10), (40, 31), (7, 5)]  # (width, height)
 IMAGES = (2, 0, 3)
@@ -170,10 +169,3 @@ def test_things_are_dealt_evenly_as_far_as_there_is_room() -> None:
         given = evenly(count, sizes)
         assert sum(given) == min(count, sum(sizes)) and all(map(int.__le__, given, sizes))
         assert all(a >= min(max(given) - 1, size) for a, size in zip(given, sizes, strict=True))
-
-
-def test_a_tower_without_cls_is_named() -> None:
-    shape = tiny_llava_onevision().shape
-    for name in ("fastervlm", "visionzip", "vispruner", "prumerge"):
-        with pytest.raises(UserError, match=f"method={name}: it scores patches by CLS attention"):
-            build(name, 4, shape)

@@ -54,13 +54,23 @@ def test_several_contextual_tokens(tokens: int, few: int) -> None:
 
 
 def test_the_budget_splits_as_in_the_paper() -> None:
-    from vtc.methods.visionzip import CONTEXTUAL
-
-    assert [(t - round(t * CONTEXTUAL), round(t * CONTEXTUAL)) for t in (64, 128, 192)] == [
+    share = build("visionzip", 4, tiny_backbone().shape).contextual_share
+    assert [(t - round(t * share), round(t * share)) for t in (64, 128, 192)] == [
         (54, 10),
         (108, 20),
         (162, 30),
     ]
+
+
+@every_case
+@pytest.mark.parametrize(("share", "few"), [(0.0, 0), (0.5, 4), (0.9, 7)])
+def test_the_split_can_be_chosen(seed: int, grid: int, images: tuple, share: float, few: int) -> None:
+    backbone = double(seed, grid)
+    inputs = rows(backbone, images, seed)
+    made = [zipped(backbone, s, 8 - few, few, "add") for s in look(backbone, inputs["pixel_values"])]
+    equals(backbone, build("visionzip", 8, backbone.shape, contextual_share=share), inputs, made)
+    with pytest.raises(UserError, match=r"method.contextual_share=1.5: .*from 0 to 1"):
+        build("visionzip", 8, backbone.shape, contextual_share=1.5)
 
 
 def test_a_wrong_merge_is_told_what_there_is() -> None:

@@ -43,10 +43,10 @@ def test_what_the_contracts_run_works_and_nothing_else_does(table) -> None:
 
 
 def test_reasons_are_the_methods_own(table) -> None:
-    assert table["fastervlm"]["Idefics3"].answer == (
-        "it scores patches by CLS attention, and the tower of the backbone has no CLS"
-    )
-    one = table["fastervlm"]["InternVL"]
+    for method in ("fastervlm", "visionzip", "vispruner", "prumerge"):  # CLS or not, tiles or not, merged or not
+        assert {f for f, verdict in table[method].items() if verdict.answer != support.YES} == {"VideoLlava"}
+    assert table["fastervlm"]["VideoLlava"].answer == "it reads the vision tower, and the backbone has 2 of them"
+    one = table["tome"]["InternVL"]
     assert one.answer == "it needs one visual token a patch" and one.detail == "it has 256 of 1024"
     assert table["m3"]["SmolVLM"].answer == support.FIXED, "its pictures have a grid where they are one tile"
     assert table["fastv"]["SmolVLM"].answer == support.YES

@@ -45,6 +45,23 @@ class Idefics3(Tiled):
     def tile_from(cls, config: Any, name: str) -> BackboneShape:
         return one_tile(config, name, config.scale_factor)
 
+    @property
+    def tower_layers(self) -> Sequence[Any]:
+        return self.vision_tower.encoder.layers
+
+    @property
+    def shuffle(self) -> int:
+        return self.projector.scale_factor
+
+    def patches_read(self, features: Tensor) -> int:
+        return features.shape[1]
+
+    def cells_read(self, features: Tensor, cells: Tensor) -> Tensor:
+        return self.projector.pixel_shuffle(features, self.shuffle)
+
+    def project(self, features: Tensor) -> Tensor:
+        return self.projector.modality_projection(features)
+
     def last_tiles(self, input_ids: Tensor, row: Tensor, column: Tensor) -> Tensor:
         """The one behind `<global-img>`, at the latest the last one of its row."""
         ends = self._behind_global(input_ids, row, column)

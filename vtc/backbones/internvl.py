@@ -17,6 +17,7 @@ from vtc.interface import BackboneShape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 
 class InternVL(Tiled):
@@ -31,6 +32,23 @@ class InternVL(Tiled):
     @classmethod
     def tile_from(cls, config: Any, name: str) -> BackboneShape:
         return one_tile(config, name, round(1 / config.downsample_ratio), cls_tokens=1, projector_layers=2)
+
+    @property
+    def tower_layers(self) -> Sequence[Any]:
+        return self.vision_tower.encoder.layer
+
+    def tower_attention(self, layer: Any) -> Any:
+        return layer.attention
+
+    @property
+    def shuffle(self) -> int:
+        return round(1 / self.model.config.downsample_ratio)
+
+    def patches_read(self, features: Tensor) -> int:
+        return features.shape[1] * self.shuffle**2
+
+    def cells_read(self, features: Tensor, cells: Tensor) -> Tensor:
+        return features  # the model shuffles before it projects
 
     def _options(self) -> dict[str, Any]:
         return {} if self.tiles is None else {"crop_to_patches": self.tiles}

@@ -14,7 +14,7 @@ from vtc.backbones import anyres
 from vtc.backbones.chat import Chat
 from vtc.backbones.llava import Llava
 from vtc.backbones.regions import Region
-from vtc.interface import BackboneShape
+from vtc.interface import BackboneShape, Tower
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ class LlavaNext(Chat, Llava):
         vision = dataclasses.replace(vision, tiles=tiles, projector=projector)
         return dataclasses.replace(shape, visual_tokens=layout.tokens, grid=None, vision=vision)
 
-    def tower_patches(self, call: Mapping[str, Any]) -> list[Tensor]:
+    def tower_pictures(self, medium: str, call: Mapping[str, Any], features: Tensor) -> Tower:
         """The model itself packs the patches' numbers as it packs their features, and -1 for a newline."""
         import torch
 
@@ -54,7 +54,7 @@ class LlavaNext(Chat, Llava):
         packed, _ = self.core.pack_image_features(
             number.view(-1, patches, 1).split(tiles), sizes, strategy, image_newline=number.new_full((1,), -1)
         )
-        return [image[:, 0].long() for image in packed]
+        return Tower(features, patches=[image[:, 0].long() for image in packed])
 
     def grid_of(self, count: int) -> tuple[int, int] | None:
         return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vtc.backbones import regions
 from vtc.backbones.regions import Region
 from vtc.errors import UserError
-from vtc.interface import BackboneShape, projected_layer
+from vtc.interface import BackboneShape, Tower, projected_layer
 
 if TYPE_CHECKING:
     import torch
@@ -98,8 +98,16 @@ class Parts:
 
     @property
     def tower_layers(self) -> Sequence[Any]:
-        """The vision tower's layers: each has `self_attn` with `q_proj` and `k_proj`."""
+        """The vision tower's layers."""
         raise UserError(f"backbone={self.name}: the layers of its vision tower can't be watched")
+
+    def tower_attention(self, layer: Any) -> Any:
+        """The self-attention of a layer of the tower: a module with `q_proj` and `k_proj`, or with `qkv`."""
+        return layer.self_attn
+
+    def project(self, features: Tensor) -> Tensor:
+        """What the projector makes of cells [..., C'] (`Tower.features`), one by one: [..., D]."""
+        return self.projector(features)
 
     @property
     def tower_embeddings(self) -> Any:
@@ -195,14 +203,20 @@ class Parts:
         """How many images (see `image_features`) the inputs of `core` have."""
         return len(inputs.get("pixel_values", ()))
 
-    def tower_patches(self, call: Mapping[str, Any]) -> list[Tensor] | None:
-        """Where the tower sees images in tiles: of each image, which of its patches (T·N of T tiles) each visual token
-        was made of, [L]; -1: of none. None: it sees images whole, patch by patch a visual token.
+    def tower_pictures(self, medium: str, call: Mapping[str, Any], features: Tensor) -> Tower:
+        """What the projector read in a call of the encoder, and which visual tokens it made of that: the cells,
+        patches and weights of a `Tower`, picture by picture as the encoder puts them out.
 
         Args:
-            call: the arguments of `core.get_image_features` by name.
+            medium: `image` or `video`.
+            call: the arguments of `core.get_{medium}_features` by name.
+            features: the projector's input.
         """
-        return None
+        return Tower(features)
+
+    def encoded_lengths(self, encoded: Sequence[Tensor], tower: Tower) -> list[int]:
+        """Visual tokens of each of the pictures that an encoder put out."""
+        return [len(f) for f in (encoded if tower.patches is None else tower.patches)]
 
     def grids(self, kwargs: dict[str, Any], features: Sequence[Tensor]) -> list[tuple[int, int] | None]:
         """(height, width) in visual tokens of every image of a call of `core`, None where they are in no grid.

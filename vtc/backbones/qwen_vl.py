@@ -18,7 +18,7 @@ from vtc.backbones.base import decoder_sizes
 from vtc.backbones.chat import Chat, chatml
 from vtc.backbones.parts import part
 from vtc.errors import UserError
-from vtc.interface import BackboneShape, TowerShape
+from vtc.interface import BackboneShape, Tower, TowerShape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,6 +68,7 @@ class QwenVL(Chat):
                 cls=0,
                 image_size=image_size or EXAMPLE * patch * merge,
                 patch_size=patch,
+                merge=merge,
                 **cls._vision_widths(vision),
             ),
             **decoder_sizes(text),
@@ -122,6 +123,38 @@ class QwenVL(Chat):
     vision_tower, projector = part("model.visual"), part("model.visual.merger")
 
     @property
+    def tower_layers(self) -> Sequence[Any]:
+        return self.vision_tower.blocks
+
+    def tower_attention(self, layer: Any) -> Any:
+        return layer.attn
+
+    def project(self, features: Tensor) -> Tensor:
+        patches = features.unflatten(-1, (self._merge**2, -1)).flatten(0, -2)
+        return self.projector(patches).view(*features.shape[:-1], -1)
+
+    @property
+    def _merge(self) -> int:
+        """Patches along a side of the square that becomes a visual token."""
+        return self.model.config.vision_config.spatial_merge_size
+
+    def tower_pictures(self, medium: str, call: Mapping[str, Any], features: Tensor) -> Tower:
+        """All pictures are one sequence, in which the patches of a visual token follow each other."""
+        import torch
+
+        grids, merged = call[f"{medium}_grid_thw"], self._merge**2
+        cells = torch.arange(len(features), device=features.device).view(-1, merged)
+        place = self._token_cells(grids).to(cells.device)
+        sizes = [h * w // merged for t, h, w in grids.tolist() for _ in range(t)]
+        return Tower(features.view(1, len(cells), -1), cells=cells, patches=list(place.split(sizes)), packed=True)
+
+    def _token_cells(self, grids: Tensor) -> Tensor:
+        """[M] which of the tower's cells each visual token is."""
+        import torch
+
+        return torch.arange(int(grids.prod(-1).sum()) // self._merge**2)
+
+    @property
     def placeholders(self) -> tuple[int, ...]:
         return self.model.config.image_token_id, self.model.config.video_token_id
 
@@ -151,7 +184,7 @@ class QwenVL(Chat):
         The processor's grids say it. `generate` keeps those to itself, but the positions that it passes on tell the
         same.
         """
-        ids, merge = kwargs.get("input_ids"), self.model.config.vision_config.spatial_merge_size
+        ids, merge = kwargs.get("input_ids"), self._merge
         by_media = {media: kwargs.get(f"{media}_grid_thw") for media in ("image", "video")}
         if ids is None:
             return []
@@ -260,6 +293,13 @@ class Qwen2_5VL(QwenVL):
 
     model_type, model_class = "qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"
     version = 1
+
+    def _token_cells(self, grids: Tensor) -> Tensor:
+        """The tower works on them window by window."""
+        from transformers.vision_utils import get_vision_window_index
+
+        vision = self.model.config.vision_config
+        return get_vision_window_index(grids, self._merge, vision.window_size, vision.patch_size)[0].argsort()
 
 
 class Qwen3VL(QwenVL):

@@ -15,7 +15,7 @@ from vtc.backbones import regions
 from vtc.backbones.base import decoder_sizes
 from vtc.backbones.chat import Chat
 from vtc.errors import UserError
-from vtc.interface import BackboneShape, TowerShape
+from vtc.interface import BackboneShape, Tower, TowerShape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -117,6 +117,31 @@ class Tiled(Chat):
         sizes = self.image_sizes(kwargs["input_ids"])
         return list(flat.split(sizes)) if sum(sizes) == len(flat) else [flat]  # the model itself says what is wrong
 
+    # -- tower
+    @property
+    def shuffle(self) -> int:
+        """Patches along a side that become one visual token (pixel shuffle)."""
+        raise NotImplementedError
+
+    def tower_pictures(self, medium: str, call: Mapping[str, Any], features: Tensor) -> Tower:
+        """Tile by tile; a cell is a square of patches."""
+        import torch
+
+        s, patches = self.shuffle, self.patches_read(features)
+        side = round(patches**0.5)
+        number = torch.arange(patches, device=features.device).view(side // s, s, side // s, s)
+        cells = number.transpose(1, 2).reshape(-1, s * s)
+        tokens = torch.arange(len(features) * len(cells), device=features.device).view(len(features), -1)
+        return Tower(self.cells_read(features, cells), cells=cells, patches=list(tokens))
+
+    def patches_read(self, features: Tensor) -> int:
+        """N of what the projector reads."""
+        raise NotImplementedError
+
+    def cells_read(self, features: Tensor, cells: Tensor) -> Tensor:
+        """[T, F, C'] of what the projector reads, `cells` [F, m] by `cells`."""
+        raise NotImplementedError
+
     # -- pictures
     def _options(self) -> dict[str, Any]:
         """What `tiles` and `image_size` are to the family's processor."""
@@ -188,6 +213,7 @@ def one_tile(config: Any, name: str, shuffle: int, cls_tokens: int = 0, projecto
             image_size=image,
             patch_size=patch,
             tile_tokens=side * side,
+            merge=shuffle,
             projector=vision.hidden_size * shuffle**2 * width + (projector_layers - 1) * width**2,
         ),
         **decoder,

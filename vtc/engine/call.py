@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,12 +25,17 @@ class Images:
         image: [B, T] index of a visual token's image in its row; -1 elsewhere.
         features: [N_i, D] of each image, as projected.
         grids: (height, width) of each image in visual tokens; None if unknown.
+        rows, media: of each image, its row and its kind, `image` or `video`.
+        outputs: what the model's encoder made, by that kind.
     """
 
     visual: Tensor
     image: Tensor
     features: list[Tensor]
     grids: list[tuple[int, int] | None]
+    rows: list[int]
+    media: list[str]
+    outputs: Mapping[str, Any]
 
     @classmethod
     def of_call(cls, backbone: Backbone, ids: Tensor | None, kwargs: dict) -> Images | None:
@@ -56,7 +62,12 @@ class Images:
         image = torch.full_like(ids, -1)
         image[visual] = owner
         first = torch.where(visual, image, len(features)).amin(1, keepdim=True)
-        return cls(visual, torch.where(visual, image - first, -1), features, backbone.grids(kwargs, features))
+        starts = (sizes.cumsum(0) - sizes).cpu()
+        rows = visual.nonzero()[:, 0].cpu()[starts].tolist()
+        kinds = dict(zip(backbone.placeholders, ("image", "video"), strict=False))
+        media = [kinds[token] for token in ids[visual].cpu()[starts].tolist()]
+        grids, outputs = backbone.grids(kwargs, features), kwargs.get("mm_encoder_outputs") or {}
+        return cls(visual, torch.where(visual, image - first, -1), features, grids, rows, media, outputs)
 
 
 @dataclass

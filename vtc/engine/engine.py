@@ -253,8 +253,8 @@ class Engine:
             run_decoder=partial(run_decoder, self.backbone),
             embed=self.decoder.embed_tokens,
             prompt=call.questions.prompt_text,
-            project=self.backbone.projector,
-            tower=self._tower.recall(features),
+            project=self.backbone.project,
+            tower=None if call.images is None else self._tower.recall(call.images),
             training=self.method.training and torch.is_grad_enabled(),
         )
 

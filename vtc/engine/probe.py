@@ -43,6 +43,38 @@ def projections(attention: Any) -> Iterator[dict[str, Tensor]]:
         yield projected
 
 
+@contextmanager
+def tower_projections(attention: Any) -> Iterator[dict[str, Tensor]]:
+    """What a layer of the vision tower attends with meanwhile.
+
+    Returns:
+        q: [T, N, C] as the attention has them; k: [T, N, C] as they are projected (behind their norm). Of a packed
+        sequence (T = 1), which is projected by one map, also rotated: [1, N, C] the keys as the attention has them, and
+        spans: [S + 1] where the stretches of it begin and end that attend to themselves alone.
+    """
+    if hasattr(attention, "q_proj"):
+        with projections(attention) as projected:
+            yield projected
+        return
+    seen: dict[str, Tensor] = {}
+
+    def note_call(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        seen["spans"] = kwargs["cu_seqlens"]
+        seen["cos"], seen["sin"] = kwargs["position_embeddings"]
+
+    def note_projections(module: nn.Module, args: tuple, output: Tensor) -> None:
+        q, k, _ = output.detach().unflatten(-1, (3, attention.num_heads, -1)).unbind(1)  # [N, H, d]
+        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb_vision
+        q, rotated = rotate(q, k, seen.pop("cos"), seen.pop("sin"))
+        for name, states in (("q", q), ("k", k), ("rotated", rotated)):
+            seen[name] = states.flatten(1)[None]
+
+    with ExitStack() as stack:
+        stack.callback(attention.register_forward_pre_hook(note_call, with_kwargs=True).remove)
+        stack.callback(attention.qkv.register_forward_hook(note_projections).remove)
+        yield seen
+
+
 @torch.no_grad()
 def attention_row(
     attention: Any,

@@ -1,15 +1,18 @@
 """Watching the vision tower while the model calls it: queries, keys and outputs of single layers, what is projected.
 
-The model's `get_image_features` is wrapped on the instance for as long as the engine is installed; hooks live only
-inside its call. Nothing runs twice and no attention weights are asked for. `generate()` computes the features once and
-hands them on (repeated for beams): what was seen is found again by the features themselves.
+The model's `get_image_features` and `get_video_features` are wrapped on the instance for as long as the engine is
+installed; hooks live only inside their calls. Nothing runs twice and no attention weights are asked for. `generate()`
+has the pixels encoded once and hands on the encoder's output (its images repeated for beams), by which what was seen is
+found again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +28,7 @@ from vtc.interface import Tower, TowerUse, projected_layer
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
+    from vtc.engine.call import Images
     from vtc.interface import Compressor
 
 
@@ -33,54 +37,68 @@ class TowerWatch:
 
     def __init__(self, backbone: Backbone, method: Compressor) -> None:
         self.backbone, self.method = backbone, method
-        self._seen: WeakIdKeyDictionary = WeakIdKeyDictionary()  # features of an image → (Tower, its number there)
+        self._seen: WeakIdKeyDictionary = WeakIdKeyDictionary()  # what the encoder made → `Seen`
 
     def install(self, stack: ExitStack) -> None:
-        """Takes the place of the model's `get_image_features` until the stack closes."""
+        """Takes the place of the model's `get_image_features` and `get_video_features` until the stack closes."""
         if self.method.tower() is None:
             return
-        core = self.backbone.core
+        for medium, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+            if hasattr(self.backbone.core, f"get_{medium}_features"):
+                self._take_place(stack, medium, pixels)
+        stack.callback(self._seen.clear)
+
+    def _take_place(self, stack: ExitStack, medium: str, pixels: str) -> None:
+        """Of the function that encodes this medium from `pixels`, its first argument."""
+        core, name = self.backbone.core, f"get_{medium}_features"
         # Of an engine around this one, which is passed over, too.
-        original = getattr(core.get_image_features, "vtc_original", core.get_image_features)
+        original = getattr(getattr(core, name), "vtc_original", getattr(core, name))
         signature = inspect.signature(original)
 
         @wraps(original)  # generate() reads its signature
-        def get_image_features(pixel_values: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def get_features(*args: Any, **kwargs: Any) -> Any:
             use = self.method.tower()
             if use is None:
-                return original(pixel_values, *args, **kwargs)
-            if use.image_size is not None and use.image_size != pixel_values.shape[-1]:
-                pixel_values = resized(pixel_values, use.image_size)
-                kwargs["interpolate_pos_encoding"] = True
+                return original(*args, **kwargs)
+            bound = signature.bind(*args, **kwargs).arguments
+            call = bound | bound.pop("kwargs", {})
+            if use.image_size is not None and use.image_size != call[pixels].shape[-1]:
+                call |= {pixels: resized(call[pixels], use.image_size), "interpolate_pos_encoding": True}
             with self._watching(use) as seen:
-                outputs = original(pixel_values, *args, **kwargs)
-            arguments = signature.bind(pixel_values, *args, **kwargs).arguments
-            self._remember(outputs, self._as_tower(seen, self.backbone.tower_patches(arguments)))
+                outputs = original(**call)
+            self._remember(outputs, self._as_tower(seen, medium, call), use)
             return outputs
 
-        get_image_features.vtc_original = original  # type: ignore[attr-defined]
-        stand_in(stack, core, "get_image_features", get_image_features)
-        stack.callback(self._seen.clear)
+        get_features.vtc_original = original  # type: ignore[attr-defined]
+        stand_in(stack, core, name, get_features)
 
-    def recall(self, features: Sequence[Tensor]) -> Tower | None:
-        """What was seen while these features [N, D] of I images were made; None where nothing was asked for.
+    def recall(self, images: Images) -> Tower | None:
+        """What was seen while the features of a call's images were made; None where nothing was asked for.
 
         Raises:
             UserError: they were made outside.
         """
-        if self.method.tower() is None or not len(features):
+        if self.method.tower() is None or not images.features:
             return None
-        entries = [self._seen.get(f) for f in features]
-        towers = {id(entry[0]): entry[0] for entry in entries if entry is not None}
-        if len(towers) != 1 or None in entries:
-            raise UserError(
-                f"method={self.method.name}: it looks at the vision tower; give it pixel_values, not features that "
-                "were computed elsewhere"
-            )
-        tower, rows = next(iter(towers.values())), [row for _, row in entries]
-        if rows == list(range(len(tower))):
-            return tower
-        return tower.images(torch.tensor(rows, device=tower.features.device))
+        whole: Tower | None = None
+        index = [-1] * len(images.features)  # in the whole tower, of each image of the call
+        for medium in dict.fromkeys(images.media):
+            seen = self._seen.get(images.outputs.get(medium))
+            if seen is None:
+                raise UserError(
+                    f"method={self.method.name}: it looks at the vision tower; give it pixel_values, not features that "
+                    "were computed elsewhere"
+                )
+            own = [n for n, other in enumerate(images.media) if other == medium]
+            numbers, sizes = _before_beams(images, own, sum(seen.lengths))
+            tower = seen.tower.grouped(seen.lengths, sizes)
+            for n, number in zip(own, numbers, strict=True):
+                index[n] = number + (0 if whole is None else len(whole))
+            whole = tower if whole is None else whole.beside(tower)
+        assert whole is not None
+        if index == list(range(len(whole))):
+            return whole
+        return whole.images(torch.tensor(index, device=whole.features.device))
 
     # ------------------------------------------------------------------ inside one call
     @contextmanager
@@ -98,8 +116,8 @@ class TowerWatch:
                 self._summarise(stack, use.summary)
             stack.callback(self.backbone.projector.register_forward_pre_hook(note_features).remove)
             for layer in sorted(use.watch):
-                attention = self.backbone.tower_layers[layer].self_attn
-                seen[layer] = stack.enter_context(probe.projections(attention))
+                attention = self.backbone.tower_attention(self.backbone.tower_layers[layer])
+                seen[layer] = stack.enter_context(probe.tower_projections(attention))
             for layer in sorted(use.levels):
                 hook = partial(_note_level, seen["levels"], layer)
                 stack.callback(self.backbone.tower_layers[layer].register_forward_hook(hook).remove)
@@ -163,20 +181,65 @@ class TowerWatch:
             # This passes by gradient checkpointing, which wraps the class's own forward.
             stand_in(stack, block, "forward", merging_forward(layer, block))
 
-    def _as_tower(self, seen: dict[Any, Any], patches: Sequence[Tensor] | None) -> Tower:
+    def _as_tower(self, seen: dict[Any, Any], medium: str, call: Mapping[str, Any]) -> Tower:
         """What `_watching` collected, in the form that methods read."""
         vision, features, levels = self.backbone.shape.vision, seen.pop("features"), seen.pop("levels")
-        queries = {layer: projected["q"] for layer, projected in seen.items()}
-        keys = {layer: projected["k"] for layer, projected in seen.items()}
-        return Tower(features, queries, keys, vision.heads, vision.cls, levels, patches)
 
-    def _remember(self, outputs: Any, tower: Tower) -> None:
-        """Fills the places that an image has in the prompt beyond its features, and ties what was seen to them."""
+        def of_layers(name: str) -> dict[int, Tensor]:
+            return {layer: projected[name] for layer, projected in seen.items() if name in projected}
+
+        return dataclasses.replace(
+            self.backbone.tower_pictures(medium, call, features),
+            queries=of_layers("q"),
+            keys=of_layers("k"),
+            rotated=of_layers("rotated"),
+            spans=of_layers("spans"),
+            heads=vision.heads,
+            extra=vision.cls,
+            levels={layer: state if state.ndim == 3 else state[None] for layer, state in levels.items()},
+        )
+
+    def _remember(self, outputs: Any, tower: Tower, use: TowerUse) -> None:
+        """Ties what was seen to what the encoder made. Where the tower gives fewer features than an image has places in
+        the prompt, the other places are filled up.
+        """
         places = self.backbone.shape.visual_tokens or 0
-        features = outputs.pooler_output
-        outputs.pooler_output = [F.pad(f, (0, 0, 0, places - len(f))) if len(f) < places else f for f in features]
-        for row, image in enumerate(outputs.pooler_output):
-            self._seen[image] = (tower, row)
+        if use.merge is not None or use.summary is not None or use.image_size is not None:
+            features = outputs.pooler_output
+            outputs.pooler_output = [F.pad(f, (0, 0, 0, places - len(f))) if len(f) < places else f for f in features]
+        self._seen[outputs] = Seen(tower, self.backbone.encoded_lengths(outputs.pooler_output, tower))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen in one call of the tower.
+
+    Attributes:
+        lengths: visual tokens of each of the pictures that it encoded.
+    """
+
+    tower: Tower
+    lengths: list[int]
+
+
+def _before_beams(images: Images, own: Sequence[int], encoded: int) -> tuple[list[int], list[int]]:
+    """Which of the images that were encoded these are, `own` of a call, and the sizes [I] of those: `generate` puts
+    each row as often as there are beams, one behind the other, with all of its images.
+
+    Args:
+        encoded: visual tokens of all images that were encoded.
+    """
+    sizes, rows = [len(images.features[n]) for n in own], [images.rows[n] for n in own]
+    beams = max(1, sum(sizes) // max(1, encoded))
+    numbers: list[int] = []
+    first: dict[int, int] = {}  # row → the number of its first image among those that were encoded
+    once: list[int] = []
+    for place, row in enumerate(rows):
+        if row % beams == 0:
+            first.setdefault(row, len(once))
+            once.append(sizes[place])
+        numbers.append(first[row - row % beams] + sum(1 for other in rows[:place] if other == row))
+    return numbers, once
 
 
 def _note_level(levels: dict[int, Tensor], layer: int, module: Any, args: tuple, output: Any) -> None:

@@ -16,7 +16,16 @@ from vtc.interface.compressor import (
 )
 from vtc.interface.context import Context
 from vtc.interface.flops import OwnPass
-from vtc.interface.needs import CLS, FIXED_COUNT, GRID, ONE_TOWER, PATCHES, PLACES, WHOLE_IMAGES, Need, refuse_lacking
+from vtc.interface.needs import (
+    FIXED_COUNT,
+    GRID,
+    ONE_TOWER,
+    PATCH_ATTENTION,
+    PLACES,
+    WHOLE_IMAGES,
+    Need,
+    refuse_lacking,
+)
 from vtc.interface.options import layer_option, option, resolve_layer, scaled_layer
 from vtc.interface.selection import keep_best, merge_images, rank
 from vtc.interface.self_compressor import Captions, SelfCompressor
@@ -32,9 +41,9 @@ from vtc.interface.tower_methods import (
 )
 
 __all__ = [
-    "AttachableBackbone", "BackboneShape", "CLS", "Captions", "Compressor", "Condensed", "Context", "Embedded",
-    "FIXED_COUNT", "FewerPatches", "GRID", "Need", "ONE_TOWER", "OwnPass", "PATCHES", "PLACES", "REGISTER", "Resampler",
-    "SUMMARY_PROMPT", "SelfCompressor", "TEXT", "TokenMerger", "TokenPruner", "TokenSequence", "Tower",
+    "AttachableBackbone", "BackboneShape", "Captions", "Compressor", "Condensed", "Context", "Embedded",
+    "FIXED_COUNT", "FewerPatches", "GRID", "Need", "ONE_TOWER", "OwnPass", "PATCH_ATTENTION", "PLACES", "REGISTER",
+    "Resampler", "SUMMARY_PROMPT", "SelfCompressor", "TEXT", "TokenMerger", "TokenPruner", "TokenSequence", "Tower",
     "TowerCompressor", "TowerPruner", "TowerResampler", "TowerShape", "TowerUse", "VISUAL", "VideoPruner",
     "WHOLE_IMAGES", "keep_best", "layer_option", "merge_images", "option", "projected_layer", "rank",
     "refuse_lacking", "resolve_layer", "resolve_tower_layer", "scaled_layer",

@@ -14,14 +14,13 @@ class Need(Enum):
 
     FIXED_COUNT = auto()  # every image has as many visual tokens, in a grid
     ONE_TOWER = auto()  # a single vision tower
-    CLS = auto()  # a CLS token in the tower
-    PATCHES = auto()  # one visual token for each patch of an image, or of a tile of one
+    PATCH_ATTENTION = auto()  # patches that attend, each part of one visual token: by CLS, or what each receives
     WHOLE_IMAGES = auto()  # one visual token for each patch of an image that the tower sees as a whole
     GRID = auto()  # an image's visual tokens form a rectangle
     PLACES = auto()  # the i-th visual tokens of two frames stand for the same place
 
 
-FIXED_COUNT, ONE_TOWER, CLS, PATCHES, WHOLE_IMAGES, GRID, PLACES = Need
+FIXED_COUNT, ONE_TOWER, PATCH_ATTENTION, WHOLE_IMAGES, GRID, PLACES = Need
 
 
 def refuse_lacking(method: str, needs: Iterable[Need], shape: BackboneShape, instead: str = "") -> None:
@@ -43,13 +42,10 @@ def lacking(need: Need, shape: BackboneShape) -> str:
     vision, name = shape.vision, shape.name
     if need is ONE_TOWER and vision.towers > 1:
         return f"it reads the vision tower, and {name} has {vision.towers} of them"
-    if need is CLS and not vision.cls:
-        return f"it scores patches by CLS attention, and the tower of {name} has no CLS"
-    if need is PATCHES and (vision.tile_tokens or shape.visual_tokens) != _patches(shape):
-        tokens = vision.tile_tokens or shape.visual_tokens
-        return f"it needs one visual token a patch; {name} has {tokens} of {_patches(shape)}"
-    if need is PATCHES and not vision.traced:
-        return f"it needs one visual token a patch; those of {name} can't be traced back to the patches"
+    tokens, cells = vision.tile_tokens or shape.visual_tokens, _patches(shape) // vision.merge**2
+    if need is PATCH_ATTENTION and tokens not in (None, cells):
+        of = "patches" if vision.merge == 1 else f"squares of {vision.merge}×{vision.merge} patches"
+        return f"it reads the attention behind each visual token; {name} has {tokens} of {cells} {of}"
     if need is FIXED_COUNT and (shape.visual_tokens is None or shape.grid is None):
         return f"it needs one visual token a patch, in a fixed number; {name} has none"
     if need is WHOLE_IMAGES and shape.visual_tokens not in (_patches(shape), _patches(shape) + vision.cls):

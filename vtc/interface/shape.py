@@ -19,7 +19,7 @@ class TowerShape:
         tokens: how many it sees of an image; None where it sees images in parts, or as large as they are.
         tile_tokens: visual tokens of one tile; None where pictures are not cut.
         tiles: how many an image has, where that is fixed.
-        traced: whether it is known which patch each visual token was made of.
+        merge: patches along the side of the square that becomes one visual token.
         towers: how many there are; Video-LLaVA has one for pictures and one for videos.
         projector: multiplications of the projector for a visual token; None: those of LLaVA's two layers.
     """
@@ -35,7 +35,7 @@ class TowerShape:
     tokens: int | None = None
     tile_tokens: int | None = None
     tiles: int = 1
-    traced: bool = True
+    merge: int = 1
     towers: int = 1
     projector: int | None = None
 

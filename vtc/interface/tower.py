@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,18 +47,31 @@ class TowerUse:
 
 @dataclass(frozen=True)
 class Tower:
-    """What the tower made of I pictures: images in the order of `TokenSequence.images`, or tiles of them (`views`).
+    """What the tower made of T pictures: images in the order of `TokenSequence.images`, tiles of them (`views`), or all
+    images one behind the other in a single packed sequence (T = 1, `spans`).
+
+    The projector makes one vector of each of F cells: of one patch, or of m neighbours where it merges them. What is
+    read of several patches (attention, keys) is their mean, and what the projector reads of a cell its feature.
 
     Attributes:
-        features: [I, N, C] what the projector read (or would have read) of the N patches, or of the summary tokens;
+        features: [T, F, C'] what the projector read (or would have read) of the F cells, or of the summary tokens;
             carries gradients.
-        queries, keys: layer → [I, E + N, C] over the full width, as the layer projects them, without gradients.
-        levels: layer → [I, E + N, C], what the layer gave to the next one; carries gradients.
+        queries, keys: layer → [T, E + N, C] over the full width, without gradients: queries as the layer's attention
+            has them, keys as it projects them.
+        rotated: layer → [T, E + N, C], the keys as the attention has them, where it rotates them by position.
+        spans: layer → [S + 1], where the stretches of a packed sequence begin and end that attend to themselves alone:
+            images, or windows of them. Empty: each picture attends to all of itself.
         heads: of the tower's attention.
         extra: E, tokens before the patches: 1 where there is a CLS token, else 0.
-        patches: where images are seen in tiles (I tiles then): of each image, which of the I·N patches its visual
-            tokens were made of, [L]; -1: of none of them, as newline tokens are. None: each picture is an image.
-        place: [J, n], which of the I·N patches are looked at; what is asked for is of them. None: all, I = J, N = n.
+        levels: layer → [T, E + N, C], what the layer gave to the next one; carries gradients.
+        cells: [F, m] the patches of each cell, among the N of its picture; None: each patch is one.
+        patches: where an image isn't one picture: of each image, which of the T·F cells its visual tokens were made of,
+            [L], or [L, r] where each is a mean of r; -1: of none of them, as newline tokens are. None: each picture is
+            an image.
+        weights: of the r cells in such a mean, [L, r] of each image, the greatest first. None: there are no means.
+        packed: whether it is one such sequence, which others can be put behind.
+        place, share: [J, n] or [J, n, r], which of the T·F cells are looked at, and their weights; what is asked for is
+            of them. None: all, T = J, F = n.
     """
 
     features: Tensor
@@ -66,52 +80,135 @@ class Tower:
     heads: int = 1
     extra: int = 1
     levels: dict[int, Tensor] = field(default_factory=dict)
+    rotated: dict[int, Tensor] = field(default_factory=dict)
+    spans: dict[int, Tensor] = field(default_factory=dict)
+    cells: Tensor | None = None
     patches: Sequence[Tensor] | None = None
+    weights: Sequence[Tensor] | None = None
     place: Tensor | None = None
+    share: Tensor | None = None
+    packed: bool = False
 
     def __len__(self) -> int:
         """How many images."""
         return len(self.features if self.patches is None else self.patches)
 
     def patch_features(self) -> Tensor:
-        """[I, N, C]: what the projector read of each patch."""
+        """[I, N, C']: what the projector read of each visual token's patches."""
         return self._placed(self.features)
 
     def patch_keys(self, layer: int) -> Tensor:
-        """[I, N, C]: the patches' keys of this layer."""
-        return self._placed(self.keys[layer][:, self.extra :])
+        """[I, N, C]: the patches' keys of this layer, not rotated by position."""
+        return self._placed(self._merged(self.keys[layer][:, self.extra :]))
 
     def patch_level(self, layer: int) -> Tensor:
         """[I, N, C]: the patches' hidden states behind this layer."""
-        return self._placed(self.levels[layer][:, self.extra :])
+        return self._placed(self._merged(self.levels[layer][:, self.extra :]))
+
+    def _merged(self, values: Tensor) -> Tensor:
+        """[T, N, …] of patches → [T, F, …] of cells."""
+        return values if self.cells is None else values[:, self.cells].mean(2)
 
     def _placed(self, values: Tensor) -> Tensor:
-        return values if self.place is None else values.flatten(0, 1)[self.place]
+        if self.place is None:
+            return values
+        chosen = values.flatten(0, 1)[self.place]
+        if self.share is None:
+            return chosen
+        return (chosen * self.share[..., None].to(chosen.dtype)).sum(2)
 
     @torch.no_grad()
-    def cls_attention(self, layer: int, heads: int | None = None) -> Tensor:
-        """[I, H, N] float32: what CLS pays to each patch, softmax over the whole row (itself among them).
+    def patch_attention(self, layer: int, heads: int | None = None) -> Tensor:
+        """[I, H, N] float32: how much attention each visual token's patches have in this layer.
+
+        Where the tower has a CLS token, what that pays to each patch, softmax over the whole row (itself among them);
+        elsewhere what each patch receives, as the mean over all patches that see it, itself among them. Of merged
+        patches their mean.
 
         Args:
             heads: into how many heads the width is split; None: as the tower does.
         """
         count = heads or self.heads
-        q = self.queries[layer][:, :1].unflatten(-1, (count, -1)).transpose(1, 2)  # [I, H, 1, d]
-        k = self.keys[layer].unflatten(-1, (count, -1)).transpose(1, 2)
-        row = (q @ k.transpose(2, 3)).float() * q.shape[-1] ** -0.5
-        paid = row.softmax(-1)[:, :, 0, self.extra :]
-        return paid if self.place is None else self._placed(paid.transpose(1, 2)).transpose(1, 2)
+        q = self.queries[layer].unflatten(-1, (count, -1)).transpose(1, 2)  # [T, H, E + N, d]
+        k = self.rotated.get(layer, self.keys[layer]).unflatten(-1, (count, -1)).transpose(1, 2)
+        if self.extra:
+            row = (q[:, :, :1] @ k.transpose(2, 3)).float() * q.shape[-1] ** -0.5
+            each = row.softmax(-1)[:, :, 0, self.extra :]
+        elif layer in self.spans:
+            each = _within(q, k, self.spans[layer])
+        else:
+            each = received(q, k)
+        if self.cells is None and self.place is None:
+            return each
+        return self._placed(self._merged(each.transpose(1, 2))).transpose(1, 2)
 
     def images(self, index: Tensor) -> Tower:
         """These images only, [J] of I."""
         if self.patches is not None:
-            return dataclasses.replace(self, patches=[self.patches[i] for i in index.tolist()])
+            rows = index.tolist()
+            weights = None if self.weights is None else [self.weights[i] for i in rows]
+            return dataclasses.replace(self, patches=[self.patches[i] for i in rows], weights=weights)
 
         chosen: dict = {
             name: {layer: states.index_select(0, index) for layer, states in getattr(self, name).items()}
             for name in ("queries", "keys", "levels")
         }
         return dataclasses.replace(self, features=self.features.index_select(0, index), **chosen)
+
+    def grouped(self, lengths: Sequence[int], sizes: Sequence[int]) -> Tower:
+        """The same with images of `sizes` visual tokens, each made of several that follow each other, of `lengths`: an
+        image of its tiles.
+        """
+        if list(lengths) == list(sizes) or self.patches is None:
+            return self
+        every = torch.cat(list(self.patches)).split(list(sizes))
+        weights = None if self.weights is None else torch.cat(list(self.weights)).split(list(sizes))
+        return dataclasses.replace(self, patches=every, weights=weights)
+
+    def beside(self, other: Tower) -> Tower:
+        """The images of this tower and, behind them, those of another call of it."""
+        axis, shift = int(self.packed), self.features.shape[0] * self.features.shape[1]
+        joined: dict[str, Any] = {
+            name: {layer: torch.cat([state, getattr(other, name)[layer]], axis) for layer, state in states.items()}
+            for name in ("queries", "keys", "levels", "rotated")
+            for states in (getattr(self, name),)
+        }
+        if self.packed:
+            assert self.cells is not None and other.cells is not None
+            joined["cells"] = torch.cat([self.cells, other.cells + self.cells.numel()])
+            joined["spans"] = {n: torch.cat([s, other.spans[n][1:] + s[-1]]) for n, s in self.spans.items()}
+        if self.patches is not None and other.patches is not None:
+            joined["patches"] = [*self.patches, *(torch.where(p < 0, p, p + shift) for p in other.patches)]
+        if self.weights is not None and other.weights is not None:
+            joined["weights"] = [*self.weights, *other.weights]
+        return dataclasses.replace(self, features=torch.cat([self.features, other.features], axis), **joined)
+
+
+BLOCK = 2**24  # attention weights that are held at once
+
+
+def received(q: Tensor, k: Tensor) -> Tensor:
+    """[B, H, N] float32: the mean attention that each of N tokens receives from all N, of queries and keys
+    [B, H, N, d]. So many queries at a time that no more than `BLOCK` weights are held, or one.
+    """
+    count = q.shape[2]
+    total = q.new_zeros(q.shape[:3], dtype=torch.float32)
+    for rows in q.split(max(1, BLOCK // max(1, total.numel())), dim=2):
+        total += ((rows @ k.transpose(2, 3)).float() * q.shape[-1] ** -0.5).softmax(-1).sum(2)
+    return total / count
+
+
+def _within(q: Tensor, k: Tensor, spans: Tensor) -> Tensor:
+    """`received` [1, H, S] in each stretch of a packed sequence by itself; stretches of one length together."""
+    bounds = spans.to(q.device)
+    lengths = bounds.diff()
+    out = q.new_zeros(q.shape[:3], dtype=torch.float32)
+    for length in lengths.unique().tolist():
+        if length:
+            column = bounds[:-1][lengths == length][:, None] + torch.arange(length, device=q.device)  # [W, length]
+            inside = received(q[0][:, column].transpose(0, 1), k[0][:, column].transpose(0, 1))
+            out[0, :, column] = inside.transpose(0, 1)
+    return out
 
 
 def projected_layer(shape: BackboneShape) -> int:
@@ -163,23 +260,32 @@ def views(tower: Tower, count: int | None) -> Iterator[View]:
         count: tokens that an image may leave. Its tiles have equal shares of it, as far as they have patches, and the
             earlier ones what is over.
     """
-    device, patches = tower.features.device, tower.features.shape[1]
+    device, cells = tower.features.device, tower.features.shape[1]
     if tower.patches is None:
         number = torch.arange(len(tower), device=device)
-        yield View(tower, number, torch.arange(patches, device=device).expand(len(tower), -1), [0] * len(tower), count)
+        yield View(tower, number, torch.arange(cells, device=device).expand(len(tower), -1), [0] * len(tower), count)
         return
-    groups: dict[tuple[int, int | None], list[tuple[int, int, Tensor, Tensor]]] = {}
+    groups: dict[tuple[int, int | None], list[tuple[int, int, Tensor]]] = {}
     for image, patch in enumerate(tower.patches):
-        tile = torch.div(patch, patches, rounding_mode="floor")
-        token = [(tile == t).nonzero()[:, 0] for t in tile[patch >= 0].unique().tolist()]
+        first = greatest(patch)
+        tile = torch.div(first, cells, rounding_mode="floor")
+        token = [(tile == t).nonzero()[:, 0] for t in tile[first >= 0].unique().tolist()]
         sizes = [len(t) for t in token]
         shares: Sequence[int | None] = [None] * len(sizes) if count is None else evenly(count, sizes)
         for part, (own, share) in enumerate(zip(token, shares, strict=True)):
-            groups.setdefault((len(own), share), []).append((image, part, own, patch[own]))
+            groups.setdefault((len(own), share), []).append((image, part, own))
     for (_, share), members in groups.items():
-        of, parts, tokens, places = zip(*members, strict=True)
-        seen = dataclasses.replace(tower, patches=None, place=torch.stack(places))
+        of, parts, tokens = zip(*members, strict=True)
+        places = torch.stack([tower.patches[i][own] for i, own in zip(of, tokens, strict=True)])
+        weights = tower.weights
+        mix = None if weights is None else torch.stack([weights[i][own] for i, own in zip(of, tokens, strict=True)])
+        seen = dataclasses.replace(tower, patches=None, weights=None, place=places, share=mix)
         yield View(seen, torch.tensor(of, device=device), torch.stack(tokens), parts, share)
+
+
+def greatest(patch: Tensor) -> Tensor:
+    """[L]: of visual tokens' cells, [L] or [L, r], those with the greatest weight."""
+    return patch if patch.ndim == 1 else patch[:, 0]
 
 
 def evenly(count: int, sizes: Sequence[int]) -> list[int]:

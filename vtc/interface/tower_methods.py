@@ -13,11 +13,11 @@ from torch import Tensor
 from vtc.interface.checks import require
 from vtc.interface.compressor import Compressor, Resampler
 from vtc.interface.context import Context
-from vtc.interface.needs import ONE_TOWER, PATCHES, Need
+from vtc.interface.needs import ONE_TOWER, PATCH_ATTENTION, Need
 from vtc.interface.options import option
 from vtc.interface.selection import rank
 from vtc.interface.tokens import REGISTER, TokenSequence
-from vtc.interface.tower import Tower, TowerUse, View, resolve_tower_layer, views
+from vtc.interface.tower import Tower, TowerUse, View, greatest, resolve_tower_layer, views
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,16 @@ class TowerCompressor(Compressor):
     """Chooses or merges the patches of each image before the LLM, by what the tower thinks of them. Override
     `condense`.
 
-    Where an image is seen in tiles (LLaVA-NeXT) each of them is a picture of its own, with its own CLS, and an equal
-    share of the image's budget, as in the code of FasterVLM's and VisionZip's authors; tokens that no patch is behind
-    (newlines) go first.
-
-    A method that calls `Tower.cls_attention` needs a tower with CLS: it says `needs = (CLS,)`.
+    Where an image is seen in tiles (LLaVA-NeXT, InternVL) each of them is a picture of its own, with its own attention,
+    and an equal share of the image's budget, as in the code of FasterVLM's and VisionZip's authors; tokens that no
+    patch is behind (newlines) go first. Where the projector merges neighbouring patches into one visual token, what is
+    chosen among are these tokens.
 
     Attributes:
         adaptive: it acts without a budget too.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (ONE_TOWER, PATCHES)
+    needs: ClassVar[tuple[Need, ...]] = (ONE_TOWER, PATCH_ATTENTION)
     adaptive: ClassVar[bool] = False
     tower_layer: int = option(
         None,
@@ -99,7 +98,7 @@ class TowerCompressor(Compressor):
     @staticmethod
     def _untouched(patches: Sequence[Tensor], real: Tensor, count: int) -> Tensor:
         """[I, N] bool: of images with fewer patches than they may leave tokens, the first of those without a patch."""
-        bare = torch.nn.utils.rnn.pad_sequence([p < 0 for p in patches], batch_first=True)
+        bare = torch.nn.utils.rnn.pad_sequence([greatest(p) < 0 for p in patches], batch_first=True)
         return bare & (bare.cumsum(1) <= count - (real & ~bare).sum(1, keepdim=True))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vtc.interface import CLS, Tower, TowerPruner
+from vtc.interface import Tower, TowerPruner
 
 
 class FasterVLM(TowerPruner):
@@ -13,7 +13,7 @@ class FasterVLM(TowerPruner):
     The score of patch j is a_j = mean over heads of softmax(q_CLS K^T / √d)_j in the layer whose output LLaVA projects
     (section 3.2). The best are kept in raster order; the LLM never sees the others.
 
-    Needs a tower with CLS. Any budget from 1 on.
+    Without CLS in the tower, the attention is what each patch receives (`Tower.patch_attention`). Any budget from 1 on.
 
     Args:
         tokens: default: a quarter (the paper's lightest reduction but one, 75 %).
@@ -22,7 +22,6 @@ class FasterVLM(TowerPruner):
     name = "fastervlm"
     about = "FasterVLM: keeps the patches that the vision tower's CLS token attends to (arXiv 2412.01818v1)."
     default_share = 1 / 4
-    needs = (CLS,)
 
     def rate(self, tower: Tower) -> Tensor:
-        return tower.cls_attention(self.tower_layer).mean(1)
+        return tower.patch_attention(self.tower_layer).mean(1)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc.allowed import whole
-from vtc.interface import CLS, Condensed, Tower, TowerCompressor, option, rank, resolve_tower_layer
+from vtc.interface import Condensed, Tower, TowerCompressor, option, rank, resolve_tower_layer
 
 
 class PruMerge(TowerCompressor):
@@ -25,7 +25,7 @@ class PruMerge(TowerCompressor):
     gives. Kept tokens stay in raster order, where the authors leave them in the order of their attention. The projector
     runs once more, on the tokens that are left.
 
-    Needs a tower with CLS. Any budget from 1 on.
+    Without CLS in the tower, the attention is what each patch receives (`Tower.patch_attention`). Any budget from 1 on.
 
     Args:
         tokens: None: as many as stand out, image by image.
@@ -33,7 +33,6 @@ class PruMerge(TowerCompressor):
 
     name = "prumerge"
     about = "PruMerge: patches that stand out, as many as there are, absorb those with similar keys (arXiv 2403.15388)."
-    needs = (CLS,)
     adaptive = True
     plus: bool = option(False, "PruMerge+: spatially uniform patches too")
     neighbours: int | None = option(
@@ -46,7 +45,7 @@ class PruMerge(TowerCompressor):
     )
 
     def condense(self, tower: Tower, count: int | None) -> Condensed:
-        attention = tower.cls_attention(self.tower_layer, heads=1)[:, 0]  # [I, N]
+        attention = tower.patch_attention(self.tower_layer, heads=1)[:, 0]  # [I, N]
         kept = self.outliers(attention) if count is None else self.best(attention, max(1, count - 1))
         place, merged, fused = self.absorbed(tower, attention, kept)
         return Condensed(kept, place, merged, None if count == 1 else fused)

@@ -6,10 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.allowed import one_of
-from vtc.interface import CLS, Condensed, Tower, TowerCompressor, option, rank
-
-CONTEXTUAL = 10 / 64  # the paper's budgets: 54 + 10, 108 + 20, 162 + 30
+from vtc.allowed import number, one_of
+from vtc.interface import Condensed, Tower, TowerCompressor, option, rank
 
 
 class VisionZip(TowerCompressor):
@@ -20,11 +18,13 @@ class VisionZip(TowerCompressor):
     with the most similar key (cosine of the keys' mean over heads), and a contextual token is target + mean of what
     went to it, in the tower's features, projected afterwards. They stand behind the dominant ones.
 
-    A budget M splits into round(M · 10/64) contextual tokens and the dominant rest, which gives the paper's 54 + 10,
-    108 + 20 and 162 + 30. The authors count CLS itself among the dominant tokens; LLaVA never projects it, and here all
-    are patches. The projector runs once more, on the contextual tokens alone.
+    A budget M splits into round(M · contextual_share) contextual tokens and the dominant rest. The default, 10/64,
+    gives the paper's 54 + 10, 108 + 20 and 162 + 30; the authors' code takes both numbers from the user. The authors
+    count CLS itself among the dominant tokens; LLaVA never projects it, and here all are patches. The projector runs
+    once more, on the contextual tokens alone.
 
-    Needs a tower with CLS. Any budget from 1 on; up to 3 there are no contextual tokens.
+    Without CLS in the tower, the attention is what each patch receives (`Tower.patch_attention`). Any budget from 1 on;
+    up to 3 there are no contextual tokens by default.
 
     Args:
         tokens: default: a ninth (64 of 576).
@@ -33,17 +33,22 @@ class VisionZip(TowerCompressor):
     name = "visionzip"
     about = "VisionZip: dominant patches by CLS attention, the others merged into a few tokens (arXiv 2412.04467)."
     default_share = 1 / 9
-    needs = (CLS,)
     merge: str = option(
         "add",
         "add: a contextual token is target + mean of its group, as in the paper; mean: the group's mean",
         allowed=one_of("add", "mean"),
     )
 
+    contextual_share: float = option(
+        0.15625,
+        "share of the budget that is contextual tokens (the paper's: 10 of 64); 0: dominant ones alone",
+        allowed=number("from 0 to 1", least=0, most=1),
+    )
+
     def condense(self, tower: Tower, count: int | None) -> Condensed:
         assert count is not None
-        few = round(count * CONTEXTUAL)
-        dominant = rank(tower.cls_attention(self.tower_layer).sum(1)) < count - few
+        few = round(count * self.contextual_share)
+        dominant = rank(tower.patch_attention(self.tower_layer).sum(1)) < count - few
         return Condensed(dominant, added=self.contextual(tower, ~dominant, few) if few else None)
 
     def contextual(self, tower: Tower, rest: Tensor, few: int) -> Tensor:

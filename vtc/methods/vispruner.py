@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc.allowed import number, whole
-from vtc.interface import CLS, Condensed, Tower, TowerCompressor, option
+from vtc.interface import Condensed, Tower, TowerCompressor, option
 
 
 class VisPruner(TowerCompressor):
@@ -21,7 +21,7 @@ class VisPruner(TowerCompressor):
     Where an odd number is left, A has one more than B (the authors' code stops with an error there), and a round
     removes no more than A holds, so that every budget is met.
 
-    Needs a tower with CLS. Any budget from 1 on.
+    Without CLS in the tower, the attention is what each patch receives (`Tower.patch_attention`). Any budget from 1 on.
 
     Args:
         tokens: default: a ninth (64 of 576).
@@ -30,7 +30,6 @@ class VisPruner(TowerCompressor):
     name = "vispruner"
     about = "VisPruner: important patches by CLS attention, and diverse ones among the others (arXiv 2412.01818v2)."
     default_share = 1 / 9
-    needs = (CLS,)
     # r of the paper.
     important: float = option(
         0.5, "share of the budget that CLS attention chooses", allowed=number("0 to 1", least=0, most=1)
@@ -39,7 +38,7 @@ class VisPruner(TowerCompressor):
 
     def condense(self, tower: Tower, count: int | None) -> Condensed:
         assert count is not None
-        ranked = tower.cls_attention(self.tower_layer).mean(1).argsort(dim=1, descending=True, stable=True)
+        ranked = tower.patch_attention(self.tower_layer).mean(1).argsort(dim=1, descending=True, stable=True)
         first = int(count * self.important)
         diverse = distinct(tower.patch_features().detach(), ranked[:, first:], count - first, self.remove)
         chosen = torch.cat([ranked[:, :first], diverse], 1)
