@@ -71,6 +71,8 @@ METHODS = [
     Case("visionzip", 2, {"merge": "mean", "tower_layer": 1}),
     Case("vispruner", 5),
     Case("vispruner", 4, {"important": 0.25, "remove": 3}),
+    Case("scope", 5),
+    Case("scope", 3, {"alpha": 0.5, "tower_layer": -1}),
     Case("prumerge", 5),
     Case("prumerge", 1),
     Case("prumerge", 7, {"plus": True, "neighbours": 3, "tower_layer": -1}),
@@ -167,6 +169,7 @@ POCKET_METHODS = [
     Case("tome", 16),
     Case("visionzip", 16),
     Case("vispruner", 16),
+    Case("scope", 16),
     Case("prumerge", 16),
     Case("prumerge", 16, {"plus": True}),
     Case("llavolta", 16),
@@ -211,7 +214,8 @@ CASES += [("siglip", m) for m in FIRST if m.name in TOWER and CLS not in methods
 CASES += [(b, m) for b in ("qwen2", "qwen2.5", "qwen3") for m in MERGING]
 CASES += [(b, m) for b in ("llava_next", "video_llava") for m in GRIDLESS]
 CASES += [
-    ("llava_next", Case(name, 9)) for name in ("fastervlm", "visionzip", "vispruner", "prumerge", "visionzip+fastv")
+    ("llava_next", Case(name, 9))
+    for name in ("fastervlm", "visionzip", "vispruner", "scope", "prumerge", "visionzip+fastv")
 ]
 CASES += [("llava_onevision", Case("vcc", 15, {"block": 4}) if m.name == "vcc" else m) for m in GRIDLESS]
 CASES += [("llava_next", Case("none", 24)), ("llava_onevision", Case("none", 51)), ("video_llava", Case("none", 17))]

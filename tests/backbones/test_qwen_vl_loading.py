@@ -119,7 +119,7 @@ def test_frames_that_say_when_they_are_reach_the_model_with_their_time() -> None
 @pytest.mark.parametrize("size", [SIDE, None])
 def test_methods_of_the_tower_say_no_by_name(size: int | None) -> None:
     shape = tiny_qwen3_vl(image_size=size).shape
-    for name in ("fastervlm", "visionzip", "vispruner", "prumerge"):
+    for name in ("fastervlm", "visionzip", "vispruner", "scope", "prumerge"):
         with pytest.raises(UserError, match=f"method={name}: .* has no CLS"):
             build(name, 4, shape)
     for name in ("downsample", "tome", "qformer", "tokenpacker", "quecc", "single_forward"):

@@ -20,7 +20,7 @@ from vtc.testing.tiny_tiles import tiny_idefics3, tiny_internvl, tiny_smolvlm
 MAKE = {"internvl": tiny_internvl, "idefics3": tiny_idefics3, "smolvlm": tiny_smolvlm}
 EVERY = ["internvl", "idefics3", "smolvlm"]
 NEEDS_PATCHES = ["downsample", "tome", "tokenpacker", "quecc", "qformer", "single_forward"]
-NEEDS_CLS = ["fastervlm", "visionzip", "vispruner", "prumerge"]
+NEEDS_CLS = ["fastervlm", "visionzip", "vispruner", "scope", "prumerge"]
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:

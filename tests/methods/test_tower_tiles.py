@@ -148,7 +148,7 @@ def test_prumerge_merges_within_a_tile(seed: int, patch: int, tokens: int, plus:
 
 
 @pytest.mark.parametrize("tokens", [3, 11, 30, 50, 75])
-@pytest.mark.parametrize("name", ["fastervlm", "visionzip", "vispruner", "prumerge"])
+@pytest.mark.parametrize("name", ["fastervlm", "visionzip", "vispruner", "scope", "prumerge"])
 def test_the_budget_is_exact_for_images_of_every_size(name: str, tokens: int) -> None:
     backbone = free(0, 2)
     inputs = asked(backbone, 0)
@@ -174,6 +174,6 @@ def test_things_are_dealt_evenly_as_far_as_there_is_room() -> None:
 
 def test_a_tower_without_cls_is_named() -> None:
     shape = tiny_llava_onevision().shape
-    for name in ("fastervlm", "visionzip", "vispruner", "prumerge"):
+    for name in ("fastervlm", "visionzip", "vispruner", "scope", "prumerge"):
         with pytest.raises(UserError, match=f"method={name}: it scores patches by CLS attention"):
             build(name, 4, shape)
