@@ -280,6 +280,7 @@ methods = Registry(
         "qformer": "vtc.methods.qformer:QFormer",
         "quecc": "vtc.methods.quecc:QueCC",
         "random": "vtc.methods.random:RandomDropping",
+        "scope": "vtc.methods.scope:SCOPE",
         "single_forward": "vtc.methods.single_forward:SingleForward",
         "sparsevlm": "vtc.methods.sparsevlm:SparseVLM",
         "tokenpacker": "vtc.methods.tokenpacker:TokenPacker",

@@ -147,7 +147,7 @@ def test_prumerge_merges_within_a_tile(seed: int, patch: int, tokens: int, plus:
 
 
 @pytest.mark.parametrize("tokens", [3, 11, 30, 50, 75])
-@pytest.mark.parametrize("name", ["fastervlm", "visionzip", "vispruner", "prumerge"])
+@pytest.mark.parametrize("name", ["fastervlm", "visionzip", "vispruner", "scope", "prumerge"])
 def test_the_budget_is_exact_for_images_of_every_size(name: str, tokens: int) -> None:
     backbone = free(0, 2)
     inputs = asked(backbone, 0)

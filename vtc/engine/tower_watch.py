@@ -2,8 +2,8 @@
 
 The model's `get_image_features` and `get_video_features` are wrapped on the instance for as long as the engine is
 installed; hooks live only inside their calls. Nothing runs twice and no attention weights are asked for. `generate()`
-has the pixels encoded once and hands on the encoder's output (its images repeated for beams), by which what was seen is
-found again.
+has the pixels encoded once and hands on the encoder's output (its images repeated for beams), in which what was seen
+goes along.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from vtc.backbones import adapters
 from vtc.engine import probe
@@ -31,13 +30,14 @@ if TYPE_CHECKING:
     from vtc.engine.call import Images
     from vtc.interface import Compressor
 
+SEEN = "vtc_seen"  # the entry of an encoder's output that says what was seen while it was made
+
 
 class TowerWatch:
     """The vision tower of one backbone under one method. Does nothing for a method that asks nothing of the tower."""
 
     def __init__(self, backbone: Backbone, method: Compressor) -> None:
         self.backbone, self.method = backbone, method
-        self._seen: WeakIdKeyDictionary = WeakIdKeyDictionary()  # what the encoder made → `Seen`
 
     def install(self, stack: ExitStack) -> None:
         """Takes the place of the model's `get_image_features` and `get_video_features` until the stack closes."""
@@ -46,7 +46,6 @@ class TowerWatch:
         for medium, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
             if hasattr(self.backbone.core, f"get_{medium}_features"):
                 self._take_place(stack, medium, pixels)
-        stack.callback(self._seen.clear)
 
     def _take_place(self, stack: ExitStack, medium: str, pixels: str) -> None:
         """Of the function that encodes this medium from `pixels`, its first argument."""
@@ -83,7 +82,7 @@ class TowerWatch:
         whole: Tower | None = None
         index = [-1] * len(images.features)  # in the whole tower, of each image of the call
         for medium in dict.fromkeys(images.media):
-            seen = self._seen.get(images.outputs.get(medium))
+            seen = (images.outputs.get(medium) or {}).get(SEEN)
             if seen is None:
                 raise UserError(
                     f"method={self.method.name}: it looks at the vision tower; give it pixel_values, not features that "
@@ -200,14 +199,15 @@ class TowerWatch:
         )
 
     def _remember(self, outputs: Any, tower: Tower, use: TowerUse) -> None:
-        """Ties what was seen to what the encoder made. Where the tower gives fewer features than an image has places in
+        """Puts what was seen into what the encoder made: an entry goes along when the output is copied, as accelerate
+        does on its way to the next module's device. Where the tower gives fewer features than an image has places in
         the prompt, the other places are filled up.
         """
         places = self.backbone.shape.visual_tokens or 0
         if use.merge is not None or use.summary is not None or use.image_size is not None:
             features = outputs.pooler_output
             outputs.pooler_output = [F.pad(f, (0, 0, 0, places - len(f))) if len(f) < places else f for f in features]
-        self._seen[outputs] = Seen(tower, self.backbone.encoded_lengths(outputs.pooler_output, tower))
+        outputs[SEEN] = Seen(tower, self.backbone.encoded_lengths(outputs.pooler_output, tower))
 
 
 @dataclass(frozen=True)
