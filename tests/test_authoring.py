@@ -13,8 +13,8 @@ from vtc import plugins, shipped
 from vtc.authoring import rendered
 from vtc.cli import main
 from vtc.configuration import parse
-from vtc.job import METHOD_KINDS
 from vtc.registry import methods
+from vtc.settings import METHOD_KINDS
 
 EXAMPLE = shipped.root() / "examples" / "vtc-plugin-example"
 

@@ -45,7 +45,8 @@ FIELDS = [
 
 
 def test_all_sections_are_here() -> None:
-    names = {"Backbone", "Method", "Benchmark", "Profile", "Report", "Ablation", "Data", "Stage", "Lora", "Training"}
+    names = {"Backbone", "Method", "Benchmark", "Profile", "Report", "Compare", "Ablation", "Store", "NewMethod"}
+    names |= {"Data", "Stage", "Lora", "Training"}
     assert {cls.__name__ for cls in SECTIONS} == {f"{name}Settings" for name in names} and len(FIELDS) > 90
 
 

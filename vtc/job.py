@@ -30,29 +30,21 @@ from vtc.settings import (
     CompareSettings,
     LoraSettings,
     MethodSettings,
+    NewMethodSettings,
     ProfileSettings,
     ReportSettings,
+    StoreSettings,
     TrainingSettings,
     from_mapping,
 )
-from vtc.settings.store import StoreSettings
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
     from vtc.interface import BackboneShape, Compressor
 
 POCKET_WEIGHTS = "benchmarks/pocket/weights"
-METHOD_KINDS = ("pruner", "merger", "tower", "resampler", "self")  # with which a new method may begin
 COST_LEVELS = ("none", "quick", "full")  # each measures what the one before does, and more
 TUNED = "tuned"  # the adapter of a method that brings none of its own
-
-
-@dataclass(frozen=True)
-class NewMethodSettings:
-    """What `action=new_method` writes: a method of this name, beginning with the base class of this kind."""
-
-    name: str | None = setting(None, NOTHING, TEXT)
-    kind: str = setting("pruner", NOTHING, one_of(*METHOD_KINDS))
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import re
 from pathlib import Path
 
 from vtc.errors import UserError, unknown
-from vtc.job import METHOD_KINDS, Job
+from vtc.job import Job
 from vtc.registry import methods
+from vtc.settings import METHOD_KINDS
 
 TEMPLATES = Path(__file__).parent / "templates"
 NAME = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)

@@ -11,7 +11,7 @@ from vtc import folders as places
 from vtc import registry, shipped
 from vtc.errors import UserError
 from vtc.job import Job, launched
-from vtc.store_settings import JSON
+from vtc.settings.store import JSON
 
 # action → (function that takes the job, whether it loads a trained model and so is checked before)
 ACTIONS = {

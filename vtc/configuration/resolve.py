@@ -18,7 +18,7 @@ from vtc.backbones.random_weights import narrowed
 from vtc.budget import BUDGETS, Budget
 from vtc.configuration import validation
 from vtc.errors import UserError
-from vtc.job import Job, NewMethodSettings
+from vtc.job import Job
 from vtc.settings import (
     FOLDER,
     AblationSettings,
@@ -26,6 +26,7 @@ from vtc.settings import (
     BenchmarkSettings,
     CompareSettings,
     MethodSettings,
+    NewMethodSettings,
     ProfileSettings,
     ReportSettings,
     TrainingSettings,

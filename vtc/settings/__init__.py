@@ -5,6 +5,7 @@ decides. `vtc.configuration.resolve` fills them from the command line; nothing b
 from vtc.settings.run import (
     DTYPES,
     FOLDER,
+    METHOD_KINDS,
     NAMES,
     SECTION,
     SHORT_DTYPES,
@@ -14,10 +15,12 @@ from vtc.settings.run import (
     BenchmarkSettings,
     CompareSettings,
     MethodSettings,
+    NewMethodSettings,
     ProfileSettings,
     ReportSettings,
     from_mapping,
 )
+from vtc.settings.store import StoreSettings
 from vtc.settings.training import (
     DECAY,
     LOSSES,
@@ -33,6 +36,7 @@ __all__ = [
     "DTYPES",
     "FOLDER",
     "LOSSES",
+    "METHOD_KINDS",
     "NAMES",
     "OPTIMIZER",
     "SECTION",
@@ -45,9 +49,11 @@ __all__ = [
     "DataSettings",
     "LoraSettings",
     "MethodSettings",
+    "NewMethodSettings",
     "ProfileSettings",
     "ReportSettings",
     "StageSettings",
+    "StoreSettings",
     "TrainingSettings",
     "from_mapping",
 ]

@@ -12,6 +12,7 @@ from vtc.allowed import BOOLEAN, SEED, TEXT, Allowed, anything, brief, mapping, 
 from vtc.errors import UserError, unknown
 from vtc.identity import COSTS, NOTHING, NUMBERS, SCORES, WEIGHTS, setting
 
+METHOD_KINDS = ("pruner", "merger", "tower", "resampler", "self")  # with which a new method may begin
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -205,6 +206,14 @@ class CompareSettings:
     b: str | None = setting(None, NOTHING, FOLDER.or_null())
     output: str | None = setting(None, NOTHING, FOLDER.or_null())
     samples: int = setting(300, NOTHING, whole(0, 10_000))
+
+
+@dataclass(frozen=True)
+class NewMethodSettings:
+    """What `action=new_method` writes: a method of this name, beginning with the base class of this kind."""
+
+    name: str | None = setting(None, NOTHING, TEXT)
+    kind: str = setting("pruner", NOTHING, one_of(*METHOD_KINDS))
 
 
 @dataclass(frozen=True)
