@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import sys
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -82,7 +82,9 @@ def _check_finite(where: str, values: Any) -> None:
 
 def failure(method: Compressor, error: BaseException) -> MethodFailure:
     """What a method's own code raised, in a line that says where: in the last line of a file of its classes."""
-    files = {inspect.getsourcefile(type(part)) for part in method.modules() if isinstance(part, Compressor)}
+    modules = {type(part).__module__ for part in method.modules() if isinstance(part, Compressor)}
+    # A class of a notebook, or of text that was run, has no file.
+    files = {getattr(sys.modules.get(module), "__file__", None) for module in modules}
     frames = traceback.extract_tb(error.__traceback__)
     place = next((frame for frame in reversed(frames) if frame.filename in files), frames[-1] if frames else None)
     where = f" ({Path(place.filename).name}, line {place.lineno}, in {place.name})" if place else ""
