@@ -250,7 +250,7 @@ def test_what_cannot_be_checked_is_refused() -> None:
     with pytest.raises(UserError, match="method=fastvv: unknown"):
         check_compressor("fastvv")
     with pytest.raises(UserError, match="qwen2_vl|patch"):
-        check_compressor("visionzip", "qwen2_vl")
+        check_compressor("tome", "qwen2_vl")
 
 
 def test_a_method_that_fails_is_named_wherever_it_runs() -> None:
