@@ -96,18 +96,23 @@ def test_holm_over_an_experiment_s_claims() -> None:
 
 
 def test_several_seeds_count_their_spread() -> None:
-    """The two variances add up; Welch's and Satterthwaite's degrees of freedom, written out."""
+    """The variances over seeds and samples add up, but for what is in both; Satterthwaite's degrees of freedom."""
     rng = np.random.default_rng(0)
-    table = (rng.random((3, 400)) < 0.6).astype(float) - (rng.random((3, 400)) < 0.5)
+    luck = np.array([[0.15], [0.0], [-0.1]])  # of the seeds
+    table = (rng.random((3, 400)) < 0.6 + luck).astype(float) - (rng.random((3, 400)) < 0.5)
     weights = np.full(400, 1 / 400)
     found = statistics.paired_estimate(table, weights, ["x"] * 400)
     each = table.mean(1)
     between, within = each.var(ddof=1) / 3, table.mean(0).var(ddof=1) / 400
-    freedom = (between + within) ** 2 / (between**2 / 2)
-    half = student(freedom).ppf(0.975) * math.sqrt(between + within)
+    left = table - table.mean(0) - table.mean(1)[:, None] + table.mean()  # neither the seed's nor the sample's
+    rest = (left**2).sum() / (2 * 399) / (3 * 400)
+    assert between > rest
+    variance = between + within - rest
+    freedom = variance**2 / (between**2 / 2 + within**2 / 399 + rest**2 / (2 * 399))
+    half = student(freedom).ppf(0.975) * math.sqrt(variance)
     assert found["difference"] == pytest.approx(each.mean())
     assert found["high"] - found["difference"] == pytest.approx(half)
-    assert found["p"] == pytest.approx(2 * student(freedom).sf(each.mean() / math.sqrt(between + within)))
+    assert found["p"] == pytest.approx(2 * student(freedom).sf(each.mean() / math.sqrt(variance)))
     assert statistics.paired_estimate(table[:1], weights, ["x"] * 400)["p"] == statistics.sign_flips(table[0] / 400)
     # Trainings that disagree with each other settle nothing, however many samples there are.
     runs = {"A": {}, "B": {}}
