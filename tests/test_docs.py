@@ -16,7 +16,7 @@ from vtc import plugins, shipped
 from vtc.authoring import rendered
 from vtc.configuration import compose, overrides, parse
 from vtc.errors import UserError
-from vtc.registry import methods
+from vtc.registry import families, methods
 from vtc.testing import CONTRACTS
 
 ROOT = shipped.root()
@@ -98,7 +98,8 @@ def test_the_python_that_a_page_shows_runs(page: str, code: str) -> None:
     from vtc.pocket.scenes import draw_scene, scene_rng
 
     draw_scene(scene_rng(0, "docs", 0), "test", things=3).image().save("photo.png")
-    exec(compile(code, page, "exec", dont_inherit=True), {"__name__": "shown"})
+    with methods.taken_back(), families.taken_back():  # what it registers is no other test's business
+        exec(compile(code, page, "exec", dont_inherit=True), {"__name__": "shown"})
 
 
 def test_every_contract_has_its_heading() -> None:

@@ -85,7 +85,7 @@ def _resident(key: str) -> int:
 
 
 def offered(name: str, backbone: Backbone) -> int | None:
-    """The number of visual tokens nearest to 64 that a method offers; None where all are kept."""
+    """The number of visual tokens nearest to 64 that a method offers, 0 of one that leaves none; None: all are kept."""
     offers = make(name, None, backbone.shape).offers()
     return None if name == "none" else min(offers, key=lambda n: abs(n - TOKENS))
 
@@ -102,7 +102,7 @@ def measure(backbone: Backbone, name: str) -> dict[str, Any]:
     torch.manual_seed(SEED)  # of weights that would have been trained
     began = clock()
     with Peak(device) as peak, torch.inference_mode():
-        method = build(name, tokens, backbone.shape).to(device, backbone.dtype).eval()
+        method = build(name, tokens or None, backbone.shape).to(device, backbone.dtype).eval()
         method.attach(backbone)
         with compressing(backbone, method) as engine:
             out = backbone.model.generate(**inputs, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)

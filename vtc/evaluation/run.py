@@ -71,7 +71,7 @@ def _evaluate(job: Job, crew: Crew) -> Path:
         if job.resume is False:
             run.discard()
         if run.finished() and job.resume is not False:
-            console.print(f"already scored: {run.path}; resume=false scores it again")
+            console.print(f"already scored: {run.path}; resume=false scores it again", soft_wrap=True)
             result = run.read()
             if not run.costs_hold(result):
                 result = measure_again(run, result, console)
@@ -172,7 +172,7 @@ def _task(run: RunFolder, spec: TaskSpec, model: scorer.Scorer, bar: Bar, crew: 
 
 def measure_again(run: RunFolder, result: dict[str, Any], console: Console) -> dict[str, Any]:
     """Put new costs beside the scores of a finished run, and write it."""
-    console.print("its costs were measured of something else, or in another way: measuring them again")
+    console.print("its costs were measured of something else, or in another way: measuring them again", soft_wrap=True)
     costs = efficiency_of(*scorer.load(run.job), run.job)
     result["efficiency"] = costs
     result["budget"]["flops_ratio"] = costs["flops_ratio"]
