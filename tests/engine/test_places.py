@@ -118,7 +118,7 @@ def test_merged_tokens_say_where_they_came_from() -> None:
             position=torch.arange(14).expand(1, 2, -1),
             role=(kind >= 0) * VISUAL, origin=torch.arange(14).expand(2, -1), block=torch.zeros_like(kind), image=kind,
         )  # fmt: skip
-        tally = Tally.of(Images(kind >= 0, kind, [], [None] * 3))
+        tally = Tally.of(Images(kind >= 0, kind, [], [None] * 3, [0, 0, 1], ["image"] * 3, {}))
         parts = {(b, c): {c} for b in range(2) for c in range(14) if kind[b, c] >= 0}  # place → what it holds
         for _ in range(2):
             groups_of = torch.full_like(tokens.role, -1)
