@@ -7,7 +7,7 @@ m.generate("photo.png", "How many objects are there?").text
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,6 +125,7 @@ class Model:
         import torch
 
         from vtc.engine import compressing as installed
+        from vtc.engine.tower_watch import stand_in
         from vtc.interface import SUMMARY_PROMPT, TEXT
 
         inputs, method = self._inputs(image, question or SUMMARY_PROMPT), self.method
@@ -137,13 +138,11 @@ class Model:
                 left.append(out)
             return out
 
-        setattr(method, "reduce", watching)  # noqa: B010  (on this object alone)
-        try:
+        with ExitStack() as stack:
+            stand_in(stack, method, "reduce", watching)
             with torch.inference_mode(), installed(self.backbone, method) as engine:
                 self.backbone.model(**inputs)
                 report = engine.report
-        finally:
-            delattr(method, "reduce")
         places = self._places(inputs)
         if left:
             tokens = left[0].hidden[0][(left[0].role[0] != TEXT) & left[0].mask[0]]

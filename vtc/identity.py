@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Flag, auto
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,15 @@ def _plain(value: Any, what: Decides) -> Any:
     if isinstance(value, Path):
         return value.as_posix()
     return value
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as dotted keys with their values, to say in which of them two differ."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def digest(value: Any) -> str:

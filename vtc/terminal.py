@@ -15,12 +15,12 @@ PIPED = 150  # columns where there is no terminal: a file has no width, and its 
 GAP = 2  # columns between two cells
 
 
-def console() -> Console:
+def console(stderr: bool = False) -> Console:
     """Where tables go: as wide as the terminal, or as COLUMNS says, else `PIPED`."""
     from rich.console import Console
 
     known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
-    return Console(width=None if known else PIPED, highlight=False)
+    return Console(width=None if known else PIPED, highlight=False, stderr=stderr)
 
 
 def fitting(header: Sequence[str], rows: Sequence[Sequence[str]], least: Sequence[str], width: int) -> list[int]:

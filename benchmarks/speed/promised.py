@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from vtc import results
 from vtc.backbones.base import Backbone
 from vtc.configuration import parse
 from vtc.engine import compressing
@@ -166,8 +167,7 @@ def main() -> None:
         "rows": rows,
     }
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        results.write_json(options.out, result)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def options(name: str) -> str:
     budgets = ", ".join(f"`{key}=`" for key in BUDGETS)
     if not rows:
         return f"None beside the budget ({budgets})."
-    return tables.markdown(["option", ""], rows).replace("---:|", "---|")
+    return readme.text_table(["option", ""], rows)
 
 
 def families(name: str) -> str:
@@ -91,7 +91,7 @@ def families(name: str) -> str:
         words = {support.YES: "yes", support.FIXED: "with `backbone.image_size`"}
         why = answer.answer + (f"; {answer.detail}" if answer.detail else "")
         rows.append([family, words[answer.answer] if answer.works else f"no: {why}"])
-    return tables.markdown(["family", ""], rows).replace("---:|", "---|")
+    return readme.text_table(["family", ""], rows)
 
 
 def costs(name: str) -> str:

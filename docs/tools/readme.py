@@ -287,12 +287,12 @@ def suites_part(root: Path) -> str:
             [f"`{task}`", about.paper, f"`{about.metric}`", f"{about.scale:g}", str(about.data), about.licence, remark]
         )
     return "\n\n".join([
-        _text_table(["`benchmark=`", "", "tasks"], cells),
-        _text_table(["task", "in the papers", "headline", "÷", "data", "licence of the data", ""], rows),
+        text_table(["`benchmark=`", "", "tasks"], cells),
+        text_table(["task", "in the papers", "headline", "÷", "data", "licence of the data", ""], rows),
     ]) + "\n"  # fmt: skip
 
 
-def _text_table(header: list[str], rows: list[list[str]]) -> str:
+def text_table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table of words: every column aligns left."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in lines)
@@ -309,7 +309,7 @@ def options_part(root: Path) -> str:
         options = options_in_words(name) if name in methods.names() else {}
         cells = "<br>".join(f"`{key}` {about}" for key, about in options.items())
         rows.append([f"`{name}`", line.replace("|", "\\|"), cells])
-    return _text_table(["`method=`", "", "options, `method.<option>=`, with their defaults"], rows) + "\n"
+    return text_table(["`method=`", "", "options, `method.<option>=`, with their defaults"], rows) + "\n"
 
 
 def support_part(root: Path) -> str:

@@ -99,11 +99,11 @@ def navigation(entries: list, texts: dict[str, str]) -> list:
 
 def listed(menu: list) -> list[str]:
     """The pages of a menu."""
-    found: list[str] = []
+    pages: list[str] = []
     for entry in menu:
         for content in entry.values() if isinstance(entry, dict) else [entry]:
-            found += listed(content) if isinstance(content, list) else [content]
-    return found
+            pages += listed(content) if isinstance(content, list) else [content]
+    return pages
 
 
 def for_language_models(texts: dict[str, str], menu: list) -> dict[str, str]:

@@ -42,11 +42,11 @@ def test_index_search_and_ask(run, tmp_path, pictures) -> None:
 
 def test_what_a_page_shows_is_escaped() -> None:
     from vtc.store.sheet import contact_sheet
-    from vtc.store.store import Answer
+    from vtc.store.store import StoredAnswer
     from vtc.store.table import Hit
 
     hit = Hit("/a/<b>.png", 1, 1, True, b"", 0.5)
-    page = contact_sheet("<script>", "s", [Answer(hit, "<i>x</i>")])
+    page = contact_sheet("<script>", "s", [StoredAnswer(hit, "<i>x</i>")])
     assert "<script>" not in page and "&lt;i&gt;x" in page and "&lt;b&gt;.png" in page and "file gone" in page
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from vtc.engine import CompressedImage
+from vtc.engine import StoredImage
 from vtc.errors import UserError
 from vtc.store.packing import packed, unpacked
 from vtc.store.table import Row, Table
@@ -25,7 +25,7 @@ def images(count: int, seed: int = 0, precision: str = "float16", thumbnail: byt
     rows = []
     for number in range(count):
         tokens = torch.from_numpy(rng.standard_normal((TOKENS, WIDTH)).astype(np.float32))
-        image = CompressedImage(tokens, torch.full((TOKENS,), -1), torch.arange(TOKENS)[None], TOKENS)
+        image = StoredImage(tokens, torch.full((TOKENS,), -1), torch.arange(TOKENS)[None], TOKENS)
         vector = rng.standard_normal(16) @ SPACE  # as summaries are, in few of all directions
         rows.append(
             Row(
@@ -102,7 +102,7 @@ def test_packing(shape: str, precision: str) -> None:
         axes, extent, position = 3, 2, torch.tensor([[0] * 5, [0, 0, 0, 1, 1], [0, 1, 2, 0, 1]])
     if shape == "deep":
         deep = torch.randn(5, 2, 8, generator=generator)
-    image = CompressedImage(tokens, ids, position, extent, deep)
+    image = StoredImage(tokens, ids, position, extent, deep)
     row = Row("a", "b", 1, NOW, 1, 1, vector=np.zeros(8, np.float16), thumbnail=b"", **packed(image, precision))
     back = unpacked(row, 8, axes)
     largest = tokens.abs().max() if deep is None else torch.cat([tokens[:, None], deep], 1).abs().max()
@@ -115,7 +115,7 @@ def test_packing(shape: str, precision: str) -> None:
 
 
 def test_tokens_beyond_float16() -> None:
-    image = CompressedImage(torch.full((1, 8), 1e5), torch.tensor([-1]), torch.zeros(1, 1, dtype=torch.long), 1)
+    image = StoredImage(torch.full((1, 8), 1e5), torch.tensor([-1]), torch.zeros(1, 1, dtype=torch.long), 1)
     with pytest.raises(ValueError, match="beyond float16"):
         packed(image, "float16")
     assert packed(image, "int8")["scale"][0] == pytest.approx(1e5 / 127)

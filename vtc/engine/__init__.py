@@ -7,11 +7,11 @@ from vtc.engine.embed import embed_images, embed_texts, encode_images, encode_te
 from vtc.engine.engine import Engine, compressing
 from vtc.engine.passes import run_decoder
 from vtc.engine.report import Report
-from vtc.engine.stored import CompressedImage, answer, check_storable, compress_images
+from vtc.engine.stored import StoredImage, answer, check_storable, compress_images
 
 __all__ = [
     "VERSION",
-    "CompressedImage",
+    "StoredImage",
     "Engine",
     "Report",
     "answer",

@@ -199,14 +199,10 @@ class Buffers:
 
 
 class Runner:
-    """A step of the decoder with its buffers, compiled once and kept for prompts that fit.
+    """A step of the decoder with its buffers, compiled once and kept for prompts that fit."""
 
-    Attributes:
-        key: what the buffers are for: rows, layers and lengths of the segments, longest answer, the LoRA adapter.
-    """
-
-    def __init__(self, engine: Engine, state: Begin, key: Any) -> None:
-        self.key, self.decoder, self.head = key, engine.decoder, engine.backbone.model.get_output_embeddings()
+    def __init__(self, engine: Engine, state: Begin) -> None:
+        self.decoder, self.head = engine.decoder, engine.backbone.model.get_output_embeddings()
         rows, device = len(state.token), state.token.device
         shapes = [state.keys[s.start].shape for s in state.segments]
         like = state.keys[0]
@@ -247,7 +243,7 @@ class Runner:
         adapter, dtype = engine.method.adapter, state.keys[0].dtype
         key = (len(state.token), layers, state.lengths, len(state.position), adapter, dtype, state.token.device)
         runners: dict[Any, Runner] = engine.backbone.__dict__.setdefault("runners", {})
-        runner = runners.pop(key, None) or Runner(engine, state, key)
+        runner = runners.pop(key, None) or Runner(engine, state)
         runners[key] = runner  # the last one that was used stands last
         for old in list(runners)[:-RUNNERS]:
             del runners[old]

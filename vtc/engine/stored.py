@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
     from vtc.backbones.base import Backbone
 
-MADE = -1  # in `CompressedImage.ids`: a visual token, or one that a method made
+MADE = -1  # in `StoredImage.ids`: a visual token, or one that a method made
 
 
 @dataclass(frozen=True)
-class CompressedImage:
+class StoredImage:
     """An image's part of a prompt, before layer 0.
 
     Attributes:
@@ -59,7 +59,7 @@ def check_storable(method: Compressor) -> None:
 @torch.no_grad()
 def compress_images(
     backbone: Backbone, method: Compressor, images: Sequence[Image]
-) -> tuple[list[CompressedImage], Tensor]:
+) -> tuple[list[StoredImage], Tensor]:
     """Images → what layer 0 reads of each, and their embeddings [I, D] (as `embed_images` gives), in one pass of the
     tower.
 
@@ -84,7 +84,7 @@ class EmbeddedTokens:
     """Images of which the compressed tokens are at hand (`vtc.interface.Embedded`)."""
 
     def __init__(
-        self, backbone: Backbone, method: Compressor, images: Sequence[CompressedImage], summary: Tensor | None
+        self, backbone: Backbone, method: Compressor, images: Sequence[StoredImage], summary: Tensor | None
     ) -> None:
         self.backbone, self.method, self.images, self.summary = backbone, method, images, summary
         self.context = context_of(backbone)
@@ -102,7 +102,7 @@ def answer(
     backbone: Backbone,
     method: Compressor,
     questions: Sequence[str],
-    images: Sequence[CompressedImage],
+    images: Sequence[StoredImage],
     new_tokens: int,
 ) -> list[Tensor]:
     """Greedy answers [≤ `new_tokens`] to one question about each image, as ids of tokens without the one that ends it.
@@ -142,7 +142,7 @@ class Reading:
         self.plain = Compressor(None, backbone.shape)  # whatever is to be dropped has been
         self.cache, self.mask, self.next = None, torch.empty(0), torch.empty(0)
 
-    def begin(self, questions: Sequence[str], images: Sequence[CompressedImage]) -> Tensor:
+    def begin(self, questions: Sequence[str], images: Sequence[StoredImage]) -> Tensor:
         """Last hidden states [B, L, D] of the prompts, left-padded."""
         rows = [_row(self.backbone, question, image) for question, image in zip(questions, images, strict=True)]
         longest = max(len(row[0]) for row in rows)
@@ -198,7 +198,7 @@ def _around(backbone: Backbone, question: str) -> tuple[Tensor, Tensor]:
 
 def _image_part(
     backbone: Backbone, input_ids: Tensor, tokens: TokenSequence, row: int, around: tuple[Tensor, Tensor]
-) -> CompressedImage:
+) -> StoredImage:
     """The part of a row of `tokens` between the words `around`."""
     real = tokens.mask[row].nonzero()[:, 0]
     before, behind = len(around[0]), len(around[1])
@@ -212,7 +212,7 @@ def _image_part(
     last = real[len(real) - behind]
     deep = None if tokens.deep is None else tokens.deep[row, own[made]]
     ids: Tensor = input_ids[row, tokens.origin[row, own].clamp(min=0)]
-    return CompressedImage(
+    return StoredImage(
         tokens=tokens.hidden[row, own[made]],
         ids=ids.masked_fill(made, MADE),
         position=tokens.position[:, row, own] - start,
@@ -221,7 +221,7 @@ def _image_part(
     )
 
 
-def _row(backbone: Backbone, question: str, image: CompressedImage) -> tuple[Tensor, Tensor, Tensor]:
+def _row(backbone: Backbone, question: str, image: StoredImage) -> tuple[Tensor, Tensor, Tensor]:
     """A prompt with an image in it: embeddings [L, D], positions [P, L], which are the image's tokens [L]."""
     before, behind = _around(backbone, question)
     device, axes = backbone.device, backbone.position_axes

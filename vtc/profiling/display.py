@@ -59,8 +59,7 @@ def table(title: str, cells: list[tuple[str, str, str]], protocol: dict[str, Any
     """Rows of costs under their title, with how they were measured."""
     caption = f"{protocol['prompt_tokens']} text tokens a prompt, {protocol['device']}"
     if protocol["repeats"]:
-        caption = f"batch {protocol['batch_size']}, {caption}"
-    caption += f"; decoding: {protocol.get('decoding', 'generate')}"
+        caption = f"batch {protocol['batch_size']}, {caption}; decoding: {protocol.get('decoding', 'generate')}"
     out = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     out.add_column("", no_wrap=True)
     out.add_column("this method", justify="right", no_wrap=True)

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vtc import terminal
 from vtc.errors import UserError
 from vtc.folders import check_writable
 from vtc.settings.store import JSON
 from vtc.store.sheet import contact_sheet
-from vtc.store.store import Answer, Indexed, Store, plain
+from vtc.store.store import Indexed, Store, StoredAnswer, plain
 from vtc.store.table import Hit
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from vtc.job import Job
     from vtc.settings.store import StoreSettings
 
@@ -31,14 +29,14 @@ def index(job: Job) -> Indexed:
     """Fills a store with the pictures of a folder."""
     from rich import progress
 
-    settings, console = _settings(job), _console()
+    settings, console = _settings(job), terminal.console()
     precision = settings.precision if any(word.startswith("precision=") for word in _typed(job)) else None
     store = Store.open(settings.store, _typed(job), precision, job.batch_size, UNCOMPRESSED)
     columns = (
         progress.SpinnerColumn(), progress.TextColumn("{task.description}"), progress.BarColumn(),
         progress.MofNCompleteColumn(), progress.TimeElapsedColumn(), progress.TimeRemainingColumn(),
     )  # fmt: skip
-    with progress.Progress(*columns, console=_console(error=True), transient=True) as bar:
+    with progress.Progress(*columns, console=terminal.console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"indexing {settings.images}", total=None)
         indexed = store.add(str(settings.images), lambda done, of: bar.update(task, completed=done, total=of))
     if settings.format == JSON:
@@ -63,7 +61,7 @@ def search(job: Job) -> list[Hit]:
     return hits
 
 
-def ask(job: Job) -> list[Answer]:
+def ask(job: Job) -> list[StoredAnswer]:
     """Prints answers about images of a store."""
     settings = _settings(job)
     store = Store.open(settings.store, _typed(job))
@@ -86,7 +84,7 @@ def _typed(job: Job) -> Sequence[str]:
     return job.overrides or ()
 
 
-def _show(settings: StoreSettings, title: str, items: Sequence[Hit | Answer]) -> None:
+def _show(settings: StoreSettings, title: str, items: Sequence[Hit | StoredAnswer]) -> None:
     if settings.html:
         file = Path(settings.html).expanduser()
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -96,15 +94,15 @@ def _show(settings: StoreSettings, title: str, items: Sequence[Hit | Answer]) ->
         return
     from rich.table import Table as Printed
 
-    console, answers = _console(), isinstance(items[0], Answer) if items else False
+    console, answers = terminal.console(), isinstance(items[0], StoredAnswer) if items else False
     printed = Printed(box=None, pad_edge=False)
     for name in ("score", "image", "size", *(("answer",) if answers else ())):
         printed.add_column(name, justify="right" if name in ("score", "size") else "left", overflow="fold")
     for item in items:
-        hit = item.hit if isinstance(item, Answer) else item
+        hit = item.hit if isinstance(item, StoredAnswer) else item
         score = "" if hit.score is None else f"{hit.score:.3f}"
         name = _near(hit.path) + (" (gone)" if hit.gone else "")
-        answer = [item.answer] if isinstance(item, Answer) else []
+        answer = [item.answer] if isinstance(item, StoredAnswer) else []
         printed.add_row(*map(_escaped, (score, name, f"{hit.width}×{hit.height}", *answer)))
     console.print(printed)
     if settings.html:
@@ -125,9 +123,3 @@ def _near(path: str) -> str:
 
 def _print_json(values: Any) -> None:
     print(json.dumps(values, indent=1, ensure_ascii=False))
-
-
-def _console(error: bool = False) -> Console:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 150, highlight=False, stderr=error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vtc import results
@@ -11,7 +11,7 @@ from vtc.budget import BUDGETS
 from vtc.configuration import parse
 from vtc.configuration.overrides import SHORT
 from vtc.errors import UserError
-from vtc.identity import SCORES, digest
+from vtc.identity import SCORES, digest, flat
 from vtc.job import Job
 
 VERSION = 1  # raised when a row means something else
@@ -82,7 +82,7 @@ def check_same(where: str, before: Mapping[str, Any], now: Mapping[str, Any]) ->
     """Raises `UserError` by the first thing in which two models differ."""
     if digest(before) == digest(now):
         return
-    old, new = dict(_flat(before)), dict(_flat(now))
+    old, new = dict(flat(before)), dict(flat(now))
     for key in dict.fromkeys([*new, *old]):
         if digest(old.get(key)) == digest(new.get(key)):
             continue
@@ -95,14 +95,6 @@ def check_same(where: str, before: Mapping[str, Any], now: Mapping[str, Any]) ->
                 "index the pictures into a new store"
             )
         raise UserError(f"store={where}: was made with {key}={_shown(old.get(key))}, not {key}={_shown(new.get(key))}")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _shown(value: Any) -> str:

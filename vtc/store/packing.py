@@ -10,11 +10,11 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vtc.engine import CompressedImage
+    from vtc.engine import StoredImage
     from vtc.store.table import Row
 
 
-def packed(image: CompressedImage, precision: str) -> dict[str, Any]:
+def packed(image: StoredImage, precision: str) -> dict[str, Any]:
     """`tokens`, `scale`, `ids`, `position` and `extent` of a row.
 
     Words and places are left out where they say nothing: an image's part of tokens alone, at places that follow each
@@ -50,14 +50,14 @@ def _rounded(tokens: Tensor, precision: str) -> tuple[np.ndarray, np.ndarray]:
     return values.astype(np.float16), np.zeros(0, np.float32)
 
 
-def unpacked(row: Row, width: int, axes: int) -> CompressedImage:
+def unpacked(row: Row, width: int, axes: int) -> StoredImage:
     """The compressed image of a row.
 
     Args:
         width: D, of the decoder.
         axes: P, of its positions.
     """
-    from vtc.engine import CompressedImage
+    from vtc.engine import StoredImage
     from vtc.engine.stored import MADE
 
     length = len(row.ids) or row.extent
@@ -71,7 +71,7 @@ def unpacked(row: Row, width: int, axes: int) -> CompressedImage:
         position = torch.from_numpy(row.position.astype(np.int64)).view(axes, length)
     else:
         position = torch.arange(length).expand(axes, -1)
-    return CompressedImage(tokens[:, 0], ids, position, row.extent, tokens[:, 1:] if tokens.shape[1] > 1 else None)
+    return StoredImage(tokens[:, 0], ids, position, row.extent, tokens[:, 1:] if tokens.shape[1] > 1 else None)
 
 
 def unit(vectors: Tensor) -> np.ndarray:

@@ -48,7 +48,7 @@ class Indexed:
 
 
 @dataclass(frozen=True)
-class Answer:
+class StoredAnswer:
     """What a model says of an image of a store."""
 
     hit: Hit
@@ -192,7 +192,7 @@ class Store:
 
     def ask(
         self, question: str, image: str | None = None, query: str | None = None, top: int = 5, new_tokens: int = 64
-    ) -> list[Answer]:
+    ) -> list[StoredAnswer]:
         """Answers to a question about an image of the store, or about the `top` ones for a query, from what is stored.
 
         Args:
@@ -217,7 +217,7 @@ class Store:
             images = [unpacked(row, backbone.shape.width, backbone.position_axes) for row in rows]
             ids = answer(backbone, method, [question] * len(part), images, new_tokens)
             answers += backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [Answer(hit, text.strip()) for hit, text in zip(hits, answers, strict=True)]
+        return [StoredAnswer(hit, text.strip()) for hit, text in zip(hits, answers, strict=True)]
 
     def path_of(self, image: str) -> str:
         """The path of an image of the store that is called so: by its whole path, or the end of it.

@@ -36,7 +36,7 @@ class Row:
         path: of its file; hash: of the file's bytes, size: their number; modified: when it was put here.
         width, height: in pixels.
         tokens: [M, (1 + S)·D] float16, or int8; scale: [M] of int8 tokens; empty: none.
-        ids, position, extent: as in `vtc.engine.CompressedImage`, position of P axes one behind the other.
+        ids, position, extent: as in `vtc.engine.StoredImage`, position of P axes one behind the other.
         vector: [D] float16, of length 1.
         thumbnail: a JPEG.
         gone: whether its file was no longer there when the folder was indexed last.

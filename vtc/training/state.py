@@ -14,7 +14,7 @@ import re
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from vtc.distributed import barrier, gather_objects, is_main, whole
 from vtc.errors import UserError
 from vtc.folders import replacing
+from vtc.identity import flat
 
 TENSORS, REST = "state.safetensors", "state.json"
 
@@ -81,7 +82,7 @@ class States:
         return None
 
     def _check(self, path: Path, rest: dict[str, Any]) -> None:
-        before, now = dict(_flat(rest["identity"])), dict(_flat(json.loads(json.dumps(self.identity, default=list))))
+        before, now = dict(flat(rest["identity"])), dict(flat(json.loads(json.dumps(self.identity, default=list))))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
                 raise UserError(
@@ -253,12 +254,3 @@ def _fingerprint(file: Path) -> list[int]:
         while chunk := stream.read(1 << 24):
             checksum = zlib.crc32(chunk, checksum)
     return [os.path.getsize(file), checksum]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested mappings as dotted keys."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
