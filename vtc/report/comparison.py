@@ -8,9 +8,10 @@ from typing import Any
 from vtc import results
 from vtc.errors import UserError
 from vtc.job import Job
-from vtc.report import page, samples, tables
+from vtc.report import page, tables
 from vtc.report.collection import collect, describe
 from vtc.report.runs import Run
+from vtc.report.split import RIGHT
 from vtc.report.view import agreement
 from vtc.statistics import compare as paired
 from vtc.statistics import mcnemar
@@ -29,7 +30,7 @@ def compare(job: Job) -> Path:
     for key in ("a", "b"):
         if getattr(job.compare, key) is None:
             raise UserError(f"{key}=null: action=compare needs two runs: a=<run> b=<run>, each a folder or an id")
-    a, b = (found(str(getattr(job.compare, key)), job.output_dir.expanduser(), key) for key in ("a", "b"))
+    a, b = (result_file(str(getattr(job.compare, key)), job.output_dir.expanduser(), key) for key in ("a", "b"))
     if a == b:
         raise UserError(f"b={job.compare.b}: is the same run as a={job.compare.a}")
     others = [base for path in (a, b) if (base := _baseline(path, job.output_dir)) is not None]
@@ -60,7 +61,7 @@ def compare(job: Job) -> Path:
     return output
 
 
-def found(name: str, root: Path, key: str) -> Path:
+def result_file(name: str, root: Path, key: str) -> Path:
     """The result file of a run: by its folder, its file, or its id below `root`.
 
     Raises:
@@ -98,7 +99,7 @@ def flipped(a: Run, b: Run) -> list[dict[str, Any]]:
         mine, theirs = (run.samples.xs(task, level="task") for run in (a, b))
         mine, theirs = (one[~one.index.duplicated()].dropna() for one in (mine, theirs))
         for question in mine.index.intersection(theirs.index):
-            right = [float(one.loc[question]) / scale >= samples.RIGHT for one in (mine, theirs)]
+            right = [float(one.loc[question]) / scale >= RIGHT for one in (mine, theirs)]
             if right[0] != right[1]:
                 name = question[mine.index.names.index("id")]
                 rows.append({"task": task, "id": name, "right": "a" if right[0] else "b"})

@@ -19,13 +19,13 @@ from vtc.identity import digest
 from vtc.report.collection import Setting
 from vtc.report.drawing import groups, token_boxes
 from vtc.report.runs import Run
+from vtc.report.split import RIGHT
 from vtc.report.view import commonest_budget
 from vtc.settings import BenchmarkSettings
 
 SIDE = 240  # pixels of a thumbnail's longer side
 RUNS = 60  # of a table whose answers are shown
 SHARES = (0.7, 0.15, 0.15)  # of the samples: runs differ, all are wrong, only the uncompressed is right
-RIGHT = 0.5  # a score from here on counts as right
 
 Key = tuple[str, str]  # task and id
 
@@ -109,8 +109,8 @@ def choose(setting: Setting, runs: Sequence[Run], count: int, first: Iterable[Ke
     base = np.array([run.is_baseline for run in runs])
     only = (right[:, base].max(axis=1, initial=0) > 0) & (right[:, ~base].max(axis=1, initial=0) == 0)
     only &= bool((~base).any())
-    wanted = list(dict.fromkeys(k for k in first if k in set(keys)))[:count]
-    taken = dict.fromkeys(wanted)
+    known = set(keys)
+    taken = dict.fromkeys(list(dict.fromkeys(key for key in first if key in known))[:count])
     for worth, part in ((share * (1 - share), SHARES[0]), (share == 0, SHARES[1]), (only, SHARES[2])):
         worth = np.asarray(worth, dtype=float)
         by_task: dict[str, list[int]] = {}
@@ -151,13 +151,13 @@ def _empty(value: Any) -> bool:
 def _add_tokens(rows: Sequence[dict[str, Any]], runs: Mapping[int, Run], layout: Callable[[Any], int]) -> None:
     """Adds to each answer what became of its image's tokens, where the run has kept it: the tokens that are left, and
     with each those that merged into it."""
-    wanted = {(row["task"], row["id"]): row for row in rows}
+    by_key = {(row["task"], row["id"]): row for row in rows}
     for at, run in runs.items():
         frame = results.samples(run.path, ["task", "id", "images"])
         if "images" not in frame:
             continue
         for task, name, images in frame[["task", "id", "images"]].itertuples(index=False):
-            row = wanted.get((task, name))
+            row = by_key.get((task, name))
             if row is None or images is None or at not in row["answers"]:
                 continue
             row["answers"][at]["images"] = [

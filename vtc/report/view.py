@@ -13,9 +13,9 @@ from vtc.report.collection import Setting, describe
 from vtc.report.runs import ALL, Run
 from vtc.report.tables import columns, short
 from vtc.statistics import Estimate
+from vtc.statistics.differences import LEVEL
 
 DIGITS = 5  # of a number on the page, which shows three
-ALPHA = 0.05  # a difference whose corrected p-value is below it is told apart
 
 
 def setting_view(setting: Setting, differences: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def setting_view(setting: Setting, differences: Sequence[Mapping[str, Any]]) -> 
             ]
             for d in differences
         ],
-        "alpha": ALPHA,
+        "alpha": LEVEL,
     }
 
 
