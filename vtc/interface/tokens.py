@@ -346,8 +346,8 @@ class TokenSequence:
                 deep = deep.flatten(0, 1).index_select(0, flat).view(*order.shape, *deep.shape[2:])
         position = position.gather(2, order.expand(position.shape[0], -1, -1))
         said = {name: getattr(self, name).gather(1, order) for name in ("role", "origin", "place", "block", "image")}
-        out = dataclasses.replace(self, hidden=hidden, mask=mask, position=position, shift=shift, deep=deep, **said)
-        return dataclasses.replace(out, padded=padded)
+        said |= {"hidden": hidden, "mask": mask, "position": position, "shift": shift, "deep": deep}
+        return dataclasses.replace(self, padded=padded, **said)
 
     def _holder(self, members: Tensor, into: Tensor) -> Tensor:
         """`holder` [B, T] when the tokens at `members` [n] (of B·L) are parts of those at the places `into` [n]."""
