@@ -121,7 +121,7 @@ def _predictions(metadata: dict[str, Any], logged: Sequence[dict[str, Any]], rec
     if metadata.get("samples") == "retrieval" and records:
         return [records[int(best)]["caption"] for best in scoring.similarities(records).argmax(axis=1)]
     if metadata.get("samples") == "group_retrieval" and records:
-        return [scoring.nearest_caption(records, record) for record in records]
+        return scoring.nearest_captions(records)
     docs = [(sample["doc"], sample[metadata["headline"]]) for sample in logged]
     return [doc["answer"] if _number(record) else doc["options"][0] for doc, record in docs]
 

@@ -147,11 +147,11 @@ def group_retrieval_samples(records: Sequence[dict[str, Any]]) -> np.ndarray:
     return (group_hits(records, 1, "image_to_text") + np.array([part.mean() for part in parts])) / 2
 
 
-def nearest_caption(records: Sequence[dict[str, Any]], record: dict[str, Any]) -> str:
-    """Of all captions the one that is nearest to the image of `record`."""
+def nearest_captions(records: Sequence[dict[str, Any]]) -> list[str]:
+    """For each image the nearest one of all captions."""
     captions = [caption for r in records for caption in r["captions"]]
-    scores = unit([text for r in records for text in r["texts"]]) @ unit([record["image"]])[0]
-    return captions[int(scores.argmax())]
+    scores = unit([r["image"] for r in records]) @ unit([text for r in records for text in r["texts"]]).T
+    return [captions[at] for at in scores.argmax(axis=1)]
 
 
 def group_retrieval(records: Sequence[dict[str, Any]]) -> float:
