@@ -28,9 +28,9 @@ class SparseVLM(Compressor):
     Ours, for an exact budget (the authors keep fixed counts and add the recycled ones; the paper's rule by the rank of
     the attention matrix is not in their code): numbers fall by the same share at each step, as in PyramidDrop, to
     `tokens` at the end, recycled ones among them: one for ten recycled tokens, as theirs, but never more than half of
-    what is left. The layer that rates sees the reduced tokens already (theirs, the next one). Means
-    as in the authors' code, where the paper adds up: a sum of hidden states is none that the LLM knows. A token stands
-    at the place of its cluster's first member.
+    what is left. The layer that rates sees the reduced tokens already (theirs, the next one). Means, as in
+    the authors' code: a sum of hidden states is none that the LLM knows. A token stands at the place of its cluster's
+    first member.
 
     Args:
         tokens: default: a fifth of the visual tokens (115 of 576; the authors' 192 on average end at 113).
