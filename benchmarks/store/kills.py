@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     from vtc.configuration import parse
+    from vtc.evaluation.record import git_commit
     from vtc.store import store as stores
 
     stores.COMMITTED = max(8, arguments.images // 20)  # so that a kill meets a store with something in it
@@ -114,7 +115,8 @@ def main() -> None:
         killed, rng, kills = Path(place, "killed"), random.Random(arguments.seed), []
         for number in range(arguments.kills):
             pid = forked(lambda: index(killed, folder))
-            time.sleep(rng.uniform(0.1, 0.9) * seconds)
+            # Moments of which the last one still finds work: each writer goes on where the one before was killed.
+            time.sleep(rng.uniform(0.1, 0.9) * 1.5 / arguments.kills * seconds)
             os.kill(pid, signal.SIGKILL)
             _, status = os.waitpid(pid, 0)
             there = len(contents(killed)["paths"]) if (killed / "images.lance").is_dir() else 0
@@ -126,7 +128,11 @@ def main() -> None:
         ends = [os.waitpid(pid, 0)[1] for pid in writers]
         two = contents(Path(place, "two"))
     result = {
+        "command": f"python benchmarks/store/kills.py --images {arguments.images} --seed {arguments.seed}",
+        "commit": git_commit(),
+        "method": " ".join(WORDS),
         "images": arguments.images,
+        "broken": 2,
         "seed": arguments.seed,
         "kills": kills,
         "whole": len(whole["paths"]),
