@@ -1,7 +1,7 @@
 """How a store grows: time to build its index, time of a search, recall, memory and bytes, from 10⁴ rows on.
 
     python benchmarks/store/scale.py --width 512 --rows 10000 --folder /tmp/scale --out benchmarks/store/scale.json
-    python benchmarks/store/scale.py --width 4096 --rows 1000000 --folder /tmp/scale --stage fill      # then build, search, exact
+    python benchmarks/store/scale.py --width 4096 --rows 1000000 --folder /tmp/scale --stage fill  # then the others
 
 The rows have embeddings and names, no tokens and thumbnails: those are read for the images that are shown, and cost a
 search nothing else. Embeddings are drawn as pooled summaries are distributed: in groups (images of like things), in few
