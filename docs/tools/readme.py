@@ -8,7 +8,7 @@ A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`: `result` is
 order of methods against that of the runs, `pairs` Fwd2Bot and Victor against others at equal tokens, `stages` what
 LLaVolta's stages cost and what they lead to, `shape` the memory of every method on a LLaVA-1.5 of 7B's shape, `suites`
 what the benchmark suites are made of. They are made of committed files; `support`, which method works on which family
-of backbones, of the code (`support.py`).
+of backbones, of the code (`support.py`). `store_…` are made by `store_tables.py`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import orders
+import store_tables
 
 from vtc import results, shipped
 from vtc.errors import UserError
@@ -33,7 +34,7 @@ PAGES = (
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("results", "findings", "profile", "evaluate", "backbones", "methods", "reliability")
+        for name in ("results", "findings", "profile", "evaluate", "backbones", "methods", "reliability", "store")
     ),
 )
 RESULTS = "benchmarks/results"
@@ -339,6 +340,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "stages": stages_part,
     "shape": shape_part,
     "attack": attack_part,
+    **store_tables.PARTS,
     "suites": suites_part,
     "support": support_part,
     "options": options_part,

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -238,16 +239,28 @@ class Table:
 
 
 def _connect(where: str) -> Any:
+    if REMOTE.match(where):
+        return _connected(where)
+    if Path(where).is_file():
+        raise UserError(f"store={where}: a file; a folder is needed")
+    if not Path(where).is_dir():
+        Path(where).parent.mkdir(parents=True, exist_ok=True)
+    return _opened(where)
+
+
+def _opened(where: str) -> Any:
     try:
         import lancedb
     except ModuleNotFoundError:
         raise UserError("store: needs LanceDB; pip install 'vtc[store]'") from None
-    if not REMOTE.match(where) and Path(where).is_file():
-        raise UserError(f"store={where}: a file; a folder is needed")
-    if not REMOTE.match(where) and not Path(where).is_dir():
-        Path(where).parent.mkdir(parents=True, exist_ok=True)
     with _explained(where):
         return lancedb.connect(where)
+
+
+@cache
+def _connected(where: str) -> Any:
+    """One connection an address: what `memory://` names lives as long as it does."""
+    return _opened(where)
 
 
 @contextmanager
