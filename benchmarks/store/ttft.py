@@ -3,8 +3,9 @@
     python benchmarks/store/ttft.py --shape pocket --out benchmarks/store/ttft.json
     python benchmarks/store/ttft.py --shape llava --out benchmarks/store/ttft.json      # LLaVA-1.5 7B, widths / 8
 
-Three ways to the first new token take turns: from the pixels and token ids, as `action=profile` measures; from the
-image's part of the prompt in memory; and from a row of a LanceDB table, read and unpacked. The method is the same.
+Three ways to the first new token take turns, each from the text of a question: with the open picture, which is prepared
+and compressed; with the part of the prompt that is the image, in memory; and with a row of a LanceDB table, read and
+unpacked. The method is the same. `pixels` is the first one without the preparation, as `action=profile` measures it.
 Times are the process's own, which other programs don't lengthen; a turn's ratio is that of neighbours in time, and the
 median of these is reported. FLOPs are counted by torch while each way runs.
 """
@@ -42,7 +43,7 @@ def pictures(backbone: Any, count: int) -> list[Any]:
 
 
 def ways(backbone: Any, method: Any, batch: int, folder: str) -> dict[str, Callable[[], Any]]:
-    """picture, stored, table: each a call that ends with the first new token of every row."""
+    """picture, pixels, stored, table: each a call that ends with the first new token of every row."""
     from vtc.engine import answer, compress_images, compressing
     from vtc.profiling.latency import generate
     from vtc.store.packing import packed, unit, unpacked
@@ -62,15 +63,21 @@ def ways(backbone: Any, method: Any, batch: int, folder: str) -> dict[str, Calla
     table.put(rows)
     paths = [row.path for row in rows]
 
-    def picture() -> None:
+    def pixels(prepared: Any = inputs) -> None:
         with torch.inference_mode(), compressing(backbone, method):
-            generate(backbone, inputs, 1)
+            generate(backbone, prepared, 1)
+
+    def picture() -> None:
+        pixels(backbone.inputs(questions, [[image] for image in images]))
 
     def read() -> None:
         kept = [unpacked(row, backbone.shape.width, backbone.position_axes) for row in table.of(paths)]
         answer(backbone, method, questions, kept, 1)
 
-    return {"picture": picture, "stored": lambda: answer(backbone, method, questions, compressed, 1), "table": read}
+    def stored() -> None:
+        answer(backbone, method, questions, compressed, 1)
+
+    return {"picture": picture, "pixels": pixels, "stored": stored, "table": read}
 
 
 def flops(run: Callable[[], Any]) -> float:
@@ -96,7 +103,7 @@ def measure(backbone: Any, method: Any, batch: int, turns: int, folder: str) -> 
     told: dict[str, Any] = {"batch": batch, "turns": turns, "flops": counted, "flops_ratio": round(ratio, 3)}
     for name, times in spent.items():
         told[f"{name}_ms"] = round(1000 * statistics.median(times), 2)
-    for name in ("stored", "table"):
+    for name in ("pixels", "stored", "table"):
         quarters = np.percentile(np.divide(spent["picture"], spent[name]), (25, 50, 75))
         told[f"{name}_times_ratio"] = round(float(quarters[1]), 3)
         told[f"{name}_times_ratio_quartiles"] = [round(float(quarters[0]), 3), round(float(quarters[2]), 3)]
@@ -107,6 +114,8 @@ def measure(backbone: Any, method: Any, batch: int, turns: int, folder: str) -> 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--shape", choices=SHAPES, default="pocket")
+    parser.add_argument("--methods", help="names of some, with a comma between them")
+    parser.add_argument("--batches", default="1,16")
     parser.add_argument("--turns", type=int, help="of batch 1; a third of it of batch 16")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -118,14 +127,19 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for words in METHODS:
+            if arguments.methods and words[0].removeprefix("method=") not in arguments.methods.split(","):
+                continue
             backbone, method = parse([*SHAPES[arguments.shape], *words]).load()
-            for batch in (1, 16):
+            for batch in map(int, arguments.batches.split(",")):
                 told = measure(backbone, method, batch, max(3, turns // (1 if batch == 1 else 3)), folder)
                 row = {"method": " ".join(words), **told}
                 print(json.dumps(row), flush=True)
                 rows.append(row)
     if arguments.out:
         content = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
+        measured = {(row["method"], row["batch"]) for row in rows}
+        before = content.get(arguments.shape, {}).get("rows", [])
+        rows = [row for row in before if (row["method"], row["batch"]) not in measured] + rows
         content[arguments.shape] = {
             "command": f"python benchmarks/store/ttft.py --shape {arguments.shape}",
             "commit": git_commit(),

@@ -88,10 +88,11 @@ def kills_part(root: Path) -> str:
     alike = all(content["same_of_two_writers"].values())
     return (
         f"\n{content['images']:,} pictures and {content['broken']} broken files, `{content['method']}` on "
-        f"{content['model']}: {len(running)} of {len(content['kills'])} `kill -9` met a running writer, with {there} images in the store "
-        f"by then. Indexed to the end, each picture is there exactly once: **{_yes(once)}**; paths, hashes, embeddings "
-        f"and searches are those of an undisturbed store: **{_yes(same)}**. Two processes at once: each picture "
-        f"exactly once: **{_yes(two)}**; the same store: **{_yes(alike)}**.\n\n"
+        f"{content['model']}: {len(running)} of {len(content['kills'])} `kill -9` met a running writer, with {there} "
+        "images in the store by then. Indexed to the end, each picture is there exactly once: "
+        f"**{_yes(once)}**; paths, hashes, embeddings and searches are those of an undisturbed store: "
+        f"**{_yes(same)}**. Two processes at once: each picture exactly once: **{_yes(two)}**; the same store: "
+        f"**{_yes(alike)}**.\n\n"
     )
 
 

@@ -60,8 +60,11 @@ class MtebTasks(TaskSource):
         if benchmark.picture != "own":
             raise UserError(f"benchmark.picture={benchmark.picture}: benchmark=mteb shows each question its own")
         for task in tasks:
-            metadata = task_of(task).metadata
-            if benchmark.limit is not None and not can_be_cut(task):
+            metadata, metrics = task_of(task).metadata, metrics_of(task)
+            wanted = suite.about(benchmark.about, task).metric
+            if wanted is not None and metrics is not None and wanted not in (*metrics, metadata.main_score):
+                raise unknown(f"benchmark.about.{task}.metric", wanted, metrics)
+            if benchmark.limit is not None and metrics is None:
                 raise UserError(
                     f"benchmark.limit={benchmark.limit}: {task} ({metadata.type}) is scored as a whole; leave it out"
                 )
@@ -92,12 +95,17 @@ def task_of(name: str) -> Any:
     return library().get_task(name)
 
 
-def can_be_cut(name: str) -> bool:
-    """Whether `benchmark.limit` can take the first queries, or rows, of a task."""
-    mteb = library()
+def metrics_of(name: str) -> list[str] | None:
+    """The metrics of a task that ranks documents for queries, or matches pictures and texts row by row; None of others,
+    which are scored as a whole."""
+    task, abstasks = task_of(name), library().abstasks
     from mteb.abstasks.image.image_text_pair_classification import AbsTaskImageTextPairClassification
 
-    return isinstance(mteb.get_task(name), (mteb.abstasks.AbsTaskRetrieval, AbsTaskImageTextPairClassification))
+    if isinstance(task, abstasks.AbsTaskRetrieval):
+        return [f"{kind}_at_{k}" for kind in ("hit_rate", "ndcg", "recall", "map", "precision") for k in task.k_values]
+    if isinstance(task, AbsTaskImageTextPairClassification):
+        return ["accuracy", "text_acc", "image_acc"]
+    return None
 
 
 @cache
