@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--pictures", type=Path, help="where they are drawn, or have been")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
@@ -127,8 +128,9 @@ def run(place: Path, arguments: argparse.Namespace) -> dict:
         store.__dict__["model"] = model  # loaded once, before the processes part
         store.add(folder)
 
-    folder = Path(place, "pictures")
-    draw(folder, arguments.images, arguments.seed)
+    folder = arguments.pictures or place / "pictures"
+    if not (folder / "cut.png").is_file():
+        draw(folder, arguments.images, arguments.seed)
     began = time.monotonic()
     os.waitpid(forked(lambda: index(Path(place, "whole"), folder)), 0)
     seconds = time.monotonic() - began
