@@ -110,7 +110,7 @@ def test_every_number_of_retrieval_and_of_hard_captions_has_a_metric_of_ours(tmp
     metrics["sugarcrepe"] = {kind: n / 10 for n, kind in enumerate(kinds)}
     row = {**content["scores"][0], "group": "discriminative", "metric": "accuracy", "stderr": None}
     content["scores"] = [{**row, "task": task, "value": 0.5, "metrics": own} for task, own in metrics.items()]
-    run = Run.read(results.write(path, content))
+    run = Run.read(results.write(path.parent, content))
     mine = {
         reference: {row[1]: row[4] for row in paper.side_by_side(reference, [run])[1] if row[-1]}
         for reference in ("fwd2bot_table3", "fwd2bot_table4")
