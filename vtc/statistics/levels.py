@@ -41,9 +41,9 @@ class Levels:
     def smallest(self, seeds_show: float) -> float:
         """The smallest true difference that the test at 5 % finds in 80 % of such samples and trainings.
 
-        Other trainings would show another variance, and so have another test, wide or narrow: its power is averaged over
-        what they may show, which for a true variance V is V χ²(k - 1) / (k - 1). V is the one of which what is seen is
-        the median, as few trainings show too little of it more often than too much.
+        Other trainings would show another variance, and so have another test, wide or narrow: its power is averaged
+        over what they may show, which for a true variance V is V χ²(k - 1) / (k - 1). V is the one of which what is
+        seen is the median, as few trainings show too little of it more often than too much.
         """
         from scipy.optimize import brentq
         from scipy.special import ndtr
