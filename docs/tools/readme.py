@@ -8,7 +8,7 @@ A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`: `result` is
 order of methods against that of the runs, `pairs` Fwd2Bot and Victor against others at equal tokens, `stages` what
 LLaVolta's stages cost and what they lead to, `shape` the memory of every method on a LLaVA-1.5 of 7B's shape, `suites`
 what the benchmark suites are made of. They are made of committed files; `support`, which method works on which family
-of backbones, of the code (`support.py`).
+of backbones, of the code (`support.py`), `evidence`, what stands behind each method, of both (`evidence.py`).
 """
 
 from __future__ import annotations
@@ -318,6 +318,13 @@ def support_part(root: Path) -> str:
     return support.part()
 
 
+def evidence_part(root: Path) -> str:
+    """What stands behind each method."""
+    import evidence  # imports every method's class, and so torch
+
+    return evidence.part(root)
+
+
 def attack_part(root: Path) -> str:
     """What became of every kind of attack."""
     if not (root / ATTACK).is_file():
@@ -341,6 +348,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "attack": attack_part,
     "suites": suites_part,
     "support": support_part,
+    "evidence": evidence_part,
     "options": options_part,
 }
 
