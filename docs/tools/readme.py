@@ -8,8 +8,8 @@ A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`: `result` is
 order of methods against that of the runs, `claims` what the papers conclude, `pairs` Fwd2Bot and Victor against others
 at equal tokens, `stages` what LLaVolta's stages cost and what they lead to, `shape` the memory of every method on a
 LLaVA-1.5 of 7B's shape, `suites` what the benchmark suites are made of, `floors` what can be guessed at pocket's tasks.
-They are made of committed files; `support`, which method works on which family, of the code (`support.py`). `store_…`
-are made by `store_tables.py`.
+They are made of committed files; `support`, which method works on which family, of the code (`support.py`); `evidence`,
+what stands behind each method, of both (`evidence.py`). `store_…` are made by `store_tables.py`.
 """
 
 from __future__ import annotations
@@ -337,6 +337,13 @@ def support_part(root: Path) -> str:
     return support.part()
 
 
+def evidence_part(root: Path) -> str:
+    """What stands behind each method."""
+    import evidence  # imports every method's class, and so torch
+
+    return evidence.part(root)
+
+
 def attack_part(root: Path) -> str:
     """What became of every kind of attack."""
     if not (root / ATTACK).is_file():
@@ -363,6 +370,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     **store_tables.PARTS,
     "suites": suites_part,
     "support": support_part,
+    "evidence": evidence_part,
     "options": options_part,
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from vtc import folders as places
 from vtc import registry, shipped
+from vtc.cli import refusals
 from vtc.errors import UserError
 from vtc.job import Job, launched
 from vtc.settings.store import JSON
@@ -89,6 +90,8 @@ def perform(job: Job) -> Any:
     if is_first() and job.action not in WITHOUT_RESULTS:
         _check_folders(job)
     target, loads = ACTIONS[job.action]
+    if loads or job.action == "train":
+        refusals.check(job, trained=loads)
     if loads:
         job.check()
     module, function = target.split(":")
