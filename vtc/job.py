@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
     from vtc.interface import BackboneShape, Compressor
 
-POCKET_WEIGHTS = "benchmarks/pocket/weights"
+# The folders of the weights that come with each edition of pocket, by the name of its backbone.
+POCKET_WEIGHTS = {"pocket": "benchmarks/pocket/weights", "pocket2": "benchmarks/pocket/weights/pocket2"}
 COST_LEVELS = ("none", "quick", "full")  # each measures what the one before does, and more
 TUNED = "tuned"  # the adapter of a method that brings none of its own
 
@@ -326,10 +327,10 @@ def weights_folder(job: Job) -> Path | None:
         from vtc import checkpoint
 
         return checkpoint.folder_of(job.checkpoint) if job.checkpoint else None
-    if job.backbone.name != "pocket" or job.backbone.pretrained:
+    if job.backbone.name not in POCKET_WEIGHTS or job.backbone.pretrained:
         return None
     try:
-        return shipped.path(f"{POCKET_WEIGHTS}/{_shipped_name(job.method.name, job.compressor)}")
+        return shipped.path(f"{POCKET_WEIGHTS[job.backbone.name]}/{_shipped_name(job.method.name, job.compressor)}")
     except FileNotFoundError:
         return None
 
@@ -380,8 +381,9 @@ def _untrained(job: Job) -> str:
     method, name, backbone = job.compressor, job.method.name, job.backbone.name
     tokens = "" if method.tokens is None else f" tokens={method.tokens}"
     there = ""
-    if backbone == "pocket":
-        ends = [folder.name.rpartition("-")[2] for folder in shipped.root().glob(f"{POCKET_WEIGHTS}/{name}-*")]
+    if backbone in POCKET_WEIGHTS:
+        folders = shipped.root().glob(f"{POCKET_WEIGHTS[backbone]}/{name}-*")
+        ends = [folder.name.rpartition("-")[2] for folder in folders]
         budgets = sorted(int(end) for end in ends if end.isdigit())
         there = f" (shipped: tokens={', '.join(map(str, budgets))})" if budgets else ""
     return (
