@@ -347,6 +347,7 @@ sources = Registry(
         "jsonl": "vtc.evaluation.sources.user_data:JsonlTasks",
         "hf": "vtc.evaluation.sources.user_data:HubTasks",
         "retrieval": "vtc.evaluation.sources.retrieval:RetrievalTasks",
+        "mteb": "vtc.evaluation.sources.mteb:MtebTasks",
     },
     needed=("tasks", "specs"),
 )

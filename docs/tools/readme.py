@@ -8,7 +8,8 @@ A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`: `result` is
 order of methods against that of the runs, `claims` what the papers conclude, `pairs` Fwd2Bot and Victor against others
 at equal tokens, `stages` what LLaVolta's stages cost and what they lead to, `shape` the memory of every method on a
 LLaVA-1.5 of 7B's shape, `suites` what the benchmark suites are made of, `floors` what can be guessed at pocket's tasks.
-They are made of committed files; `support`, which method works on which family, of the code (`support.py`).
+They are made of committed files; `support`, which method works on which family, of the code (`support.py`). `store_…`
+are made by `store_tables.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import orders
 import pocket
+import store_tables
 import verdicts
 
 from vtc import results, shipped
@@ -35,7 +37,17 @@ PAGES = (
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("results", "findings", "pocket", "profile", "evaluate", "backbones", "methods", "reliability")
+        for name in (
+            "results",
+            "findings",
+            "pocket",
+            "profile",
+            "evaluate",
+            "backbones",
+            "methods",
+            "reliability",
+            "store",
+        )
     ),
 )
 RESULTS = "benchmarks/results"
@@ -348,6 +360,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "stages": stages_part,
     "shape": shape_part,
     "attack": attack_part,
+    **store_tables.PARTS,
     "suites": suites_part,
     "support": support_part,
     "options": options_part,
