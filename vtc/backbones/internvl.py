@@ -25,6 +25,7 @@ class InternVL(Tiled):
 
     model_type, model_class = "internvl", "InternVLForConditionalGeneration"
     version = 1
+    tower_outputs = ("last_hidden_state", "hidden_states")
     most_tiles = 3  # 3·3 of the 12 tiles that the processor makes at most
     image_text, video_text = "<IMG_CONTEXT>", "<video>"
     template = chatml("<IMG_CONTEXT>\n", "<video>\n")
