@@ -140,7 +140,8 @@ class Tower:
             each = received(q, k)
         if self.cells is None and self.place is None:
             return each
-        return self._placed(self._merged(each.transpose(1, 2))).transpose(1, 2)
+        scores: Tensor = self._placed(self._merged(each.transpose(1, 2))).transpose(1, 2)
+        return scores
 
     def images(self, index: Tensor) -> Tower:
         """These images only, [J] of I."""
@@ -149,7 +150,7 @@ class Tower:
             weights = None if self.weights is None else [self.weights[i] for i in rows]
             return dataclasses.replace(self, patches=[self.patches[i] for i in rows], weights=weights)
 
-        chosen: dict = {
+        chosen: dict[str, Any] = {
             name: {layer: states.index_select(0, index) for layer, states in getattr(self, name).items()}
             for name in ("queries", "keys", "levels")
         }

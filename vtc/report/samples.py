@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vtc import results
+from vtc.drawing import groups, token_boxes
 from vtc.errors import UserError
 from vtc.evaluation.sources import source_of
 from vtc.evaluation.sources.base import Document, TaskSource
 from vtc.report.collection import Setting, commonest_budget
-from vtc.report.drawing import groups, token_boxes
 from vtc.report.runs import Run
 from vtc.report.split import RIGHT
 from vtc.settings import BenchmarkSettings

@@ -34,7 +34,7 @@ def setting_view(setting: Setting, differences: Sequence[Mapping[str, Any]]) -> 
         "about": setting.about,
         "backbone": first.result["backbone"]["name"],
         "benchmark": (first.config.get("benchmark") or {}).get("name", ""),
-        "pocket": (first.config.get("backbone") or {}).get("name") == "pocket",
+        "pocket": str((first.config.get("backbone") or {}).get("name")).startswith("pocket"),
         "notes": setting.notes,
         "groups": [[g, "all tasks" if g == ALL else g] for g in groups]
         + [[task, short(task, setting.tasks)] for task in setting.tasks],
