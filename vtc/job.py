@@ -28,6 +28,7 @@ from vtc.settings import (
     BackboneSettings,
     BenchmarkSettings,
     CompareSettings,
+    DemoSettings,
     LoraSettings,
     MethodSettings,
     NewMethodSettings,
@@ -35,6 +36,8 @@ from vtc.settings import (
     ReportSettings,
     StoreSettings,
     TrainingSettings,
+    TuneSettings,
+    VisualizeSettings,
     from_mapping,
 )
 
@@ -64,6 +67,7 @@ class Job:
             of these.
         dry_run: say what would be done, and stop.
         plugins: files that bring methods and families of the user's own.
+        log: trackers that are told of an evaluation's scores and costs.
         overrides: as typed, for the command that repeats it; None: it was not made by a command of vtc's.
     """
 
@@ -77,6 +81,9 @@ class Job:
     training: TrainingSettings | None = setting(None, WEIGHTS)
     report: ReportSettings = setting(ReportSettings(), NOTHING)
     compare: CompareSettings = setting(CompareSettings(), NOTHING)
+    visualize: VisualizeSettings = setting(VisualizeSettings(), NOTHING)
+    demo: DemoSettings = setting(DemoSettings(), NOTHING)
+    tune: TuneSettings = setting(TuneSettings(), NOTHING)
     ablation: AblationSettings | None = setting(None, NOTHING)
     new_method: NewMethodSettings | None = setting(None, NOTHING)
     store: StoreSettings | None = setting(None, NOTHING)
@@ -88,6 +95,7 @@ class Job:
     retry: str = setting("all", NOTHING, one_of("all", "failed", "none"))
     dry_run: bool = setting(False, NOTHING, BOOLEAN)
     plugins: tuple[str, ...] = setting((), NOTHING, several("a list of files, [./my_method.py]", text()))
+    log: tuple[str, ...] = setting((), NOTHING, several("a list of trackers, such as [wandb]", text()))
     overrides: tuple[str, ...] | None = setting(None, NOTHING, several("overrides", text()).or_null())
 
     # -- what it comes to, without weights

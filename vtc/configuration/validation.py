@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from vtc import shipped
+from vtc import shipped, trackers
 from vtc.allowed import SHARE, whole
 from vtc.errors import UserError, unknown
 from vtc.job import Job
@@ -33,6 +33,7 @@ def check(job: Job, values: Mapping[str, Any]) -> None:
     _check_schedule(job, values)
     if job.action == "evaluate":
         _check_tasks(job)
+        trackers.check(job.log, "log")
     _check_files(job, values)
 
 

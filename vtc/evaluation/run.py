@@ -84,6 +84,11 @@ def _evaluate(job: Job, crew: Crew) -> Path:
     console.print(display.costs(result))
     for line in display.remarks(result):
         console.print(line, markup=False)
+    if job.log:
+        from vtc.evaluation import track
+
+        for line in track.tell(job.log, result, run.path.parent):
+            console.print(line, style="yellow" if line.startswith("log=") else "dim", soft_wrap=True, markup=False)
     console.print(str(run.path), style="dim", soft_wrap=True, markup=False)
     return run.path
 

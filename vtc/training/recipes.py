@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 from filelock import Timeout
 from safetensors import SafetensorError
 
-from vtc import distributed, shipped
+from vtc import distributed, shipped, trackers
 from vtc.errors import UserError, unknown
 from vtc.folders import UNWRITABLE, lock_of
 from vtc.identity import digest
 from vtc.job import POCKET_WEIGHTS, Job, add_lora, written
 from vtc.registry import recipes, training_sources
 from vtc.settings import DataSettings, StageSettings
-from vtc.training import track
 from vtc.training.identity import identity, identity_of_manifest, is_slow_in_bf16, recipe, training_folder
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def run(job: Job) -> Path:
             f"backbone.quantization={job.backbone.quantization}: quantised weights are there to answer with, not to be "
             "trained; train with quantization=none and evaluate the checkpoint with it"
         )
-    track.check(training.log)
+    trackers.check(training.log, "training.log")
     if training.dry_run or job.dry_run:
         if training.recipe != "method":
             raise UserError("dry_run: the pocket model is small enough to be trained; it plans a method's stages")
