@@ -191,6 +191,7 @@ class Walk:
                 hidden = hidden + tokens.deep[:, :, i].to(hidden)
             if context is not None and i in probes:
                 context.keys[i] = projected["k"]
+                context.rotated_keys[i] = partial(probe.rotated, layer.self_attn, projected["k"], inputs.rope)
                 context.attention_rows[i] = probe.attention_row(
                     layer.self_attn,
                     projected,
