@@ -2,6 +2,7 @@
 # make test    the same for the tests
 # make check   lint, format and types        make wheel   dist/*.whl        make clean   remove the environment
 # make docs    site/html, the pages as a site
+# make lock    uv.lock and constraints.txt, the versions that all of these install, anew (needs uv and a network)
 #
 # PYTHON=python3.12 picks another interpreter, VENV=path another place for the environment. An environment of your own
 # is used as it is with VENV=/path/to/env. pip's own configuration (index, proxies, find-links) is honoured.
@@ -17,7 +18,7 @@ JOBS   ?= 2
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: bench test check format wheel docs install clean help
+.PHONY: bench test check format wheel docs install lock clean help
 
 bench: $(STAMP)
 	$(PY) -m vtc method=fwd2bot tokens=16
@@ -62,8 +63,20 @@ $(TOOLS): $(STAMP)
 	$(call pip_install,[dev])
 	@touch $@
 
+UV ?= uv
+define CONSTRAINTS_HEAD
+# The versions of uv.lock for pip, Python 3.10 to 3.13: `make lock` writes both. `make bench` and `make test` install these;
+# the package itself allows a range of each (pyproject.toml).
+endef
+export CONSTRAINTS_HEAD
+
+lock:
+	$(UV) lock $(ARGS)
+	@{ echo "$$CONSTRAINTS_HEAD"; $(UV) export --quiet --frozen --all-extras --no-emit-project --no-hashes --no-annotate --no-header; } > constraints.txt.part
+	@mv constraints.txt.part constraints.txt
+
 clean:
 	rm -rf $(VENV) dist build site
 
 help:
-	@sed -n '1,8p' Makefile
+	@sed -n '1,9p' Makefile

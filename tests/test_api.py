@@ -78,9 +78,11 @@ def test_what_is_dropped_is_faded(model, image) -> None:
         corner = (8 * (place % 12) + 4, 8 * (place // 12) + 4)
         same = shown.getpixel(corner) == image.convert("RGB").getpixel(corner)
         assert same or place not in kept
-    merged = vtc.load("pocket", method="avgpool", tokens=16)
-    with pytest.raises(UserError, match="method=avgpool: keeps no visual token as it is"):
-        merged.show(image)
+    merged = vtc.load("pocket", method="avgpool", tokens=16).show(image).resize((12, 12), Image.Resampling.BOX)
+    corners = {merged.getpixel((3 * n + i, 0)) for n in range(4) for i in (0, 1)}
+    assert len(corners) == 4, "neighbouring groups have colours of their own"
+    with pytest.raises(UserError, match="method=fwd2bot: keeps no visual token as it is"):
+        vtc.load("pocket", method="fwd2bot", tokens=16).show(image)
 
 
 def test_costs_and_scores_are_those_of_the_command_line(model, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_an_installed_plug_in_is_a_method_like_any_other(tmp_path: Path) -> None
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: vtc-plugin-example\nVersion: 0.1.0\n")
     (installed / "entry_points.txt").write_text("[vtc.methods]\nloudest = vtc_plugin_example.loudest:Loudest\n")
     path = [EXAMPLE / "src", tmp_path, ROOT]
-    listed = python("-m", "vtc", "--help", cwd=tmp_path, path=path).stdout
+    listed = python("-m", "vtc", "--help", "methods", cwd=tmp_path, path=path).stdout
     assert "loudest" in listed and "vtc-plugin-example" in listed
     code = (
         "from vtc.cli import main, parse; from vtc.registry import methods\n"

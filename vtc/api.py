@@ -26,15 +26,13 @@ if TYPE_CHECKING:
     from vtc.engine import Engine, Report
     from vtc.interface import Compressor
 
-DIMMED = 0.75  # of a dropped token's place in `Model.show`, how much of it is white
-
 
 @dataclass(frozen=True)
 class Answer:
     """What a model said about an image, from which visual tokens, and at what cost.
 
     Attributes:
-        text: the answer.
+        text: the answer; ids: its tokens, the one that ends it among them.
         kept: which of the image's visual tokens were left as they were, in raster order, 0…; tokens that the method
             merged or made are none of them.
         tokens_in, tokens_out: visual tokens of the image at first, and those that were left to answer from.
@@ -50,6 +48,7 @@ class Answer:
     layer_tokens: tuple[int, ...]
     prefill_flops: float
     flops_ratio: float
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,8 @@ class Model:
         own = flops.total(shape, calls) + flops.head(shape) + self.method.own_flops(words)
         left = report.tokens_out[0] if report else len(places)
         ratio = own / (flops.total(shape, plain) + flops.head(shape))
-        return Answer(text, self._kept(report, places), len(places), left, layers, own, ratio)
+        said = tuple(ids[0, length:].tolist())
+        return Answer(text, self._kept(report, places), len(places), left, layers, own, ratio, said)
 
     def compress(self, image: Image | str | Path, question: str | None = None) -> CompressedImage:
         """What the method leaves of an image.
@@ -122,6 +122,10 @@ class Model:
         Raises:
             FileNotFoundError, ValueError: as `generate`.
         """
+        return self._compressed(_opened(image), question)[0]
+
+    def _compressed(self, image: Image, question: str | None) -> tuple[CompressedImage, Report | None]:
+        """What the method leaves of an image, and the engine's report of it."""
         import torch
 
         from vtc.engine import compressing as installed
@@ -149,7 +153,7 @@ class Model:
         else:
             features = self.backbone.image_features(dict(inputs)) or []
             tokens = torch.cat([*features])
-        return CompressedImage(tokens.detach(), self._kept(report, places), len(places), layer)
+        return CompressedImage(tokens.detach(), self._kept(report, places), len(places), layer), report
 
     def profile(self, **protocol: Any) -> dict[str, Any]:
         """FLOPs, latency, throughput and memory beside the uncompressed model, as `efficiency` of a result has them.
@@ -181,7 +185,9 @@ class Model:
         return results.load(evaluate(parse([*(self.job.overrides or ()), *words])))
 
     def show(self, image: Image | str | Path, question: str | None = None) -> Image:
-        """The image with the places of dropped visual tokens faded.
+        """The image with what became of its visual tokens (`vtc.drawing.faded`): the places of dropped ones faded,
+        those that merged in the colour of their group. A picture in tiles is shown twice, the tiles and, behind them,
+        the whole in small. `action=visualize` draws several methods, and what those attend to that make new tokens.
 
         Args:
             question: as of `compress`.
@@ -190,20 +196,20 @@ class Model:
             UserError: the method makes tokens of its own, or the image's are in no grid: there is nothing to point at.
             FileNotFoundError, ValueError: as `generate`.
         """
-        from PIL import Image as pictures
+        from vtc import drawing
+        from vtc.evaluation.kept import images_of
 
-        compressed = self.compress(image, question)
-        grid = self.backbone.shape.grid or self.backbone.grid_of(compressed.tokens_in)
-        if not compressed.kept:
-            raise UserError(f"method={self.method.name}: keeps no visual token as it is; there are no places to show")
-        if grid is None or grid[0] * grid[1] != compressed.tokens_in:
-            raise UserError(f"backbone={self.backbone.name}: its {compressed.tokens_in} visual tokens are in no grid")
         picture = _opened(image)
-        mask = pictures.new("L", (grid[1], grid[0]), round(255 * DIMMED))
-        for place in compressed.kept:
-            mask.putpixel((place % grid[1], place // grid[1]), 0)
-        white = pictures.new("RGB", picture.size, "white")
-        return pictures.composite(white, picture, mask.resize(picture.size, pictures.Resampling.NEAREST))
+        compressed, report = self._compressed(picture, question)
+        drawn = images_of(self.backbone, report, 0, [picture]) if report is not None else None
+        if not drawn or not drawn[0]["regions"]:
+            raise UserError(f"backbone={self.backbone.name}: its {compressed.tokens_in} visual tokens are in no grid")
+        if max(drawn[0]["holders"], default=-1) < 0:
+            raise UserError(
+                f"method={self.method.name}: keeps no visual token as it is; there are no places to show "
+                "(action=visualize draws what its tokens attend to)"
+            )
+        return drawing.beside(drawing.faded(picture, drawn[0]["regions"], drawn[0]["holders"]))
 
     def _inputs(self, image: Image | str | Path, question: str) -> Any:
         return self.backbone.inputs([question], [[_opened(image)]])

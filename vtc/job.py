@@ -28,6 +28,7 @@ from vtc.settings import (
     BackboneSettings,
     BenchmarkSettings,
     CompareSettings,
+    DemoSettings,
     LoraSettings,
     MethodSettings,
     NewMethodSettings,
@@ -35,6 +36,8 @@ from vtc.settings import (
     ReportSettings,
     StoreSettings,
     TrainingSettings,
+    TuneSettings,
+    VisualizeSettings,
     from_mapping,
 )
 
@@ -42,7 +45,8 @@ if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
     from vtc.interface import BackboneShape, Compressor
 
-POCKET_WEIGHTS = "benchmarks/pocket/weights"
+# The folders of the weights that come with each edition of pocket, by the name of its backbone.
+POCKET_WEIGHTS = {"pocket": "benchmarks/pocket/weights", "pocket2": "benchmarks/pocket/weights/pocket2"}
 COST_LEVELS = ("none", "quick", "full")  # each measures what the one before does, and more
 TUNED = "tuned"  # the adapter of a method that brings none of its own
 
@@ -63,6 +67,7 @@ class Job:
             of these.
         dry_run: say what would be done, and stop.
         plugins: files that bring methods and families of the user's own.
+        log: trackers that are told of an evaluation's scores and costs.
         overrides: as typed, for the command that repeats it; None: it was not made by a command of vtc's.
     """
 
@@ -76,6 +81,9 @@ class Job:
     training: TrainingSettings | None = setting(None, WEIGHTS)
     report: ReportSettings = setting(ReportSettings(), NOTHING)
     compare: CompareSettings = setting(CompareSettings(), NOTHING)
+    visualize: VisualizeSettings = setting(VisualizeSettings(), NOTHING)
+    demo: DemoSettings = setting(DemoSettings(), NOTHING)
+    tune: TuneSettings = setting(TuneSettings(), NOTHING)
     ablation: AblationSettings | None = setting(None, NOTHING)
     new_method: NewMethodSettings | None = setting(None, NOTHING)
     store: StoreSettings | None = setting(None, NOTHING)
@@ -87,6 +95,7 @@ class Job:
     retry: str = setting("all", NOTHING, one_of("all", "failed", "none"))
     dry_run: bool = setting(False, NOTHING, BOOLEAN)
     plugins: tuple[str, ...] = setting((), NOTHING, several("a list of files, [./my_method.py]", text()))
+    log: tuple[str, ...] = setting((), NOTHING, several("a list of trackers, such as [wandb]", text()))
     overrides: tuple[str, ...] | None = setting(None, NOTHING, several("overrides", text()).or_null())
 
     # -- what it comes to, without weights
@@ -318,10 +327,10 @@ def weights_folder(job: Job) -> Path | None:
         from vtc import checkpoint
 
         return checkpoint.folder_of(job.checkpoint) if job.checkpoint else None
-    if job.backbone.name != "pocket" or job.backbone.pretrained:
+    if job.backbone.name not in POCKET_WEIGHTS or job.backbone.pretrained:
         return None
     try:
-        return shipped.path(f"{POCKET_WEIGHTS}/{_shipped_name(job.method.name, job.compressor)}")
+        return shipped.path(f"{POCKET_WEIGHTS[job.backbone.name]}/{_shipped_name(job.method.name, job.compressor)}")
     except FileNotFoundError:
         return None
 
@@ -372,8 +381,9 @@ def _untrained(job: Job) -> str:
     method, name, backbone = job.compressor, job.method.name, job.backbone.name
     tokens = "" if method.tokens is None else f" tokens={method.tokens}"
     there = ""
-    if backbone == "pocket":
-        ends = [folder.name.rpartition("-")[2] for folder in shipped.root().glob(f"{POCKET_WEIGHTS}/{name}-*")]
+    if backbone in POCKET_WEIGHTS:
+        folders = shipped.root().glob(f"{POCKET_WEIGHTS[backbone]}/{name}-*")
+        ends = [folder.name.rpartition("-")[2] for folder in folders]
         budgets = sorted(int(end) for end in ends if end.isdigit())
         there = f" (shipped: tokens={', '.join(map(str, budgets))})" if budgets else ""
     return (

@@ -338,6 +338,7 @@ training_sources = Registry(
     {
         "files": "vtc.data.training.source:FileSource",
         "pocket": "vtc.pocket.source:PocketSource",
+        "pocket2": "vtc.pocket.source:PocketSource",
     },
 )
 
@@ -346,9 +347,12 @@ sources = Registry(
     "vtc.sources",
     {
         "pocket": "vtc.pocket.tasks:PocketTasks",
+        "pocket2": "vtc.pocket.tasks:PocketTasks",
+        "pocket2_video": "vtc.pocket.tasks:PocketTasks",
         "jsonl": "vtc.evaluation.sources.user_data:JsonlTasks",
         "hf": "vtc.evaluation.sources.user_data:HubTasks",
         "retrieval": "vtc.evaluation.sources.retrieval:RetrievalTasks",
+        "mteb": "vtc.evaluation.sources.mteb:MtebTasks",
     },
     needed=("tasks", "specs"),
 )

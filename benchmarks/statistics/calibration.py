@@ -120,9 +120,10 @@ def planted(design: Design, smallest: float, rng: np.random.Generator) -> float:
 
 
 def main(argv: list[str]) -> int:
-    rows = {name: calibrate(design) for name, design in (DESIGNS | UNTOLD).items()}
-    for name, row in rows.items():
-        print(name, {key: round(value, 4) for key, value in row.items()}, flush=True)
+    rows = {}
+    for name, design in (DESIGNS | UNTOLD).items():
+        rows[name] = calibrate(design)
+        print(name, {key: round(value, 4) for key, value in rows[name].items()}, flush=True)
     if argv:
         command = "python benchmarks/statistics/calibration.py benchmarks/statistics/calibration.json"
         content = {"command": command, "seed": SEED, "simulations": SIMULATIONS, "designs": rows}

@@ -1,10 +1,11 @@
 """What becomes of a store whose writers are killed, and of one that two processes fill at once.
 
-    python benchmarks/store/kills.py --images 2000 --out benchmarks/store/kills.json
+    python benchmarks/store/kills.py --images 2000 --tiny --out benchmarks/store/kills.json
 
 Pictures of pocket's scenes are indexed by processes that end at random moments (SIGKILL). Afterwards the index goes on,
 and each picture must be in the store exactly once; embeddings and searches must be those of a store that was made in
-one go. Then two processes index the same folder into one store at the same time.
+one go. Then two processes index the same folder into one store at the same time. `--tiny` takes a LLaVA of four layers
+and random weights, from a folder as anyone's: what is tried is the writing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 WORDS = ["method=fwd2bot", "tokens=16"]
+TINY = ["method=avgpool", "tokens=4", "backbone=llava15_7b", "dtype=float32"]
 QUERIES = ("a red circle left of a blue square", "a green triangle", "two yellow squares")
 
 
@@ -91,42 +93,70 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--pictures", type=Path, help="where they are drawn, or have been")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        result = run(Path(place), arguments)
+    print(json.dumps(result, indent=1))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def tiny(folder: Path) -> list[str]:
+    """The words of a small model of random weights, written there."""
+    from vtc.testing import tiny_backbone
+
+    backbone = tiny_backbone()
+    backbone.model.save_pretrained(folder)
+    backbone.processor.save_pretrained(folder)
+    return [*TINY, f"pretrained={folder}"]
+
+
+def run(place: Path, arguments: argparse.Namespace) -> dict:
     from vtc.configuration import parse
+    from vtc.evaluation.record import git_commit
     from vtc.store import store as stores
 
     stores.COMMITTED = max(8, arguments.images // 20)  # so that a kill meets a store with something in it
-    model = parse(WORDS).load()
+    words = tiny(place / "model") if arguments.tiny else WORDS
+    model = parse(words).load()
 
     def index(where: Path, folder: Path) -> None:
-        store = stores.Store.open(where, WORDS, batch_size=min(32, stores.COMMITTED))
+        store = stores.Store.open(where, words, batch_size=min(32, stores.COMMITTED))
         store.__dict__["model"] = model  # loaded once, before the processes part
         store.add(folder)
 
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place, "pictures")
+    folder = arguments.pictures or place / "pictures"
+    if not (folder / "cut.png").is_file():
         draw(folder, arguments.images, arguments.seed)
-        began = time.monotonic()
-        os.waitpid(forked(lambda: index(Path(place, "whole"), folder)), 0)
-        seconds = time.monotonic() - began
-        whole = contents(Path(place, "whole"))
-        killed, rng, kills = Path(place, "killed"), random.Random(arguments.seed), []
-        for number in range(arguments.kills):
-            pid = forked(lambda: index(killed, folder))
-            time.sleep(rng.uniform(0.1, 0.9) * seconds)
-            os.kill(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
-            there = len(contents(killed)["paths"]) if (killed / "images.lance").is_dir() else 0
-            kills.append({"was_running": os.WIFSIGNALED(status), "images": there})
-            print(f"kill {number + 1}: {there} images in the store", flush=True)
-        os.waitpid(forked(lambda: index(killed, folder)), 0)
-        after = contents(killed)
-        writers = [forked(lambda: index(Path(place, "two"), folder)) for _ in range(2)]
-        ends = [os.waitpid(pid, 0)[1] for pid in writers]
-        two = contents(Path(place, "two"))
-    result = {
+    began = time.monotonic()
+    os.waitpid(forked(lambda: index(Path(place, "whole"), folder)), 0)
+    seconds = time.monotonic() - began
+    whole = contents(Path(place, "whole"))
+    killed, rng, kills = Path(place, "killed"), random.Random(arguments.seed), []
+    for number in range(arguments.kills):
+        pid = forked(lambda: index(killed, folder))
+        # Moments of which the last one still finds work: each writer goes on where the one before was killed.
+        time.sleep(rng.uniform(0.1, 0.9) * 1.5 / arguments.kills * seconds)
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        there = len(contents(killed)["paths"]) if (killed / "images.lance").is_dir() else 0
+        kills.append({"was_running": os.WIFSIGNALED(status), "images": there})
+        print(f"kill {number + 1}: {there} images in the store", flush=True)
+    os.waitpid(forked(lambda: index(killed, folder)), 0)
+    after = contents(killed)
+    writers = [forked(lambda: index(Path(place, "two"), folder)) for _ in range(2)]
+    ends = [os.waitpid(pid, 0)[1] for pid in writers]
+    two = contents(Path(place, "two"))
+    return {
+        "command": f"python benchmarks/store/kills.py --images {arguments.images}{' --tiny' * arguments.tiny}",
+        "commit": git_commit(),
+        "method": " ".join(words[:2]),
+        "model": "a LLaVA of four layers" if arguments.tiny else "pocket",
         "images": arguments.images,
+        "broken": 2,
         "seed": arguments.seed,
         "kills": kills,
         "whole": len(whole["paths"]),
@@ -136,9 +166,6 @@ def main() -> None:
         "each_once_of_two_writers": len(set(two["paths"])) == len(two["paths"]) == arguments.images,
         "same_of_two_writers": {key: two[key] == whole[key] for key in ("paths", "hashes", "vectors", "found")},
     }
-    print(json.dumps(result, indent=1))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

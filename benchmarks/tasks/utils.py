@@ -21,6 +21,7 @@ from vtc.evaluation.model import LocalTask
 from vtc.evaluation.sources import RowsSource, source_from, user_questions
 from vtc.pocket.questions import LETTERS
 from vtc.pocket.tasks import path
+from vtc.pocket.video import cut
 
 Doc = dict[str, Any]
 
@@ -79,6 +80,12 @@ def own_choice(doc: Doc, results: list[str]) -> dict[str, float]:
 
 def visual(doc: Doc) -> list[Image.Image]:
     return [opened(doc["image"])]
+
+
+def frames(doc: Doc) -> list[Image.Image]:
+    """The frames of a strip, one below the other, which only then is decoded."""
+    strip = opened(doc["image"])
+    return [strip.crop(box) for box in cut(strip.height)]
 
 
 def existence(doc: Doc, results: list[str]) -> dict[str, Any]:

@@ -5,10 +5,11 @@
 
 A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`: `result` is the table that `make bench` prints,
 `sweep` the comparison of all committed runs with its plots, `method` the example method's file, `orders` the papers'
-order of methods against that of the runs, `pairs` Fwd2Bot and Victor against others at equal tokens, `stages` what
-LLaVolta's stages cost and what they lead to, `shape` the memory of every method on a LLaVA-1.5 of 7B's shape, `suites`
-what the benchmark suites are made of. They are made of committed files; `support`, which method works on which family
-of backbones, of the code (`support.py`).
+order of methods against that of the runs, `claims` what the papers conclude, `pairs` Fwd2Bot and Victor against others
+at equal tokens, `stages` what LLaVolta's stages cost and what they lead to, `shape` the memory of every method on a
+LLaVA-1.5 of 7B's shape, `suites` what the benchmark suites are made of, `floors` what can be guessed at pocket's tasks.
+They are made of committed files; `support`, which method works on which family, of the code (`support.py`); `evidence`,
+what stands behind each method, of both (`evidence.py`). `store_…` are made by `store_tables.py`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import orders
+import pocket
+import store_tables
+import verdicts
 
 from vtc import results, shipped
 from vtc.errors import UserError
@@ -33,7 +37,17 @@ PAGES = (
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("results", "findings", "profile", "evaluate", "backbones", "methods", "reliability")
+        for name in (
+            "results",
+            "findings",
+            "pocket",
+            "profile",
+            "evaluate",
+            "backbones",
+            "methods",
+            "reliability",
+            "store",
+        )
     ),
 )
 RESULTS = "benchmarks/results"
@@ -210,6 +224,11 @@ def orders_part(root: Path) -> str:
     return orders.part(root, setting.runs) if setting else "No sweep is committed yet.\n"
 
 
+def claims_part(root: Path) -> str:
+    setting = sweep_setting(root)
+    return verdicts.part(root, setting.runs if setting else ())
+
+
 def stages_part(root: Path) -> str:
     """LLaVolta: cost of a training step in each stage, and the scores after one stage and after four."""
     if not (root / STAGES).is_file():
@@ -318,6 +337,13 @@ def support_part(root: Path) -> str:
     return support.part()
 
 
+def evidence_part(root: Path) -> str:
+    """What stands behind each method."""
+    import evidence  # imports every method's class, and so torch
+
+    return evidence.part(root)
+
+
 def attack_part(root: Path) -> str:
     """What became of every kind of attack."""
     if not (root / ATTACK).is_file():
@@ -335,12 +361,16 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "sweep": sweep_part,
     "method": method_part,
     "orders": orders_part,
+    "claims": claims_part,
+    "floors": pocket.floors_part,
     "pairs": pairs_part,
     "stages": stages_part,
     "shape": shape_part,
     "attack": attack_part,
+    **store_tables.PARTS,
     "suites": suites_part,
     "support": support_part,
+    "evidence": evidence_part,
     "options": options_part,
 }
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from vtc.drawing import groups, token_boxes
 from vtc.engine import compressing
 from vtc.interface import Compressor
 from vtc.registry import methods
-from vtc.report.drawing import groups, token_boxes
 from vtc.testing.models import tiny_backbone
 from vtc.testing.runs import instance
 from vtc.testing.tiny_llava import tiny_llava_next

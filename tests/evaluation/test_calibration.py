@@ -11,6 +11,7 @@ from scipy.stats import nct, t
 
 from vtc import shipped, statistics
 from vtc.statistics import differences
+from vtc.statistics.levels import Levels
 
 FILE = shipped.root() / "benchmarks/statistics/calibration.py"
 SPEC = importlib.util.spec_from_file_location("calibration", FILE)
@@ -63,8 +64,26 @@ def test_two_levels_are_those_of_a_two_way_table():
     half = t.ppf(0.975, degrees) * variance**0.5
     assert estimate["high"] - estimate["difference"] == pytest.approx(half)
     assert estimate["p"] == pytest.approx(2 * t.sf(abs(mean) / variance**0.5, degrees))
-    off = estimate["smallest"] / variance**0.5
-    assert nct.sf(t.ppf(0.975, round(degrees, 3)), round(degrees, 3), off) == pytest.approx(0.8, abs=1e-6)
+
+
+def test_the_smallest_difference_of_one_seed_is_that_of_a_t_test():
+    for degrees in (3.0, 40.0):
+        off = statistics.smallest_difference(1.0, degrees)
+        assert nct.sf(t.ppf(0.975, degrees), degrees, off) == pytest.approx(0.8, abs=1e-6)
+
+
+@pytest.mark.parametrize("luck", [0.0, 0.3, 3.0])
+def test_the_smallest_difference_of_several_seeds_is_found_as_often_as_it_says(luck):
+    """Drawn: trainings whose variance between is known, tested with what they show of it."""
+    rng, seeds, draws = np.random.default_rng(2), 3, 40_000
+    levels = Levels(samples=1.0, rest=0.3, freedom=399, seeds=seeds)
+    shown = (0.3 + luck) * rng.chisquare(seeds - 1, draws) / (seeds - 1)
+    smallest = levels.smallest(float(np.median(shown)))
+    variance = 1.0 + np.maximum(shown - 0.3, 0)
+    degrees = variance**2 / (shown**2 / 2 + 1 / 399 + 0.09 / (399 * 2))
+    critical = np.where(shown > 0.3, t.ppf(0.975, degrees), t.ppf(0.975, 399))
+    differences = smallest + (1 + luck) ** 0.5 * rng.normal(size=draws)
+    assert np.mean(np.abs(differences) > critical * variance**0.5) == pytest.approx(0.8, abs=0.012)
 
 
 def test_groups_are_resampled_and_flipped_as_one():

@@ -10,9 +10,12 @@ import pytest
 
 from vtc import profiling, results
 from vtc.configuration import parse
+from vtc.errors import MethodFailure
 from vtc.evaluation import evaluate, run_folder
 from vtc.evaluation import run as running
+from vtc.interface import TokenPruner
 from vtc.job import uncompressed
+from vtc.registry import methods
 from vtc.settings import ProfileSettings
 from vtc.statistics import compare
 
@@ -193,6 +196,20 @@ def test_bad_samples_are_in_the_file_and_on_the_screen(config, data, tmp_path, c
     assert result["scores"][0]["n"] == 5 and result["scores"][0]["bad"] == 1
     out = capsys.readouterr().out
     assert "sample existence-1 set aside" in out and "1 bad samples are not in the scores" in out
+
+
+def test_a_method_that_fails_is_the_cause_and_no_sample_is(config, capsys, monkeypatch):
+    class Fails(TokenPruner):
+        name = "fails"
+
+        def score(self, tokens, context):
+            raise ZeroDivisionError("mine")
+
+    monkeypatch.setitem(methods._registered, "fails", Fails)
+    where = r"\(test_evaluate.py, line \d+, in score\)"
+    with pytest.raises(MethodFailure, match=f"method=fails fails: ZeroDivisionError: mine {where}; see action=check"):
+        evaluate(config("method=fails", "tokens=16", "benchmark.tasks=[pocket_existence]", "costs=none"))
+    assert "set aside" not in capsys.readouterr().out
 
 
 def test_importing_the_package_imports_nothing_heavy():

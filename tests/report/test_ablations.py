@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import verdicts
 from scipy.stats import t as student
 
 from vtc import results, shipped, statistics
@@ -120,6 +121,22 @@ def test_several_seeds_count_their_spread() -> None:
         runs["A"][seed], runs["B"][seed] = outcome({"task_a": [a] * 500}), outcome({"task_a": [b] * 500})
     (verdict,) = judge([BETTER], runs)
     assert verdict.verdict == OPEN and verdict.seeds == 3 and verdict.spread == pytest.approx((1, -1, 1))
+
+
+def test_what_cannot_be_tested_here_is_said_to_be_so() -> None:
+    node = {"text": "k = 5", "paper": "no loss", "untested": "6 layers are few"}
+    values = {"name": "x", "source": "a paper", "claim": "", "variants": {"a": {}}, "claims": [node]}
+    (claim,) = experiments.parse(values).claims
+    (verdict,) = judge([claim], {})
+    assert (verdict.verdict, verdict.note, verdict.p_holm) == ("not tested", "6 layers are few", None)
+    assert ablations.verdict_line(verdict) == "- **not tested**: k = 5 (paper: no loss): 6 layers are few."
+
+
+def test_the_verdict_on_a_conclusion_is_a_rule() -> None:
+    yes, no, open_ = AGREES, DISAGREES, OPEN
+    assert verdicts.verdict([yes, yes]) == yes and verdicts.verdict([no, open_]) == no
+    assert verdicts.verdict([yes, open_]) == verdicts.verdict([yes, no]) == "partly"
+    assert verdicts.verdict([open_, open_]) == open_
 
 
 def test_floors_costs_and_what_is_missing() -> None:

@@ -156,6 +156,21 @@ def test_killed_writers_and_two_at_once(tmp_path) -> None:
     assert all(result["same_after_kills"].values()) and all(result["same_of_two_writers"].values())
 
 
+def test_at_an_address(tmp_path, pictures, store) -> None:
+    """What object storage is filled and asked by, without a folder or a lock: the same rows, hits and answers."""
+    there = Store.open("memory://photos", WORDS)
+    there.__dict__["model"] = store.model
+    assert there.add(pictures).new == COUNT and there.add(pictures).unchanged == COUNT
+    again = Store.open("memory://photos")
+    again.__dict__["model"] = store.model
+    found = [[hit.path for hit in s.search("a red circle", 5)] for s in (again, store)]
+    assert found[0] == found[1]
+    asked = {"image": "00003.png", "new_tokens": 12}
+    assert again.ask(QUESTIONS[0], **asked)[0].answer == store.ask(QUESTIONS[0], **asked)[0].answer
+    with pytest.raises(UserError, match="memory://nothing: no store; action=index makes one"):
+        Store.open("memory://nothing")
+
+
 REFUSED = {  # of a store of fwd2bot with 16 tokens: words → what the line says
     ("method=fwd2bot", "tokens=4"): "was made with tokens=16, not tokens=4",
     ("method=avgpool", "tokens=16"): "was made with method.name=fwd2bot, not method.name=avgpool",

@@ -11,6 +11,7 @@ from vtc.settings import StageSettings
 from vtc.training import log
 from vtc.training.loop import train_stage
 from vtc.training.optim import build_optimizers, build_schedulers
+from vtc.training.recipes import flops_per_step
 from vtc.training.stage import Stage
 
 
@@ -122,3 +123,11 @@ def test_muon_gets_hidden_matrices_only():
     assert len(adam.param_groups[0]["params"]) == 4
     with pytest.raises(UserError, match="optimizer=sgd"):
         build_optimizers(parameters, StageSettings("x", 1e-2, steps=1, optimizer="sgd"))
+
+
+def test_the_flops_of_a_step_are_those_of_its_products() -> None:
+    """Forward, the gradients of both weights, and that of what lies between them; nothing is left behind."""
+    toy = Toy()
+    first, second = 2 * 16 * 4 * 8, 2 * 16 * 8 * 2
+    assert flops_per_step(toy, 10) == flops_per_step(toy, 10, accumulate=2) == 2 * first + 3 * second
+    assert all(parameter.grad is None for _, parameter in toy.named_parameters())

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from vtc import trackers
 from vtc.errors import UserError
 from vtc.settings import StageSettings
 from vtc.training import track
@@ -38,18 +39,18 @@ def installed(monkeypatch):
     """Which packages there are, whatever is installed here."""
     there = set()
     real = importlib.util.find_spec
-    found = lambda name: (object() if name in there else None) if name in track.TRACKERS else real(name)  # noqa: E731
-    monkeypatch.setattr(track, "find_spec", found)
+    found = lambda name: (object() if name in there else None) if name in trackers.TRACKERS else real(name)  # noqa: E731
+    monkeypatch.setattr(trackers, "find_spec", found)
     return there
 
 
-@pytest.mark.parametrize("name", track.TRACKERS)
+@pytest.mark.parametrize("name", trackers.TRACKERS)
 def test_a_missing_package_is_named_before_anything_begins(tmp_path, installed, name):
     with pytest.raises(UserError, match=f"training.log={name}.*pip install {name}"):
         train_stage(Line(), StageSettings("line", steps=2, lr=0.1), tmp_path / "stage", quiet=True, log=[name])
     assert not (tmp_path / "stage").exists()
     installed.add(name)
-    track.check([name])
+    trackers.check([name], "training.log")
 
 
 def test_a_recipe_refuses_it_before_its_model_is_built(installed):
@@ -62,9 +63,9 @@ def test_a_recipe_refuses_it_before_its_model_is_built(installed):
 
 def test_unknown_trackers_and_words_instead_of_lists():
     with pytest.raises(UserError, match=r"training.log.*mlflow.*tensorboard, trackio, wandb"):
-        track.check(["mlflow"])
+        trackers.check(["mlflow"], "training.log")
     with pytest.raises(UserError, match=r"training.log=\[wandb\]"):
-        track.check("wandb")
+        trackers.check("wandb", "training.log")
 
 
 class Recorded:

@@ -23,7 +23,7 @@ from vtc import results
 from vtc.ablations.experiments import FLOORS, Claim
 from vtc.statistics import by_question, holm, paired_estimate, question_weights, side_by_side
 
-AGREES, DISAGREES, OPEN, MISSING = "agrees", "disagrees", "can't tell", "not run"
+AGREES, DISAGREES, OPEN, MISSING, UNTESTED = "agrees", "disagrees", "can't tell", "not run", "not tested"
 LEVEL = 0.05
 NOISE = 0.05  # timings of one training each are told apart from here on
 
@@ -78,7 +78,7 @@ class Judgement:
     """What the results say to a claim.
 
     Attributes:
-        verdict: agrees, disagrees, can't tell, not run.
+        verdict: agrees, disagrees, can't tell, not run, not tested.
         difference: mean score of `better` minus that of `worse`; of costs the ratio.
         low, high: its 95 % confidence interval.
         p: that the difference is what the claim denies, by chance; `p_holm` corrected for the experiment's claims.
@@ -119,6 +119,8 @@ def _decide(judgement: Judgement) -> Judgement:
 
 
 def _compared(claim: Claim, runs: Runs) -> Judgement:
+    if claim.untested:
+        return Judgement(claim, UNTESTED, note=claim.untested)
     if missing := [name for name in (claim.better, claim.worse) if not runs.get(name) and name not in FLOORS]:
         return Judgement(claim, MISSING, note=f"no result of {', '.join(missing)}")
     worse = runs[claim.better] if claim.worse in FLOORS else runs[claim.worse]

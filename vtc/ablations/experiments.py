@@ -56,6 +56,7 @@ class Claim:
         text: the claim in words; `paper`: the paper's numbers for it.
         on: a group of tasks, or the tasks; with `cost`, what costs less (`better` is the cheaper one then).
         within: how much lower still counts as not worse; 0 for a claim of more.
+        untested: why it can't be tested at this scale; such a claim compares nothing.
     """
 
     text: str
@@ -65,6 +66,7 @@ class Claim:
     on: tuple[str, ...]
     within: float = 0.0
     cost: bool = False
+    untested: str = ""
 
     @property
     def subject(self) -> str:
@@ -152,7 +154,11 @@ def _variant(name: str, node: Mapping[str, Any], where: str) -> Variant:
 
 
 def _claim(node: Mapping[str, Any], variants: Mapping[str, Variant], where: str) -> Claim:
-    _known(node, ("text", "paper", "tasks", "better", "worse", "not_worse", "cheaper", "than", "within"), where)
+    _known(
+        node, ("text", "paper", "tasks", "better", "worse", "not_worse", "cheaper", "than", "within", "untested"), where
+    )
+    if "untested" in node:
+        return Claim(str(node["text"]), str(node.get("paper", "")), "", "", (), untested=str(node["untested"]))
     cost, margin = "cheaper" in node, float(node.get("within", 0.0))
     if "better" in node:
         better, worse = node["better"], node["worse"]

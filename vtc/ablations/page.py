@@ -17,7 +17,7 @@ from typing import Any
 
 from vtc import results, shipped
 from vtc.ablations import claims, experiments
-from vtc.ablations.claims import AGREES, DISAGREES, MISSING, OPEN, Judgement, Outcome
+from vtc.ablations.claims import AGREES, DISAGREES, MISSING, OPEN, UNTESTED, Judgement, Outcome
 from vtc.ablations.experiments import Experiment
 from vtc.report import tables
 from vtc.statistics import Z
@@ -129,7 +129,7 @@ def page(root: Path) -> str:
 def summary(everything: Sequence[Experiment], judgements: dict[str, list[Judgement]]) -> str:
     """Every claim with its verdict, and how many of each there are."""
     every = [j for e in everything for j in judgements[e.name]]
-    counts = {kind: sum(j.verdict == kind for j in every) for kind in (AGREES, DISAGREES, OPEN, MISSING)}
+    counts = {kind: sum(j.verdict == kind for j in every) for kind in (AGREES, DISAGREES, OPEN, MISSING, UNTESTED)}
     totals = ", ".join(f"{n} {kind}" for kind, n in counts.items())
     rows = [
         [f"[{e.source}](#{e.name})", j.claim.text, j.claim.paper, f"**{j.verdict}**", _effect(j)]
@@ -204,6 +204,8 @@ def task_table(experiment: Experiment, runs: dict[str, dict[int, Outcome]]) -> s
 def verdict_line(judgement: Judgement) -> str:
     """A claim and what the results say to it, in one item of a list."""
     claim = judgement.claim
+    if claim.untested:
+        return f"- **{judgement.verdict}**: {claim.text} (paper: {claim.paper}): {claim.untested}."
     margin = f", margin {claim.within:g}" if claim.within else ""
     line = f"- **{judgement.verdict}**: {claim.text} ({claim.better} against {claim.worse}, {claim.subject}{margin}"
     line += f"; paper: {claim.paper})." if claim.paper else ")."

@@ -113,7 +113,7 @@ class Ablation:
         """
         own = variant.train if action == "train" else variant.test
         # {weights}: the folder of the shipped ones, wherever vtc is installed.
-        here = [o.replace("{weights}", str(shipped.root() / POCKET_WEIGHTS)) for o in (*variant.both, *own)]
+        here = [o.replace("{weights}", str(shipped.root() / POCKET_WEIGHTS["pocket"])) for o in (*variant.both, *own)]
         job = parse([f"experiment={self.experiment.name}", f"action={action}", f"seed={seed}", *here, *self.overrides])
         return dataclasses.replace(job, ablation=None)  # the claims are no part of a run
 
@@ -144,7 +144,7 @@ class Ablation:
         source, _, folder = variant.weights.partition("/")
         if source != SHIPPED:
             return self.train(self.experiment.variants[variant.weights], seed)
-        return shipped.path(f"{POCKET_WEIGHTS}/{folder}") if folder else None
+        return shipped.path(f"{POCKET_WEIGHTS['pocket']}/{folder}") if folder else None
 
     def train(self, variant: Variant, seed: int) -> Path:
         """The weights of a variant: those of a finished training, or trained to the end."""

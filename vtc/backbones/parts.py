@@ -194,8 +194,11 @@ class Parts:
         for medium, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
             if outputs.get(medium) is None and kwargs.get(pixels) is not None:
                 encode = getattr(self.core, f"get_{medium}_features")
-                names = inspect.signature(encode).parameters
-                outputs[medium] = encode(**{k: kwargs[k] for k in names if kwargs.get(k) is not None}, return_dict=True)
+                names = [*inspect.signature(encode).parameters]
+                call = {k: kwargs[k] for k in names if kwargs.get(k) is not None}
+                if pixels not in names:  # in older versions some families call the frames of a video `pixel_values`
+                    call[names[0]] = kwargs[pixels]
+                outputs[medium] = encode(**call, return_dict=True)
                 kwargs |= {"mm_encoder_outputs": outputs, pixels: None}
         return outputs
 

@@ -9,8 +9,10 @@ from typing import Any
 
 from vtc import folders as places
 from vtc import registry, shipped
+from vtc.cli import refusals
 from vtc.errors import UserError
 from vtc.job import Job, launched
+from vtc.settings import SIDE_BY_SIDE
 from vtc.settings.store import JSON
 
 # action → (function that takes the job, whether it loads a trained model and so is checked before)
@@ -21,13 +23,16 @@ ACTIONS = {
     "profile": ("vtc.evaluation:profile", True),
     "report": ("vtc.report:report", False),
     "compare": ("vtc.report:compare", False),
+    "visualize": ("vtc.visualize:visualize", False),  # it checks each method that it draws
+    "demo": ("vtc.demo:demo", False),
+    "tune": ("vtc.tune:tune", False),  # each of its runs is checked
     "check": ("vtc.testing.check:check", False),
     "new_method": ("vtc.authoring:new_method", False),
     "index": ("vtc.store.actions:index", False),  # these load the model of the store
     "search": ("vtc.store.actions:search", False),
     "ask": ("vtc.store.actions:ask", False),
 }
-WITHOUT_RESULTS = ("check", "new_method")
+WITHOUT_RESULTS = ("check", "demo", "new_method")
 TOGETHER = ("evaluate", "train")  # what several processes, started by `accelerate launch` or `torchrun`, do together
 
 
@@ -37,6 +42,10 @@ def headline(job: Job) -> str:
         return "" if job.store.format == JSON else f"{job.action} · store {job.store.store}"
     if job.action in ("report", "compare", "new_method"):
         return job.action
+    if job.action in SIDE_BY_SIDE:
+        return f"{job.action} · backbone {job.backbone.name}"
+    if job.action == "tune":
+        return f"tune · backbone {job.backbone.name} · benchmark {job.benchmark.name}"
     if job.action == "ablate":
         return f"ablate · {job.ablation.name if job.ablation else None} · backbone {job.backbone.name}"
     words = [job.action, f"backbone {job.backbone.name}", f"method {job.method.name}"]
@@ -57,7 +66,7 @@ def _check_folders(job: Job) -> None:
     Raises:
         UserError: as `places.check_writable`.
     """
-    pages = {"report": job.report.output, "compare": job.compare.output}
+    pages = {"report": job.report.output, "compare": job.compare.output, "visualize": job.visualize.output}
     if output := pages.get(job.action):
         folder = Path(os.path.expanduser(output)).absolute()
         places.check_writable(folder, f"give {job.action}.output=<another folder>")
@@ -89,6 +98,8 @@ def perform(job: Job) -> Any:
     if is_first() and job.action not in WITHOUT_RESULTS:
         _check_folders(job)
     target, loads = ACTIONS[job.action]
+    if loads or job.action == "train":
+        refusals.check(job, trained=loads)
     if loads:
         job.check()
     module, function = target.split(":")

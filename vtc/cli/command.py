@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 
 from vtc import __version__, terminal
-from vtc.cli import actions, help, sweeps
+from vtc.cli import actions, completion, help, sweeps
 from vtc.cli.sweeps import Entry, Ledger, Sweep
 from vtc.configuration.compose import CONFIG, config_dir, explained, job_of, prepare
 from vtc.configuration.overrides import ERRORS, read, spelled_out, swept, swept_by_experiment
@@ -109,6 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"vtc {__version__}")
         return 0
     try:
+        if argv[:1] and argv[0] in completion.FLAGS:
+            completion.complete(argv[1:])
+            return 0
         flags, words = split(argv)
         words = spelled_out(words)
         if own := swept_by_experiment(words):

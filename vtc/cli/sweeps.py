@@ -25,7 +25,7 @@ from vtc.identity import digest
 
 FOLDER = "sweeps/jobs"
 RUNNING, DONE, FAILED, SKIPPED = "running", "done", "failed", "left out"
-UNTYPED = ("output_dir", "resume", "retry", "dry_run")  # keys that don't make it another job
+UNTYPED = ("output_dir", "resume", "retry", "dry_run", "log")  # keys that don't make it another job
 POLL = 1.0  # seconds between two looks at the files
 
 

@@ -16,13 +16,15 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from vtc import plugins, shipped
+from vtc.budget import BUDGETS
 from vtc.configuration.choices import configured
 from vtc.errors import UserError
-from vtc.settings import SHORT_DTYPES
+from vtc.settings import SHORT_DTYPES, SIDE_BY_SIDE
 
 ERRORS = (HydraException, OmegaConfBaseException)
 PARSER = OverridesParser.create()
 UNSET = ("schedule", "experiment")  # groups of which none is chosen where nothing is said
+TUNE = "tune"  # the action to which several values of a key are what it may choose
 OWN_SUITES: dict[str, str] = {}  # name → the file that `benchmark=` names
 
 # Settings of a section that are keys of their own too, with the words of --help; of the backbone, or as `SECTION` says.
@@ -39,7 +41,8 @@ SHORT = {
 # Keys whose value is a text whatever it looks like: a folder may be called 1e3.
 TEXTS = {"output_dir", "data", "checkpoint", "pretrained", "backbone.pretrained", "benchmark.data", "report.output",
          "report.title", "training.folder", "training.start", "training.pretrained", "a", "b", "compare.a", "compare.b",
-         "compare.output", "store", "images", "image", "query", "question", "html"}  # fmt: skip
+         "compare.output", "visualize.image", "visualize.question", "visualize.output", "store", "images", "image",
+         "query", "question", "html"}  # fmt: skip
 
 
 def read(word: str) -> Override:
@@ -99,6 +102,8 @@ def spelled_out(words: Sequence[str]) -> list[str]:
     Raises:
         UserError: a word that can't be read, or a key that is given by both of its names with different values.
     """
+    typed_words = words
+    words, drawn = gathered(words)
     out: dict[str, tuple[str, str, list[str], str]] = {}  # key → the one that was typed, its word and values, for Hydra
     for word in words:
         override = read(word)
@@ -111,14 +116,64 @@ def spelled_out(words: Sequence[str]) -> list[str]:
             raise UserError(f"{earlier}, {word}: one key, two values; give one of the two")
         if key not in UNSET or listed != [None]:
             out[long] = key, word, means, _spelled_out(word, override, long)
-    written = [text for *_, text in out.values()]
-    files = plugin_files([read(word) for word in words])
+    written = [*(text for *_, text in out.values()), *drawn]
+    files = plugin_files([read(word) for word in typed_words])
     if not files:
         return written
     names = ",".join(
         file if re.fullmatch(r"[\w./-]+", file, re.ASCII) else _with_quotes(f"={file}")[1:] for file in files
     )
     return [*(word for word in written if word.lstrip("+").partition("=")[0] != "plugins"), f"plugins=[{names}]"]
+
+
+def gathered(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of an action to which several values are one job.
+
+    `action=visualize method=[a,b] tokens=[64,16]` is no composition with a budget for each part, but each method at
+    each budget; `action=tune method=a,b tokens=16,64` is no sweep, but what may be chosen.
+
+    Returns:
+        The words with one method and budget alone, and words for all of them, spelled out.
+
+    Raises:
+        UserError: a method in a file that has no such method; a sweep where a list is meant.
+    """
+    overrides = [read(word) for word in words]
+    action = next((str(o.value()) for o in reversed(overrides) if o.key_or_group == "action"), "")
+    if action == TUNE:
+        return _choices(words, overrides)
+    if action not in SIDE_BY_SIDE:
+        return [*words], []
+    kept, out = [], dict[str, str]()
+    for word, override in zip(words, overrides, strict=True):
+        key = override.key_or_group
+        if key not in ("method", *BUDGETS) or (value := override.value()) is None or value == []:
+            kept.append(word)
+            continue
+        if override.is_sweep_override():
+            raise UserError(f"{word}: side by side is a list, {key}=[{','.join(map(str, values(override)))}]")
+        several = value if isinstance(value, list) else [value]
+        if key == "method":
+            out["methods"] = f"{action}.methods=[{','.join(_by_name(name) for name in several)}]"
+        else:
+            out["budgets"] = f"{action}.budgets=[" + ",".join(f"'{key}={share}'" for share in several) + "]"
+        kept.append(f"{key}={several[0]}")
+    return kept, [*out.values()]
+
+
+def _choices(words: Sequence[str], overrides: Sequence[Override]) -> tuple[list[str], list[str]]:
+    """As `gathered`, of `action=tune`; an option of a method that is among the choices may be unknown to the first."""
+    kept, space = [], []
+    for word, override in zip(words, overrides, strict=True):
+        if not override.is_sweep_override() or not is_listed(override):
+            kept.append(word)
+            continue
+        key, listed = override.key_or_group, values(override)
+        if key == "method":
+            listed = ["+".join(map(_by_name, v)) if isinstance(v, list) else _by_name(v) for v in listed]
+            kept.append(f"{key}={listed[0]}")
+        space.append(f"{key}={','.join('null' if value is None else str(value) for value in listed)}")
+    return kept, ["tune.space=[" + ",".join(f"'{word}'" for word in space) + "]"] if space else []
 
 
 def plugin_files(overrides: Sequence[Override]) -> list[str]:

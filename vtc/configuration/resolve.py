@@ -25,13 +25,17 @@ from vtc.settings import (
     BackboneSettings,
     BenchmarkSettings,
     CompareSettings,
+    DemoSettings,
     MethodSettings,
     NewMethodSettings,
     ProfileSettings,
     ReportSettings,
     TrainingSettings,
+    TuneSettings,
+    VisualizeSettings,
     from_mapping,
 )
+from vtc.settings.run import several_of
 from vtc.settings.store import ACTIONS, StoreSettings
 
 GENERAL = (
@@ -75,6 +79,7 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
         {key: values[key] for key in GENERAL}
         | {
             "plugins": tuple(values["plugins"]),
+            "log": several_of(values["log"]) or (),
             "backbone": _backbone(values, profile),
             "method": MethodSettings(method.pop("name"), method),
             "budget": Budget(**{key: values.get(key) for key in BUDGETS}),
@@ -83,6 +88,9 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
             "training": _training(values),
             "report": from_mapping(ReportSettings, values.get("report") or {}, "report"),
             "compare": from_mapping(CompareSettings, values.get("compare") or {}, "compare"),
+            "visualize": from_mapping(VisualizeSettings, values.get("visualize") or {}, "visualize"),
+            "demo": from_mapping(DemoSettings, values.get("demo") or {}, "demo"),
+            "tune": from_mapping(TuneSettings, values.get("tune") or {}, "tune"),
             "ablation": _ablation(values, overrides),
             "new_method": _new_method(values),
             "store": _store(values),

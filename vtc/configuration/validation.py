@@ -10,13 +10,14 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from vtc import shipped
+from vtc import shipped, trackers
 from vtc.allowed import SHARE, whole
 from vtc.errors import UserError, unknown
 from vtc.job import Job
 from vtc.registry import parts
 
 OWN_DATA = ("jsonl", "hf")  # benchmarks of the user's own questions
+POCKET = {"pocket": "pocket", "pocket2": "pocket2", "pocket2_video": "pocket2"}  # what their tasks' names begin with
 
 
 def check(job: Job, values: Mapping[str, Any]) -> None:
@@ -32,6 +33,7 @@ def check(job: Job, values: Mapping[str, Any]) -> None:
     _check_schedule(job, values)
     if job.action == "evaluate":
         _check_tasks(job)
+        trackers.check(job.log, "log")
     _check_files(job, values)
 
 
@@ -71,9 +73,10 @@ def _check_tasks(job: Job) -> None:
     """Task names of the built-in benchmark; those of others are lmms-eval's to know."""
     if not job.benchmark.tasks:
         raise UserError("benchmark.tasks=[]: at least one task is needed")
-    if job.benchmark.name == "pocket":
+    if job.benchmark.name in POCKET:
         # The names of the task files: vtc.pocket knows them too, but takes seconds to import.
-        known = [f.stem for f in shipped.path("benchmarks/tasks").glob("pocket_*.yaml")]
+        prefix = POCKET[job.benchmark.name]
+        known = [f.stem for f in shipped.path("benchmarks/tasks").glob(f"{prefix}_*.yaml")]
         for task in job.benchmark.tasks:
             if task not in known:
                 raise unknown("benchmark.tasks", task, known)
@@ -101,7 +104,7 @@ def _check_data(job: Job, values: Mapping[str, Any]) -> None:
         raise UserError(f"data={values['data']}: for benchmark=jsonl or hf; others have benchmark.data")
     if (
         benchmark.data is not None
-        and benchmark.name != "pocket"
+        and benchmark.name not in POCKET
         and not os.path.exists(os.path.expanduser(benchmark.data))
     ):
         raise UserError(f"benchmark.data={benchmark.data}: no such file or folder")

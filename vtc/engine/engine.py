@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -20,8 +20,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from vtc.backbones import adapters, wrap
+from vtc.backbones import adapters, encoders, wrap
 from vtc.backbones.base import Backbone
+from vtc.engine.attention import AttentionRows, AttentionWatch, Queries
 from vtc.engine.cache import CACHE, CompressedCache, cache_among
 from vtc.engine.call import Call, Images
 from vtc.engine.generate import Generation, noted
@@ -64,7 +65,9 @@ class Engine:
         self._call: Call | None = None  # the one that is running
         self._generation: Generation | None = None
         self._first_tokens: list[TokenSequence] | None = None  # where no layer is to run: what the first would get
+        self._watch: AttentionWatch | None = None
         self._installed = ExitStack()
+        self._handed_over = ExitStack()  # what the running call needs in the model, and no other
         self._tower = TowerWatch(backbone, method)
 
     # ------------------------------------------------------------------ in and out
@@ -115,6 +118,7 @@ class Engine:
 
     def remove(self) -> None:
         """Leaves the model as it was before `install`."""
+        self._handed_over.close()
         self._installed.close()
         self._questions, self._call = Questions(), None
 
@@ -166,6 +170,26 @@ class Engine:
         finally:
             self._generation = None
 
+    @contextmanager
+    def watching_attention(
+        self, asked: Mapping[str, Queries], layers: Collection[int] | None = None
+    ) -> Iterator[list[AttentionRows]]:
+        """Hands out what chosen tokens pay to the others, layer by layer, in passes inside that bring images.
+
+        Args:
+            asked: name → a function of the tokens before a layer that says which, [B, L] bool, such as
+                `vtc.engine.attention.made`. It is asked of every layer, also in passes that the method runs itself.
+            layers: of the decoder; None: all.
+
+        Returns:
+            Rows of each layer and name, in the order in which they are computed; none where no token is asked for.
+        """
+        self._watch = AttentionWatch(asked, layers)
+        try:
+            yield self._watch.rows
+        finally:
+            self._watch = None
+
     @property
     def report(self) -> Report | None:
         return None if self._tally is None else self._tally.report()
@@ -191,11 +215,12 @@ class Engine:
             self._generation.note(output.logits)
 
     def _find_images(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        self._call = self._current_call()
+        self._call, before = self._current_call(), dict(kwargs)
         self._call.images = Images.of_call(self.backbone, kwargs.get("input_ids", args[0] if args else None), kwargs)
-        return args, kwargs
+        return args, encoders.handed_over(module, before, kwargs, self._handed_over)
 
     def _end_call(self, *_: Any) -> None:
+        self._handed_over.close()
         self._call = None
 
     def _current_call(self) -> Call:
@@ -207,7 +232,8 @@ class Engine:
         call = self._current_call()
         if isinstance(cache, CompressedCache) or call.questions.block is not None:
             return True
-        return call.images is not None and (bool(self.method.layers()) or self._first_tokens is not None)
+        asked = self._first_tokens is not None or self._watch is not None
+        return call.images is not None and (bool(self.method.layers()) or asked)
 
     def _begin_plain_call(self, kwargs: dict[str, Any]) -> None:
         """Of a call of the decoder that nothing touches: its context, and the report where it is a prefill."""
@@ -234,13 +260,15 @@ class Engine:
     ) -> BaseModelOutputWithPast:
         """A pass over the layers. embeddings [B, T, D]; mask [B, seen + T]; position [B, T], in the user's layout."""
         call = self._current_call()
-        walk = Walk(self.backbone, self.method, call, mask, cache, use_cache, layer_arguments)
+        walk = Walk(self.backbone, self.method, call, mask, cache, use_cache, layer_arguments, self._watch)
         context = self._new_context(call) if walk.reductions else None
         self.context = context or self.context
         if self._first_tokens is not None:
             self._first_tokens.append(walk.first_tokens(embeddings, position, context))
             return BaseModelOutputWithPast(last_hidden_state=embeddings)  # which nobody reads
         output = walk.run(embeddings, position, context)
+        if self._watch is not None and call.images is not None and walk.tally is None:
+            self._tally = Tally.of_plain_call(call.images, self.decoder.config.num_hidden_layers)
         self._tally = walk.tally or self._tally
         return output
 
@@ -250,7 +278,7 @@ class Engine:
             shape=self.backbone.shape,
             grids=[] if call.images is None else call.images.grids,
             features=features,
-            run_decoder=partial(run_decoder, self.backbone),
+            run_decoder=partial(run_decoder, self.backbone, watch=self._watch),
             embed=self.decoder.embed_tokens,
             prompt=call.questions.prompt_text,
             project=self.backbone.project,

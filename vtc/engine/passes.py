@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
 from vtc.backbones import adapters
 from vtc.backbones.base import Backbone
+from vtc.engine.attention import AttentionWatch
 from vtc.engine.limits import check_context
 from vtc.interface import Compressor
 
@@ -23,6 +26,7 @@ def run_decoder(
     mask: Tensor | None = None,
     adapter: str | None = None,
     bidirectional: bool = False,
+    watch: AttentionWatch | None = None,
 ) -> Tensor:
     """Last hidden states [B, L, D] (after the final norm) of the language model on `embeddings` [B, L, D].
 
@@ -30,6 +34,7 @@ def run_decoder(
         mask: [B, L] bool, padding anywhere; positions count the real tokens. None: all real.
         adapter: the LoRA adapter it runs under; None: the plain weights.
         bidirectional: every token sees every other.
+        watch: what looks at the layers while they run.
     """
     decoder = backbone.decoder
     check_context(backbone, embeddings.shape[1], None if mask is None else mask.sum(1) - 1)
@@ -37,5 +42,6 @@ def run_decoder(
     extra: dict = {"is_causal": False} if bidirectional else {}
     if mask is not None and not bool(mask.all()):
         extra |= {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
-    with adapters.using(decoder.layers, adapter):
+    watched = watch.own_pass(decoder, embeddings, mask, bidirectional) if watch is not None else nullcontext()
+    with adapters.using(decoder.layers, adapter), watched:
         return forward(inputs_embeds=embeddings, use_cache=False, **extra).last_hidden_state

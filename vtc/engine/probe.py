@@ -103,8 +103,8 @@ def attention_row(
     query, real, block = query.to(device), real.to(device), block.to(device)
     row = torch.arange(len(query), device=device)[:, None]
     cos, sin = (t.expand(len(query), -1, -1) for t in rope)
-    q = _rotated(attention, projected["q"][row, query], cos[row, query], sin[row, query])
-    k = _rotated(attention, projected["k"], cos, sin) if cached is None else cached
+    q = rotated(attention, projected["q"][row, query], cos[row, query], sin[row, query])
+    k = rotated(attention, projected["k"], cos, sin) if cached is None else cached
     return _paid(attention, q, k, query, real, block, None if mask is None else mask.to(device))
 
 
@@ -140,8 +140,8 @@ def next_layer_attention(
     row = torch.arange(len(queries), device=device)[:, None]
 
     normed = layer.input_layernorm(tokens.hidden.to(device))
-    q = _rotated(attention, _projected(attention, "q", normed[row, column]), cos[row, column], sin[row, column])
-    k = _rotated(attention, _projected(attention, "k", normed), cos, sin)
+    q = rotated(attention, _projected(attention, "q", normed[row, column]), cos[row, column], sin[row, column])
+    k = rotated(attention, _projected(attention, "k", normed), cos, sin)
     keys = tokens.mask if over is None else tokens.mask & over.to(device)
     if past is not None and over is None:
         k = torch.cat([past.to(k), k], 2)
@@ -150,10 +150,10 @@ def next_layer_attention(
     return _paid(attention, q, k, column, queries.gather(1, column), tokens.block, keys)
 
 
-def rotated(attention: Any, projected: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+def rotated_states(attention: Any, projected: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """[B, L, H·d] of [B, L, H·d] keys or queries, as the layer rotates them by position."""
     cos, sin = (t.to(projected.device).expand(len(projected), -1, -1) for t in rope)
-    return _rotated(attention, projected, cos, sin).transpose(1, 2).flatten(2)
+    return rotated(attention, projected, cos, sin).transpose(1, 2).flatten(2)
 
 
 def _projected(attention: Any, name: str, hidden: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ def _projected(attention: Any, name: str, hidden: Tensor) -> Tensor:
     return projected if norm is None else norm(projected.unflatten(-1, (-1, attention.head_dim))).flatten(2)
 
 
-def _rotated(attention: Any, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotated(attention: Any, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """[B, H, L, d] of [B, L, H·d], as the layer rotates them."""
     heads = projected.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
     return sys.modules[type(attention).__module__].apply_rotary_pos_emb(heads, heads, cos, sin)[0]
@@ -181,14 +181,37 @@ def _paid(
         block: [B, L], see `TokenSequence`.
         real: [B, S] bool, the keys that the softmax runs over; None: all.
     """
-    (groups, total), length, most = k.shape[1:3], block.shape[1], column.shape[1]
-    scores = q.reshape(len(q), groups, -1, q.shape[-1]) @ k.transpose(2, 3)  # [B, Hkv, H/Hkv·Q, S]
-    scores = scores.float().unflatten(2, (-1, most)) * attention.scaling
-    seen = torch.arange(total, device=q.device) <= (column + total - length)[..., None]  # [B, Q, S]
-    if real is not None:
-        seen = seen & real[:, None]
-    seen[..., total - length :] &= (block[:, None] == 0) | (block[:, None] == block.gather(1, column)[..., None])
-    weight = scores.masked_fill(~seen[:, None, None], torch.finfo(torch.float).min).softmax(-1).mean((1, 2))
-    counts = repeats * seen.any(2)
+    total, length = k.shape[2], block.shape[1]
+    sees = seen(column, block, total, real)
+    weight = weights(attention, q, k, sees).mean((1, 2))
+    counts = repeats * sees.any(2)
     weight = (weight * counts[..., None]).sum(1) / counts.sum(1, keepdim=True).clamp(min=1)
     return weight[:, total - length :]
+
+
+def seen(column: Tensor, block: Tensor, total: int, real: Tensor | None, bidirectional: bool = False) -> Tensor:
+    """[B, Q, S] bool: which of S keys each query sees, the last L of which are the tokens that it is among.
+
+    Args:
+        column: [B, Q] where the queries are among the L tokens.
+        block: [B, L], see `TokenSequence`.
+        total: S.
+        real: [B, S] bool, the keys that there are; None: all.
+        bidirectional: a query sees what is behind it too.
+    """
+    length = block.shape[1]
+    sees = torch.arange(total, device=column.device) <= (column + total - length)[..., None]
+    if bidirectional:
+        sees = torch.ones_like(sees)
+    if real is not None:
+        sees = sees & real[:, None]
+    sees[..., total - length :] &= (block[:, None] == 0) | (block[:, None] == block.gather(1, column)[..., None])
+    return sees
+
+
+def weights(attention: Any, q: Tensor, k: Tensor, sees: Tensor) -> Tensor:
+    """[B, Hkv, H/Hkv, Q, S] float32: attention of queries [B, H, Q, d] to the keys [B, Hkv, S, d] that they see."""
+    groups, most = k.shape[1], q.shape[2]
+    scores = q.reshape(len(q), groups, -1, q.shape[-1]) @ k.transpose(2, 3)  # [B, Hkv, H/Hkv·Q, S]
+    scores = scores.float().unflatten(2, (-1, most)) * attention.scaling
+    return scores.masked_fill(~sees[:, None, None], torch.finfo(torch.float).min).softmax(-1)

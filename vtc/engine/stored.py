@@ -144,7 +144,8 @@ class Reading:
 
     def begin(self, questions: Sequence[str], images: Sequence[StoredImage]) -> Tensor:
         """Last hidden states [B, L, D] of the prompts, left-padded."""
-        rows = [_row(self.backbone, question, image) for question, image in zip(questions, images, strict=True)]
+        around = {question: _around(self.backbone, question) for question in dict.fromkeys(questions)}
+        rows = [_row(self.backbone, around[q], image) for q, image in zip(questions, images, strict=True)]
         longest = max(len(row[0]) for row in rows)
         device, axes = self.backbone.device, self.backbone.position_axes
         hidden = torch.zeros(len(rows), longest, self.backbone.shape.width, device=device, dtype=self.backbone.dtype)
@@ -221,9 +222,13 @@ def _image_part(
     )
 
 
-def _row(backbone: Backbone, question: str, image: StoredImage) -> tuple[Tensor, Tensor, Tensor]:
-    """A prompt with an image in it: embeddings [L, D], positions [P, L], which are the image's tokens [L]."""
-    before, behind = _around(backbone, question)
+def _row(backbone: Backbone, around: tuple[Tensor, Tensor], image: StoredImage) -> tuple[Tensor, Tensor, Tensor]:
+    """A prompt with an image in it: embeddings [L, D], positions [P, L], which are the image's tokens [L].
+
+    Args:
+        around: the words before and behind it, see `_around`.
+    """
+    before, behind = around
     device, axes = backbone.device, backbone.position_axes
     ids = image.ids.to(device)
     made = ids == MADE

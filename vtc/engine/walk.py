@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from vtc.backbones.base import Backbone
 from vtc.engine import layout, probe
+from vtc.engine.attention import AttentionWatch
 from vtc.engine.cache import CACHE, Past, Segment, ledger_of, require_dynamic
 from vtc.engine.call import Call
 from vtc.engine.limits import check_context, failure
@@ -60,12 +61,14 @@ class Walk:
         cache: Any,
         use_cache: bool | None,
         layer_arguments: dict[str, Any],
+        watch: AttentionWatch | None = None,
     ) -> None:
         """A pass that hasn't begun.
 
         Args:
             mask: [B, seen + T], of everything that the user has passed in, this pass's T tokens among it.
             layer_arguments: what every layer gets beside the hidden states, masks, positions and the cache.
+            watch: what looks at the layers while they run; None: nothing does.
 
         Raises:
             UserError: a cache or a mask that compression can't work with.
@@ -74,6 +77,7 @@ class Walk:
         self.reductions: set[int] = method.layers() if call.images is not None else set()
         self.tally: Tally | None = None
         self.mask, self.use_cache, self.layer_arguments = mask, use_cache, layer_arguments
+        self.watch = watch if call.images is not None else None
         self.cache: Any = DynamicCache(config=self.decoder.config) if use_cache and cache is None else cache
         if self.cache is not None:
             require_dynamic(self.cache)
@@ -159,6 +163,8 @@ class Walk:
             tokens = tokens.to(tokens.hidden.device)
         tokens = dataclasses.replace(tokens, compact=layer == 0 and len(tokens.position) == 1)
         context.next_layer_attention = partial(self._next_layer_attention, layer, past)
+        if self.watch is not None:
+            self.watch.reducing = tokens
         try:
             tokens = dataclasses.replace(self.method.reduce(tokens, layer, context), compact=False)
         except MethodError as error:
@@ -185,13 +191,13 @@ class Walk:
         for i in layers:
             layer = self.decoder.layers[i]
             watch: AbstractContextManager[dict] = probe.projections(layer.self_attn) if i in probes else nullcontext({})
-            with watch as projected:
+            with watch as projected, self._watching(i, tokens, inputs):
                 hidden = layer(hidden, **arguments)
             if tokens.deep is not None and i < tokens.deep.shape[2]:
                 hidden = hidden + tokens.deep[:, :, i].to(hidden)
             if context is not None and i in probes:
                 context.keys[i] = projected["k"]
-                context.rotated_keys[i] = partial(probe.rotated, layer.self_attn, projected["k"], inputs.rope)
+                context.rotated_keys[i] = partial(probe.rotated_states, layer.self_attn, projected["k"], inputs.rope)
                 context.attention_rows[i] = probe.attention_row(
                     layer.self_attn,
                     projected,
@@ -202,6 +208,15 @@ class Walk:
                     None if self.cache is None else self.cache.layers[i].keys,
                 )
         return dataclasses.replace(tokens, hidden=hidden)
+
+    def _watching(self, number: int, tokens: TokenSequence, inputs: LayerInputs) -> AbstractContextManager[None]:
+        """What looks at a layer while it runs."""
+        if self.watch is None or self.call.images is None:
+            return nullcontext()
+        return self.watch.running(
+            number, self.decoder.layers[number], tokens, self.call.images, inputs.rope, inputs.mask,
+            self.method.bottleneck, lambda: None if self.cache is None else self.cache.layers[number].keys,
+        )  # fmt: skip
 
     def _close(self, tokens: TokenSequence, first: TokenSequence) -> None:
         """Enters this pass into the ledger and the tally. tokens: behind the last layer; first: before layer 0."""

@@ -122,9 +122,9 @@ def remarks(result: dict[str, Any]) -> list[str]:
     config = result["config"]["benchmark"]
     if (picture := config.get("picture", "own")) != "own":
         lines.append(f"{PICTURES[picture]}; uncompressed: with the right pictures (benchmark.picture={picture})")
-    if config["name"] == "pocket":
+    if config["name"].startswith("pocket"):
         lines.append(MINIATURE)
-    elif result["backbone"]["name"] == "pocket":
+    elif result["backbone"]["name"].startswith("pocket"):
         lines.append(OWN_DATA)
     return lines
 

@@ -85,7 +85,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _inside(folder: str | Path | None) -> Iterator[None]:
+def inside(folder: str | Path | None) -> Iterator[None]:
     """Run in `folder`: a mirror of the hub there is found by the tasks' own names."""
     if folder is None:
         yield
@@ -172,7 +172,7 @@ def run_task(model: VtcModel, spec: TaskSpec, manager: TaskManager) -> TaskScore
     model.bad, model.kept, model.shown, model.together = [], {}, {}, about.together
     # The task's own number of new tokens stands; this is for those that set none.
     longest = f"max_new_tokens={about.max_new_tokens}" if about.max_new_tokens else None
-    with quiet(), alone(model.crew), tempfile.TemporaryDirectory(prefix="vtc-") as scratch, _inside(spec.mirror):
+    with quiet(), alone(model.crew), tempfile.TemporaryDirectory(prefix="vtc-") as scratch, inside(spec.mirror):
         try:
             results = simple_evaluate(
                 model=model,

@@ -134,18 +134,32 @@ def _folder(needs: Needs) -> None:
 
 def _data(needs: Needs, network: bool) -> None:
     """The data sets: in the folder that was given, in the cache, or on the hub."""
-    folder = needs.job.benchmark.data
     for task, entry in needs.entries.items():
         content = needs.contents[task]
         name = str(content.get("dataset_path") or entry.data or "")
         if "folder" in entry.requires or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             continue  # a folder of its own, a builder such as parquet or json, or the tasks of a group
-        if folder:
-            if not (Path(folder).expanduser() / name).is_dir():
-                fetch = f"hf download {name} --repo-type dataset --local-dir {folder}/{name}"
-                raise UserError(f"benchmark.tasks={task}: benchmark.data={folder} has no {name}; get it with: {fetch}")
-        elif network:
-            _on_the_hub(task, name, bool((content.get("dataset_kwargs") or {}).get("token")))
+        token = bool((content.get("dataset_kwargs") or {}).get("token"))
+        check_data_set(task, name, needs.job.benchmark.data, network, token)
+
+
+def check_data_set(task: str, name: str, folder: str | None, network: bool = True, token: bool = False) -> None:
+    """Refuses a task whose data set can't be loaded by its id.
+
+    Args:
+        folder: a mirror of the hub, where one was given: it must be in there.
+        network: whether to ask the hub for what is not in the cache.
+        token: see `_on_the_hub`.
+
+    Raises:
+        UserError: it isn't there, with what to do about it.
+    """
+    if folder:
+        if not (Path(folder).expanduser() / name).is_dir():
+            fetch = f"hf download {name} --repo-type dataset --local-dir {folder}/{name}"
+            raise UserError(f"benchmark.tasks={task}: benchmark.data={folder} has no {name}; get it with: {fetch}")
+    elif network:
+        _on_the_hub(task, name, token)
 
 
 def _on_the_hub(task: str, name: str, token: bool) -> None:

@@ -14,6 +14,7 @@ from vtc.evaluation import crew as crews
 from vtc.evaluation import scorer
 from vtc.evaluation.run_folder import RunFolder
 from vtc.job import Job
+from vtc.registry import imported
 from vtc.settings import ProfileSettings
 
 if TYPE_CHECKING:
@@ -83,6 +84,11 @@ def _evaluate(job: Job, crew: Crew) -> Path:
     console.print(display.costs(result))
     for line in display.remarks(result):
         console.print(line, markup=False)
+    if job.log:
+        from vtc.evaluation import track
+
+        for line in track.tell(job.log, result, run.path.parent):
+            console.print(line, style="yellow" if line.startswith("log=") else "dim", soft_wrap=True, markup=False)
     console.print(str(run.path), style="dim", soft_wrap=True, markup=False)
     return run.path
 
@@ -121,13 +127,14 @@ def make(run: RunFolder, baseline: RunFolder | None, bar: Bar, crew: Crew) -> di
     started = time.time()
     if run.damage:
         bar.note(f"{run.folder}: {run.damage}; scored anew", "yellow")
+    scoring = imported(run.source.scorer)
     judged = [spec.name for spec in run.open_specs() if "judge" in spec.about.requires]
     if judged:
         bar.say("asking the judge")
         harness.ask_the_judge(judged)
     order = (dataclasses.replace(run.job), [spec.scored_as for spec in run.specs], run.id)
     with crew.doing(scorer.LOAD, *order):
-        model = scorer.Scorer(crew, *order, lambda what: bar.say(f"{run.label}: {what}"), bar.advance)
+        model = scoring(crew, *order, lambda what: bar.say(f"{run.label}: {what}"), bar.advance)
     tasks = [_task(run, spec, model, bar, crew) for spec in run.specs]
     if not any(task.n for task in tasks):
         raise nothing_scored(run, tasks)

@@ -104,7 +104,8 @@ class TokenSequence:
     def visual_hidden(self) -> Tensor:
         """[I, N, D] hidden states of the visual tokens, image by image (see `images`; padded ones repeat token 0)."""
         index, _ = self.images
-        return self.hidden.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
+        hidden: Tensor = self.hidden.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
+        return hidden
 
     def fits(self, count: int | None) -> bool:
         """Whether no image has more than `count` visual tokens, so that none need go; None: no bound."""

@@ -143,7 +143,8 @@ class Tower:
             each = received(q, k)[..., self.extra :]
         if self.cells is None and self.place is None:
             return each
-        return self._placed(self._merged(each.transpose(1, 2))).transpose(1, 2)
+        scores: Tensor = self._placed(self._merged(each.transpose(1, 2))).transpose(1, 2)
+        return scores
 
     def neighbours(self) -> Tensor:
         """[J, n, 4]: of each visual token those above, below, left and right of it among the n; itself where there is
@@ -165,7 +166,7 @@ class Tower:
             weights = None if self.weights is None else [self.weights[i] for i in rows]
             return dataclasses.replace(self, patches=[self.patches[i] for i in rows], weights=weights)
 
-        chosen: dict = {
+        chosen: dict[str, Any] = {
             name: {layer: states.index_select(0, index) for layer, states in getattr(self, name).items()}
             for name in ("queries", "keys", "levels")
         }

@@ -33,6 +33,7 @@ class CDPruner(TokenPruner):
 
     name = "cdpruner"
     about = "CDPruner: the most diverse visual tokens, weighed by the instruction, before the LLM (arXiv 2506.10967)."
+    reference = "test_cdpruner.py::test_keeps_what_the_determinants_say"
     default_share = 1 / 9
     condition: bool = option(True, "false: diversity alone, whatever the question")
 

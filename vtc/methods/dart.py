@@ -31,6 +31,8 @@ class DART(TokenPruner):
 
     name = "dart"
     about = "DART: keeps the visual tokens that a few pivots duplicate least (arXiv 2502.11494)."
+    reference = "test_dart.py::test_keeps_what_the_pivots_duplicate_least"
+    incomparable = "the authors rank pivots by another norm and go through a set; here the order is given"
     default_share = 2 / 9
     layer: int = layer_option(2, "before this decoder layer; pivots by the keys of the one before", lowest=1)
     visual: int = option(4, "visual pivots of an image", allowed=whole(1))

@@ -51,6 +51,7 @@ class FastVID(Compressor):
 
     name = "fastvid"
     about = "FastVID: salient tokens of a video stay, dense ones of a few frames absorb the rest (arXiv 2503.11187)."
+    reference = "test_fastvid.py::test_equals_the_paper_by_loops"
     needs = (ONE_TOWER, PATCH_ATTENTION)
     default_share = 0.1
     across_images = True

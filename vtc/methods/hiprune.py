@@ -44,6 +44,7 @@ class HiPrune(TowerCompressor):
 
     name = "hiprune"
     about = "HiPrune: patches that a middle layer attends to, their neighbours, the last layer's (arXiv 2508.00553)."
+    reference = "test_hiprune.py::test_equals_the_paper_by_loops"
     default_share = 1 / 9
     spatial = True
     # α of the authors' code.

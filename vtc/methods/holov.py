@@ -40,6 +40,7 @@ class HoloV(TowerCompressor):
 
     name = "holov"
     about = "HoloV: a share of the budget for each crop of the image, by attention and diversity (arXiv 2510.02912)."
+    reference = "test_holov.py::test_equals_the_authors_code_by_loops"
     default_share = 1 / 9
     crops: int = option(16, "P, or as many as there are patches", allowed=whole(1))  # as in the authors' code
     alpha: float = option(0.09, "weight of the diversity", allowed=number("a number from 0 on", least=0))

@@ -31,6 +31,8 @@ class KMeans(TokenMerger):
 
     name = "kmeans"
     about = "K-Means: clusters of visual tokens become their means (compared in LLaVolta, arXiv 2406.20092)."
+    reference = "test_kmeans.py::test_equals_lloyds_algorithm"
+    incomparable = "LLaVolta's paper doesn't say how its centroids start"
     default_share = 1 / 8
     layer: int = layer_option(2, "before this decoder layer; 0: before the LLM")
     # It ends before, where nothing moves any more.

@@ -36,6 +36,7 @@ class MMTok(TowerCompressor):
 
     name = "mmtok"
     about = "MMTok: visual tokens that cover the question's words and the image best (arXiv 2508.18264)."
+    reference = "test_mmtok.py::test_equals_the_paper_by_loops"
     default_share = 1 / 9
     reads_prompt = True
     tower_layer = -1  # no layer is read, but what is projected

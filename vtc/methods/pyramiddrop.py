@@ -49,6 +49,7 @@ class PyramidDrop(Compressor):
 
     name = "pyramiddrop"
     about = "PyramidDrop: drops an equal share at several layers, by the last word's attention (arXiv 2410.17247)."
+    reference = "test_pyramiddrop.py::test_equals_masks_over_what_the_last_token_attends_to_least"
     default_share = 1 / 8
     reads_prompt = True
     # Four stages of equal depth. Where a shallow decoder has one layer for several, they act there at once.

@@ -38,6 +38,8 @@ class SparseVLM(Compressor):
 
     name = "sparsevlm"
     about = "SparseVLM: words about the image rate its tokens; some dropped ones merge and return (arXiv 2410.04417)."
+    reference = "test_sparsevlm.py::test_a_step_keeps_merges_and_drops"
+    incomparable = "the authors keep fixed counts and add what is recycled; here the budget is exact"
     default_share = 1 / 5
     reads_prompt = True
     stage_layers: Sequence[int] = layer_option(

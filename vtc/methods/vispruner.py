@@ -29,6 +29,7 @@ class VisPruner(TowerCompressor):
 
     name = "vispruner"
     about = "VisPruner: the most attended patches, and diverse ones among the others (arXiv 2412.01818v2)."
+    reference = "test_vispruner.py::test_equals_the_paper_by_loops"
     default_share = 1 / 9
     # r of the paper.
     important: float = option(

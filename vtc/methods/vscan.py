@@ -61,6 +61,7 @@ class VScan(TowerCompressor):
 
     name = "vscan"
     about = "VScan: globally and locally attended patches absorb the others, then the LLM's middle prunes (2505.22654)."
+    reference = "test_vscan.py::test_the_first_stage_equals_the_paper_by_loops"
     default_share = 1 / 18
     spatial = True
     reads_prompt = True

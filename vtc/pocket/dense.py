@@ -6,6 +6,7 @@ lines of four to six digits and a few shapes. Most of the 144 patches of a pictu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -21,10 +22,11 @@ CLUTTER = (2, 5)  # shapes beside two lines
 ATTEMPTS = 50  # draws of a kind of question, after which another kind is asked
 
 
-def draw_dense(rng: np.random.Generator, split: Split) -> Scene:
-    """A dense scene of a split: every other one has lines."""
+def draw_dense(rng: np.random.Generator, split: Split, lined: bool | None = None) -> Scene:
+    """A dense scene of a split: with lines or without, or as a coin falls."""
     while True:
-        things = _lines(rng, split) if rng.random() < 0.5 else _crowd(rng, split)
+        written = rng.random() < 0.5 if lined is None else lined
+        things = _lines(rng, split) if written else _crowd(rng, split)
         scene = Scene(tuple(sorted(things, key=lambda t: t.cell)), int(rng.integers(2**31)))
         if scene.split == split:
             return scene
@@ -89,12 +91,27 @@ def ask_dense(rng: np.random.Generator, scene: Scene) -> Question:
     while True:
         if (question := read_line(rng, scene)) is not None:
             return replace(question, kind="dense-line")
-        ask = (balanced_existence, attributes, relations)[rng.integers(3)]
+        ask = ASK[rng.integers(len(ASK))]
         for _ in range(ATTEMPTS):
-            question = ask(rng, scene)
-            if question is not None and question.kind != "size":
-                return replace(question, kind=KIND_OF[ask.__name__])
+            if (question := _of_kind(rng, scene, ask)) is not None:
+                return question
 
 
+def ask_kind(rng: np.random.Generator, scene: Scene, kind: str) -> Question | None:
+    """A question of one of `KINDS`, where the scene has an answer to it."""
+    if kind == "dense-line":
+        question = read_line(rng, scene)
+        return question and replace(question, kind=kind)
+    return _of_kind(rng, scene, next(ask for ask in ASK if KIND_OF[ask.__name__] == kind))
+
+
+def _of_kind(rng: np.random.Generator, scene: Scene, ask: Ask) -> Question | None:
+    """All things are small, so that sizes aren't asked."""
+    question = ask(rng, scene)
+    return None if question is None or question.kind == "size" else replace(question, kind=KIND_OF[ask.__name__])
+
+
+Ask = Callable[[np.random.Generator, Scene], Question | None]
+ASK: tuple[Ask, ...] = (balanced_existence, attributes, relations)
 KIND_OF = {"balanced_existence": "dense-existence", "attributes": "dense-attribute", "relations": "dense-relation"}
 KINDS = (*KIND_OF.values(), "dense-line")

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import re
+from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    AutoTokenizer,
     CLIPImageProcessor,
     CLIPVisionConfig,
     LlamaConfig,
@@ -27,6 +29,7 @@ from vtc.pocket.scenes import COLORS, NAMES, SIZE, SIZES
 PATCH = 8  # pixels
 GRID = SIZE // PATCH  # 12 x 12 = 144 visual tokens
 WIDTH, DEPTH, HEADS = 128, 6, 4
+POSITIONS = 2048  # eight frames of 144 tokens and a question
 SUMMARY_PROMPT = "summarize the image in a few words."
 SPECIAL = ("<unk>", "<pad>", "<s>", "</s>", "<image>", "USER:", "ASSISTANT:", *LETTERS)
 # Two turns in LLaVA-1.5's own words; the system prompt is left out as there is nothing for it to say.
@@ -72,7 +75,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="</s>",
         extra_special_tokens={"image_token": "<image>"},
         padding_side="left",
-        model_max_length=1024,
+        model_max_length=POSITIONS,
         clean_up_tokenization_spaces=False,
     )
     start = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocab["<s>"])])
@@ -134,7 +137,7 @@ def build_config() -> LlavaConfig:
             num_hidden_layers=DEPTH,
             num_attention_heads=HEADS,
             num_key_value_heads=HEADS,
-            max_position_embeddings=1024,
+            max_position_embeddings=POSITIONS,
             tie_word_embeddings=True,
             bos_token_id=index["<s>"],
             eos_token_id=index["</s>"],
@@ -146,6 +149,18 @@ def build_config() -> LlavaConfig:
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
     )
+
+
+def continued(folder: Path, seed: int = 0) -> LlavaForConditionalGeneration:
+    """A pocket LLaVA with the weights in a folder; words that they don't know yet have fresh ones."""
+    model = build_model(seed)
+    known = len(AutoTokenizer.from_pretrained(folder))
+    earlier = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
+    state = model.state_dict()
+    for name, value in earlier.items():
+        state[name] = value if value.shape == state[name].shape else torch.cat([value[:known], state[name][known:]])
+    model.load_state_dict(state)
+    return model
 
 
 def build_model(seed: int = 0) -> LlavaForConditionalGeneration:

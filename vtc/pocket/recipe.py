@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from vtc.data.training.batch import WHOLE, Batch, Part, on_device
-from vtc.pocket.data import attention, pack, patch_labels, patches_of, render
+from vtc.pocket.data import attention, draw_scenes, pack, patch_labels, patches_of, render
 from vtc.pocket.model import GRID, WIDTH, encode, vocabulary_index
 from vtc.pocket.scenes import COLORS, NAMES, SIZES, Scene, Split, scene_rng
 from vtc.pocket.source import validated
@@ -158,6 +158,18 @@ class Places(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.rows = nn.Parameter(0.1 * torch.randn(GRID, WIDTH, generator=generator))
         self.columns = nn.Parameter(0.1 * torch.randn(GRID, WIDTH, generator=generator))
+
+    @torch.no_grad()
+    def read_off(self, model: LlavaForConditionalGeneration) -> None:
+        """What an aligned model's projector says of the places: its mean over the background of 64 scenes, patch by
+        patch, as the sum of a row's and a column's."""
+        pixels, labels = pictures(draw_scenes(scene_rng(0, "places", 0), 64, "train"))
+        features = model.model.vision_tower(pixel_values=pixels.to(model.device)).last_hidden_state[:, 1:]
+        plain = (labels[0] == 0).to(model.device)[..., None]
+        mean = (model.model.multi_modal_projector(features) * plain).sum(0) / plain.sum(0)
+        mean = mean.unflatten(0, (GRID, GRID))
+        self.rows.copy_(mean.mean(1))
+        self.columns.copy_(mean.mean(0) - mean.mean((0, 1)))
 
     def forward(self, patch: Tensor) -> Tensor:
         """``[...]`` patch indices → ``[..., D]``."""

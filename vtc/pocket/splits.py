@@ -6,19 +6,16 @@ Nothing is downloaded and nothing is stored in the repository: drawing all nine 
 from __future__ import annotations
 
 import functools
-import io
 import itertools
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vtc.pocket.questions import CAPTION_PROMPT, KINDS, hard_negative
+from vtc.pocket.rows import Row, row, written
 from vtc.pocket.scenes import Scene, Split, draw_scene, recolor, scene_rng
 
 VERSION = 1  # raise whenever a set changes: results of different versions must not be compared
@@ -29,24 +26,9 @@ EMBED_PROMPT = "<embed>"
 SAMPLES = dict.fromkeys(KINDS, 300) | {"retrieval": 200, "hard_captions": 300}
 TASKS = tuple(f"pocket_{name}" for name in SAMPLES)
 
-Row = dict[str, Any]
-
-
-_TEXT, _TEXTS, _NUMBER = pa.string(), pa.list_(pa.string()), pa.float64()
-_COLUMNS: dict[str, pa.DataType] = (
-    {"id": _TEXT, "image": pa.struct([("bytes", pa.binary()), ("path", _TEXT)]), "question": _TEXT, "answer": _TEXT}
-    | {"options": _TEXTS, "kind": _TEXT, "references": _TEXTS, "blind": _NUMBER, "bag": _NUMBER}
-    | {"blind_prediction": _TEXT, "bag_prediction": _TEXT, "group": pa.int64()}
-)
-_ABSENT = {_TEXT: "", _TEXTS: [], _NUMBER: float("nan"), pa.int64(): -1}  # what a row holds that says nothing else
-
 
 def _row(scene: Scene, question: str, answer: str, kind: str, **more: Any) -> Row:
-    buffer = io.BytesIO()
-    scene.image().save(buffer, "PNG", compress_level=1)
-    image = {"bytes": buffer.getvalue(), "path": None}
-    row = {name: _ABSENT.get(column) for name, column in _COLUMNS.items()}
-    return row | {"image": image, "question": question, "answer": answer, "kind": kind, **more}
+    return row(scene.render(), question, answer, kind, **more)
 
 
 def _questions(name: str, split: Split, rng: np.random.Generator) -> Iterator[Row]:
@@ -116,33 +98,6 @@ def rows(task: str, split: Split = "test") -> list[Row]:
     return [next(make) | {"id": f"{name}-{i}"} for i in range(SAMPLES[name])]
 
 
-def _feature(column: pa.DataType) -> dict[str, Any]:
-    """A column in the words of `datasets`."""
-    if pa.types.is_struct(column):
-        return {"_type": "Image"}
-    if pa.types.is_list(column):
-        return {"feature": _feature(column.value_type), "_type": "List"}
-    return {"dtype": str(column).replace("double", "float64"), "_type": "Value"}
-
-
-_FEATURES = {name: _feature(_COLUMNS[name]) for name in ("image", *_COLUMNS)}
-_SCHEMA = pa.schema([*_COLUMNS.items()], {"huggingface": json.dumps({"info": {"features": _FEATURES}})})
-
-
 def materialise(folder: str | os.PathLike, split: Split = "test") -> dict[str, Path]:
-    """Write every task's set as parquet, unless it is there already.
-
-    Returns:
-        task name → path. Files are written whole by a rename, so that two runs may do this at once.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    for task in TASKS:
-        path = folder / f"{task}-{split}-v{VERSION}.parquet"
-        if not path.exists():
-            fresh = path.with_name(f"{path.name}.{os.getpid()}")
-            pq.write_table(pa.Table.from_pylist(rows(task, split), schema=_SCHEMA), fresh)
-            os.replace(fresh, path)
-        paths[task] = path
-    return paths
+    """Draws every task's set into a folder, unless it is there already; task name → path."""
+    return written(folder, TASKS, f"{split}-v{VERSION}", functools.partial(rows, split=split))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from vtc import results
@@ -13,20 +14,19 @@ from vtc.evaluation.sources import TaskSource
 from vtc.evaluation.sources.base import Document
 from vtc.evaluation.spec import TaskSpec
 from vtc.job import Job
-from vtc.pocket import splits
+from vtc.pocket import second, splits
 from vtc.shipped import cache_folder
 
 ENVIRONMENT = "VTC_POCKET_DATA"  # a folder to use instead of the user's cache, for the lmms-eval command
 
 
 class PocketTasks(TaskSource):
-    """The nine tasks of pocket, or files of the user's own in their layout."""
+    """The tasks of an edition of pocket, or files of the user's own in their layout."""
 
     preparation = "test sets (drawn once, a minute at most)"
 
     def spec(self, task: str, seed: int) -> TaskSpec:
-        if task not in splits.TASKS:
-            raise unknown("benchmark.tasks", task, splits.TASKS)
+        edition_of(task)
         kwargs = {"folder": self.benchmark.data}
         return self.shipped_spec(task, task, seed, self._content(task), dataset_kwargs=kwargs)
 
@@ -62,7 +62,19 @@ class PocketTasks(TaskSource):
     def _content(self, task: str) -> Mapping[str, Any]:
         """The version of the drawn sets; of a file of the user's own its content."""
         file = user_file(task, folder_of(self.benchmark.data))
-        return {"drawn": splits.VERSION} if file is None else {"file": results.hash_files([file])[str(file)]}
+        return {"drawn": edition_of(task).VERSION} if file is None else {"file": results.hash_files([file])[str(file)]}
+
+
+def edition_of(task: str) -> ModuleType:
+    """The module that draws a task's test set.
+
+    Raises:
+        UserError: no such task.
+    """
+    for edition in (splits, second):
+        if task in edition.TASKS:
+            return edition
+    raise unknown("benchmark.tasks", task, splits.TASKS + second.TASKS)
 
 
 def folder_of(data: str | Path | None) -> Path:
@@ -89,6 +101,4 @@ def path(task: str, data: str | Path | None = None) -> Path:
     folder = folder_of(data)
     if file := user_file(task, folder):
         return file
-    if task not in splits.TASKS:
-        raise unknown("benchmark.tasks", task, splits.TASKS)
-    return Path(splits.materialise(folder)[task])
+    return Path(edition_of(task).materialise(folder)[task])

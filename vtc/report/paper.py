@@ -24,6 +24,7 @@ FOLDER = "benchmarks/paper"
 FULL = {"%": 100.0, "of 2000": 2000.0, "of 5": 5.0}  # unit of a score → the full one
 # Metrics that a task's headline is; of captions a result holds several, and theirs are told apart by their names.
 HEADLINES = ("accuracy", "F1", "perception score", "judged score", "judged accuracy")
+GALLERIES = {"Flickr30k": "Flickr30k", "COCO": "MSCOCO"}  # a benchmark of retrieval → how mteb's tasks of it begin
 CAPTIONS = {"BLEU-4": "bleu4", "CIDEr": "cider", "METEOR": "meteor", "ROUGE-L": "rougel"}
 
 
@@ -126,6 +127,10 @@ def ours(number: Printed, run: Run) -> Estimate | None:
         return None
     if number.tokens is not None and run.tokens is not None and abs(number.tokens - run.tokens) > 0.5:
         return None
+    if (place := _embedded(number)) is not None:
+        row = run.rows.get(place[0]) or {}
+        value = (row.get("metrics") or {}).get(place[1])
+        return None if value is None else Estimate(value, row.get("stderr") if row["metric"] == place[1] else None)
     about = (run.config.get("benchmark") or {}).get("about") or {}
     for task, row in run.rows.items():
         if (about.get(task) or {}).get("paper") != number.benchmark:
@@ -137,6 +142,18 @@ def ours(number: Printed, run: Run) -> Estimate | None:
             if wanted and re.sub(r"[^a-z0-9]", "", name.lower()).endswith(wanted):
                 headline = re.sub(r"[^a-z0-9]", "", str(row.get("metric")).lower()).endswith(wanted)
                 return Estimate(value, row.get("stderr") if headline else None)
+    return None
+
+
+def _embedded(number: Printed) -> tuple[str, str] | None:
+    """The task and its metric that are a number of retrieval, or of SugarCrepe's categories; None of other numbers."""
+    if match := re.fullmatch(r"R@(\d+) (text to image|image to text)", number.metric):
+        if number.benchmark == "NoCaps":
+            return "nocaps_retrieval", f"{match[2].replace(' ', '_')}_R@{match[1]}"
+        way = "T2I" if match[2] == "text to image" else "I2T"
+        return f"{GALLERIES[number.benchmark]}{way}Retrieval", f"hit_rate_at_{match[1]}"
+    if match := re.fullmatch(r"(add|replace|swap) (attribute|object|relation) accuracy", number.metric):
+        return "sugarcrepe", f"{match[1]}_{match[2][:3]}"
     return None
 
 

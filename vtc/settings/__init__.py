@@ -30,6 +30,8 @@ from vtc.settings.training import (
     StageSettings,
     TrainingSettings,
 )
+from vtc.settings.tune import TuneSettings
+from vtc.settings.visualize import SIDE_BY_SIDE, DemoSettings, VisualizeSettings
 
 __all__ = [
     "DECAY",
@@ -41,12 +43,14 @@ __all__ = [
     "OPTIMIZER",
     "SECTION",
     "SHORT_DTYPES",
+    "SIDE_BY_SIDE",
     "TEXT",
     "AblationSettings",
     "BackboneSettings",
     "BenchmarkSettings",
     "CompareSettings",
     "DataSettings",
+    "DemoSettings",
     "LoraSettings",
     "MethodSettings",
     "NewMethodSettings",
@@ -55,5 +59,7 @@ __all__ = [
     "StageSettings",
     "StoreSettings",
     "TrainingSettings",
+    "TuneSettings",
+    "VisualizeSettings",
     "from_mapping",
 ]

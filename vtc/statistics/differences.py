@@ -38,6 +38,7 @@ def contributions(
         return shares, cell_of
     names = [f"{cell}\n{group}" for cell, group in zip(cell_of, groups, strict=True)]
     _, first, group_of = np.unique(names, return_index=True, return_inverse=True)
+    group_of, first = np.argsort(np.argsort(first))[group_of], np.sort(first)  # in the order in which they come
     sums = [np.bincount(group_of, weights=row, minlength=len(first)) for row in shares]
     return np.stack(sums), cell_of[first]
 
@@ -49,7 +50,9 @@ def _resampled(cells: bytes, draws: int, seed: int) -> np.ndarray:
     rng, counts = np.random.default_rng(seed), np.zeros((draws, len(cell_of)), dtype=np.float32)
     for cell in np.unique(cell_of):
         members = np.flatnonzero(cell_of == cell)
-        counts[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=draws)
+        n = len(members)
+        drawn = rng.integers(0, n, (draws, n)) + n * np.arange(draws)[:, None]
+        counts[:, members] = np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n)
     return counts
 
 
@@ -71,13 +74,27 @@ def bootstrap(
     """
     values = shares.reshape(len(shares), -1)
     centre = values.sum(axis=0) if differences is None else np.broadcast_to(differences, values.shape[1:])
-    values = values.astype(float).copy()
+    return ends(resampled(values, cell_of, draws, seed), centre)
+
+
+def resampled(shares: np.ndarray, cell_of: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """Means as `bootstrap` draws them, `[draws, means]`: those of a difference are the differences of those of its two
+    parts, so that methods which are compared pair by pair are resampled once.
+
+    Args:
+        shares: what each group adds to each mean, `[groups, means]`; cell_of: number of its cell, `[groups]`.
+    """
+    values = shares.astype(float)
     for cell in np.unique(cell_of):
         members = cell_of == cell
         n = members.sum()
         mean = values[members].mean(axis=0)
         values[members] = mean + (values[members] - mean) * math.sqrt(n / max(n - 1, 1))
-    drawn = _resampled(np.ascontiguousarray(cell_of, dtype=np.int64).tobytes(), draws, seed) @ values
+    return _resampled(np.ascontiguousarray(cell_of, dtype=np.int64).tobytes(), draws, seed) @ values
+
+
+def ends(drawn: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """95 % intervals `[means, 2]` of resampled means `[draws, means]`; they hold what they are of, `centre`."""
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     return np.stack([np.minimum(low, centre), np.maximum(high, centre)], axis=1)
 
@@ -92,12 +109,12 @@ def standard_errors(shares: np.ndarray, cell_of: np.ndarray) -> np.ndarray:
         `[differences]`.
     """
     values = shares.reshape(len(shares), -1)
-    variance = np.zeros(values.shape[1])
-    for cell in np.unique(cell_of):
-        members = values[cell_of == cell]
-        if len(members) > 1:
-            variance += len(members) * members.var(axis=0, ddof=1)
-    return np.sqrt(variance)
+    n = np.bincount(cell_of).astype(float)
+    variance = []
+    for column in values.T:
+        apart = column - (np.bincount(cell_of, weights=column) / np.maximum(n, 1))[cell_of]
+        variance.append((np.bincount(cell_of, weights=apart * apart) * n / np.maximum(n - 1, 1)).sum())
+    return np.sqrt(np.array(variance))
 
 
 def smallest_difference(error: Any, degrees: float = math.inf) -> Any:
@@ -112,10 +129,12 @@ def smallest_difference(error: Any, degrees: float = math.inf) -> Any:
 @lru_cache(maxsize=1 << 12)
 def _quantiles(degrees: float) -> float:
     """By how many standard errors a difference must be off for a t-test to find it with `POWER`."""
-    from scipy.optimize import brentq
-    from scipy.stats import nct, t
+    from scipy.special import stdtrit
 
-    critical = t.ppf(1 - LEVEL / 2, degrees)
+    critical = stdtrit(degrees, 1 - LEVEL / 2)
     if degrees > 100:
-        return float(critical + t.ppf(POWER, degrees))
+        return float(critical + stdtrit(degrees, POWER))
+    from scipy.optimize import brentq
+    from scipy.stats import nct  # which takes longest to import
+
     return float(brentq(lambda off: nct.sf(critical, degrees, off) - POWER, 0, 100 + 5 * critical))

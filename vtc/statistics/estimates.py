@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vtc.statistics.differences import bootstrap, contributions, smallest_difference
+from vtc.statistics.levels import Levels
 from vtc.statistics.scores import sign_flips
 
 Z = 1.959964  # two-sided 95 % of a normal distribution
@@ -64,7 +65,7 @@ def paired_estimate(
     groups: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
     """Mean difference, its 95 % interval, the p-value that it is not `-within`, and the smallest difference that so
-    many samples and seeds show (`smallest_difference`).
+    many samples and seeds show (`smallest_difference`, `Levels.smallest`).
 
     With one seed p is that of sign flips of the paired differences (a t-test where there is a margin or a floor) and
     the interval is that of a paired bootstrap, `bootstrap`. With several, samples and seeds are two crossed levels, the
@@ -98,14 +99,9 @@ def paired_estimate(
             left = members - members.mean(axis=0) - members.mean(axis=1, keepdims=True) + members.mean()
             rest += n * float(np.square(left).sum()) / ((count - 1) * (n - 1)) / count
     seeds_show = float((table @ weights).var(ddof=1)) / count if count > 1 else 0.0
-    luck = max(seeds_show - rest, 0.0)  # what the seeds' own luck adds
-    variance = samples_show + luck
-    error = math.sqrt(variance)
-    degrees = float(max(freedom, 1))
-    if luck > 0:
-        spread = seeds_show**2 / (count - 1) + samples_show**2 / max(freedom, 1)
-        spread += rest**2 / max(freedom * (count - 1), 1)
-        degrees = variance**2 / spread
+    levels = Levels(samples_show, rest, max(freedom, 1), count)
+    variances, freedoms = levels.law(np.array([seeds_show]))
+    error, degrees = math.sqrt(float(variances[0])), float(freedoms[0])
     law = t(degrees)
     half = float(law.ppf(0.975)) * error
     low, high = difference - half, difference + half
@@ -117,5 +113,5 @@ def paired_estimate(
         p = 1.0 if difference == -within else 0.0
     else:
         p = float(2 * law.sf(abs(difference + within) / error))
-    smallest = smallest_difference(error, degrees)
+    smallest = smallest_difference(error, degrees) if count == 1 else levels.smallest(seeds_show)
     return {"difference": difference, "low": low, "high": high, "p": p, "smallest": smallest}

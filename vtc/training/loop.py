@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from vtc import distributed
+from vtc import distributed, trackers
 from vtc.data.training.batch import Part, on_device
 from vtc.errors import UserError
 from vtc.identity import WEIGHTS, deciding
@@ -70,7 +70,7 @@ def train_stage(
         UserError: a state of another configuration; a tracker that is not there; what this kind of launch can't do.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the step at hand, whose state is stored.
     """
-    track.check(log)
+    trackers.check(log, "training.log")
     distributed.begin(stage.device.type == "cpu")
     folder, total = Path(folder), settings.steps
     if total is None:

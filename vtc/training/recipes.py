@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 from filelock import Timeout
 from safetensors import SafetensorError
 
-from vtc import distributed, shipped
+from vtc import distributed, shipped, trackers
 from vtc.errors import UserError, unknown
 from vtc.folders import UNWRITABLE, lock_of
 from vtc.identity import digest
 from vtc.job import POCKET_WEIGHTS, Job, add_lora, written
 from vtc.registry import recipes, training_sources
 from vtc.settings import DataSettings, StageSettings
-from vtc.training import track
 from vtc.training.identity import identity, identity_of_manifest, is_slow_in_bf16, recipe, training_folder
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from vtc.training.stage import Stage
 
 
+COUNTED = 6  # steps whose FLOPs are counted
 POLL = 10.0  # seconds: processes that wait together hear from the first one so often, or would think it dead
 
 
@@ -51,7 +51,7 @@ def run(job: Job) -> Path:
             f"backbone.quantization={job.backbone.quantization}: quantised weights are there to answer with, not to be "
             "trained; train with quantization=none and evaluate the checkpoint with it"
         )
-    track.check(training.log)
+    trackers.check(training.log, "training.log")
     if training.dry_run or job.dry_run:
         if training.recipe != "method":
             raise UserError("dry_run: the pocket model is small enough to be trained; it plans a method's stages")
@@ -195,19 +195,48 @@ def run_stage(stage: Stage, job: Job, settings: StageSettings, folder: Path, siz
     from vtc.training import loop
 
     training = recipe(job)
+    settings_in_steps = in_steps(settings, training.data_of(settings), size)
+    accumulate = settings.accumulate or training.accumulate
+    flops = flops_per_step(stage, settings_in_steps.steps or 0, accumulate)
     report = loop.train_stage(
         stage,
-        in_steps(settings, training.data_of(settings), size),
+        settings_in_steps,
         folder / settings.name,
         resume=job.resume is not False,
         seed=job.seed,
-        accumulate=settings.accumulate or training.accumulate,
+        accumulate=accumulate,
         keep=settings.keep or training.keep,
         config=identity(job),
         log=training.log,
     )
     plan = {key: value for key, value in dataclasses.asdict(settings).items() if key != "name"}
-    return {"name": settings.name, **report, "plan": plan}
+    return {"name": settings.name, **report, "flops_per_step": flops, "plan": plan}
+
+
+def flops_per_step(stage: Stage, steps: int, accumulate: int = 1) -> float | None:
+    """FLOPs of a step, forward and backward: the mean over `COUNTED` steps spread over the stage, which are computed
+    for it and teach nothing. None where files are read, which are read once, or where several processes share a step.
+    """
+    import torch
+
+    from vtc.data.training import FileSource
+    from vtc.data.training.batch import Part, on_device
+    from vtc.profiling.counter import flop_counter
+
+    if distributed.world() > 1 or isinstance(getattr(stage, "source", None), FileSource):
+        return None
+    chosen = sorted({int((n + 0.5) * steps / COUNTED) for n in range(COUNTED)})
+    total = 0
+    for step in chosen:
+        stage.start_step(step, steps)
+        for micro in range(accumulate):
+            batch = on_device(stage.batch(step, Part(micro, accumulate)), stage.device)
+            with flop_counter() as counter:
+                torch.stack(list(stage.losses(batch).values())).sum().backward()
+            total += counter.get_total_flops()
+    for _, parameter in stage.named_parameters():
+        parameter.grad = None
+    return total / len(chosen)
 
 
 def in_steps(settings: StageSettings, data: DataSettings, size: int | None) -> StageSettings:
@@ -323,9 +352,9 @@ def at_the_start(job: Job) -> Job:
     """
     pretrained = recipe(job).pretrained
     if pretrained == "aligned":
-        if job.backbone.name != "pocket":
+        if job.backbone.name not in POCKET_WEIGHTS:
             raise UserError("training.pretrained=aligned: pocket has such weights; give a folder or null")
-        pretrained = str(shipped.path(f"{POCKET_WEIGHTS}/aligned"))
+        pretrained = str(shipped.path(f"{POCKET_WEIGHTS[job.backbone.name]}/aligned"))
     return dataclasses.replace(
         job, backbone=dataclasses.replace(job.backbone, pretrained=pretrained or job.backbone.pretrained)
     )

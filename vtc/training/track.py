@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtc.errors import UserError, unknown
+from vtc.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-TRACKERS = ("tensorboard", "wandb", "trackio")  # each is the name of its package
-
-
-def check(names: Sequence[str]) -> None:
-    """UserError for a tracker that doesn't exist or isn't installed; before anything begins."""
-    if isinstance(names, str):
-        raise UserError(f"training.log={names}: a list, e.g. training.log=[{names}]")
-    for name in names:
-        if name not in TRACKERS:
-            raise unknown("training.log", name, TRACKERS)
-        if find_spec(name) is None:
-            raise UserError(f"training.log={name}: the package is not installed; pip install {name}")
 
 
 class Tracker:

@@ -37,10 +37,14 @@ class TaskSource:
     Attributes:
         tasks: of a plug-in's benchmark where the user names none; empty: one, called as the benchmark is.
         preparation: what is done before the first task is scored and takes a while; None: nothing.
+        scorer: import path of what loads the model and scores the tasks, as `vtc.evaluation.scorer.Scorer` does.
+        apart: whether the tasks that a name stands for are scored one by one, each with a row of its own.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ()
     preparation: ClassVar[str | None] = None
+    scorer: ClassVar[str] = "vtc.evaluation.scorer:Scorer"
+    apart: ClassVar[bool] = False
 
     def __init__(self, benchmark: BenchmarkSettings) -> None:
         self.benchmark = benchmark
@@ -65,7 +69,7 @@ class TaskSource:
                 if names.setdefault(task, name) != name or self.benchmark.tasks.count(name) > 1:
                     also = f"{task} is in {names[task]} too" if names[task] != name else "named twice"
                     raise UserError(f"benchmark.tasks={name}: {also}, and would count twice")
-        return [self.spec(name, seed) for name in self.benchmark.tasks]
+        return [self.spec(name, seed) for name in (names if self.apart else self.benchmark.tasks)]
 
     def members(self, name: str) -> list[str]:
         """The tasks that a name stands for."""
@@ -123,6 +127,15 @@ class TaskSource:
         content = catalogue.settings(self.files[definition])
         data = {"definition": content, **data}
         return self._spec(task, seed, [content], definition=definition, data=data, **rest)
+
+    def mirrored(self, name: str | None) -> list[tuple[str, int]] | None:
+        """Names and sizes of the files that a mirror has of a data set: those of another revision are others. None for
+        a data set of the hub, which counts by its name and configuration."""
+        if not self.benchmark.data or not name:
+            return None
+        folder = Path(self.benchmark.data).expanduser() / name
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
 
     def _spec(self, task: str, seed: int, contents: Iterable[Mapping[str, Any]], **rest: Any) -> TaskSpec:
         groups = {catalogue.metadata(content).get("group", UNDERSTANDING) for content in contents}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from vtc.errors import UserError, unknown
@@ -35,7 +34,10 @@ class UpstreamTasks(TaskSource):
 
     def spec(self, task: str, seed: int) -> TaskSpec:
         contents = {member: self._content(member) for member in self.members(task)}
-        data = {name: {"definition": content, "files": self._mirrored(content)} for name, content in contents.items()}
+        data = {
+            name: {"definition": content, "files": self.mirrored(content.get("dataset_path"))}
+            for name, content in contents.items()
+        }
         return self._spec(task, seed, contents.values(), mirror=self.benchmark.data, data=data)
 
     def check(self, job: Job, tasks: Sequence[str], network: bool = True) -> None:
@@ -54,13 +56,3 @@ class UpstreamTasks(TaskSource):
 
     def _content(self, task: str) -> dict[str, Any]:
         return catalogue.settings(self.files[task]) if task in self.files else {}
-
-    def _mirrored(self, content: dict[str, Any]) -> list[tuple[str, int]] | None:
-        """Names and sizes of the files that a mirror has of a task's data set: those of another revision are others.
-        None for a data set of the hub, which counts by its name and configuration."""
-        name = content.get("dataset_path")
-        if not self.benchmark.data or not name:
-            return None
-        folder = Path(self.benchmark.data).expanduser() / str(name)
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]

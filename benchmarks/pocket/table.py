@@ -1,0 +1,340 @@
+"""The one table of methods on pocket's second edition: trained alike, scored alike, with controls, piece by piece.
+
+    python benchmarks/pocket/table.py --dry-run          # the jobs, which are done, and the time that is left
+    python benchmarks/pocket/table.py --only victor      # of one method or control
+    python benchmarks/pocket/table.py --minutes 90       # begins nothing that would end later
+    python benchmarks/pocket/table.py --share 1/2        # every other method: two of these use two cores
+    python benchmarks/pocket/table.py --show             # what there is
+
+`table.yaml` says what it is made of. Each method is trained at three learning rates with seed 0 and 16 tokens; the one
+with the best score on validation scenes serves all its budgets and seeds. Every finished piece is a file below
+`benchmarks/results/pocket2`, which is committed, and isn't made again while what decides it stays:
+`rates/<method>.json` with all rates that were tried, `rows/<method>-<tokens>-s<seed>` with scores and training. Weights
+and states of trainings stay below `--work`; an interrupted one goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vtc import results
+from vtc.ablations.page import without_paths
+from vtc.ablations.run import keep
+from vtc.configuration import parse
+from vtc.errors import UserError
+from vtc.identity import digest
+from vtc.job import Job, written
+
+HERE = Path(__file__).parent
+TABLE = HERE / "table.yaml"
+TARGET = HERE.parent / "results" / "pocket2"
+PIECE = "piece.json"  # beside a row: what decided it, and how long it took
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a method; `tokens` of None: for all budgets, or without any."""
+
+    name: str
+    words: tuple[str, ...]
+    tokens: int | None
+    seed: int
+    rate: float
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}{'' if self.tokens is None else f'-{self.tokens}'}-s{self.seed}-lr{self.rate:g}"
+
+    @property
+    def command(self) -> list[str]:
+        budget = [] if self.tokens is None else [f"tokens={self.tokens}"]
+        return ["action=train", *self.words, *budget, f"seed={self.seed}", f"training.stages.0.lr={self.rate}"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a method at a budget, with the weights of a training, or as it comes."""
+
+    method: str
+    label: str
+    words: tuple[str, ...]
+    tokens: int | None
+    seed: int
+    training: Training | None = None
+
+    @property
+    def folder(self) -> Path:
+        return TARGET / "rows" / self.label
+
+    @property
+    def command(self) -> list[str]:
+        budget = [] if self.tokens is None else [f"tokens={self.tokens}"]
+        return [*self.words, *budget, f"seed={self.seed}"]
+
+    @property
+    def identity(self) -> str:
+        """What decides it, so far as the table says it; of code and weights the result itself tells the versions."""
+        return digest({"score": self.command, "train": self.training and self.training.command})
+
+    @property
+    def piece(self) -> dict[str, Any] | None:
+        """What is stored of it, where that is of the same words."""
+        stored = _read(self.folder / PIECE)
+        return stored if stored and stored["identity"] == self.identity else None
+
+
+class Table:
+    """Everything that `table.yaml` asks for.
+
+    Args:
+        work: where trainings and runs keep their states and weights.
+    """
+
+    def __init__(self, values: Mapping[str, Any], work: Path) -> None:
+        self.values, self.work = values, work
+        self.methods = [*values["trained"], *values["free"], *values["controls"]]
+
+    # -- what there is to do
+    def rates_file(self, name: str) -> Path:
+        return TARGET / "rates" / f"{name}.json"
+
+    def trial(self, name: str, rate: float) -> Training:
+        """A training on the grid of rates."""
+        about = self.values["trained"][name]
+        return self.training(name, None if about.get("elastic") else self.values["grid"], 0, rate)
+
+    def training(self, name: str, tokens: int | None, seed: int, rate: float) -> Training:
+        about = self.values["trained"][name]
+        words = [*self.values["both"], f"method={about.get('method', name)}", *self.values["train"]]
+        return Training(name, (*words, *about.get("train", ()), *about.get("both", ())), tokens, seed, float(rate))
+
+    def tried(self, name: str) -> dict[str, Any]:
+        """The rates that were tried: {rate: {validation, seconds, …}}, those of the same words."""
+        stored = _read(self.rates_file(name)) or {}
+        return {k: v for k, v in stored.items() if v["identity"] == digest(self.trial(name, float(k)).command)}
+
+    def rate(self, name: str) -> float | None:
+        """The one that did best on validation scenes; None until all were tried."""
+        tried = self.tried(name)
+        if any(f"{rate:g}" not in tried for rate in self.values["rates"]):
+            return None
+        return float(max(tried, key=lambda rate: tried[rate]["validation"]["mean"]))
+
+    def rows(self, name: str) -> Iterator[Row]:
+        """The rows of a method or a control; with a rate of 0 while its own isn't known."""
+        values, score = self.values, (*self.values["both"], *self.values["score"])
+        if name in values["controls"]:
+            about = values["controls"][name]
+            training = None
+            words = (*score, *about["score"])
+            if "of" in about:
+                of = values["trained"][about["of"]]
+                training = self.training(about["of"], about["tokens"], 0, self.rate(about["of"]) or 0.0)
+                words = (*score, f"method={of.get('method', about['of'])}", *about["score"])
+            yield Row(name, name, words, about.get("tokens"), 0, training)
+        elif name in values["free"]:
+            for tokens in values["budgets"]:
+                yield Row(name, f"{name}-{tokens}-s0", (*score, f"method={name}"), tokens, 0)
+        else:
+            about = values["trained"][name]
+            words = (*score, f"method={about.get('method', name)}", *about.get("both", ()))
+            for tokens in about.get("budgets", values["budgets"]):
+                for seed in values["seeds"][tokens or values["grid"]]:
+                    for_all = None if about.get("elastic") else tokens
+                    training = self.training(name, for_all, seed, self.rate(name) or 0.0)
+                    budget = "" if tokens is None else f"-{tokens}"
+                    label = f"{name}{budget}-s{seed}" if tokens else f"{name}-trained-s{seed}"
+                    yield Row(name, label, words, tokens, seed, training)
+
+    # -- what it takes
+    def seconds(self, name: str, kind: str) -> float:
+        """Of a `training` or a `row` of a method: the median of those that were made, else what the file says."""
+        known = [t["seconds"] for t in self.tried(name).values()] if name in self.values["trained"] else []
+        if kind == "row":
+            known = [p["seconds"] for p in map(_read, (TARGET / "rows").glob(f"{name}-*/{PIECE}")) if p]
+        guess = self.values["seconds"]
+        guessed = guess["row"] if kind == "row" else self.steps * guess["step"]
+        return float(statistics.median(known) if known else guessed)
+
+    @cached_property
+    def steps(self) -> int:
+        """Of a training."""
+        training = parse(["action=train", *self.values["both"], *self.values["train"]]).training
+        return sum(stage.steps or 0 for stage in training.stages) if training else 0
+
+    def jobs(self, name: str) -> Iterator[tuple[Training | Row, bool]]:
+        """Each training and each row of a method, and whether it is done; trials first."""
+        if name in self.values["trained"]:
+            tried = self.tried(name)
+            for rate in self.values["rates"]:
+                yield self.trial(name, rate), f"{rate:g}" in tried
+        seen: set[str] = (
+            {self.trial(name, r).label for r in self.values["rates"]} if name in self.values["trained"] else set()
+        )
+        for row in self.rows(name):
+            training = row.training
+            if training and training.name == name and training.label not in seen:
+                seen.add(training.label)
+                own = [other for other in self.rows(name) if other.training == training]
+                known = training.tokens == (
+                    None if self.values["trained"][name].get("elastic") else self.values["grid"]
+                )
+                if not (training.rate == 0 and known and training.seed == 0):  # one of the trials will be it
+                    yield training, all(other.piece for other in own)
+            yield row, row.piece is not None
+
+    # -- the work
+    def run(self, name: str, until: float) -> None:
+        """Makes what isn't there of a method; stops before what would end after `until`.
+
+        Raises:
+            TimeoutError: there is more to do.
+        """
+        if name in self.values["trained"]:
+            for rate in self.values["rates"]:
+                if f"{rate:g}" not in self.tried(name):
+                    self._in_time(self.seconds(name, "training"), until)
+                    self._try(name, rate)
+        for row in self.rows(name):
+            if row.piece is None:
+                weights = None
+                if row.training is not None:
+                    if not row.training.rate:
+                        raise UserError(f"{row.label}: needs the rates of {row.training.name} first")
+                    self._in_time(self.seconds(row.training.name, "training"), until)
+                    weights = self._weights(row.training)
+                self._in_time(self.seconds(name, "row"), until)
+                self._score(row, weights)
+
+    def _in_time(self, seconds: float, until: float) -> None:
+        if time.time() + seconds > until:
+            raise TimeoutError
+
+    def _weights(self, training: Training) -> Path:
+        """The checkpoint of a training, made where it isn't there."""
+        from vtc.training import train
+
+        folder = self.work / "training" / training.label
+        words = [*training.command, written("training.folder", folder)]
+        print(f"train · {training.label}", flush=True)
+        return Path(train(parse(words)))
+
+    def _try(self, name: str, rate: float) -> None:
+        training = self.trial(name, rate)
+        manifest = json.loads((self._weights(training) / "manifest.json").read_text(encoding="utf-8"))
+        stage = manifest["stages"][-1]
+        tried = self.tried(name) | {
+            f"{rate:g}": {
+                "identity": digest(training.command),
+                "command": "python -m vtc " + " ".join(training.command),
+                "validation": stage["validation"],
+                "seconds": stage["seconds"],
+                "steps": stage["steps"],
+            }
+        }
+        results.write_text(self.rates_file(name), json.dumps(tried, indent=2) + "\n")
+
+    def _score(self, row: Row, weights: Path | None) -> None:
+        from vtc.evaluation import evaluate
+
+        began = time.time()
+        words = [*row.command, written("output_dir", self.work), *([written("checkpoint", weights)] if weights else [])]
+        job: Job = dataclasses.replace(parse(words), overrides=tuple(row.command))
+        print(f"score · {row.label}", flush=True)
+        result = Path(evaluate(job))
+        keep(result.parent, weights, row.folder)
+        for file in (row.folder / results.RESULT, row.folder / "training.json"):
+            if file.is_file():  # committed files name no machine
+                results.write_json(file, without_paths(json.loads(file.read_text(encoding="utf-8"))))
+        log = weights and weights / "training.jsonl"
+        if log and log.is_file():  # the loss curve
+            results.write_text(row.folder / log.name, log.read_text(encoding="utf-8"))
+        piece = {"identity": row.identity, "method": row.method, "tokens": row.tokens, "seed": row.seed}
+        piece |= {"train": row.training and row.training.command, "seconds": round(time.time() - began, 1)}
+        results.write_text(row.folder / PIECE, json.dumps(piece, indent=2) + "\n")
+
+    # -- what it shows
+    def plan(self, names: list[str]) -> None:
+        left, counts = 0.0, {"trainings": 0, "rows": 0, "done": 0}
+        for name in names:
+            for job, done in self.jobs(name):
+                kind = "row" if isinstance(job, Row) else "training"
+                seconds = 0.0 if done else self.seconds(name, kind)
+                left += seconds
+                counts["done" if done else kind + "s"] += 1
+                print(f"{'done' if done else f'{seconds:5.0f} s'}  {kind:8}  {job.label}")
+        size = sum(f.stat().st_size for f in TARGET.rglob("*") if f.is_file()) / 1e6
+        print(f"{counts['trainings']} trainings and {counts['rows']} rows to do, {counts['done']} done ({size:.1f} MB)")
+        print(f"{left / 3600:.1f} hours of one core, {left / 7200:.1f} on two (--share 1/2, --share 2/2)")
+
+    def show(self, names: list[str]) -> None:
+        """Mean over the tasks, and over the seeds with their spread (one standard deviation)."""
+        print("| row | seeds | mean | spread of seeds | understanding | discriminative | rate |")
+        print("|---|---:|---:|---:|---:|---:|---:|")
+        for name in names:
+            by_budget: dict[str, list[Row]] = {}
+            for row in self.rows(name):
+                if row.piece is not None:
+                    by_budget.setdefault(row.label.rpartition("-s")[0] or row.label, []).append(row)
+            for label, rows in by_budget.items():
+                stored = [json.loads((row.folder / results.RESULT).read_text(encoding="utf-8")) for row in rows]
+                groups = [{g: m["value"] for g, m in s["means"].items()} for s in stored]
+                scores = [
+                    statistics.mean(score["value"] / score.get("scale", 1.0) for score in s["scores"]) for s in stored
+                ]
+                spread = f"{statistics.stdev(scores):.4f}" if len(scores) > 1 else "–"
+                parts = [
+                    f"{statistics.mean(g.get(of, float('nan')) for g in groups):.4f}"
+                    for of in ("understanding", "discriminative")
+                ]
+                rate = rows[0].training and f"{rows[0].training.rate:g}"
+                cells = [label, len(rows), f"{statistics.mean(scores):.4f}", spread, *parts, rate or "–"]
+                print(f"| {' | '.join(map(str, cells))} |")
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dry-run", action="store_true", help="say what there is to do")
+    parser.add_argument("--show", action="store_true", help="print what there is")
+    parser.add_argument("--only", nargs="*", default=[], help="methods and controls")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing that would end later")
+    parser.add_argument("--share", default="1/1", help="i/n: every n-th method, from the i-th")
+    parser.add_argument("--work", type=Path, default=Path("outputs/pocket2-table"), help="states and weights")
+    options = parser.parse_args()
+    table = Table(yaml.safe_load(TABLE.read_text(encoding="utf-8")), options.work)
+    for name in options.only:
+        if name not in table.methods:
+            parser.error(f"--only {name}: allowed: {', '.join(table.methods)}")
+    part, whole = map(int, options.share.split("/"))
+    names = options.only or table.methods[part - 1 :: whole]
+    if options.dry_run or options.show:
+        table.plan(names) if options.dry_run else table.show(names)
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    until = time.time() + 60 * options.minutes
+    for name in names:
+        try:
+            table.run(name, until)
+        except TimeoutError:
+            print(f"{name}: no time for the next piece; the same command goes on with it", flush=True)
+            break
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""How much sooner a stored image is asked than its picture, beside how many fewer FLOPs it takes.
+
+    python benchmarks/store/ttft.py --shape pocket --out benchmarks/store/ttft.json
+    python benchmarks/store/ttft.py --shape llava --out benchmarks/store/ttft.json      # LLaVA-1.5 7B, widths / 8
+
+Three ways to the first new token take turns, each from the text of a question: with the open picture, which is prepared
+and compressed; with the part of the prompt that is the image, in memory; and with a row of a LanceDB table, read and
+unpacked. The method is the same. `pixels` is the first one without the preparation, as `action=profile` measures it.
+Times are the process's own, which other programs don't lengthen; a turn's ratio is that of neighbours in time, and the
+median of these is reported. FLOPs are counted by torch while each way runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+SHAPES = {
+    "pocket": ["backbone=pocket"],
+    "llava": ["action=profile", "backbone=llava15_7b", "weights=random", "profile.width=8", "dtype=float32"],
+}
+METHODS = (["method=fwd2bot", "tokens=16"], ["method=avgpool", "tokens=16"])
+QUESTION = "is there a red circle left of a blue square in this picture ?"
+NEEDED = 0.85
+
+
+def pictures(backbone: Any, count: int) -> list[Any]:
+    from PIL import Image
+
+    side = backbone.shape.vision.image_size
+    noise = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    return [Image.fromarray(pixels) for pixels in noise]
+
+
+def ways(backbone: Any, method: Any, batch: int, folder: str) -> dict[str, Callable[[], Any]]:
+    """picture, pixels, stored, table: each a call that ends with the first new token of every row."""
+    from vtc.engine import answer, compress_images, compressing
+    from vtc.profiling.latency import generate
+    from vtc.store.packing import packed, unit, unpacked
+    from vtc.store.table import Row, Table
+
+    images, questions = pictures(backbone, batch), [QUESTION] * batch
+    inputs = backbone.inputs(questions, [[image] for image in images])
+    compressed, vectors = compress_images(backbone, method, images)
+    table = Table.make(f"{folder}/{backbone.name}-{method.name}-{batch}", backbone.shape.width, "float16", {})
+    rows = [
+        Row(
+            f"/{n}", f"{n:064x}", 1, datetime.now(timezone.utc), 1, 1, vector=v, thumbnail=b"",
+            **packed(image, "float16"),
+        )
+        for n, (image, v) in enumerate(zip(compressed, unit(vectors), strict=True))
+    ]  # fmt: skip
+    table.put(rows)
+    paths = [row.path for row in rows]
+
+    def pixels(prepared: Any = inputs) -> None:
+        with torch.inference_mode(), compressing(backbone, method):
+            generate(backbone, prepared, 1)
+
+    def picture() -> None:
+        pixels(backbone.inputs(questions, [[image] for image in images]))
+
+    def read() -> None:
+        kept = [unpacked(row, backbone.shape.width, backbone.position_axes) for row in table.of(paths)]
+        answer(backbone, method, questions, kept, 1)
+
+    def stored() -> None:
+        answer(backbone, method, questions, compressed, 1)
+
+    return {"picture": picture, "pixels": pixels, "stored": stored, "table": read}
+
+
+def flops(run: Callable[[], Any]) -> float:
+    from vtc.profiling.counter import flop_counter
+
+    with flop_counter() as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+def measure(backbone: Any, method: Any, batch: int, turns: int, folder: str) -> dict[str, Any]:
+    runs = ways(backbone, method, batch, folder)
+    counted = {name: flops(runs[name]) for name in ("picture", "stored")}
+    for run in runs.values():
+        run()
+    spent: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(turns):
+        for name in sorted(runs, reverse=bool(turn % 2)):
+            began = time.process_time()
+            runs[name]()
+            spent[name].append(time.process_time() - began)
+    ratio = counted["picture"] / counted["stored"]
+    told: dict[str, Any] = {"batch": batch, "turns": turns, "flops": counted, "flops_ratio": round(ratio, 3)}
+    for name, times in spent.items():
+        told[f"{name}_ms"] = round(1000 * statistics.median(times), 2)
+    for name in ("pixels", "stored", "table"):
+        quarters = np.percentile(np.divide(spent["picture"], spent[name]), (25, 50, 75))
+        told[f"{name}_times_ratio"] = round(float(quarters[1]), 3)
+        told[f"{name}_times_ratio_quartiles"] = [round(float(quarters[0]), 3), round(float(quarters[2]), 3)]
+        told[f"{name}_of_flops_ratio"] = round(float(quarters[1]) / ratio, 3)
+    return told | {"enough": told["stored_of_flops_ratio"] >= NEEDED}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--shape", choices=SHAPES, default="pocket")
+    parser.add_argument("--methods", help="names of some, with a comma between them")
+    parser.add_argument("--batches", default="1,16")
+    parser.add_argument("--turns", type=int, help="of batch 1; a third of it of batch 16")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    from vtc.configuration import parse
+    from vtc.evaluation.record import git_commit
+
+    torch.manual_seed(0)
+    turns = arguments.turns or (60 if arguments.shape == "pocket" else 9)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for words in METHODS:
+            if arguments.methods and words[0].removeprefix("method=") not in arguments.methods.split(","):
+                continue
+            backbone, method = parse([*SHAPES[arguments.shape], *words]).load()
+            for batch in map(int, arguments.batches.split(",")):
+                told = measure(backbone, method, batch, max(3, turns // (1 if batch == 1 else 3)), folder)
+                row = {"method": " ".join(words), **told}
+                print(json.dumps(row), flush=True)
+                rows.append(row)
+    if arguments.out:
+        content = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
+        measured = {(row["method"], row["batch"]) for row in rows}
+        before = content.get(arguments.shape, {}).get("rows", [])
+        rows = [row for row in before if (row["method"], row["batch"]) not in measured] + rows
+        content[arguments.shape] = {
+            "command": f"python benchmarks/store/ttft.py --shape {arguments.shape}",
+            "commit": git_commit(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "question": QUESTION,
+            "needed": NEEDED,
+            "rows": rows,
+        }
+        arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
