@@ -34,7 +34,9 @@ def make(folder: Path, count: int = FILES) -> None:
         method, tokens = f"method{place % METHODS:02d}", BUDGETS[place // METHODS]
         if place == 0:
             method, tokens = "none", 144
-        results.write_json(folder / f"{at}" / results.RESULT, result(rng, table, method, tokens, at))
+        path = folder / f"{at}" / results.RESULT
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(result(rng, table, method, tokens, at)))
 
 
 def result(rng: np.random.Generator, table: int, method: str, tokens: int, at: int) -> dict:

@@ -18,7 +18,7 @@ from vtc import shipped
 SHOTS = {  # picture → state in the page's address, element it shows, what is chosen before
     "page-leaderboard": ("", "#board", ()),
     "page-tradeoffs": ("#?axis=flops", "#trade", ()),
-    "page-samples": ("", "#samples", (("#kind", "split"), ("#draw", "fastv, 16 tokens"))),
+    "page-samples": ("", "#samples", (("#kind", "split"),)),
 }
 SIZE = {"width": 1100, "height": 760}
 
@@ -44,6 +44,7 @@ def main(argv: list[str]) -> int:
         chromium = play.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
         for name, (state, element, choices) in SHOTS.items():
             page = chromium.new_page(viewport=SIZE)
+            page.set_default_timeout(120_000)
             page.goto(f"file://{file}{state}")
             page.wait_for_selector("body[data-ready]")
             for select, choice in choices:
@@ -51,7 +52,11 @@ def main(argv: list[str]) -> int:
                 page.select_option(select, next(value for value, label in known if choice in (value, label)))
             page.add_style_tag(content="#controls { position: static !important }")
             page.eval_on_selector(element, "e => e.scrollIntoView()")
+            if element == "#trade":
+                page.wait_for_selector("#pareto[data-drawn]")
             page.wait_for_timeout(3000)  # figures are drawn, pictures decoded
+            page.eval_on_selector(element, "e => e.scrollIntoView()")  # what was drawn above it has moved it
+            page.wait_for_timeout(500)
             page.screenshot(path=images / f"{name}.png")
             page.close()
         chromium.close()

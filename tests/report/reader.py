@@ -23,6 +23,7 @@ class Reader:
 
     def __init__(self, browser, file: Path, address: str = "", width: int = 1400) -> None:
         self.page = browser.new_context(viewport={"width": width, "height": 900}).new_page()
+        self.page.set_default_timeout(120_000)  # a machine that does much besides takes its time
         self.complaints: list[str] = []
         self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda e: self.complaints.append(str(e)))

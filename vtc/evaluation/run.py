@@ -208,10 +208,13 @@ def profile(job: Job) -> Path:
     from rich.console import Console
 
     from vtc.profiling.display import limits_table, rows, table
+    from vtc.profiling.forecast import advice
     from vtc.profiling.limits import limits as measure_limits
 
     console, protocol = Console(), job.profile or ProfileSettings()
     backbone, method = job.load()
+    for line in advice(backbone, protocol):
+        console.print(line, highlight=False, markup=False)
     with console.status("measuring, in turns with the uncompressed model"):
         costs = profiling.efficiency(backbone, method, protocol)
         timed = protocol.repeats and protocol.first_token_repeats

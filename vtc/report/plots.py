@@ -38,6 +38,7 @@ AXES: dict[str, tuple[Cost, str]] = {
     "bytes": (lambda run: run.cost("kv_cache_bytes"), "KV cache, bytes (log scale)"),
 }
 MORE = ("throughput",)  # of which more is better
+GROUPED = ("tokens", "flops")  # against which each group of tasks has a panel too
 MEASURED = ("ttft", "throughput")  # with noise, which a line between two runs would draw
 PANEL_TITLES = {ALL: "all tasks", "understanding": "understanding", "discriminative": "discriminative"}
 
@@ -45,7 +46,7 @@ PANEL_TITLES = {ALL: "all tasks", "understanding": "understanding", "discriminat
 def pareto(setting: Setting, axis: str, file: Path, suffixes: Sequence[str] = (".png",)) -> Path | None:
     """Score against one of the `AXES` as `file`, with each of the `suffixes`.
 
-    There is a panel for all tasks and one for each group of them.
+    There is a panel for all tasks and, of the `GROUPED`, one for each group of them.
 
     Error bars are 95 % confidence intervals; the dashed line is the uncompressed backbone, the dotted one a blind one.
     Of more than `MOST` methods those in colour are on the Pareto front of all tasks somewhere; the others are grey.
@@ -57,7 +58,7 @@ def pareto(setting: Setting, axis: str, file: Path, suffixes: Sequence[str] = ("
     if len({(r.label, cost(r)) for r in points}) < 2:
         return None
     words += ", side by side" if _is_one([cost(r) or 0.0 for r in points]) else ""
-    panels = [ALL, *setting.groups] if len(setting.groups) > 1 else [ALL]
+    panels = [ALL, *setting.groups] if len(setting.groups) > 1 and axis in GROUPED else [ALL]
     with style() as plt:
         figure, axes = plt.subplots(1, len(panels), figsize=(4.3 * len(panels) + 0.6, 4.4), squeeze=False, sharex=True)
         for panel, ax in zip(panels, axes[0], strict=True):

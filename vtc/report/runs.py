@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -150,12 +151,12 @@ class Run:
         whole = self.method == BASELINE and not self.result["checkpoint"]
         return whole and self.picture == "own" and not self.result.get("baseline")
 
-    @property
+    @cached_property
     def scores(self) -> dict[str, Estimate]:
         """Task → headline score."""
         return {task: Estimate(row["value"], row.get("stderr")) for task, row in self.rows.items()}
 
-    @property
+    @cached_property
     def scales(self) -> dict[str, float]:
         """Task → its full score."""
         return {task: float(row.get("scale") or 1.0) for task, row in self.rows.items()}

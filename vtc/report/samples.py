@@ -16,7 +16,6 @@ from vtc.drawing import groups, token_boxes
 from vtc.errors import UserError
 from vtc.evaluation.sources import source_of
 from vtc.evaluation.sources.base import Document, TaskSource
-from vtc.identity import digest
 from vtc.report.collection import Setting, commonest_budget
 from vtc.report.runs import Run
 from vtc.report.split import RIGHT

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from vtc import results
 from vtc.identity import digest
 from vtc.report import paper
 from vtc.report.collection import CONFIGURATION, Setting, commonest_budget, describe, number
@@ -137,10 +138,12 @@ def seeds_view(label: str, runs: Sequence[Run], setting: Setting, groups: Sequen
 def printed_view(setting: Setting) -> list[dict[str, Any]]:
     """The papers' numbers on the same backbone, methods and benchmarks, in the unit of the task."""
     seen = {}
-    for printed, run, _ in paper.beside(setting.runs):
-        for task in run.rows:
-            about = (run.config.get("benchmark") or {}).get("about") or {}
-            if (about.get(task) or {}).get("paper") == printed.benchmark and printed.share is not None:
+    for printed, run, mine in paper.beside(setting.runs):
+        about = (run.config.get("benchmark") or {}).get("about") or {}
+        for task, score in run.rows.items():
+            # A task's headline alone is drawn: of captions the papers print several metrics.
+            headline = math.isclose(results.share(score) or 0.0, mine.value)
+            if headline and printed.share is not None and (about.get(task) or {}).get("paper") == printed.benchmark:
                 row = {"task": task, "tokens": _round(printed.tokens if printed.tokens is not None else run.tokens)}
                 row |= {"score": _round(printed.share * run.scales[task]), "label": printed.label}
                 seen[str(row)] = row | {"where": paper.title(printed.reference)}

@@ -82,13 +82,15 @@ def report(job: Job) -> Path:
         suffixes = [f".{kind}" for kind in job.report.figures]
         for section in bar.track(largest if suffixes else [], description="drawing"):
             section.plots = figures.draw(section.setting, section.differences, section.slug, output, suffixes)
-    if suffixes and len(largest) < len(sections):
-        notes.append(f"figures are of the {len(largest)} largest tables; report.inputs says which results are read")
     for section in sections:
         text += section_markdown(section)
-    for setting in settings:
-        console.print(tables.console(setting, console.width))
+    for section in sorted(largest, key=lambda section: settings.index(section.setting)):
+        console.print(tables.console(section.setting, console.width))
         console.print()
+    if more := len(sections) - len(largest):
+        notes.append(
+            f"{more} smaller table{'s' if more > 1 else ''} without figures: in index.html, table.md, table.csv"
+        )
     for note in notes + [note for s in settings for note in s.notes]:
         console.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
 
