@@ -78,9 +78,14 @@ def test_what_is_dropped_is_faded(model, image) -> None:
         corner = (8 * (place % 12) + 4, 8 * (place // 12) + 4)
         same = shown.getpixel(corner) == image.convert("RGB").getpixel(corner)
         assert same or place not in kept
-    merged = vtc.load("pocket", method="avgpool", tokens=16).show(image).resize((12, 12), Image.Resampling.BOX)
-    corners = {merged.getpixel((3 * n + i, 0)) for n in range(4) for i in (0, 1)}
-    assert len(corners) == 4, "neighbouring groups have colours of their own"
+    merged = vtc.load("pocket", method="avgpool", tokens=16).show(Image.new("RGB", (96, 96), "grey"))
+    colour = {
+        (row, column): merged.getpixel((8 * column + 4, 8 * row + 4)) for row in range(12) for column in range(12)
+    }
+    for row, column in colour:
+        for other in {(row, column + 1), (row + 1, column)} & colour.keys():
+            together = (row // 3, column // 3) == (other[0] // 3, other[1] // 3)
+            assert (colour[row, column] == colour[other]) == together, "a group has a colour, its neighbours others"
     with pytest.raises(UserError, match="method=fwd2bot: keeps no visual token as it is"):
         vtc.load("pocket", method="fwd2bot", tokens=16).show(image)
 

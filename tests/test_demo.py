@@ -115,6 +115,7 @@ def test_a_click_from_end_to_end(scene: Image.Image, tmp_path) -> None:
                     timeout=120_000,
                 )
             assert tab.get_by_text("16 of 144").count() == 2 and tab.locator("img").count() >= 3
+            assert not tab.locator("button[aria-label*='hare']").count(), "nothing is shared"
             if folder := os.environ.get("VTC_SCREENSHOTS"):
                 tab.screenshot(path=f"{folder}/demo-1400.png", full_page=True)
                 tab.set_viewport_size({"width": 390, "height": 900})

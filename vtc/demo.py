@@ -30,6 +30,7 @@ BUDGETS = (16, 64, 4, 36, 8, 1, 144, 576)  # tokens at which a trained method is
 LOADED = 2  # models with weights of their own that are kept in memory
 NEW_TOKENS = 64
 NAMES = ("One method", "Another")
+BUTTONS = ["download", "fullscreen"]  # of a picture; Gradio's own third one shares it on a website
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ class Comparison:
             "prefill FLOPs": f"{answer.prefill_flops / 1e9:.3g} G, {answer.flops_ratio:.0%} of the uncompressed",
             "time": f"{1000 * seconds:.0f} ms for the whole answer, this once",
         }
-        table = "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
+        lines = [f"| {key} | {value} |" for key, value in rows.items()]
+        table = "\n".join([lines[0], "|---|---|", *lines[1:]])
         return Side(pictured(shown, enlarged(picture)), answer.text, table)
 
 
@@ -204,7 +206,8 @@ def _page(comparison: Comparison, methods: list[str], first: list[str], tokens: 
     with gradio.Blocks(title="vtc: two methods, one picture", analytics_enabled=False) as page:
         gradio.Markdown(f"## Two methods, one picture\nBackbone: **{job.backbone.name}**" + _note(job))
         with gradio.Row():
-            picture = gradio.Image(label="Picture", type="pil", sources=["upload", "clipboard"], height=320)
+            sources = ["upload", "clipboard"]
+            picture = gradio.Image(label="Picture", type="pil", sources=sources, height=320, buttons=BUTTONS)
             with gradio.Column():
                 question = gradio.Textbox(label="Question", placeholder=description_prompt(job))
                 with gradio.Row():
@@ -219,7 +222,7 @@ def _page(comparison: Comparison, methods: list[str], first: list[str], tokens: 
             for name in NAMES:
                 with gradio.Column():
                     outputs += [
-                        gradio.Image(label=f"{name}: what is left", interactive=False),
+                        gradio.Image(label=f"{name}: what is left", interactive=False, buttons=BUTTONS),
                         gradio.Textbox(label=f"{name}: answer"),
                         gradio.Markdown(),
                     ]

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ def tune(job: Job) -> Path:
     """
     space = _space(job)
     shared = _validated(job, [word for word in job.overrides or () if not _is_own(word, space)])
-    if find_spec("optuna") is None:
+    if find_spec("optuna") is None and math.prod(map(len, space.values())) > job.tune.trials:
         raise UserError("action=tune: needs Optuna, which is not installed; pip install 'vtc[tune]'")
     trials = search(job, space, shared)
     if all(trial.refused for trial in trials):
@@ -80,13 +81,16 @@ def cheapest(trials: Sequence[Trial], retained: float) -> Trial | None:
 def search(job: Job, space: Mapping[str, Sequence[str]], shared: Sequence[str]) -> list[Trial]:
     """The trials, in the order in which they were run: all settings where there are few, else those that Optuna's TPE
     proposes, its constraint being the share of the score that is to be kept."""
+    tried = dict[tuple[str, ...], Trial]()
+    count, most = math.prod(map(len, space.values())), job.tune.trials
+    if count <= most:
+        for number, words in enumerate(product(*space.values())):
+            tried[words] = _run(job, words, shared, f"[{number + 1}/{count}]")
+        return [*tried.values()]
     import optuna
 
-    settings, tried = job.tune, dict[tuple[str, ...], Trial]()
-    count = math.prod(map(len, space.values()))
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(sampler=_sampler(count <= settings.trials, job.seed), direction="minimize")
-    most = min(count, settings.trials)
+    study = optuna.create_study(sampler=_sampler(job.seed), direction="minimize")
     for _ in range(most * ATTEMPTS):
         if len(tried) == most:
             break
@@ -99,20 +103,18 @@ def search(job: Job, space: Mapping[str, Sequence[str]], shared: Sequence[str]) 
         if trial.refused:
             study.tell(proposed, state=optuna.trial.TrialState.FAIL)
             continue
-        proposed.set_user_attr("constraint", settings.retained - trial.retained)
+        proposed.set_user_attr("constraint", job.tune.retained - trial.retained)
         study.tell(proposed, trial.price)
     return [*tried.values()]
 
 
-def _sampler(all_of_them: bool, seed: int) -> optuna.samplers.BaseSampler:
+def _sampler(seed: int) -> optuna.samplers.BaseSampler:
     import warnings
 
     import optuna
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if all_of_them:
-            return optuna.samplers.BruteForceSampler(seed=seed)
         return optuna.samplers.TPESampler(
             seed=seed, multivariate=True, constraints_func=lambda trial: [trial.user_attrs.get("constraint", 1.0)]
         )

@@ -19,7 +19,7 @@ from vtc.cli import main
 
 QUESTION = "how many objects are there?"
 IMAGES = shipped.root() / "docs" / "images"
-COLOURS = 128  # of the files: they are drawings, and stay small so
+COLOURS = 256  # of the files: they are drawings, and stay small so
 
 
 def scene(folder: Path) -> Path:
@@ -32,7 +32,7 @@ def scene(folder: Path) -> Path:
 
 
 def stored(picture: Image.Image, name: str) -> None:
-    picture.convert("RGB").quantize(COLOURS).save(IMAGES / name, optimize=True)
+    picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(IMAGES / name, optimize=True)
 
 
 def visualized(folder: Path) -> None:

@@ -60,6 +60,8 @@ def test_what_the_instance_had_comes_back_whatever_happens() -> None:
     assert core.get_image_features is own
 
 
-def test_a_call_without_images_is_as_it_was() -> None:
+def test_what_the_caller_gave_and_a_call_without_images_are_as_they_were() -> None:
     with ExitStack() as stack:
+        given = {"input_ids": 1, OUTPUTS: {"image": "given"}}
+        assert handed_over(Old(), given, given, stack) == given
         assert handed_over(Old(), {"input_ids": 1}, {"input_ids": 1}, stack) == {"input_ids": 1}

@@ -16,7 +16,7 @@ ROOT = shipped.root()
 BUILT_IN = [name for name in methods.names() if methods.path(name)]
 
 
-def tests_in(file: Path) -> set[str]:
+def functions_of(file: Path) -> set[str]:
     return {node.name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FunctionDef)}
 
 
@@ -28,7 +28,7 @@ def test_the_reference_that_a_method_names_is_a_test(name: str) -> None:
         return
     file, _, test = reference.partition("::")
     assert (ROOT / "tests" / "methods" / file).is_file(), reference
-    assert test in tests_in(ROOT / "tests" / "methods" / file), reference
+    assert test in functions_of(ROOT / "tests" / "methods" / file), reference
     text = (ROOT / "tests" / "methods" / file).read_text()
     cls = methods.get(name).__name__
     assert name in text or cls in text or name == "none", f"{file} says nothing of {name}"

@@ -25,6 +25,8 @@ def handed_over(core: Any, before: dict[str, Any], after: dict[str, Any], stack:
     """
     if OUTPUTS not in after or OUTPUTS in inspect.signature(type(core).forward).parameters:
         return after
+    if any(before.get(PIXELS[medium]) is None for medium in after[OUTPUTS]):
+        return after  # they were given, not made of pixels here
     for medium, outputs in after[OUTPUTS].items():
         pixels, name = before.get(PIXELS[medium]), f"get_{medium}_features"
         stack.callback(_restore, core, name, core.__dict__.get(name))

@@ -46,6 +46,8 @@ class Parts:
             without videos has None.
         position_axes: of the decoder's position ids; 3 for M-RoPE.
         linear_layers: names of the linear layers in a layer of the decoder.
+        tower_outputs: the entries of the vision tower's output that the family reads, where nothing else of a call of
+            the tower is needed: they can be kept and read again (`vtc.evaluation.towers`); empty: they can't.
     """
 
     image_text: ClassVar[str] = "<image>"
@@ -54,6 +56,8 @@ class Parts:
     linear_layers: ClassVar[tuple[str, ...]] = tuple(
         f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")
     )
+
+    tower_outputs: ClassVar[tuple[str, ...]] = ()
 
     image_size: int | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,8 @@ def perform(job: Job) -> Any:
     registry.check_packages()
     if is_first() and job.action not in WITHOUT_RESULTS:
         _check_folders(job)
+    if job.action != "evaluate" and (kept := sys.modules.get("vtc.evaluation.loaded")) is not None:
+        kept.let_go()  # of what a sweep's evaluations keep: the memory is this one's
     target, loads = ACTIONS[job.action]
     if loads or job.action == "train":
         refusals.check(job, trained=loads)

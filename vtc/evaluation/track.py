@@ -42,6 +42,7 @@ def tell(names: Sequence[str], result: Mapping[str, Any], folder: Path) -> Itera
         logging.getLogger("accelerate.tracking").setLevel(logging.ERROR)
         try:
             run = LOGGER_TYPE_TO_CLASS[tracker](PROJECT, **options[tracker])
+            getattr(run, "start", lambda: None)()  # earlier versions of accelerate begin where they are made
             run.store_init_configuration(_plain(result.get("config") or {}))
             run.log(figures, step=0)
             run.finish()

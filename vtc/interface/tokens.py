@@ -153,6 +153,12 @@ class TokenSequence:
             shift = before[:, -1:].neg() if shift is None else shift - before[:, -1:]
         return self._take(order, mask, position, shift, padded=least < n)
 
+    def renumbered(self) -> TokenSequence:
+        """The same, in which dropping closes the gap in the positions between the LLM's layers too: those from here on
+        see the tokens as if there had never been others. Positions that are places in a grid (M-RoPE) stay.
+        """
+        return dataclasses.replace(self, compact=len(self.position) == 1)
+
     def keep_visual(self, kept: Tensor) -> TokenSequence:
         """Of the visual tokens only `kept` [I, N] bool (images as in `images`); all others stay."""
         return self.keep(self.per_token(kept, False) | (self.role != VISUAL))

@@ -72,7 +72,9 @@ class SparseVLM(Compressor):
         plan = [self._plan(n, self.stages[layer]) for n in real.sum(1).tolist()]
         kept, recycled, clusters = torch.tensor(plan, device=real.device).T[..., None]
         again = (place >= kept) & (place < kept + recycled) & real
-        groups = density_peaks(tokens.visual_hidden(), again, clusters)
+        few = (~again).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(1, *(n for _, n, _ in plan))]
+        points = tokens.visual_hidden().take_along_dim(few[..., None], 1)
+        groups = torch.full_like(place, -1).scatter(1, few, density_peaks(points, again.gather(1, few), clusters))
         stays = ((place < kept) & real) | again
         left = tokens.keep_visual(stays)
         order = (~stays).to(torch.uint8).argsort(dim=1, stable=True)[:, : left.images[0].shape[1]]

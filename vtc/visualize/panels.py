@@ -37,8 +37,9 @@ class LayerAttention:
 
     Attributes:
         layer: of the decoder; own: whether in a pass that the method runs itself (Fwd2Bot's first one).
-        made: [N] what the tokens that the method made pay to the token that holds each of the picture's N visual
-            tokens, mean over them; NaN where that is gone. None: there are none, or nothing that they could see.
+        made: [N] what the tokens that the method made pay to each of the picture's N visual tokens, mean over them; to
+            one that merged, an even part of what the whole gets; NaN where it is gone. None: there are none, or nothing
+            that they could see.
         answer: the same of the tokens that predict the answer, one by one.
         to_made: [M] what those pay to each token that the method made.
         visual, compressed, text: what those pay to all visual tokens, to all that the method made, and to all text.
@@ -250,6 +251,11 @@ def _by_layer(rows: Sequence[AttentionRows]) -> Iterator[LayerAttention]:
 
 
 def _to_picture(row: AttentionRows) -> Tensor | None:
-    """[N]: what the queries pay to the tokens of the (first) picture, mean over them; None where all are gone."""
-    paid = row.to_image(0).mean(0)
+    """[N]: what the queries pay to the tokens of the (first) picture, mean over them; None where all are gone.
+
+    What a merged token gets is shared out evenly among its members, so that the sum is the picture's share.
+    """
+    columns = row.images[0][1]
+    members = (columns[:, None] == columns).sum(1)
+    paid = row.to_image(0).mean(0) / members
     return paid if bool(paid.isfinite().any()) else None
