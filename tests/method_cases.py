@@ -8,7 +8,7 @@ from typing import Any
 
 from vtc.backbones import wrap
 from vtc.backbones.base import Backbone
-from vtc.interface import Compressor, TowerCompressor
+from vtc.interface import PATCH_ATTENTION, Compressor
 from vtc.methods import build
 from vtc.registry import methods, parts
 from vtc.testing import tiny_backbone
@@ -57,6 +57,7 @@ METHODS = [
     Case("cdpruner", 4, {"condition": False}),
     Case("pyramiddrop", 3),
     Case("pyramiddrop", 5, {"layers": [0, 2, 3], "layer_scale": "none"}),
+    Case("pyramiddrop", 4, {"layers": [1, 3], "layer_scale": "none", "ratios": [0.6], "renumber": True}),
     Case("sparsevlm", 4),
     Case("sparsevlm", 6, {"layers": [1, 3], "layer_scale": "none", "recycle": 0.8}),
     Case("kmeans", 5),
@@ -73,6 +74,14 @@ METHODS = [
     Case("vispruner", 4, {"important": 0.25, "remove": 3}),
     Case("scope", 5),
     Case("scope", 3, {"alpha": 0.5, "tower_layer": -1}),
+    Case("hiprune", 9, {"alpha": 0.6}),
+    Case("hiprune", 3, {"alpha": 1.0, "object_layer": -1}),
+    Case("holov", 5, {"crops": 4}),
+    Case("holov", 7, {"crops": 5, "alpha": 2.0, "tower_layer": -1}),
+    Case("mmtok", 5),
+    Case("mmtok", 3, {"alpha": 2.0, "text_temperature": 0.1, "image_temperature": 0.5}),
+    Case("vscan", 3, {"window": 2}),
+    Case("vscan", 5, {"layer": 1, "layer_scale": "none", "retained": 1.5, "local": 1.0, "window": 3, "renumber": True}),
     Case("prumerge", 5),
     Case("prumerge", 1),
     Case("prumerge", 7, {"plus": True, "neighbours": 3, "tower_layer": -1}),
@@ -108,6 +117,8 @@ METHODS = [
     Case("evs", 5),
     Case("vidcom2", 5),
     Case("vidcom2", 9, {"temperature": 1.0}),
+    Case("fastvid", 5),
+    Case("fastvid", 9, {"segments": 1, "threshold": -1.0, "every": 2, "context": 0.8, "own": 0.0}),
     Case("dycoke", 9),
     Case("dycoke", 3),
     Case("avgpool+evs", 5, {"avgpool": {"tokens": 8}}),
@@ -172,6 +183,10 @@ POCKET_METHODS = [
     Case("visionzip", 16),
     Case("vispruner", 16),
     Case("scope", 16),
+    Case("hiprune", 16),
+    Case("holov", 16),
+    Case("mmtok", 16),
+    Case("vscan", 16),
     Case("prumerge", 16),
     Case("prumerge", 16, {"plus": True}),
     Case("llavolta", 16),
@@ -189,6 +204,7 @@ POCKET_METHODS = [
     Case("evs", 16),
     Case("vidcom2", 16),
     Case("dycoke", 16),
+    Case("fastvid", 16),
     Case("visionzip+fastv", 16),
     Case("divprune+pyramiddrop", 16),
     Case("quecc", 16),
@@ -198,7 +214,7 @@ FIRST = list({m.name: m for m in reversed(METHODS)}.values())  # one setting of 
 TOWER = {name for name in methods.names() if methods.get(name).tower is not Compressor.tower}
 GRID = {"avgpool", "m3", "mqt"}  # methods of images whose visual tokens are in a grid
 # Of these, methods that choose among visual tokens, whatever the projector makes them of.
-CHOOSING = {name for name in TOWER if issubclass(methods.get(name), TowerCompressor)}
+CHOOSING = {name for name in TOWER if any(PATCH_ATTENTION in vars(c).get("needs", ()) for c in methods.get(name).mro())}
 MERGING = [m for m in FIRST if not (TOWER - CHOOSING) & {*parts(m.name).values()}]  # where the projector merges patches
 GRIDLESS = [Case("avgpool", 5, {"dims": 1})]  # where an image is several tiles
 GRIDLESS += [m for m in MERGING if not GRID & {*parts(m.name).values()} and m.name != "none"]
@@ -214,7 +230,12 @@ APART = [  # each thing that is done to tokens, on an image whose tokens have te
     Case("voco", 2),
     Case("fwd2bot", 4, {"rank": 4}),
 ]
-CASES = [("gqa", m) for m in METHODS] + [("mha", m) for m in FIRST] + [("pocket", m) for m in POCKET_METHODS]
+# What chooses before the LLM never meets its heads.
+CASES = (
+    [("gqa", m) for m in METHODS]
+    + [("mha", m) for m in FIRST if m.name not in CHOOSING]
+    + [("pocket", m) for m in POCKET_METHODS]
+)
 CASES += [("siglip", m) for m in FIRST if m.name in TOWER]
 CASES += [(b, m) for b in ("qwen2", "qwen2.5", "qwen3") for m in MERGING]
 CASES += [("llava_next", m) for m in GRIDLESS]

@@ -14,13 +14,19 @@ import pytest
 
 from vtc import plugins, shipped
 from vtc.authoring import rendered
+from vtc.cli import help
 from vtc.configuration import compose, overrides, parse
 from vtc.errors import UserError
 from vtc.registry import families, methods
 from vtc.testing import CONTRACTS
 
 ROOT = shipped.root()
-PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+PAGES = [
+    "README.md",
+    "AGENTS.md",
+    "CONTRIBUTING.md",
+    *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
+]
 PAGES += ["examples/vtc-plugin-example/README.md"]
 COMMAND = re.compile(
     r"^(?:`|    +|)(?:accelerate launch [^\n]*?-m vtc|python -m vtc|vtc(?= +(?:-|[\w.]+=))) +((?:[^\n`\\]|\\\n)+)",
@@ -72,9 +78,11 @@ def test_a_command_that_a_page_shows_is_understood(page: str) -> None:
     wrong = []
     for line in (line for where, line in SHOWN if where == page):
         try:
-            words = [word for word in shlex.split(line) if word not in ("--help", "--version")]
+            words = [word for word in shlex.split(line) if word != "--version"]
             sweeping = words[:1] in (["-m"], ["--multirun"])
-            if sweeping:
+            if "--help" in words:
+                assert help.text([word for word in words if word != "--help"])
+            elif sweeping:
                 compose.prepare(overrides.spelled_out(words[1:]), sweeping=True)
             elif "--cfg" not in words:
                 parse(words)

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import pytest
 
 PUBLIC = (
-    "vtc", "vtc.backbones.base", "vtc.budget", "vtc.checkpoint", "vtc.engine", "vtc.errors", "vtc.interface", "vtc.job",
-    "vtc.registry", "vtc.results", "vtc.settings", "vtc.statistics", "vtc.testing", "vtc.testing.runs",
+    "vtc", "vtc.api", "vtc.authoring", "vtc.backbones.base", "vtc.budget", "vtc.checkpoint", "vtc.cli", "vtc.engine",
+    "vtc.errors", "vtc.interface", "vtc.job", "vtc.plugins", "vtc.registry", "vtc.results", "vtc.settings",
+    "vtc.statistics", "vtc.store", "vtc.testing", "vtc.testing.check", "vtc.testing.runs",
 )  # fmt: skip
 
 

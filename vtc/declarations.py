@@ -64,6 +64,7 @@ def first_line(docstring: str | None) -> str:
     return next(iter((docstring or "").strip().splitlines()), "")
 
 
+@functools.cache
 def read(path: str) -> Declaration:
     """The declaration of a class of vtc's own, by its import path `module:class`.
 

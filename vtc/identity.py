@@ -33,6 +33,9 @@ NUMBERS = SCORES | COSTS
 EVERYTHING = WEIGHTS | SCORES | COSTS
 
 
+_SIMPLE = frozenset({str, bool, int, type(None)})
+
+
 def setting(
     default: Any = dataclasses.MISSING,
     decides: Decides = EVERYTHING,
@@ -74,6 +77,8 @@ def _plain(value: Any, what: Decides) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(inner, what) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
+        if _SIMPLE.issuperset(map(type, value)):  # long lists of numbers take their time one by one
+            return list(value)
         return [_plain(inner, what) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return f"float {value}"  # JSON has no word for it, and null means something else

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc import shipped
-from vtc.allowed import BOOLEAN, SEED, TEXT, Allowed, one_of, several, text, whole
+from vtc.allowed import BOOLEAN, SEED, TEXT, Allowed, number, one_of, several, text, whole
 from vtc.budget import BUDGETS, Budget
 from vtc.errors import UserError
 from vtc.identity import COSTS, NOTHING, SCORES, WEIGHTS, Decides, deciding, setting
@@ -45,9 +45,11 @@ if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
     from vtc.interface import BackboneShape, Compressor
 
+AUTO = "auto"
 # The folders of the weights that come with each edition of pocket, by the name of its backbone.
 POCKET_WEIGHTS = {"pocket": "benchmarks/pocket/weights", "pocket2": "benchmarks/pocket/weights/pocket2"}
 COST_LEVELS = ("none", "quick", "full")  # each measures what the one before does, and more
+BATCH = Allowed("a whole number from 1 on, auto", lambda v: v == AUTO or whole(1).accepts(v))
 TUNED = "tuned"  # the adapter of a method that brings none of its own
 
 
@@ -60,7 +62,10 @@ class Job:
         costs: how much is measured beside scores: `none`: FLOPs, which are counted; `quick`: the time to the first
             token too; `full`: throughput and decoding as well.
         seed: of whatever is random.
-        batch_size: rows at a time.
+        batch_size: rows at a time; `auto`: as many as memory has room for (`vtc.evaluation.batches`).
+        workers: threads that decode and preprocess pictures ahead of the device.
+        tower_cache: gigabytes of the tower's outputs that are kept for runs over the same pictures
+            (`vtc.evaluation.towers`).
         output_dir: where results, trainings and reports go.
         resume: False repeats what is finished.
         retry: which jobs of a sweep are run: `all` that aren't finished, those that `failed` the last time, or `none`
@@ -89,7 +94,9 @@ class Job:
     store: StoreSettings | None = setting(None, NOTHING)
     checkpoint: str | None = setting("auto", NOTHING, TEXT)  # what is in it counts
     seed: int = setting(0, WEIGHTS | SCORES, SEED)
-    batch_size: int = setting(32, SCORES, whole(1))
+    batch_size: int | str = setting(32, SCORES, BATCH)
+    workers: int = setting(2, NOTHING, whole(0, 64))
+    tower_cache: float = setting(4.0, NOTHING, number("a number of gigabytes, 0 for none", least=0, most=10**6))
     output_dir: Path = setting(Path("outputs"), NOTHING, Allowed("a folder", lambda v: isinstance(v, Path)))
     resume: str | bool = setting("auto", NOTHING, one_of("auto", True, False))
     retry: str = setting("all", NOTHING, one_of("all", "failed", "none"))
@@ -187,7 +194,29 @@ class Job:
             UserError: as `check`; weights that can't be loaded.
         """
         self.check(trained)
+        backbone = self.load_backbone(trained)
+        return backbone, self.fit(backbone, trained)
+
+    def load_backbone(self, trained: bool = True) -> Backbone:
+        """The backbone alone, as every method finds it.
+
+        Raises:
+            UserError: weights that can't be loaded.
+        """
         backbone = (self.family.draw if self.has_random_weights else self.family.load)(self.backbone)
+        if trained:
+            from vtc.backbones.greedy import decode_greedily
+
+            backbone.decoding_set_aside = decode_greedily(backbone.model)
+        backbone.model.eval()
+        return backbone
+
+    def fit(self, backbone: Backbone, trained: bool = True) -> Compressor:
+        """The method in eval mode, on a backbone that `load_backbone` gave; trained weights are put into both.
+
+        Raises:
+            UserError: weights that can't be loaded.
+        """
         method = self.compressor.build().to(backbone.device, backbone.dtype)
         method.attach(backbone)
         if trained and self.weights is not None:
@@ -197,10 +226,8 @@ class Job:
             where = f"checkpoint={self.weights}: training.lora"
             add_lora(backbone, method, from_mapping(LoraSettings, lora, where) if lora else None)
             checkpoint.load(self.weights, backbone, method)
-        if trained:
-            backbone.decoding_set_aside = decode_greedily(backbone.model)
         backbone.model.eval()
-        return backbone, method.eval()
+        return method.eval()
 
     # -- what identifies it
     def deciding(self, what: Decides) -> dict[str, Any]:
@@ -296,26 +323,6 @@ def add_lora(backbone: Backbone, method: Compressor, lora: LoraSettings | None) 
         raise UserError(f"training.lora: method={method.name} has adapters of its own; see method.rank")
     backbone.add_adapters((TUNED,), lora.rank, lora.alpha or 2 * lora.rank, float(lora.dropout or 0.0))
     method.adapter = TUNED
-
-
-TOKEN_IDS = ("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id")
-
-
-def decode_greedily(model: Any) -> dict[str, Any]:
-    """Leaves of a model's generation config its special tokens alone: an answer is the most probable token after the
-    other, whatever sampling, penalties or banned words its checkpoint brings, so that checkpoints and methods are
-    compared by one rule.
-
-    Returns:
-        the settings that no longer apply.
-    """
-    from transformers import GenerationConfig
-
-    own = model.generation_config.to_diff_dict()
-    model.generation_config = GenerationConfig(**{key: own.pop(key) for key in TOKEN_IDS if key in own})
-    for key in ("transformers_version", "_from_model_config"):
-        own.pop(key, None)
-    return {key: value for key, value in own.items() if value and (key, value) != ("use_cache", True)}
 
 
 # Trained weights -----------------------------------------------------------------------------------------------------

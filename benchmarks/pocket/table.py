@@ -30,6 +30,7 @@ from typing import Any
 import yaml
 
 from vtc import results
+from vtc.ablations.page import without_paths
 from vtc.ablations.run import keep
 from vtc.configuration import parse
 from vtc.errors import UserError
@@ -254,6 +255,9 @@ class Table:
         print(f"score · {row.label}", flush=True)
         result = Path(evaluate(job))
         keep(result.parent, weights, row.folder)
+        for file in (row.folder / results.RESULT, row.folder / "training.json"):
+            if file.is_file():  # committed files name no machine
+                results.write_json(file, without_paths(json.loads(file.read_text(encoding="utf-8"))))
         log = weights and weights / "training.jsonl"
         if log and log.is_file():  # the loss curve
             results.write_text(row.folder / log.name, log.read_text(encoding="utf-8"))

@@ -1,51 +1,52 @@
 """How much of the speed-up that its FLOPs promise does each method realise up to the first token?
 
-    python benchmarks/speed/promised.py --out benchmarks/results/speed-promised.json
+    python benchmarks/speed/promised.py --out benchmarks/results/speed/promised.json
+    python benchmarks/speed/promised.py --batch 4 --out benchmarks/results/speed/promised-batch-4.json
 
 Random weights in LLaVA-1.5 7B's shape at 1/8 of its width: 32 layers, 576 visual and 64 text tokens. Every method, at
-16, 64 and 192 tokens or as near as it offers, takes turns with the uncompressed model under the engine (`none`) and
-with the model as transformers has it (`plain`); times are ratios to `plain` of the same round, medians with
-quartiles. On a CPU it is the time of the process on one thread, on a GPU the wall clock. The promise is the quotient
-of FLOPs, those of tower, projector and the method's own work among them. `own` is the method's own work as a share of
-the plain prefill.
+16, 64 and 192 tokens or as near as it offers, takes turns with the model as transformers has it (`plain`); times are
+ratios to `plain` of the same round, medians with quartiles. `none` is the engine with nothing to do. On a CPU it is the
+time of the process on one thread, on a GPU the wall clock. The promise is the quotient of FLOPs, those of tower,
+projector and the method's own work among them. `own` is the time of the method's own work (`vtc.profiling.parts`) as a
+share of the plain prefill.
 
-`--batch 4` and, for 2,880 visual tokens, `--backbone llava_next_vicuna_7b --image-size 672` measure other shapes;
-`--width 1 --device cuda --dtype bfloat16` is the real one. About 20 minutes on one core; `--rounds`, `--methods` and
-`--tokens` shorten it.
+For 2,880 visual tokens: `--backbone llava_next_vicuna_7b --image-size 672`; `--width 1 --device cuda --dtype bfloat16`
+is the real shape. About 15 minutes on one core; `turns.py` says how to do it bit by bit.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from turns import SEED, TEXT, Session, arguments, quartiles
 
-from vtc import results
+from vtc.backbones.adapters import tuner_layers
 from vtc.backbones.base import Backbone
-from vtc.configuration import parse
 from vtc.engine import compressing
-from vtc.errors import UserError
 from vtc.interface import Compressor, flops
 from vtc.methods import build, make
 from vtc.profiling import latency, parts
 from vtc.profiling.run import count_passes
 from vtc.registry import methods
 
-TEXT, SEED = 64, 0
+TOGETHER = 12  # cases in a round
 
 
 def nearest(name: str, tokens: int, backbone: Backbone) -> int | None:
-    """The number that the method offers next to `tokens`; None for `none`."""
+    """The number that the method offers next to `tokens`; None for `none`, and for one that leaves no token at all."""
     if name == "none":
         return None
-    return min(make(name, None, backbone.shape).offers(), key=lambda n: abs(n - tokens))
+    return min(make(name, None, backbone.shape).offers(), key=lambda n: abs(n - tokens)) or None
+
+
+def built(name: str, tokens: int, backbone: Backbone) -> Compressor:
+    torch.manual_seed(SEED)  # of weights that would have been trained
+    method = build(name, nearest(name, tokens, backbone), backbone.shape)
+    method.to(backbone.device, backbone.dtype).eval().attach(backbone)
+    return method
 
 
 def prefill(backbone: Backbone, inputs: Any, method: Compressor | None) -> Callable[[], None]:
@@ -69,105 +70,83 @@ def work(backbone: Backbone, method: Compressor, inputs: Any) -> float:
     return decoder + ran.method_flops + ran.vision_flops
 
 
-def quartiles(values: list[float]) -> list[float]:
-    return [round(v, 4) for v in statistics.quantiles(values, n=4)]
-
-
-def measure(load: Callable[[], Backbone], name: str, tokens: int, batch: int, rounds: int) -> dict[str, Any]:
-    """One method at one budget, in turns with the uncompressed model."""
-    backbone = load()
+def measure(session: Session, cases: list[Mapping[str, Any]]) -> None:
+    """Adds a row for each of the cases, all of one batch and in turns with the plain model."""
+    if tuner_layers(session.load().model):
+        session.load(fresh=True)
+    backbone, batch = session.load(), cases[0]["batch"]
+    rounds = session.options.rounds * (3 if cases[0]["method"] == "none" else 1)
     inputs, one = latency.example(backbone, batch, TEXT), latency.example(backbone, 1, TEXT)
-    torch.manual_seed(SEED)
-    method = build(name, nearest(name, tokens, backbone), backbone.shape).to(backbone.device, backbone.dtype).eval()
-    promised = work(backbone, build("none", None, backbone.shape), one) / work(backbone, method, one)
-    on_cpu = backbone.device.type == "cpu"
+    under = [built(case["method"], case["asked"], backbone) for case in cases]
+    whole = work(backbone, build("none", None, backbone.shape), one)
+    own: list[list[float]] = [[] for _ in cases]
 
-    def clock() -> float:
-        latency.synchronise(backbone.device)
-        return time.process_time() if on_cpu else time.perf_counter()
+    def metered(number: int) -> Callable[[], None]:
+        run = prefill(backbone, inputs, under[number])
 
-    def seconds(run: Callable[[], None]) -> float:
-        start = clock()
-        run()
-        return clock() - start
+        def meter() -> None:
+            with parts.metering(backbone, under[number], session.clock, decoder=False) as spent:
+                run()
+            own[number].append(spent[parts.METHOD])
 
-    plain, compressed = prefill(backbone, inputs, None), prefill(backbone, inputs, method)
-    method.attach(backbone)
-    plain(), compressed()
-    gains, own = [], []
-    for turn in range(rounds):
-        runs = [plain, compressed] if turn % 2 == 0 else [compressed, plain]
-        spent = {run: seconds(run) for run in runs}
-        gains.append(spent[plain] / spent[compressed])
-        with parts.metering(backbone, method, clock, decoder=False) as regions:
-            compressed()
-        own.append(regions[parts.METHOD] / spent[plain])
-    return {
-        "method": name,
-        "tokens": method.tokens,
-        "promised": round(promised, 4),
-        "measured": quartiles(gains),
-        "realised": round(statistics.median(gains) / promised, 4),
-        "own": quartiles(own),
-    }
+        return meter
+
+    runs = {None: prefill(backbone, inputs, None), **{number: metered(number) for number in range(len(cases))}}
+    spent = list(session.turns(runs, rounds))
+    for number, (case, method) in enumerate(zip(cases, under, strict=True)):
+        gains = [turn[None] / turn[number] for turn in spent]
+        promised = whole / work(backbone, method, one)
+        shares = [mine / turn[None] for mine, turn in zip(own[number][-rounds:], spent, strict=True)]
+        session.add({
+            **case,
+            "tokens": method.tokens,
+            "promised": round(promised, 4),
+            "measured": quartiles(gains),
+            "realised": round(statistics.median(gains) / promised, 4),
+            "own": quartiles(shares, 5),
+            "plain_s": round(statistics.median(turn[None] for turn in spent), 4),
+            "rounds": rounds,
+        })  # fmt: skip
+
+
+def groups(cases: Iterable[Mapping[str, Any]], backbone: Backbone) -> Iterator[list[Mapping[str, Any]]]:
+    """Cases that take turns with each other: of one batch, at most `TOGETHER`; a method with adapters is by itself."""
+    group: list[Mapping[str, Any]] = []
+    for case in cases:
+        alone = {each["method"] for each in (*group, case) if each["method"] == "none" or adapted(each, backbone)}
+        apart = alone and {each["method"] for each in (*group, case)} != alone
+        if group and (len(group) == TOGETHER or group[0]["batch"] != case["batch"] or apart or len(alone) > 1):
+            yield group
+            group = []
+        group.append(case)
+    if group:
+        yield group
+
+
+def adapted(case: Mapping[str, Any], backbone: Backbone) -> bool:
+    return make(case["method"], nearest(case["method"], case["asked"], backbone), backbone.shape).adapter is not None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--backbone", default="llava15_7b")
-    parser.add_argument("--image-size", default=None, help="of a family of dynamic resolution")
-    parser.add_argument("--width", type=int, default=8, help="what the widths are divided by")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
+    parser = arguments(__doc__, rounds=5)
     parser.add_argument("--methods", nargs="*", default=[], help="default: every registered one")
     parser.add_argument("--tokens", type=int, nargs="*", default=[16, 64, 192])
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--batch", type=int, nargs="*", default=[1])
     options = parser.parse_args()
-    if options.device == "cpu":
-        torch.set_num_threads(1)
-    words = ["action=profile", f"backbone={options.backbone}", "weights=random", f"profile.width={options.width}"]
-    words += [f"device={options.device}", f"dtype={options.dtype}"]
-    words += [f"backbone.image_size={options.image_size}"] if options.image_size else []
-    job, began = parse(words), time.perf_counter()
-    held: list[Backbone] = []
+    session = Session(options, ("method", "asked", "batch"), text_tokens=TEXT)
+    cases = [
+        {"method": name, "asked": tokens, "batch": batch}
+        for batch in options.batch
+        for name in ["none", *(n for n in options.methods or methods.names() if n != "none")]
+        for tokens in distinct(name, options.tokens, session.load())
+    ]
+    for group in groups(session.missing(cases), session.load()):
+        measure(session, group)
 
-    def load(fresh: bool = False) -> Backbone:
-        if fresh:
-            held.clear()
-        if not held:
-            held.append(job.load()[0])
-        return held[0]
 
-    rows: list[dict[str, Any]] = []
-    for name in options.methods or methods.names():
-        for tokens in [0] if name == "none" else options.tokens:
-            try:
-                row = measure(load, name, tokens, options.batch, options.rounds)
-            except UserError as error:  # adapters of another method are in the way: once more on a fresh model
-                if "adapters" not in str(error):
-                    row = {"method": name, "tokens": tokens, "refused": str(error)}
-                else:
-                    load(fresh=True)
-                    row = measure(load, name, tokens, options.batch, options.rounds)
-            print(json.dumps(row), flush=True)
-            rows.append(row)
-    result = {
-        "command": " ".join(["python", "benchmarks/speed/promised.py", *sys.argv[1:]]),
-        "seconds": round(time.perf_counter() - began),
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else options.device,
-        "dtype": options.dtype,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "batch": options.batch,
-        "rounds": options.rounds,
-        "visual_tokens": load().shape.visual_tokens,
-        "text_tokens": TEXT,
-        "rows": rows,
-    }
-    if options.out:
-        results.write_json(options.out, result)
+def distinct(name: str, budgets: list[int], backbone: Backbone) -> list[int]:
+    """Those of the budgets that are not the same to the method as an earlier one."""
+    return list({nearest(name, tokens, backbone): tokens for tokens in reversed(budgets)}.values())[::-1]
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
 The rows have embeddings and names, no tokens and thumbnails: those are read for the images that are shown, and cost a
 search nothing else. Embeddings are drawn as pooled summaries are distributed: in groups (images of like things), in few
 of all directions (a spectrum that falls as 1/k), around a mean that all share. Queries are drawn from the same groups.
-Recall is against all cosines in float32. Searches run in a process of their own, whose largest memory is told. Beside the
-time that passes stands the processor's, of all threads together, which other programs don't lengthen.
+Recall is against all cosines in float32. Searches run in a process of their own, whose largest memory is told. Beside
+the time that passes stands the processor's, of all threads together, which other programs don't lengthen.
 
 The four stages of a size stay in its folder, so a run that is stopped goes on where it was, and each can be run alone;
 a size that `--out` has is not measured again. A table is deleted when its size is done.

@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import evidence
 import readme
 import support
 
@@ -37,6 +38,8 @@ def page(name: str, root: Path) -> str:
         idea(cls),
         "## Try it",
         commands(name, cls),
+        "## What stands behind it",
+        evidence.section(name, root),
         "## Options, with their defaults",
         options(name),
         "## Where it works",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,26 @@ def run_of(runs: Sequence[Run], method: str, tokens: int) -> Run | None:
     return min(mine, key=lambda r: (r.label != method, r.label), default=None)
 
 
-def part(root: Path, runs: Sequence[Run]) -> str:
-    """The page's tables, one a paper, and how many pairs agree."""
-    orders = yaml.safe_load((root / FILE).read_text(encoding="utf-8"))
+@dataclass(frozen=True)
+class Judged:
+    """A pair of methods that a paper puts in order, and what the committed runs say of it.
+
+    Attributes:
+        source: the paper and its table; tokens: the budget on pocket.
+        methods: the better one in the paper, then the worse.
+    """
+
+    source: str
+    tokens: int
+    methods: tuple[str, str]
+    judgement: claims.Judgement
+
+
+def judged(root: Path, runs: Sequence[Run]) -> list[Judged]:
+    """Every pair of every paper, in the order of the file."""
     statements, rows = [], []
     outcomes: dict[tuple[str, int], dict[int, claims.Outcome]] = {}
-    for order in orders:
+    for order in entries(root):
         for tokens, better, worse, paper in pairs(order):
             for method in (better, worse):
                 run = run_of(runs, method, tokens)
@@ -60,22 +75,38 @@ def part(root: Path, runs: Sequence[Run]) -> str:
                     outcomes[method, tokens] = {0: claims.Outcome.read(run.path.parent)}
             about = f"{better} over {worse}"
             statements.append(Claim(about, paper, f"{better}-{tokens}", f"{worse}-{tokens}", (order["tasks"],)))
-            rows.append((order["source"], tokens))
+            rows.append((order["source"], tokens, (better, worse)))
     judgements = claims.judge(statements, {f"{method}-{tokens}": runs for (method, tokens), runs in outcomes.items()})
+    return [Judged(*row, judgement) for row, judgement in zip(rows, judgements, strict=True)]
+
+
+def entries(root: Path) -> list[dict[str, Any]]:
+    """The papers' tables."""
+    orders: list[dict[str, Any]] = yaml.safe_load((root / FILE).read_text(encoding="utf-8"))
+    return orders
+
+
+def part(root: Path, runs: Sequence[Run]) -> str:
+    """The page's tables, one a paper, and how many pairs agree."""
+    every = judged(root, runs)
     lines = []
-    for order in orders:
+    for order in entries(root):
         cells = [
-            [str(tokens), j.claim.text, j.claim.paper, *_difference(j), j.verdict]
-            for (source, tokens), j in zip(rows, judgements, strict=True)
-            if source == order["source"]
+            [str(one.tokens), j.claim.text, j.claim.paper, *_difference(j), j.verdict]
+            for one in every
+            if (j := one.judgement) and one.source == order["source"]
         ]
         header = ["tokens", "better over worse", "paper", "difference on pocket", "p (Holm)", "pocket"]
         lines += [f"**{order['source']}**, {order['about']}.", "", tables.markdown(header, cells), ""]
-    counts = Counter(j.verdict for j in judgements)
-    totals = ", ".join(
+    return "\n".join([*lines, f"Of {len(every)} pairs: {totals(every)}."]) + "\n"
+
+
+def totals(every: Sequence[Judged]) -> str:
+    """`22 agrees, 6 disagrees, …`."""
+    counts = Counter(one.judgement.verdict for one in every)
+    return ", ".join(
         f"{counts[name]} {name}" for name in (claims.AGREES, claims.DISAGREES, claims.OPEN, claims.MISSING)
     )
-    return "\n".join([*lines, f"Of {len(judgements)} pairs: {totals}."]) + "\n"
 
 
 def _difference(judgement: claims.Judgement) -> list[str]:

@@ -8,8 +8,9 @@ A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`: `result` is
 order of methods against that of the runs, `claims` what the papers conclude, `pairs` Fwd2Bot and Victor against others
 at equal tokens, `stages` what LLaVolta's stages cost and what they lead to, `shape` the memory of every method on a
 LLaVA-1.5 of 7B's shape, `suites` what the benchmark suites are made of, `floors` what can be guessed at pocket's tasks.
-They are made of committed files; `support`, which method works on which family, of the code (`support.py`). `store_…`
-are made by `store_tables.py`.
+They are made of committed files; `support`, which method works on which family, of the code (`support.py`); `evidence`,
+what stands behind each method, of both (`evidence.py`). `store_…` are made by `store_tables.py`, `speed_…`, what
+docs/speed.md states, by `speed.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 import orders
 import pocket
+import speed
 import store_tables
 import verdicts
 
@@ -46,6 +48,7 @@ PAGES = (
             "backbones",
             "methods",
             "reliability",
+            "speed",
             "store",
         )
     ),
@@ -118,7 +121,7 @@ def sweep_part(root: Path) -> str:
     others = [r for r in setting.runs if r.tokens not in budgets]
     lines = []
     for tokens in budgets:
-        table = tables.markdown(*ranking(setting, [r for r in setting.runs if r.tokens == tokens]))
+        table = tables.markdown(*ranking(setting, [r for r in setting.runs if r.tokens == tokens], root))
         if absent := _absent(setting, tokens):
             table += f"\n\n{absent}"
         heading = f"{tokens} of {number(setting.runs[0].result['budget']['visual_tokens_in'])} visual tokens"
@@ -127,12 +130,18 @@ def sweep_part(root: Path) -> str:
         else:
             lines += [f"<details><summary><b>{heading}</b></summary>", "", table, "", "</details>", ""]
     if others:
-        lines += ["**No compression, and other budgets**", "", tables.markdown(*ranking(setting, others)), ""]
+        lines += ["**No compression, and other budgets**", "", tables.markdown(*ranking(setting, others, root)), ""]
+    quicker = "the speed-up is that of the time to the first token of one row, own work the method's share of it"
+    if speed.rows(root, "promised"):
+        quicker = (
+            "the speed-up is that to the first token at the shape of LLaVA-1.5 7B with the same share of its visual "
+            "tokens ([Speed](speed.md)), as pocket is too small to show one; own work is the method's share of the "
+            "time on pocket"
+        )
     lines.append(
         "Sorted by the mean of all tasks. ± is half a 95 % confidence interval; FLOPs are those of a prefill, decoder "
-        "and method, relative to no compression; the speed-up is that of the time to the first token of one row, own "
-        f"work the method's share of it. {len(setting.runs)} runs over {len(setting.tasks)} tasks, from "
-        f"[{RESULTS}](../{RESULTS}); with p-values, task by task: "
+        f"and method, relative to no compression; {quicker}. {len(setting.runs)} runs over {len(setting.tasks)} tasks, "
+        f"from [{RESULTS}](../{RESULTS}); with p-values, task by task: "
         f"`python -m vtc action=report report.inputs=[{RESULTS}]`."
     )
     lines += [f"\n{note[0].upper()}{note[1:]}." for note in setting.notes]
@@ -140,22 +149,26 @@ def sweep_part(root: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def ranking(setting: Setting, runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Some runs by their mean score, the best first: header and rows, without single tasks."""
-    means, shown = tables.columns(setting)[1:], tables.costs(setting)
+def ranking(setting: Setting, runs: Sequence[Run], root: Path) -> tuple[list[str], list[list[str]]]:
+    """Some runs by their mean score, the best first: header and rows, without single tasks. The speed-up is that at the
+    shape of a real model (`speed.py`): pocket is too small to show one."""
+    means, shown = tables.columns(setting)[1:], dict(tables.costs(setting))
+    full = float(setting.runs[0].result["budget"]["visual_tokens_in"])
+    if "speed-up" in shown and speed.rows(root, "promised"):
+        shown["speed-up"] = lambda run: speed.speedup(root, run.method, (run.tokens or full) / full)
     header = [
         "method",
         "mean",
         "retained",
         *(tables.GROUP_TITLES.get(g, g) for g in means),
-        *(name for name, _ in shown),
+        *shown,
     ]
     several = len({r.tokens for r in runs}) > 1
     rows = []
     for run in sorted(runs, key=lambda r: -r.score().value):
         row = [run.label, tables.interval(run.score()), tables.percent(run.retained())]
         row += [tables.interval(run.score(group)) for group in means]
-        row += [show(run) for _, show in shown]
+        row += [show(run) for show in shown.values()]
         rows.append([row[0], number(run.tokens), *row[1:]] if several else row)
     return ([header[0], "tokens", *header[1:]] if several else header), rows
 
@@ -337,6 +350,13 @@ def support_part(root: Path) -> str:
     return support.part()
 
 
+def evidence_part(root: Path) -> str:
+    """What stands behind each method."""
+    import evidence  # imports every method's class, and so torch
+
+    return evidence.part(root)
+
+
 def attack_part(root: Path) -> str:
     """What became of every kind of attack."""
     if not (root / ATTACK).is_file():
@@ -363,7 +383,9 @@ PARTS: dict[str, Callable[[Path], str]] = {
     **store_tables.PARTS,
     "suites": suites_part,
     "support": support_part,
+    "evidence": evidence_part,
     "options": options_part,
+    **speed.PARTS,
 }
 
 
@@ -392,6 +414,7 @@ def main(argv: list[str]) -> int:
     if setting is not None and len(setting.runs) > 1:
         for axis in ("tokens", "flops"):
             plots.pareto(setting, axis, root / image(axis))
+    speed.plot(root)
     for name in PAGES:
         if name in stale:
             results.write_text(root / name, stale[name])

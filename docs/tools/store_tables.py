@@ -74,7 +74,8 @@ def scale_part(root: Path) -> str:
         far.append(
             f"Width {width}, by the slope between {before['rows']:,} and {last['rows']:,} rows: at 10⁹ rows "
             f"{_bytes(FAR * last['bytes'] / last['rows'])} on the disk, an index in {_time(build)} "
-            f"(rows to the power of {power:.2f}), a search in {_time(found / 1000)} of processor time (power {slope:.2f}).\n"
+            f"(rows to the power of {power:.2f}), a search in {_time(found / 1000)} of the processor's time "
+            f"(power {slope:.2f}).\n"
         )
     header = [
         "width",

@@ -132,10 +132,12 @@ def test_methods_of_the_tower_say_no_by_name(size: int | None) -> None:
         ("qwen2vl_7b", 8291, 28, 28, 4, 28),
         ("qwen25vl_3b", 3755, 36, 16, 2, 28),
         ("qwen25vl_7b", 8292, 28, 28, 4, 28),
+        ("qwen25vl_32b", 33453, 64, 40, 8, 28),
         ("qwen25vl_72b", None, 80, 64, 8, 28),
         ("qwen3vl_2b", 2128, 28, 16, 8, 32),
         ("qwen3vl_4b", 4438, 36, 32, 8, 32),
         ("qwen3vl_8b", 8767, 36, 32, 8, 32),
+        ("qwen3vl_32b", 33357, 64, 64, 8, 32),
     ],
 )
 def test_released_sizes_need_no_network(

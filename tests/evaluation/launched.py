@@ -57,7 +57,7 @@ def perform(command: list[str], fault: str | None) -> dict[str, int]:
 
     with mock.patch.object(VtcModel, "_answer", counted), mock.patch.object(cli, "job_of", quick):
         if fault == "load" and RANK == 1:
-            with mock.patch.object(scorer, "load", broken):
+            with mock.patch.object(scorer, "lent", broken):
                 code = main(command)
         elif fault == "measure":
             with mock.patch.object(run, "efficiency_of", failing):

@@ -10,9 +10,12 @@ import pytest
 
 from vtc import profiling, results
 from vtc.configuration import parse
+from vtc.errors import MethodFailure
 from vtc.evaluation import evaluate, run_folder
 from vtc.evaluation import run as running
+from vtc.interface import TokenPruner
 from vtc.job import uncompressed
+from vtc.registry import methods
 from vtc.settings import ProfileSettings
 from vtc.statistics import compare
 
@@ -195,6 +198,20 @@ def test_bad_samples_are_in_the_file_and_on_the_screen(config, data, tmp_path, c
     assert "sample existence-1 set aside" in out and "1 bad samples are not in the scores" in out
 
 
+def test_a_method_that_fails_is_the_cause_and_no_sample_is(config, capsys, monkeypatch):
+    class Fails(TokenPruner):
+        name = "fails"
+
+        def score(self, tokens, context):
+            raise ZeroDivisionError("mine")
+
+    monkeypatch.setitem(methods._registered, "fails", Fails)
+    where = r"\(test_evaluate.py, line \d+, in score\)"
+    with pytest.raises(MethodFailure, match=f"method=fails fails: ZeroDivisionError: mine {where}; see action=check"):
+        evaluate(config("method=fails", "tokens=16", "benchmark.tasks=[pocket_existence]", "costs=none"))
+    assert "set aside" not in capsys.readouterr().out
+
+
 def test_importing_the_package_imports_nothing_heavy():
     heavy = "('torch', 'transformers', 'lmms_eval', 'datasets')"
     code = f"import sys, vtc.evaluation; print([m for m in {heavy} if m in sys.modules])"
@@ -230,7 +247,9 @@ def test_new_costs_are_measured_beside_the_scores_there_are(finished, config, mo
 
 @pytest.mark.parametrize("broken", [None, "baseline", "fastv"])
 def test_no_model_is_left_when_the_next_one_is_loaded(broken, weights, data, tmp_path, monkeypatch, capsys):
-    """A sweep's jobs, their baselines, and one that fails."""
+    """A sweep's jobs, their baselines, and one that fails: jobs of the same settings share a model, of which one at a
+    time is in memory, and none when the sweep is over."""
+    import gc
     import weakref
 
     from transformers import LlavaForConditionalGeneration
@@ -255,7 +274,9 @@ def test_no_model_is_left_when_the_next_one_is_loaded(broken, weights, data, tmp
     monkeypatch.setattr(LlavaForConditionalGeneration, "from_pretrained", loading)
     monkeypatch.setattr(VtcModel, "generate_until", answering)
     monkeypatch.setattr("vtc.evaluation.run.ProfileSettings", lambda **_: QUICK)
-    words = ["-m", "method=random,fastv,divprune", "tokens=16", f"output_dir={tmp_path}", f"benchmark.data={data}"]
+    words = ["-m", "backbone.dtype=float32,bfloat16", "method=random,fastv", "tokens=16", f"output_dir={tmp_path}"]
     words += ["benchmark.tasks=[pocket_existence]", "benchmark.limit=2", f"backbone.pretrained={weights}"]
-    assert (main([*words, "backbone.device=cpu"]) == 0) is (broken is None)
-    assert len(models) >= 4 and left == [0] * len(models)
+    assert (main([*words, f"benchmark.data={data}", "backbone.device=cpu"]) == 0) is (broken is None)
+    assert len(models) == 2 and left == [0, 0]
+    gc.collect()
+    assert not any(model() for model in models)

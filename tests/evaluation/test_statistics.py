@@ -121,3 +121,23 @@ def test_samples_are_paired_where_the_question_is_the_same():
 
 def test_families_are_corrected_each_by_its_own_number():
     assert statistics.holm([0.01, 0.02, 0.04, None], [4, 4, 16, 16]) == pytest.approx([0.02, 0.02, 0.04, None])
+
+
+@pytest.mark.parametrize("count", [20, 300, 900])
+def test_the_characteristic_function_and_the_shift_algorithm_count_the_same(count: int, monkeypatch) -> None:
+    from vtc.statistics import scores
+
+    rng = np.random.default_rng(count)
+    differences = np.where(
+        rng.random(count) < 0.8, rng.choice([-1.0, 1.0], count, p=[0.46, 0.54]), rng.normal(size=count)
+    )
+    fast = statistics.sign_flips(differences)
+    monkeypatch.setattr(scores, "PRECISE", 9.0)  # never by cosines
+    assert fast == pytest.approx(statistics.sign_flips(differences), rel=1e-7)
+
+
+def test_a_p_value_that_is_surely_small_is_bounded() -> None:
+    differences = np.ones(100)
+    exact, bound = statistics.sign_flips(differences), statistics.sign_flips(differences, least=1e-12)
+    assert exact == pytest.approx(2.0**-99) and exact < bound == pytest.approx(2 * np.exp(-50)) < 1e-12
+    assert statistics.sign_flips(np.ones(30), least=1e-12) == pytest.approx(2.0**-29), "not surely small: counted"

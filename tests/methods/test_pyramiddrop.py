@@ -49,6 +49,47 @@ def test_equals_masks_over_what_the_last_token_attends_to_least(kv_heads: int, l
         assert (got[row, real][text] - expected[text]).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize(("layers", "ratios", "counts"), [([1, 2, 3], [0.6, 0.3], [10, 5, 3]), ([1, 3], None, [7, 3])])
+def test_renumbered_equals_a_sequence_that_only_ever_had_what_is_left(layers, ratios, counts) -> None:
+    """From each stage on the tokens are numbered 0, 1, 2 …; the next stage ranks them by these numbers."""
+    backbone = tiny_backbone(kv_heads=2)
+    inputs = batch(backbone)
+    options = {"layers": layers, "layer_scale": "none", "ratios": ratios, "renumber": True}
+    method = build("pyramiddrop", 3, backbone.shape, **options)
+    assert [method.layer_tokens()[layer] for layer in layers] == counts
+    with torch.no_grad(), compressing(backbone, method) as engine:
+        got = backbone.model(**inputs, position_ids=(inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)).logits
+        assert [[layer[0] for layer in engine.report.layers][layer] for layer in layers] == counts
+    for row in range(3):
+        real = inputs["attention_mask"][row].bool()
+        ids = inputs["input_ids"][row, real]
+        text, left = ids != backbone.image_token_id, [torch.ones(len(ids), dtype=torch.bool)]
+
+        def stage(layer: int, count: int, text=text, left=left):
+            def drop(hidden, position):
+                weights = one_layer_weights(backbone, hidden, position, layer)[:, -1].mean(0)
+                score = torch.full((len(text),), -1.0)
+                score[left[0]] = weights
+                there = text.clone()
+                there[score.masked_fill(text, -1).topk(count).indices] = True
+                kept, left[0] = there[left[0]], there
+                return hidden[kept], torch.arange(int(kept.sum()))
+
+            return drop
+
+        with torch.no_grad():
+            x = embedded(backbone, ids, inputs["pixel_values"][row : row + 1])
+            changes = {layer: stage(layer, count) for layer, count in zip(layers, counts, strict=True)}
+            expected = backbone.model.lm_head(decoder(backbone, x, torch.arange(len(ids)), changes=changes))
+        assert (got[row, real][text] - expected[text[left[0]]]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("ratios", [[0.5], [0.3, 0.5], [0.5, 1.5], "0.5,0.2", [True, 0.1]])
+def test_ratios_that_cannot_be_are_named(ratios) -> None:
+    with pytest.raises(UserError, match="method.ratios=.*: (allowed|2 stages come before the last)"):
+        build("pyramiddrop", 5, tiny_backbone(depth=32).shape, ratios=ratios)
+
+
 def test_an_eighth_is_the_papers_pyramid() -> None:
     shape = tiny_backbone(depth=32, grid=24).shape
     method = build("pyramiddrop", None, shape)

@@ -1,13 +1,11 @@
 """The report's page in a browser: headless Chromium does what a reader would, and the numbers are those of the results.
 
-`VTC_BROWSER` names the browser's program, else it is looked for on PATH. Where there is none these tests are skipped,
-unless `VTC_BROWSER_REQUIRED=1`.
+Where there is no browser (`reader.py`) these tests are skipped, unless `VTC_BROWSER_REQUIRED=1`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -15,19 +13,14 @@ import numpy as np
 import pytest
 from fabricated import make
 from PIL import Image, ImageDraw
+from reader import NEEDED, Reader
 
 from vtc import results
 from vtc.cli import main
 from vtc.data.pictures import hash_picture
 
 EVIL = '"><img src=x onerror=window.hurt=1><script>window.hurt=1</script>{{7*7}}'
-BROWSER = os.environ.get("VTC_BROWSER") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-REQUIRED = os.environ.get("VTC_BROWSER_REQUIRED") == "1"
-pytestmark = pytest.mark.skipif(
-    BROWSER is None and not REQUIRED, reason="no browser on PATH, and VTC_BROWSER isn't set"
-)
+pytestmark = NEEDED
 
 TASK, SIDE, PATCHES = "own_exact_match", 80, 8
 OBJECTS = [
@@ -116,59 +109,6 @@ def folder(tmp_path_factory) -> Path:
     words = [f"report.inputs=[{root / 'runs'}]", f"report.output={root / 'report'}", 'report.title="A <b>title</b>"']
     assert main(["action=report", *words]) == 0
     return root
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    assert BROWSER, "VTC_BROWSER_REQUIRED=1, and there is no browser"
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
-
-
-class Reader:
-    """A page that is open, and what the browser complained of."""
-
-    def __init__(self, browser, file: Path, address: str = "", width: int = 1400) -> None:
-        self.page = browser.new_context(viewport={"width": width, "height": 900}).new_page()
-        self.complaints: list[str] = []
-        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
-        self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
-        self.page.on(
-            "request",
-            lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else self.complaints.append(r.url),
-        )
-        self.page.goto(f"file://{file}{address}")
-        self.page.wait_for_selector("body[data-ready]")
-
-    def rows(self) -> list[list[str]]:
-        return self.page.eval_on_selector_all(
-            "#board-table tbody tr", "rows => rows.map(r => [...r.cells].map(c => c.innerText.trim()))"
-        )
-
-    def names(self) -> list[str]:
-        return [row[1].split()[0] for row in self.rows()]
-
-    def drawn(self, figure: str) -> list[dict]:
-        """The traces of a figure, scrolled to and drawn."""
-        self.page.eval_on_selector(f"#{figure}", "e => e.scrollIntoView()")
-        self.page.wait_for_selector(f"#{figure}[data-drawn]")
-        self.page.wait_for_timeout(150)
-        return self.page.eval_on_selector(
-            f"#{figure}",
-            "e => (e.data ?? []).map(t => ({name: t.name, meta: t.meta, x: [...t.x], y: [...t.y], z: t.z}))",
-        )
-
-    def questions(self) -> list[str]:
-        return self.page.eval_on_selector_all(".sample h3", "all => all.map(e => e.innerText)")
-
-    def done(self) -> None:
-        assert self.page.evaluate("window.hurt") is None, "a text of a result became markup"
-        assert self.complaints == []
-        self.page.context.close()
 
 
 @pytest.fixture

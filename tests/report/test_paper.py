@@ -13,7 +13,8 @@ from vtc import results, shipped
 from vtc.cli import main
 from vtc.errors import UserError
 from vtc.registry import methods
-from vtc.report import paper
+from vtc.report import paper, view
+from vtc.report.collection import collect
 from vtc.report.runs import Run
 
 COLUMNS = ["source", "page", "section", "block", "row", "column", "benchmark", "metric", "value", "spread", "unit",
@@ -96,6 +97,14 @@ def test_ours_stand_beside_the_same_backbone_method_tokens_and_benchmark(tmp_pat
     assert {"llavolta_table3", "llavolta_table5"} <= drawn and not any(name.startswith("fwd2bot") for name in drawn)
     other = Run.read(llava(tmp_path / "other", tokens=16))
     assert not [row for row in paper.side_by_side("llavolta_table3", [other])[1] if row[-1]], "other tokens"
+
+
+def test_the_page_draws_them_behind_ours_in_the_unit_of_the_task(tmp_path):
+    llava(tmp_path)
+    (setting,), _ = collect([tmp_path])
+    drawn = {(row["task"], row["score"], row["tokens"]): row for row in view.printed_view(setting)}
+    assert ("gqa", 0.6, 72.0) in drawn and ("mme", 1450.0, 72.0) in drawn
+    assert "Average Pooling" in drawn["gqa", 0.6, 72.0]["label"] and "llavolta" in drawn["gqa", 0.6, 72.0]["where"]
 
 
 def test_every_number_of_retrieval_and_of_hard_captions_has_a_metric_of_ours(tmp_path):

@@ -37,8 +37,8 @@ def test_the_command_writes_everything(sweep: Path, tmp_path: Path, capsys, monk
     out = capsys.readouterr().out
     folder = sweep / "report"
     names = {p.name for p in folder.iterdir()}
-    plots_of = {f"pareto-{axis}-pocket-on-pocket{s}" for axis in plots.AXES for s in (".png", ".svg", ".pdf")}
-    assert names == {"table.csv", "table.md", "table.tex", "index.html"} | plots_of
+    kinds = ("pareto-tokens", "pareto-flops", "curves", "tasks", "significance")
+    assert names == {"table.csv", "table.md", "table.tex", "index.html"} | {f"{k}-pocket-on-pocket.png" for k in kinds}
     for word in ("fwd2bot", "victor", "llavolta", "fastv", "retained", "13 runs"):
         assert word in out
 
@@ -56,6 +56,25 @@ def test_the_command_writes_everything(sweep: Path, tmp_path: Path, capsys, monk
     assert page.count('id="plotly"') == 1 and page.count('id="datatables"') == 1
     assert "http://" not in page and "https://" not in page and '.png"' not in page, "one file, nothing to fetch"
     assert (folder / "table.md").read_text().count("| fwd2bot |") >= 3
+
+
+def test_figures_for_a_paper(sweep: Path, tmp_path: Path, monkeypatch) -> None:
+    """Each figure that the results have the numbers for, in each kind of file; letters of a PDF stay letters."""
+    for path in sorted(sweep.rglob("fastv*/result.json")) + sorted(sweep.rglob("victor*/result.json")):
+        result = json.loads(path.read_text())
+        result["checkpoint"] = {"manifest": {"seconds": 3600.0 if "fastv" in str(path) else 7200.0}}
+        costs = {"kv_cache_bytes": 1000, "ttft_ms": {"median": 0.8}, "throughput": {"2": 10.0, "128": 20.0}}
+        result["efficiency"] |= costs
+        path.write_text(json.dumps(result))
+    monkeypatch.chdir(tmp_path)
+    assert main(["action=report", "report.figures=[svg,pdf]", "report.samples=0"]) == 0
+    drawn = {p.name for p in (sweep / "report").iterdir() if p.suffix in (".png", ".svg", ".pdf")}
+    kinds = [*(f"pareto-{axis}" for axis in plots.AXES), "curves", "tasks", "significance", "training"]
+    assert drawn == {f"{kind}-pocket-on-pocket{s}" for kind in kinds for s in (".svg", ".pdf")}
+    assert all("victor" in (sweep / f"report/{kind}-pocket-on-pocket.svg").read_text() for kind in kinds)
+    assert main(["action=report", "report.figures=[]", "report.output=none"]) == 0
+    assert not list(Path("none").glob("*.png"))
+    assert main(["action=report", "report.figures=[gif]"]) == 2
 
 
 def test_it_says_what_it_is_doing(sweep: Path, tmp_path: Path, capsys, monkeypatch) -> None:
@@ -132,7 +151,8 @@ def test_methods_at_one_budget_stand_side_by_side(tmp_path: Path, count: int, mo
     assert plots.pareto(setting, "tokens", tmp_path / "plot.png") is not None
     ax = figures[0].axes[0]
     low, high = ax.get_xlim()
-    places = [x for line in ax.lines if len(line.get_xdata()) == 1 for x in line.get_xdata()]
+    drawn = [line for line in ax.lines if len(line.get_xdata()) == 1 or line.get_label() == "others"]
+    places = [x for line in drawn for x in line.get_xdata() if math.isfinite(x)]
     assert low < min(places) < 16 < max(places) < high < 32 and len({round(x, 6) for x in places}) == count
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["16"]
     named = ax.get_legend_handles_labels()[1]

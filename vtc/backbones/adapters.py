@@ -27,6 +27,18 @@ def activate(layers: list[Any], names: list[str]) -> None:
         layer._active_adapter = names
 
 
+def remove(module: nn.Module) -> None:
+    """Takes all adapters out again: the layers beneath them are in their places as before."""
+    tuners = set(map(id, tuner_layers(module)))
+    if not tuners:
+        return
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if id(child) in tuners:
+                setattr(parent, name, child.base_layer)
+        parent.__dict__.pop("peft_config", None)
+
+
 @contextmanager
 def _active(layers: list[Any], names: list[str]) -> Iterator[None]:
     """These adapters, then those of before."""

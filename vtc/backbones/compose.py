@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc.backbones.loading import auto_config, reading, refuse_missing
+from vtc.backbones.quiet import quiet
 from vtc.errors import UserError, unknown
 from vtc.folders import replacing
 from vtc.settings import DTYPES
@@ -83,7 +84,7 @@ def compose(language_model: str, vision_tower: str, out: str | Path, seed: int =
     tower = _weights("--vision-tower", vision_tower, TOWERS[_family(vision)], vision, kind)
     decoder = _weights("--language-model", language_model, "AutoModelForCausalLM", text, kind)
     model = _join(decoder, tower, processor, known, seed)
-    with _quiet(), _writing(out), replacing(out) as folder:
+    with quiet(), _writing(out), replacing(out) as folder:
         model.save_pretrained(folder, max_shard_size=SHARD)
         processor.save_pretrained(folder)
     return out
@@ -162,7 +163,7 @@ def _weights(key: str, source: str, cls: str, config: Any, dtype: torch.dtype) -
     """The model of that class, every parameter read from `source`."""
     import transformers
 
-    with reading(key, source), _quiet():
+    with reading(key, source), quiet():
         model, report = getattr(transformers, cls).from_pretrained(
             source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
@@ -231,19 +232,6 @@ def _writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"--out={out}: can't be written ({error.strerror or error})") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' warnings: that the text half of CLIP isn't used is the point."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,6 +37,7 @@ class Idefics3(Tiled):
 
     model_type, model_class = "idefics3", "Idefics3ForConditionalGeneration"
     version = 1
+    tower_outputs = ("last_hidden_state",)
     most_tiles = 4
     decoder, projector, vision_tower = part("model.text_model"), part("model.connector"), part("model.vision_model")
     template, turn_end = "{{ bos_token }}" + MESSAGES, "<end_of_utterance>"

@@ -1,4 +1,5 @@
-"""InternVL3 (arXiv 2504.10479), as transformers has it: InternViT, pixel shuffle, two-layer projector, Qwen2 decoder.
+"""InternVL3 (arXiv 2504.10479) and InternVL3.5 (2508.18265), as transformers has them: InternViT, pixel shuffle, a
+projector of two layers, a Qwen2 or Qwen3 decoder.
 
 A picture becomes up to 12 tiles of 448×448 pixels in the arrangement nearest to its aspect, and beside more than one of
 them the whole picture in small. Four patches are one visual token (pixel shuffle): 256 a tile. All tiles of a picture
@@ -25,6 +26,7 @@ class InternVL(Tiled):
 
     model_type, model_class = "internvl", "InternVLForConditionalGeneration"
     version = 1
+    tower_outputs = ("last_hidden_state", "hidden_states")
     most_tiles = 3  # 3·3 of the 12 tiles that the processor makes at most
     image_text, video_text = "<IMG_CONTEXT>", "<video>"
     template = chatml("<IMG_CONTEXT>\n", "<video>\n")

@@ -17,6 +17,7 @@ class Llava(Backbone):
 
     model_type, model_class = "llava", "LlavaForConditionalGeneration"
     version = 1
+    tower_outputs = ("hidden_states",)
 
     @classmethod
     def shape_from(cls, config: Any, name: str) -> BackboneShape:

@@ -46,6 +46,8 @@ class Parts:
             without videos has None.
         position_axes: of the decoder's position ids; 3 for M-RoPE.
         linear_layers: names of the linear layers in a layer of the decoder.
+        tower_outputs: the entries of the vision tower's output that the family reads, where nothing else of a call of
+            the tower is needed: they can be kept and read again (`vtc.evaluation.towers`); empty: they can't.
     """
 
     image_text: ClassVar[str] = "<image>"
@@ -54,6 +56,8 @@ class Parts:
     linear_layers: ClassVar[tuple[str, ...]] = tuple(
         f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")
     )
+
+    tower_outputs: ClassVar[tuple[str, ...]] = ()
 
     image_size: int | None = None
 
@@ -194,8 +198,11 @@ class Parts:
         for medium, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
             if outputs.get(medium) is None and kwargs.get(pixels) is not None:
                 encode = getattr(self.core, f"get_{medium}_features")
-                names = inspect.signature(encode).parameters
-                outputs[medium] = encode(**{k: kwargs[k] for k in names if kwargs.get(k) is not None}, return_dict=True)
+                names = [*inspect.signature(encode).parameters]
+                call = {k: kwargs[k] for k in names if kwargs.get(k) is not None}
+                if pixels not in names:  # in older versions some families call the frames of a video `pixel_values`
+                    call[names[0]] = kwargs[pixels]
+                outputs[medium] = encode(**call, return_dict=True)
                 kwargs |= {"mm_encoder_outputs": outputs, pixels: None}
         return outputs
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from vtc import folders as places
 from vtc import registry, shipped
+from vtc.cli import refusals
 from vtc.errors import UserError
 from vtc.job import Job, launched
 from vtc.settings import SIDE_BY_SIDE
@@ -96,7 +98,11 @@ def perform(job: Job) -> Any:
     registry.check_packages()
     if is_first() and job.action not in WITHOUT_RESULTS:
         _check_folders(job)
+    if job.action != "evaluate" and (kept := sys.modules.get("vtc.evaluation.loaded")) is not None:
+        kept.let_go()  # of what a sweep's evaluations keep: the memory is this one's
     target, loads = ACTIONS[job.action]
+    if loads or job.action == "train":
+        refusals.check(job, trained=loads)
     if loads:
         job.check()
     module, function = target.split(":")

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elsewhere = any(word.startswith("hydra/launcher=") and word != "hydra/launcher=basic" for word in words)
     try:
         # What an experiment sweeps is among the words: the keys of the command line take the place of its own.
-        with sweeps.watching(sweep, elsewhere and actions.is_first()):
+        with sweeps.watching(sweep, elsewhere and actions.is_first()), staying(sweeping and not elsewhere):
             _hydra([*flags, *words, *["hydra.sweeper.params=null"] * bool(own)], sweep, sweeping)
     except KeyboardInterrupt as interrupt:
         complain("interrupted; finished runs are kept, the same command goes on with the rest")
@@ -153,6 +153,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sweep.failed:
         return 0
     return MISTAKE if all(mistake for *_, mistake in sweep.failed) else 1
+
+
+@contextlib.contextmanager
+def staying(sweeping: bool) -> Iterator[None]:
+    """What the jobs of a sweep load stays for the next ones, until all are done."""
+    if not sweeping:
+        yield
+        return
+    from vtc.evaluation import loaded
+
+    with loaded.sharing():
+        yield
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -32,10 +32,11 @@ class RegisteredModel(VtcModel):
         scorer.check_processes(job)
         job.check()
         backbone, method = scorer.load(job)
-        rows = batch_size if batch_size is not None and str(batch_size).isdigit() else job.batch_size
+        given = batch_size is not None and str(batch_size).isdigit()
+        rows = int(str(batch_size)) if given else job.batch_size
         words = ", ".join(f"{key}={value}" for key, value in sorted(overrides.items()))
         frames = job.backbone.frames or FRAMES
-        super().__init__(backbone, method, int(rows), f"{words}, checkpoint={job.checkpoint}", frames)
+        super().__init__(backbone, method, rows, f"{words}, checkpoint={job.checkpoint}", frames, workers=job.workers)
         harness.quiet_logging()
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:

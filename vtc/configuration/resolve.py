@@ -45,6 +45,8 @@ GENERAL = (
     "retry",
     "seed",
     "batch_size",
+    "workers",
+    "tower_cache",
     "resume",
     "dry_run",
 )  # of the top level, as a job has them

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,31 @@ from vtc.identity import hash_bytes
 LARGEST = 120_000_000  # pixels of a picture; a file of 21 kB can hold more, and would take gigabytes once decoded
 IN_FLIGHT = 240_000_000  # pixels of all pictures that are decoded at a time: 0.7 GB of RGB
 WHITE = (255, 255, 255, 255)
+
+
+class _Meanwhile:
+    """A setting of Pillow's, which it has for the whole process, while at least one thread is inside."""
+
+    def __init__(self, owner: Any, name: str, value: Any) -> None:
+        self.owner, self.name, self.value = owner, name, value
+        self._lock, self._inside, self._before = threading.Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = getattr(self.owner, self.name)
+            self._inside += 1
+            setattr(self.owner, self.name, self.value)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                setattr(self.owner, self.name, self._before)
+
+
+_WHOLE = _Meanwhile(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+_OF_ANY_SIZE = _Meanwhile(Image, "MAX_IMAGE_PIXELS", None)  # our own limit stands, and says what is allowed
 
 Source = Any  # a path, bytes, {"bytes", "path"} as data sets have it, or a picture that is open
 
@@ -62,11 +88,8 @@ def hash_picture(picture: Image.Image) -> str:
 def whole() -> Iterator[None]:
     """A picture that breaks off is an error: other packages tell Pillow, for the whole process, to fill the rest with
     grey."""
-    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
+    with _WHOLE:
         yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def opened(source: Source) -> Image.Image:
@@ -89,13 +112,11 @@ def _open(source: Source) -> Image.Image:
         source = content if content is not None else source.get("path")
     if isinstance(source, (str, Path)) and not Path(source).is_file():
         raise FileNotFoundError(f"no such picture: {source}")
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours stands, and says what is allowed
     try:
-        return Image.open(io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source)
+        with _OF_ANY_SIZE:
+            return Image.open(io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source)
     except (OSError, SyntaxError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"no picture ({error})") from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

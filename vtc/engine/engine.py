@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from vtc.backbones import adapters, wrap
+from vtc.backbones import adapters, encoders, wrap
 from vtc.backbones.base import Backbone
 from vtc.engine.attention import AttentionRows, AttentionWatch, Queries
 from vtc.engine.cache import CACHE, CompressedCache, cache_among
@@ -67,6 +67,7 @@ class Engine:
         self._first_tokens: list[TokenSequence] | None = None  # where no layer is to run: what the first would get
         self._watch: AttentionWatch | None = None
         self._installed = ExitStack()
+        self._handed_over = ExitStack()  # what the running call needs in the model, and no other
         self._tower = TowerWatch(backbone, method)
 
     # ------------------------------------------------------------------ in and out
@@ -117,6 +118,7 @@ class Engine:
 
     def remove(self) -> None:
         """Leaves the model as it was before `install`."""
+        self._handed_over.close()
         self._installed.close()
         self._questions, self._call = Questions(), None
 
@@ -213,11 +215,12 @@ class Engine:
             self._generation.note(output.logits)
 
     def _find_images(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        self._call = self._current_call()
+        self._call, before = self._current_call(), dict(kwargs)
         self._call.images = Images.of_call(self.backbone, kwargs.get("input_ids", args[0] if args else None), kwargs)
-        return args, kwargs
+        return args, encoders.handed_over(module, before, kwargs, self._handed_over)
 
     def _end_call(self, *_: Any) -> None:
+        self._handed_over.close()
         self._call = None
 
     def _current_call(self) -> Call:

@@ -150,6 +150,12 @@ def next_layer_attention(
     return _paid(attention, q, k, column, queries.gather(1, column), tokens.block, keys)
 
 
+def rotated_states(attention: Any, projected: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """[B, L, H·d] of [B, L, H·d] keys or queries, as the layer rotates them by position."""
+    cos, sin = (t.to(projected.device).expand(len(projected), -1, -1) for t in rope)
+    return rotated(attention, projected, cos, sin).transpose(1, 2).flatten(2)
+
+
 def _projected(attention: Any, name: str, hidden: Tensor) -> Tensor:
     """[B, L, H·d]: what this attention makes of `hidden` [B, L, D] before it is rotated. name: "q" or "k"."""
     projected = getattr(attention, f"{name}_proj")(hidden)

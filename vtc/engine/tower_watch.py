@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.backbones import adapters
+from vtc.backbones import adapters, encoders
 from vtc.engine import probe
 from vtc.errors import UserError
 from vtc.interface import Tower, TowerUse, projected_layer
@@ -43,16 +43,17 @@ class TowerWatch:
         """Takes the place of the model's `get_image_features` and `get_video_features` until the stack closes."""
         if self.method.tower() is None:
             return
-        for medium, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        for medium in ("image", "video"):
             if hasattr(self.backbone.core, f"get_{medium}_features"):
-                self._take_place(stack, medium, pixels)
+                self._take_place(stack, medium)
 
-    def _take_place(self, stack: ExitStack, medium: str, pixels: str) -> None:
-        """Of the function that encodes this medium from `pixels`, its first argument."""
+    def _take_place(self, stack: ExitStack, medium: str) -> None:
+        """Of the function that encodes this medium from pixels, its first argument."""
         core, name = self.backbone.core, f"get_{medium}_features"
         # Of an engine around this one, which is passed over, too.
         original = getattr(getattr(core, name), "vtc_original", getattr(core, name))
         signature = inspect.signature(original)
+        pixels = next(iter(signature.parameters))
 
         @wraps(original)  # generate() reads its signature
         def get_features(*args: Any, **kwargs: Any) -> Any:
@@ -65,7 +66,7 @@ class TowerWatch:
                 call |= {pixels: resized(call[pixels], use.image_size), "interpolate_pos_encoding": True}
             with self._watching(use) as seen:
                 outputs = original(**call)
-            self._remember(outputs, self._as_tower(seen, medium, call), use)
+            self._remember(outputs, self._as_tower(seen, medium, call | {encoders.PIXELS[medium]: call[pixels]}), use)
             return outputs
 
         get_features.vtc_original = original  # type: ignore[attr-defined]

@@ -197,6 +197,7 @@ class Walk:
                 hidden = hidden + tokens.deep[:, :, i].to(hidden)
             if context is not None and i in probes:
                 context.keys[i] = projected["k"]
+                context.rotated_keys[i] = partial(probe.rotated_states, layer.self_attn, projected["k"], inputs.rope)
                 context.attention_rows[i] = probe.attention_row(
                     layer.self_attn,
                     projected,

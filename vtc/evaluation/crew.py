@@ -140,6 +140,24 @@ class Crew:
                     continue
 
     # -- all of them
+    def owns(self, batch: int) -> bool:
+        """Whether this process is to answer a batch."""
+        return batch % self.world == self.rank
+
+    def agreed(self, number: int) -> int:
+        """The leader's number, of those that each process has found for itself: once an order."""
+        if self.world == 1:
+            return number
+        if self.leads:
+            self._mark("number", str(number))
+            return number
+        while not self._marked("number"):
+            if self._marked("stop"):
+                raise Stopped
+            time.sleep(POLL)
+        with _or_lost():
+            return int(self._store.get(self._key("number")))
+
     def mine(self, batch: int) -> bool:
         """Whether this process answers a batch.
 
@@ -148,7 +166,7 @@ class Crew:
         """
         if self.world > 1 and self._marked("stop"):
             raise Stopped
-        return batch % self.world == self.rank
+        return self.owns(batch)
 
     def collect(self, share: T) -> list[T]:
         """Every process's share, by rank, for the leader; a helper's order ends here.
@@ -222,14 +240,17 @@ class Crew:
         self._orders += 1
         return box[0]
 
-    def _mark(self, what: str) -> None:
+    def _key(self, what: str) -> str:
+        return f"vtc/crew/{self._orders}/{what}"
+
+    def _mark(self, what: str, words: str = "") -> None:
         """For all to see, until the next order."""
         with _or_lost():
-            self._store.set(f"vtc/crew/{self._orders}/{what}", "")
+            self._store.set(self._key(what), words)
 
     def _marked(self, what: str) -> bool:
         with _or_lost():
-            return self._store.check([f"vtc/crew/{self._orders}/{what}"])
+            return self._store.check([self._key(what)])
 
     @classmethod
     def join(cls) -> Crew:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vtc import hub
 from vtc.errors import UserError
+from vtc.evaluation.batches import USUAL
 from vtc.evaluation.run_folder import RunFolder
 from vtc.job import Job
 
@@ -99,7 +100,7 @@ def _costs(job: Job, shape: BackboneShape, weights: int, item: int, about: str) 
     from vtc.methods import make
     from vtc.profiling.display import number
 
-    full, rows = shape.visual_tokens or 0, job.batch_size
+    full, rows = shape.visual_tokens or 0, USUAL if isinstance(job.batch_size, str) else job.batch_size
     method = make(job.method.name, job.compressor.tokens, shape, **job.method.options)
     layers, left = method.layer_tokens(), full if method.tokens is None else method.tokens
     cost, stored = relative_flops(method), relative_flops(method, beforehand=True)

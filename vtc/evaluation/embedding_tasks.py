@@ -26,11 +26,13 @@ from mteb.models.model_meta import ModelMeta
 from vtc import statistics
 from vtc.data.pictures import IN_FLIGHT, open_picture
 from vtc.errors import UserError
+from vtc.evaluation.batches import USUAL
 from vtc.evaluation.harness import inside
-from vtc.evaluation.scorer import load
+from vtc.evaluation.scorer import lent
 from vtc.evaluation.sources.mteb import task_of
 from vtc.evaluation.spec import ScoredSample, TaskScores, TaskSpec
 from vtc.identity import digest
+from vtc.job import AUTO
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
@@ -109,7 +111,7 @@ class Encoder(AbsEncoder):
 
 
 class EmbeddingScorer:
-    """A loaded model, and the tasks of mteb; see `vtc.evaluation.scorer.Scorer`."""
+    """A loaded model, and the tasks of mteb; see `vtc.evaluation.scorer.Scorer`. `batch_size=auto` is the usual one."""
 
     def __init__(
         self,
@@ -122,8 +124,11 @@ class EmbeddingScorer:
     ) -> None:
         if say:
             say("loading the model")
-        self.backbone, self.method = load(job)
-        self.model = Encoder(self.backbone, self.method, job.batch_size, on_sample)
+        loan = contextlib.ExitStack()
+        self.backbone, self.method = loan.enter_context(lent(job))
+        self.close = loan.close
+        rows = USUAL if job.batch_size == AUTO else int(job.batch_size)
+        self.model = Encoder(self.backbone, self.method, rows, on_sample)
 
     def score(self, spec: TaskSpec) -> TaskScores:
         """Scores the model on one task.

@@ -178,7 +178,7 @@ def run_task(model: VtcModel, spec: TaskSpec, manager: TaskManager) -> TaskScore
                 model=model,
                 tasks=[task],
                 task_manager=manager,
-                batch_size=model.batch_size,
+                batch_size=model.rows,
                 limit=spec.limit,
                 gen_kwargs=longest,  # type: ignore[arg-type]  # None is its default
                 bootstrap_iters=0,

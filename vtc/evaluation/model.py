@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import re
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +14,22 @@ import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableMessagesTask
-from lmms_eval.protocol import ChatMessages
 
-from vtc.data.pictures import IN_FLIGHT, hash_picture, whole
+from vtc.data.pictures import IN_FLIGHT, whole
 from vtc.errors import MethodFailure, SampleError, UserError
-from vtc.evaluation import controls
+from vtc.evaluation import ahead, controls
+from vtc.evaluation.ahead import Ready
+from vtc.evaluation.batches import USUAL, is_out_of_memory, rows
 from vtc.evaluation.crew import Crew
 from vtc.evaluation.kept import Kept, Shown, images_of, kept_of
-from vtc.evaluation.prompts import Documents, Prompt, Room, decoded
+from vtc.evaluation.prompts import Prompt, Room
+from vtc.evaluation.requests import Reader, describe
+from vtc.evaluation.towers import TowerCache
+from vtc.job import AUTO
 
 log = logging.getLogger(__name__)
 MAX_NEW_TOKENS = 1024  # for tasks that set none, as lmms-eval's own LLaVA does
+TEMPLATE = 64  # tokens of a prompt around a question; a token is two letters at least, in most scripts
 FRAMES = 8  # of a video, as Video-LLaVA reads it
 Answers = dict[int, GenerationResult | str]  # by the request's index; a text says why there is none
 
@@ -46,13 +52,19 @@ class VtcModel(lmms):
 
     Args:
         backbone, method: as `Job.load` gives them.
-        batch_size: requests at a time; a batch that fails is split until the one that fails is found.
+        batch_size: requests at a time, or `auto` (`vtc.evaluation.batches`); a batch that fails is split until the one
+            that fails is found.
         description: what decides the answers (checkpoint, dtype, …), for `__repr__`, lmms-eval's response-cache key.
         frames: how many of a video the backbone is shown.
         on_start: called with the number of requests when a task begins.
         on_sample: called with the number of requests done after each batch; of several processes each counts for all.
         crew: the processes that share the batches.
         picture: which picture a question is asked about, see `vtc.evaluation.controls`.
+        workers: threads that read pictures ahead of the device; 0: none.
+        towers: where the tower's outputs are kept; None: nowhere.
+
+    Attributes:
+        rows: requests at a time, now: fewer than at first where memory had no room for them.
     """
 
     is_simple = False
@@ -61,18 +73,22 @@ class VtcModel(lmms):
         self,
         backbone: Any,
         method: Any,
-        batch_size: int = 32,
+        batch_size: int | str = 32,
         description: str = "",
         frames: int = FRAMES,
         on_start: Callable[[int], None] | None = None,
         on_sample: Callable[[int], None] | None = None,
         crew: Crew | None = None,
         picture: str = controls.OWN,
+        workers: int = 0,
+        towers: TowerCache | None = None,
     ) -> None:
         super().__init__()
-        self.picture = picture
         self.backbone, self.method = backbone, method
-        self.batch_size, self.description, self.frames = max(1, int(batch_size)), description, int(frames)
+        self.batch_size, self.description, self.frames = batch_size, description, int(frames)
+        self.rows = USUAL if batch_size == AUTO else max(1, int(batch_size))
+        self._most: int | None = None  # of `rows`, once memory has had no room for more
+        self.workers, self.towers = workers, towers
         self.on_start, self.on_sample = on_start, on_sample
         self.crew = crew or Crew()
         self.bad: list[BadSample] = []
@@ -80,7 +96,8 @@ class VtcModel(lmms):
         self.shown: dict[tuple[str, int], Shown] = {}
         self.together = 1  # questions in a row that their task scores as one
         self._warned: set[str] = set()
-        self._documents: tuple[Any, Documents] | None = None  # of the task that is being answered
+        self._reader = Reader(backbone, self.frames, picture)
+        self._ready: Ready | None = None  # the batch that is being answered, where it was read ahead
 
     @property
     def device(self) -> torch.device:
@@ -121,16 +138,21 @@ class VtcModel(lmms):
             self.on_start(sum(not _padding(r) for r in requests))
         for i, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[2], sort_keys=True, default=str), []).append(i)
+        self.rows = self.crew.agreed(self._rows(requests))
         batches: list[list[int]] = []
         for members in groups.values():
             # Questions of about the same length share a batch: less padding. The sort is stable, so it is repeatable.
             members = sorted(members, key=lambda i: len(str(requests[i].args[0])))
-            batches += [members[start : start + self.batch_size] for start in range(0, len(members), self.batch_size)]
-        for number, batch in enumerate(batches):
-            if self.crew.mine(number):
-                self._answer_batch(batch, requests, answers)
-            if self.on_sample:
-                self.on_sample(sum(not _padding(requests[i]) for i in batch))
+            batches += [members[start : start + self.rows] for start in range(0, len(members), self.rows)]
+        own = [batch for number, batch in enumerate(batches) if self.crew.owns(number)]
+        with contextlib.closing(
+            ahead.in_order(own, lambda batch: self._reader.ahead(batch, requests, self._read), self.workers)
+        ) as reading:
+            for number, batch in enumerate(batches):
+                if self.crew.mine(number):
+                    self._answer_batch(batch, next(reading)[1], requests, answers)
+                if self.on_sample:
+                    self.on_sample(sum(not _padding(requests[i]) for i in batch))
         for share, kept, shown in self.crew.collect((answers, self.kept, self.shown)):
             answers |= share
             self.kept |= kept
@@ -147,12 +169,31 @@ class VtcModel(lmms):
                     self._set_aside(request, str(reason))
         return [answers[i] for i in range(len(requests))]  # type: ignore[misc]
 
+    def _rows(self, requests: Sequence[Instance]) -> int:
+        """Of the batches of a task."""
+        if self.batch_size != AUTO:
+            return self.rows
+        letters = max((len(str(r.args[0])) for r in requests), default=0)
+        answers = max((int(r.args[2].get("max_new_tokens") or MAX_NEW_TOKENS) for r in requests), default=0)
+        images = self.frames if getattr(self.backbone, "video_text", None) is not None else 1
+        fitting = rows(AUTO, self.backbone, self.method, letters // 2 + TEMPLATE, answers, images)
+        return fitting if self._most is None else min(fitting, self._most)
+
     def _scored_with(self, request: Instance) -> tuple[str, int]:
         """The same for all requests that are scored as one."""
         return str(request.task_name), int(request.doc_id) // self.together
 
-    def _answer_batch(self, batch: Sequence[int], requests: Sequence[Instance], answers: Answers) -> None:
-        """Decode a batch and answer it: in parts where its pictures have more than `IN_FLIGHT` pixels."""
+    def _answer_batch(
+        self, batch: Sequence[int], ready: Ready | None, requests: Sequence[Instance], answers: Answers
+    ) -> None:
+        """Answer a batch, which is read first where that wasn't done ahead: then in parts where its pictures have more
+        than `IN_FLIGHT` pixels."""
+        if ready is not None:
+            answers |= ready.failed
+            self._ready = ready
+            self._answer(ready.prompts, requests, answers)
+            self._ready = None
+            return
         part: list[Prompt] = []
 
         def room(pixels: int) -> None:
@@ -169,63 +210,47 @@ class VtcModel(lmms):
             except UserError:
                 raise
             except (Exception, SystemExit) as error:  # some of lmms-eval's tasks exit where a video is missing
-                answers[i] = _describe(error)
+                answers[i] = describe(error)
         self._answer(part, requests, answers)
 
     def _read(self, index: int, request: Instance, room: Room) -> Prompt:
-        """Decode one request: its text, images and frames of videos.
-
-        Args:
-            room: called with the number of pixels before they are decoded.
-
-        Raises:
-            UserError: it has what the backbone can't read.
-        """
-        _, doc_to_messages, options, doc_id, task, split = request.args
-        rows = self.task_dict[task][split]
-        if self._documents is None or self._documents[0] is not rows:
-            self._documents = rows, Documents(rows)
-        documents = self._documents[1]
-        messages = ChatMessages(messages=doc_to_messages(documents.read(doc_id, room)))
-        pictures, videos, audios = messages.extract_media()
-        if audios:
-            raise UserError(f"benchmark.tasks={task}: has audio; backbone={self.backbone.name} hears none")
-        if videos and getattr(self.backbone, "video_text", None) is None:
-            raise UserError(f"benchmark.tasks={task}: has video; backbone={self.backbone.name} reads images")
-        text = "".join(c.text for m in messages.messages for c in m.content if c.type == "text")
-        images, clips = decoded(pictures, videos, self.frames, room)
-
-        def pictures_of(number: int) -> controls.Pictures:
-            media = ChatMessages(messages=doc_to_messages(documents.read(number, room))).extract_media()
-            return decoded(media[0], media[1], self.frames, room)
-
-        return controls.shown(self.picture, Prompt(index, text, images, options, clips), doc_id, len(rows), pictures_of)
+        """See `Reader.read`."""
+        return self._reader.read(index, request, self.task_dict, room)
 
     def _answer(self, questions: Sequence[Prompt], requests: Sequence[Instance], answers: Answers) -> None:
         """Answer a batch; where that fails, its halves, down to the questions that can't be answered alone."""
         if not questions:
             return
+        if len(questions) > self.rows:  # a batch before this one was too large for memory
+            for start in range(0, len(questions), self.rows):
+                self._answer(questions[start : start + self.rows], requests, answers)
+            return
         try:
             run = self._embed if questions[0].options.get("vtc_embed") else self._generate
-            for question, (answer, kept) in zip(questions, run(questions), strict=True):
+            with self.towers.sharing(self.backbone, self.method) if self.towers else nullcontext():
+                pairs = run(questions)
+            for question, (answer, kept) in zip(questions, pairs, strict=True):
                 answers[question.index] = answer
                 request = requests[question.index]
                 key = str(request.task_name), int(request.doc_id)
-                self.shown[key] = Shown(question.text, [hash_picture(picture) for picture in question.images])
+                self.shown[key] = Shown(question.text, question.hashes)
                 if kept is not None:
                     self.kept[key] = kept
+            return
         except Exception as error:
             if isinstance(error, (UserError, MethodFailure)) and not isinstance(error, SampleError):
                 raise  # no sample is to blame
             if len(questions) == 1:
                 log.debug("a sample failed", exc_info=True)
-                answers[questions[0].index] = _describe(error)
+                answers[questions[0].index] = describe(error)
                 return
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()  # where the reason was memory, the halves need what the whole had taken
-            middle = len(questions) // 2
-            self._answer(questions[:middle], requests, answers)
-            self._answer(questions[middle:], requests, answers)
+            if self.batch_size == AUTO and is_out_of_memory(error):
+                self.rows = self._most = max(1, len(questions) // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # where the reason was memory, the halves need what the whole had taken
+        middle = len(questions) // 2
+        self._answer(questions[:middle], requests, answers)
+        self._answer(questions[middle:], requests, answers)
 
     def _generate(self, questions: Sequence[Prompt]) -> list[tuple[GenerationResult, Kept | None]]:
         from vtc.engine import compressing
@@ -234,8 +259,7 @@ class VtcModel(lmms):
         if options.get("do_sample") and float(options.get("temperature") or 0) > 0 and "sampling" not in self._warned:
             self._warned.add("sampling")
             log.warning("a task asks for sampling; vtc answers greedily, so that runs can be repeated and compared")
-        videos = [q.videos for q in questions] if any(q.videos for q in questions) else None
-        inputs = self.backbone.inputs([q.text for q in questions], [q.images for q in questions], videos)
+        inputs = self._inputs_of(questions)
         tokenizer = self.backbone.tokenizer
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         with torch.inference_mode(), compressing(self.backbone, self.method) as engine:
@@ -266,6 +290,13 @@ class VtcModel(lmms):
             out.append((GenerationResult(_until(text, options.get("until")), counts), k))
         return out
 
+    def _inputs_of(self, questions: Sequence[Prompt]) -> Any:
+        """What was made of them ahead, where that was of these and no others."""
+        ready = self._ready
+        if ready is not None and ready.inputs is not None and questions is ready.prompts:
+            return ready.inputs
+        return ahead.inputs_of(self.backbone, questions)
+
     def _embed(self, questions: Sequence[Prompt]) -> list[tuple[GenerationResult, Kept | None]]:
         """Embeddings of each question's one image and of every line of its text."""
         from vtc.engine import embed_images, embed_texts
@@ -277,8 +308,8 @@ class VtcModel(lmms):
             images = embed_images(self.backbone, self.method, [q.images[0] for q in questions]).float().cpu().tolist()
             lines = [line for q in questions for line in q.text.split("\n")]
             vectors: list[list[float]] = []
-            for start in range(0, len(lines), self.batch_size):
-                part = lines[start : start + self.batch_size]
+            for start in range(0, len(lines), self.rows):
+                part = lines[start : start + self.rows]
                 vectors += embed_texts(self.backbone, self.method, part).float().cpu().tolist()
         out: list[tuple[GenerationResult, Kept | None]] = []
         following = iter(vectors)
@@ -334,12 +365,6 @@ def _until(text: str, stops: str | Sequence[str] | None) -> str:
 def _short(vector: Sequence[float]) -> list[float]:
     """Eight significant digits: float32 needs no more, and JSON half the room."""
     return [float(f"{x:.8g}") for x in vector]
-
-
-def _describe(error: BaseException) -> str:
-    """In one line, the same whichever process says it: without where in its memory an object is."""
-    words = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error).split()))
-    return words if isinstance(error, UserError) else f"{type(error).__name__}: {words}"[:300]
 
 
 def _padding(request: Instance) -> bool:

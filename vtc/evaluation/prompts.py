@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from PIL import Image
 
 from vtc.data import video
-from vtc.data.pictures import Source, open_picture, opened
+from vtc.data.pictures import Source, hash_picture, open_picture, opened
 
 Room = Callable[[int], None]  # makes room for that many pixels, before they are decoded
 
@@ -42,6 +43,11 @@ class Prompt:
     @property
     def pixels(self) -> int:
         return sum(map(_pixels, self.shown))
+
+    @cached_property
+    def hashes(self) -> list[str]:
+        """Of each image (`vtc.data.pictures.hash_picture`)."""
+        return [hash_picture(image) for image in self.images]
 
 
 class Documents:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vtc import statistics
 from vtc.evaluation import catalogue, scoring
 from vtc.evaluation.spec import ScoredSample, TaskScores, TaskSpec
+from vtc.job import AUTO
 
 if TYPE_CHECKING:
     from vtc.evaluation.model import VtcModel
@@ -74,6 +75,7 @@ def scores_of(spec: TaskSpec, results: Mapping[str, Any], model: VtcModel) -> Ta
         bad=bad,
         layers=[sum(c) / len(layers) for c in zip(*layers, strict=True)] if layers else [],
         scale=about.scale,
+        rows=model.rows if model.batch_size == AUTO else None,
         unjudged=sum(map(_unjudged, records)) if "judge" in about.requires else 0,
         version=str(metadata.get("version", results.get("versions", {}).get(task, ""))),
     )

@@ -17,7 +17,7 @@ from vtc.backbones.loading import count
 from vtc.checkpoint import read_manifest
 from vtc.evaluation.run_folder import RunFolder
 from vtc.evaluation.spec import TaskScores
-from vtc.job import Job
+from vtc.job import AUTO, Job
 from vtc.methods.chain import Chain
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def result_of(
             "device": costs["protocol"]["device"],
             "attention": job.backbone.attention,
             "dtype": str(backbone.dtype).removeprefix("torch."),
-            "batch_size": job.batch_size,
+            **batches(job, tasks),
             "decoding": {"do_sample": False, "set_aside": dict(backbone.decoding_set_aside)},
             "seconds": round(seconds, 1),
         },
@@ -97,6 +97,15 @@ def result_of(
     }
 
 
+def batches(job: Job, tasks: list[TaskScores]) -> dict[str, Any]:
+    """The samples of a batch; where they were left open, the most that there were and, task by task, those of the last
+    batches."""
+    if job.batch_size != AUTO:
+        return {"batch_size": job.batch_size}
+    rows = {task.task: task.rows for task in tasks if task.rows is not None}
+    return {"batch_size": max(rows.values(), default=None), "batches": {"asked": AUTO, "rows": rows}}
+
+
 def _row(task: TaskScores, data: str, base: float | None, paired: dict[str, Any] | None) -> dict[str, Any]:
     """A task's row of `scores`, beside the baseline's score; `data` is the identity of its questions."""
     return {
@@ -126,7 +135,7 @@ def _compared(tasks: list[TaskScores], baseline: RunFolder) -> dict[str, dict[st
     """Paired comparison with the baseline's samples, by task and by group."""
     import pandas as pd
 
-    samples = [{"task": task.task, **dataclasses.asdict(sample)} for task in tasks for sample in task.samples]
+    samples = [{"task": task.task, **vars(sample)} for task in tasks for sample in task.samples]
     mine, plain = pd.DataFrame(samples).astype({"score": float}), results.samples(baseline.path)
     rows = [{"task": t.task, "group": t.group, "scale": t.scale} for t in tasks]
     agreements = statistics.agreement(mine, plain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from vtc import profiling, results, terminal
 from vtc.backbones.loading import read_config
 from vtc.errors import UserError
 from vtc.evaluation import crew as crews
-from vtc.evaluation import scorer
+from vtc.evaluation import loaded, scorer
 from vtc.evaluation.run_folder import RunFolder
 from vtc.job import Job
 from vtc.registry import imported
@@ -45,10 +46,11 @@ def evaluate(job: Job) -> Path:
         UserError: an unknown task, data that isn't there; what several processes can't do.
     """
     scorer.check_processes(job)
-    with crews.launched_crew() as crew:
+    with crews.launched_crew() as crew, loaded.sharing():
         if crew.leads:
             return crew.lead(lambda: _evaluate(job, crew))
-        return crew.serve(scorer.orders_of(crew))
+        with scorer.orders_of(crew) as orders:
+            return crew.serve(orders)
 
 
 def _evaluate(job: Job, crew: Crew) -> Path:
@@ -135,12 +137,13 @@ def make(run: RunFolder, baseline: RunFolder | None, bar: Bar, crew: Crew) -> di
     order = (dataclasses.replace(run.job), [spec.scored_as for spec in run.specs], run.id)
     with crew.doing(scorer.LOAD, *order):
         model = scoring(crew, *order, lambda what: bar.say(f"{run.label}: {what}"), bar.advance)
-    tasks = [_task(run, spec, model, bar, crew) for spec in run.specs]
-    if not any(task.n for task in tasks):
-        raise nothing_scored(run, tasks)
-    bar.say(f"{run.label}: measuring costs")
-    costs = efficiency_of(model.backbone, model.method, run.job)
-    result = result_of(run, baseline, tasks, model.backbone, model.method, costs, time.time() - started)
+    with contextlib.closing(model):
+        tasks = [_task(run, spec, model, bar, crew) for spec in run.specs]
+        if not any(task.n for task in tasks):
+            raise nothing_scored(run, tasks)
+        bar.say(f"{run.label}: measuring costs")
+        costs = efficiency_of(model.backbone, model.method, run.job)
+        result = result_of(run, baseline, tasks, model.backbone, model.method, costs, time.time() - started)
     result["run"]["processes"] = crew.world
     MADE.add(run.path)
     return run.write(result, tasks)
@@ -180,7 +183,8 @@ def _task(run: RunFolder, spec: TaskSpec, model: scorer.Scorer, bar: Bar, crew: 
 def measure_again(run: RunFolder, result: dict[str, Any], console: Console) -> dict[str, Any]:
     """Put new costs beside the scores of a finished run, and write it."""
     console.print("its costs were measured of something else, or in another way: measuring them again", soft_wrap=True)
-    costs = efficiency_of(*scorer.load(run.job), run.job)
+    with scorer.lent(run.job) as (backbone, method):
+        costs = efficiency_of(backbone, method, run.job)
     result["efficiency"] = costs
     result["budget"]["flops_ratio"] = costs["flops_ratio"]
     result["run"] |= {"costs_id": run.costs_id, "device": costs["protocol"]["device"]}
@@ -204,10 +208,13 @@ def profile(job: Job) -> Path:
     from rich.console import Console
 
     from vtc.profiling.display import limits_table, rows, table
+    from vtc.profiling.forecast import advice
     from vtc.profiling.limits import limits as measure_limits
 
     console, protocol = Console(), job.profile or ProfileSettings()
     backbone, method = job.load()
+    for line in advice(backbone, protocol):
+        console.print(line, highlight=False, markup=False)
     with console.status("measuring, in turns with the uncompressed model"):
         costs = profiling.efficiency(backbone, method, protocol)
         timed = protocol.repeats and protocol.first_token_repeats

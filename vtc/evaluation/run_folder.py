@@ -7,7 +7,6 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +116,7 @@ class RunFolder:
 
     def store(self, scores: TaskScores) -> None:
         content = {"run": self.id, "scores": scores.to_dict()}
-        results.write_json(self.partial(scores.task), {**content, "digest": results.digest_of(content)})
+        results.write_json(self.partial(scores.task), {**content, "digest": results.digest_of(content)}, indent=None)
 
     def write(self, result: dict[str, Any], tasks: list[TaskScores] | None = None) -> dict[str, Any]:
         """Write the result and, where they are new, its samples; returns what `read` does.
@@ -125,7 +124,7 @@ class RunFolder:
         Where a process is killed in here the tasks that are kept make the rest, without a model.
         """
         if tasks is not None:
-            rows = [{"task": task.task, **asdict(sample)} for task in tasks for sample in task.samples]
+            rows = [{"task": task.task, **vars(sample)} for task in tasks for sample in task.samples]
             result["run"]["samples"] = results.hash_file(results.write_samples(self.folder, rows))
         (self.folder / results.SUMMARY).unlink(missing_ok=True)
         results.write(self.folder, result)

@@ -8,15 +8,18 @@ sets, scores, measures, prints and writes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from vtc.errors import UserError
-from vtc.evaluation import harness
+from vtc.evaluation import harness, loaded
 from vtc.evaluation.spec import TaskScores, TaskSpec
 from vtc.job import Job, launched
+from vtc.shipped import cache_folder
 
 if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
@@ -27,7 +30,7 @@ LOAD, SCORE = "load", "score"  # what the leader orders
 
 
 class Scorer:
-    """A loaded model, and the tasks that it can be scored on.
+    """A loaded model, and the tasks that it can be scored on; `close` gives the model back.
 
     Args:
         tasks: of lmms-eval, by name.
@@ -46,42 +49,55 @@ class Scorer:
         on_sample: Callable[[int], None] | None = None,
     ) -> None:
         say = say or (lambda what: None)
-        say("loading lmms-eval")
-        self.manager = harness.task_manager(tasks, job.benchmark.include)
-        from vtc.evaluation.model import FRAMES, VtcModel
+        with ExitStack() as stack:
+            shared = stack.enter_context(loaded.sharing())
+            say("loading lmms-eval")
+            self.manager = shared.task_manager(tasks, job.benchmark.include)
+            from vtc.evaluation.model import FRAMES, VtcModel
+            from vtc.evaluation.towers import FOLDER, GIGABYTE, TowerCache
 
-        say("loading the model")
-        self.backbone, self.method = load(job)
-        frames = job.backbone.frames or FRAMES
-        self.model = VtcModel(
-            self.backbone,
-            self.method,
-            job.batch_size,
-            description,
-            frames,
-            on_sample=on_sample,
-            crew=crew,
-            picture=job.benchmark.picture,
-        )
+            say("loading the model")
+            self.backbone, self.method = stack.enter_context(lent(job))
+            self.model = VtcModel(
+                self.backbone,
+                self.method,
+                job.batch_size,
+                description,
+                job.backbone.frames or FRAMES,
+                on_sample=on_sample,
+                crew=crew,
+                picture=job.benchmark.picture,
+                workers=job.workers,
+                towers=TowerCache(cache_folder() / FOLDER, job.tower_cache * GIGABYTE) if job.tower_cache else None,
+            )
+            self.close = stack.pop_all().close
 
     def score(self, spec: TaskSpec) -> TaskScores:
         """See `vtc.evaluation.harness.run_task`."""
         return harness.run_task(self.model, spec, self.manager)
 
 
-def orders_of(crew: Crew) -> Mapping[str, Callable[..., Any]]:
+@contextlib.contextmanager
+def orders_of(crew: Crew) -> Iterator[Mapping[str, Callable[..., Any]]]:
     """What the other processes do on the leader's orders, by name, for `Crew.serve`."""
-    loaded: list[Scorer] = []
+    scorers: list[Scorer] = []
+
+    def close() -> None:
+        while scorers:
+            scorers.pop().close()
 
     def load(job: Job, tasks: Sequence[str], description: str) -> None:
-        loaded.clear()  # the memory is needed
-        loaded.append(Scorer(crew, job, tasks, description))
+        close()  # the memory is needed
+        scorers.append(Scorer(crew, job, tasks, description))
 
     def score(spec: TaskSpec) -> None:
-        for scorer in loaded:  # where loading failed the leader knows
+        for scorer in scorers:  # where loading failed the leader knows
             scorer.score(spec)
 
-    return {LOAD: load, SCORE: score}
+    try:
+        yield {LOAD: load, SCORE: score}
+    finally:
+        close()
 
 
 def check_processes(job: Job) -> None:
@@ -137,15 +153,14 @@ def _gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def load(job: Job) -> tuple[Backbone, Compressor]:
-    """The backbone and a method of its own on this process's device, without the bar that transformers draws over
-    ours."""
-    from transformers.utils import logging as transformers_logging
+@contextlib.contextmanager
+def lent(job: Job) -> Iterator[tuple[Backbone, Compressor]]:
+    """The backbone and a method of its own on this process's device, until the block ends."""
+    with loaded.sharing() as shared, shared.lent(on_own_device(job)) as pair:
+        yield pair
 
-    visible = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
+
+def load(job: Job) -> tuple[Backbone, Compressor]:
+    """The same for good."""
+    with loaded.without_bars():
         return on_own_device(job).load()
-    finally:
-        if visible:
-            transformers_logging.enable_progress_bar()

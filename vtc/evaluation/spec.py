@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from vtc import statistics
@@ -128,6 +128,7 @@ class TaskScores:
         bad: `{id, error}` of the samples that could not be answered.
         layers: visual tokens in each decoder layer, mean over samples; empty where not reported.
         scale: `value` is divided by it in averages.
+        rows: samples of a batch in the end, where that was not given (`batch_size=auto`).
         unjudged: samples on which a judge gave no verdict; upstream's tasks count them as wrong.
     """
 
@@ -143,6 +144,7 @@ class TaskScores:
     version: str = ""
     scale: float = 1.0
     unjudged: int = 0
+    rows: int | None = None
 
     @property
     def scored(self) -> list[ScoredSample]:
@@ -158,7 +160,8 @@ class TaskScores:
         return statistics.stderr([s.score for s in scored], [s.stratum for s in scored]) if scored else None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values, which are not copied: there are millions of numbers in the samples' `images`."""
+        return {**vars(self), "samples": [dict(vars(sample)) for sample in self.samples]}
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> TaskScores:

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vtc.declarations import Declared
 from vtc.interface.context import Context
+from vtc.interface.evidence import Evidence
 from vtc.interface.flops import Call, OwnPass
 from vtc.interface.needs import Need, refuse_lacking
-from vtc.interface.options import Declared, bind, check_names, options_of
+from vtc.interface.options import bind, check_names, options_of
 from vtc.interface.selection import keep_best, keep_best_of_rows, merge_images
 from vtc.interface.shape import BackboneShape
 from vtc.interface.tokens import TokenSequence
@@ -74,7 +76,7 @@ class Embedded(Protocol):
         """[I, D]: the LLM's last hidden state behind `SUMMARY_PROMPT`, images compressed on the way."""
 
 
-class Compressor(nn.Module):
+class Compressor(nn.Module, Evidence):
     """A compression method. Holds its own parameters only, never the backbone.
 
     An object is cheap to make: it knows its options, its sizes and its budget, and has no parameters before
@@ -385,7 +387,7 @@ class Resampler(Compressor):
             twin, example = self.with_tokens(self.tokens).build(), self.example()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             twin.eval().requires_grad_(False)(*example)  # The counter trips over gradients of views.
-        return counter.get_total_flops()
+        return int(counter.get_total_flops())
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
         _, real = tokens.images

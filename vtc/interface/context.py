@@ -30,6 +30,7 @@ class Context:
         attention_rows: layer → [B, L] attention that the last prompt token paid in that layer, mean over heads (see
             `probes`).
         keys: layer → [B, L, D] keys of all heads in that layer, not yet rotated by position (see `probes`).
+        rotated_keys: layer → a function that gives [B, L, D], those keys as the layer attends with them.
         run_decoder: `run_decoder(embeddings [B, L, D], mask [B, L], adapter=None, bidirectional=False) -> [B, L, D]`,
             the last hidden states of the LLM (after its norm), uncompressed and without a cache, under a LoRA adapter.
         embed: token ids [...] → embeddings [..., D].
@@ -50,6 +51,7 @@ class Context:
     features: Sequence[Tensor] = ()
     attention_rows: dict[int, Tensor] = field(default_factory=dict)
     keys: dict[int, Tensor] = field(default_factory=dict)
+    rotated_keys: dict[int, Callable[[], Tensor]] = field(default_factory=dict)
     run_decoder: Callable[..., Tensor] = _nothing
     embed: Callable[[Tensor], Tensor] = _nothing
     prompt: Callable[[TokenSequence], Tensor] = _nothing

@@ -52,5 +52,6 @@ class SelfCompressor(Resampler):
         return summary.float().mean(1)
 
     def _summary(self, embeddings: Tensor, mask: Tensor, context: Context) -> Tensor:
-        context.memo["summary"] = self.summarise(embeddings, mask, context)
-        return context.memo["summary"]
+        summary = self.summarise(embeddings, mask, context)
+        context.memo["summary"] = summary
+        return summary

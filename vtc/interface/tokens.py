@@ -104,7 +104,8 @@ class TokenSequence:
     def visual_hidden(self) -> Tensor:
         """[I, N, D] hidden states of the visual tokens, image by image (see `images`; padded ones repeat token 0)."""
         index, _ = self.images
-        return self.hidden.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
+        hidden: Tensor = self.hidden.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
+        return hidden
 
     def fits(self, count: int | None) -> bool:
         """Whether no image has more than `count` visual tokens, so that none need go; None: no bound."""
@@ -151,6 +152,12 @@ class TokenSequence:
             position = position - before
             shift = before[:, -1:].neg() if shift is None else shift - before[:, -1:]
         return self._take(order, mask, position, shift, padded=least < n)
+
+    def renumbered(self) -> TokenSequence:
+        """The same, in which dropping closes the gap in the positions between the LLM's layers too: those from here on
+        see the tokens as if there had never been others. Positions that are places in a grid (M-RoPE) stay.
+        """
+        return dataclasses.replace(self, compact=len(self.position) == 1)
 
     def keep_visual(self, kept: Tensor) -> TokenSequence:
         """Of the visual tokens only `kept` [I, N] bool (images as in `images`); all others stay."""

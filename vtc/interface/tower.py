@@ -72,6 +72,7 @@ class Tower:
         packed: whether it is one such sequence, which others can be put behind.
         place, share: [J, n] or [J, n, r], which of the T·F cells are looked at, and their weights; what is asked for is
             of them. None: all, T = J, F = n.
+        spots: [J, n, 2] row and column, in their picture, of the cells that are looked at; None where nobody said.
     """
 
     features: Tensor
@@ -87,6 +88,7 @@ class Tower:
     weights: Sequence[Tensor] | None = None
     place: Tensor | None = None
     share: Tensor | None = None
+    spots: Tensor | None = None
     packed: bool = False
 
     def __len__(self) -> int:
@@ -118,7 +120,7 @@ class Tower:
         return (chosen * self.share[..., None].to(chosen.dtype)).sum(2)
 
     @torch.no_grad()
-    def patch_attention(self, layer: int, heads: int | None = None) -> Tensor:
+    def patch_attention(self, layer: int, heads: int | None = None, by_all: bool = False) -> Tensor:
         """[I, H, N] float32: how much attention each visual token's patches have in this layer.
 
         Where the tower has a CLS token, what that pays to each patch, softmax over the whole row (itself among them);
@@ -127,20 +129,35 @@ class Tower:
 
         Args:
             heads: into how many heads the width is split; None: as the tower does.
+            by_all: what each patch receives in any tower, CLS being one of those who pay.
         """
         count = heads or self.heads
         q = self.queries[layer].unflatten(-1, (count, -1)).transpose(1, 2)  # [T, H, E + N, d]
         k = self.rotated.get(layer, self.keys[layer]).unflatten(-1, (count, -1)).transpose(1, 2)
-        if self.extra:
+        if self.extra and not by_all:
             row = (q[:, :, :1] @ k.transpose(2, 3)).float() * q.shape[-1] ** -0.5
             each = row.softmax(-1)[:, :, 0, self.extra :]
         elif layer in self.spans:
             each = _within(q, k, self.spans[layer])
         else:
-            each = received(q, k)
+            each = received(q, k)[..., self.extra :]
         if self.cells is None and self.place is None:
             return each
-        return self._placed(self._merged(each.transpose(1, 2))).transpose(1, 2)
+        scores: Tensor = self._placed(self._merged(each.transpose(1, 2))).transpose(1, 2)
+        return scores
+
+    def neighbours(self) -> Tensor:
+        """[J, n, 4]: of each visual token those above, below, left and right of it among the n; itself where there is
+        none.
+        """
+        assert self.spots is not None
+        row, column = (self.spots - self.spots.amin(1, keepdim=True) + 1).unbind(-1)
+        number = torch.arange(row.shape[1], device=row.device).expand_as(row)
+        width = int(column.max()) + 2
+        table = row.new_full((len(row), (int(row.max()) + 2) * width), -1).scatter(1, row * width + column, number)
+        beside = torch.stack([(row + y) * width + column + x for y, x in ((-1, 0), (1, 0), (0, -1), (0, 1))], -1)
+        found = table.gather(1, beside.flatten(1)).view_as(beside)
+        return torch.where(found < 0, number[..., None], found)
 
     def images(self, index: Tensor) -> Tower:
         """These images only, [J] of I."""
@@ -149,7 +166,7 @@ class Tower:
             weights = None if self.weights is None else [self.weights[i] for i in rows]
             return dataclasses.replace(self, patches=[self.patches[i] for i in rows], weights=weights)
 
-        chosen: dict = {
+        chosen: dict[str, Any] = {
             name: {layer: states.index_select(0, index) for layer, states in getattr(self, name).items()}
             for name in ("queries", "keys", "levels")
         }
@@ -253,17 +270,23 @@ class View:
     count: int | None
 
 
-def views(tower: Tower, count: int | None) -> Iterator[View]:
+def views(tower: Tower, count: int | None, grids: Sequence[tuple[int, int] | None] | None = None) -> Iterator[View]:
     """What the tower saw at once, in groups that can be computed together.
 
     Args:
         count: tokens that an image may leave. Its tiles have equal shares of it, as far as they have patches, and the
             earlier ones what is over.
+        grids: height and width of each image in visual tokens, None where they are no rectangle (`Context.grids`);
+            None: nobody asks for `Tower.spots`.
     """
     device, cells = tower.features.device, tower.features.shape[1]
     if tower.patches is None:
         number = torch.arange(len(tower), device=device)
-        yield View(tower, number, torch.arange(cells, device=device).expand(len(tower), -1), [0] * len(tower), count)
+        every = torch.arange(cells, device=device).expand(len(tower), -1)
+        spots: Tensor | None = None
+        if grids is not None:
+            spots = torch.stack([_spots(row, row, cells, grid) for row, grid in zip(every, grids, strict=True)])
+        yield View(dataclasses.replace(tower, spots=spots), number, every, [0] * len(tower), count)
         return
     groups: dict[tuple[int, int | None], list[tuple[int, int, Tensor]]] = {}
     for image, patch in enumerate(tower.patches):
@@ -279,8 +302,22 @@ def views(tower: Tower, count: int | None) -> Iterator[View]:
         places = torch.stack([tower.patches[i][own] for i, own in zip(of, tokens, strict=True)])
         weights = tower.weights
         mix = None if weights is None else torch.stack([weights[i][own] for i, own in zip(of, tokens, strict=True)])
-        seen = dataclasses.replace(tower, patches=None, weights=None, place=places, share=mix)
+        spots = None
+        if grids is not None:
+            named = zip(tokens, places, of, strict=True)
+            spots = torch.stack([_spots(row, greatest(place), cells, grids[i]) for row, place, i in named])
+        seen = dataclasses.replace(tower, patches=None, weights=None, place=places, share=mix, spots=spots)
         yield View(seen, torch.tensor(of, device=device), torch.stack(tokens), parts, share)
+
+
+def _spots(token: Tensor, cell: Tensor, cells: int, grid: tuple[int, int] | None) -> Tensor:
+    """[n, 2]: row and column of some visual tokens of one picture: by their number `token` where the image is a `grid`,
+    else by their `cell` in a square tile of so many; rows and columns that have no token don't count.
+    """
+    if grid is not None:
+        return torch.stack([token // grid[1], token % grid[1]], -1)
+    at, side = cell % cells, round(cells**0.5)
+    return torch.stack([line.unique(return_inverse=True)[1] for line in (at // side, at % side)], -1)
 
 
 def greatest(patch: Tensor) -> Tensor:

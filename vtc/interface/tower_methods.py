@@ -29,12 +29,14 @@ class Condensed:
         place, merged: [J, K] patches, kept ones among them, and [J, K, C] the tower's features that they have from now
             on, projected anew; None: those of before.
         added: [J, M, C] the tower's features of more tokens, which stand behind the image; None: no more.
+        projected: `merged` is in the LLM's width already, [J, K, D].
     """
 
     kept: Tensor
     place: Tensor | None = None
     merged: Tensor | None = None
     added: Tensor | None = None
+    projected: bool = False
 
 
 class TowerCompressor(Compressor):
@@ -48,10 +50,12 @@ class TowerCompressor(Compressor):
 
     Attributes:
         adaptive: it acts without a budget too.
+        spatial: it asks where in its picture a visual token is (`Tower.spots`, `Tower.neighbours`).
     """
 
     needs: ClassVar[tuple[Need, ...]] = (ONE_TOWER, PATCH_ATTENTION)
     adaptive: ClassVar[bool] = False
+    spatial: ClassVar[bool] = False
     tower_layer: int = option(
         None,
         "which layer of the tower is read; null: the one that is projected (-2 in LLaVA-1.5)",
@@ -70,25 +74,36 @@ class TowerCompressor(Compressor):
         """
         raise NotImplementedError
 
+    def condense_view(self, view: View, tokens: TokenSequence, context: Context) -> Condensed:
+        """The same, for a method that compares visual tokens or the question too: `view.image` and `view.token` say
+        which of `tokens.images` the patches are."""
+        return self.condense(view.tower, view.count)
+
+    def leaves_of_tower(self) -> int | None:
+        """Tokens that are left of an image before the LLM; None where there is no budget."""
+        return self.tokens
+
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        if tokens.fits(self.tokens) and not (self.adaptive and self.tokens is None):
+        count = self.leaves_of_tower()
+        if tokens.fits(count) and not (self.adaptive and count is None):
             return tokens
         tower, (_, real) = context.seen(), tokens.images
         kept, changed, values = torch.zeros_like(real), torch.zeros_like(real), None
-        if tower.patches is not None and self.tokens is not None:
-            kept = self._untouched(tower.patches, real, self.tokens)
+        if tower.patches is not None and count is not None:
+            kept = self._untouched(tower.patches, real, count)
         added: list[tuple[View, Tensor]] = []
-        for view in views(tower, self.tokens):
+        for view in views(tower, count, context.grids if self.spatial else None):
             at = view.image[:, None], view.token
             if view.count is not None and (view.count == 0 or view.count >= view.token.shape[1]):
                 kept[at] = view.count > 0
                 continue
-            condensed = self.condense(view.tower, view.count)
+            condensed = self.condense_view(view, tokens, context)
             kept[at] = condensed.kept
             if condensed.place is not None and condensed.merged is not None:
                 values = tokens.visual_hidden() if values is None else values
                 where = view.image[:, None], view.token.gather(1, condensed.place)
-                values = values.index_put(where, context.project(condensed.merged).to(values.dtype))
+                new = condensed.merged if condensed.projected else context.project(condensed.merged)
+                values = values.index_put(where, new.to(values.dtype))
                 changed[at] = condensed.kept
             if condensed.added is not None:
                 added.append((view, condensed.added))

@@ -51,6 +51,8 @@ class AveragePooling(TokenMerger):
 
     name = "avgpool"
     about = "Average pooling of neighbouring visual tokens, 1-D or over the grid, at any layer."
+    reference = "test_pooling.py::test_pooling_is_the_mean_of_its_groups"
+    incomparable = "a baseline without code of authors"
     layer: int = layer_option(0, "before this decoder layer; 0: before the LLM")
     dims: int = option(2, "1: runs in raster order; 2: blocks of the grid", allowed=DIMS)
 

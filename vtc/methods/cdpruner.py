@@ -33,6 +33,7 @@ class CDPruner(TokenPruner):
 
     name = "cdpruner"
     about = "CDPruner: the most diverse visual tokens, weighed by the instruction, before the LLM (arXiv 2506.10967)."
+    reference = "test_cdpruner.py::test_keeps_what_the_determinants_say"
     default_share = 1 / 9
     condition: bool = option(True, "false: diversity alone, whatever the question")
 
@@ -75,15 +76,15 @@ def most_diverse(kernel: Tensor, real: Tensor, count: int) -> Tensor:
     """
     gain = kernel.diagonal(dim1=1, dim2=2).clone()  # det L_{S+i} / det L_S
     noise = 1e-6 * gain
-    factor = kernel.new_zeros(len(kernel), 0, kernel.shape[1])  # rows of the Cholesky factor, [I, picked, N]
+    whole = kernel.new_zeros(len(kernel), count, kernel.shape[1])  # rows of the Cholesky factor
     rank, left = torch.zeros_like(gain), real.clone()
     for pick in range(count):
         best = take_best(gain, left, rank, count - pick)
-        at, adds = best[..., None], gain.gather(1, best)[..., None]
+        at, adds, factor = best[..., None], gain.gather(1, best)[..., None], whole[:, :pick]
         row = kernel.gather(1, at.expand(-1, -1, kernel.shape[2]))
         row = row - factor.gather(2, at.expand(-1, factor.shape[1], -1)).transpose(1, 2) @ factor
         row = torch.where(adds > 0, row / adds.sqrt(), 0)
-        factor = torch.cat([factor, row], 1)
+        whole[:, pick] = row[:, 0]
         gain = gain - row[:, 0].square()
         gain = torch.where(gain > noise, gain, 0)
     return rank

@@ -26,6 +26,7 @@ class DivPrune(TokenPruner):
 
     name = "divprune"
     about = "DivPrune: keeps visual tokens that are far from each other, before the LLM (arXiv 2503.02175)."
+    reference = "test_divprune.py::test_keeps_what_the_greedy_search_finds"
     default_share = 0.098
     # Before a later layer it compares hidden states.
     layer: int = layer_option(0, "before this decoder layer; 0: before the LLM, as in the paper")

@@ -24,6 +24,7 @@ class Downsample(FewerPatches):
 
     name = "downsample"
     about = "Image downsampling: the vision tower sees a smaller image, and so gives fewer patches (arXiv 2510.07143)."
+    reference = "test_downsample.py::test_equals_a_tower_run_on_a_smaller_image"
 
     @property
     def side(self) -> int:

@@ -33,6 +33,7 @@ class DyCoke(VideoPruner):
 
     name = "dycoke"
     about = "DyCoke: of a video's frames in groups of four, merges what repeats over time (arXiv 2411.15024)."
+    reference = "test_dycoke.py::test_merges_what_repeats"
     default_share = 1 / 2
     needs = (PLACES,)
 

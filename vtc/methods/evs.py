@@ -31,6 +31,8 @@ class EVS(VideoPruner):
 
     name = "evs"
     about = "EVS: of a video's frames, drops what hardly changed since the previous one (arXiv 2510.14624)."
+    reference = "test_evs.py::test_keeps_what_changed_most"
+    incomparable = "the authors never go below one frame's worth of tokens; here any budget is exact"
     default_share = 1 / 4
     needs = (PLACES,)
 

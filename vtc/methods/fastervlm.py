@@ -20,7 +20,8 @@ class FasterVLM(TowerPruner):
     """
 
     name = "fastervlm"
-    about = "FasterVLM: keeps the patches that the vision tower's CLS token attends to (arXiv 2412.01818v1)."
+    about = "FasterVLM: keeps the patches that CLS, or without it the other patches, attend to (arXiv 2412.01818v1)."
+    reference = "test_fastervlm.py::test_keeps_what_cls_attends_to_most"
     default_share = 1 / 4
 
     def rate(self, tower: Tower) -> Tensor:

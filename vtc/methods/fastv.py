@@ -20,6 +20,7 @@ class FastV(TokenPruner):
 
     name = "fastv"
     about = "FastV: keeps the visual tokens that the last prompt token attends to (arXiv 2403.06764)."
+    reference = "test_fastv.py::test_equals_a_mask_over_what_the_last_token_attends_to_least"
     default_share = 1 / 2
     # The paper's K; 3 in Victor's comparison.
     layer: int = layer_option(2, "before this decoder layer, scored in the one before", lowest=1)

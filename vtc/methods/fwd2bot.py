@@ -49,6 +49,7 @@ class Fwd2Bot(SelfCompressor):
 
     name = "fwd2bot"
     about = "Fwd2Bot: the LLM summarises the image in one pass and reads the summary in a second (arXiv 2503.21757)."
+    reference = "test_fwd2bot.py::test_equals_two_passes_with_merged_weights"
     default_count = 16
     needs_training = True
     fixed_budget = True

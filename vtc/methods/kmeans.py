@@ -9,6 +9,8 @@ from vtc.allowed import whole
 from vtc.interface import Context, TokenMerger, TokenSequence, layer_option, option
 from vtc.methods.avgpool import raster_groups
 
+ROUNDED = 1e-12  # a squared distance that is less than this share of the squared norm is rounding
+
 
 class KMeans(TokenMerger):
     """Each cluster of an image's visual tokens becomes its mean: N_C = N / S centroids, before layer K.
@@ -31,6 +33,8 @@ class KMeans(TokenMerger):
 
     name = "kmeans"
     about = "K-Means: clusters of visual tokens become their means (compared in LLaVolta, arXiv 2406.20092)."
+    reference = "test_kmeans.py::test_equals_lloyds_algorithm"
+    incomparable = "LLaVolta's paper doesn't say how its centroids start"
     default_share = 1 / 8
     layer: int = layer_option(2, "before this decoder layer; 0: before the LLM")
     # It ends before, where nothing moves any more.
@@ -57,12 +61,19 @@ def lloyd(points: Tensor, real: Tensor, groups: Tensor, iterations: int) -> Tens
         real: [I, N] bool, the points that there are; the clusters of the others mean nothing.
         groups: [I, N] clusters to start from, 0… in each image without gaps.
     """
-    there = torch.arange(int(groups.max()) + 1, device=groups.device) <= groups.masked_fill(~real, -1).amax(1)[:, None]
+    count = int(groups.max()) + 1
+    there = torch.arange(count, device=groups.device) <= groups.masked_fill(~real, -1).amax(1)[:, None]
+    # In float32 |x|² − 2x·c + |c|² drowns in an LLM's few very large channels; in float64 it is a matrix product.
+    exact = points.double().masked_fill(~real[..., None], 0)
+    squares = exact.square().sum(2, keepdim=True)
+    first = count * torch.arange(len(points), device=points.device)[:, None]
     for _ in range(iterations):
-        member = torch.nn.functional.one_hot(groups, there.shape[1]).to(points.dtype) * real[..., None]  # [I, N, M]
-        centroids = member.transpose(1, 2) @ points / member.sum(1).clamp(min=1)[..., None]
-        # the differences themselves: in float32 |x|² − 2x·c + |c|² drowns in an LLM's few very large channels
-        distance = torch.cdist(points, centroids, compute_mode="donot_use_mm_for_euclid_dist")
+        size = torch.zeros_like(there, dtype=exact.dtype).scatter_add(1, groups, real.to(exact.dtype))
+        total = exact.new_zeros(there.numel(), points.shape[2])
+        total = total.index_add(0, (first + groups).flatten(), exact.flatten(0, 1)).unflatten(0, there.shape)
+        centroids = total / size.clamp(min=1)[..., None]
+        distance = squares + centroids.square().sum(2)[:, None] - 2 * exact @ centroids.transpose(1, 2)
+        distance = torch.where(distance < ROUNDED * squares, 0, distance).float()  # what is equal compares as equal
         distance = distance.masked_fill(~there[:, None], float("inf"))
         nearest = _filled(distance.argmin(2), distance, real, there)
         if torch.equal(nearest[real], groups[real]):
@@ -75,7 +86,7 @@ def _filled(groups: Tensor, distance: Tensor, real: Tensor, there: Tensor) -> Te
     """`groups` [I, N] without empty clusters: one after the other takes the farthest token of those that can be spared.
 
     Args:
-        distance: [I, N, M] to the centroids. there: [I, M] bool, the clusters that an image has.
+        distance: [I, N, M], squared, to the centroids. there: [I, M] bool, the clusters that an image has.
     """
     groups, image = groups.clone(), torch.arange(len(groups), device=groups.device)
     while True:

@@ -30,6 +30,7 @@ class LLaVolta(TokenMerger):
 
     name = "llavolta"
     about = "LLaVolta: 1-D average pooling inside the decoder, trained in stages (arXiv 2406.20092)."
+    reference = "test_pooling.py::test_training_stages_pool_with_their_stride_before_their_layer"
     layer: int = layer_option(2, "of pooling at test time: before this decoder layer")
     scheme: str | Sequence[Any] = option(
         "four_wider_then_deeper",

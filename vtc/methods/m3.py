@@ -53,6 +53,7 @@ class M3(AveragePooling):
 
     name = "m3"
     about = "M3: nested 2-D grids of pooled visual tokens, one checkpoint for all of them (arXiv 2405.17430)."
+    reference = "test_m3.py::test_answers_from_the_means_of_square_cells"
     needs_training = True
     elastic = True
     trained_options = ("scales",)

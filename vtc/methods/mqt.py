@@ -57,6 +57,7 @@ class MQT(Resampler):
 
     name = "mqt"
     about = "MQT: the first m of many latent queries read the image, one checkpoint for every m (arXiv 2405.19315)."
+    reference = "test_mqt.py::test_the_cross_attention_written_out"
     needs = (GRID,)
     needs_training = True
     elastic = True

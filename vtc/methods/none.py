@@ -12,6 +12,8 @@ class NoCompression(Compressor):
 
     name = "none"
     about = "The uncompressed backbone: every visual token, the base of every ratio."
+    reference = "test_contracts.py::test_contract"
+    incomparable = "the backbone itself"
 
     def offers(self) -> Sequence[int]:
         return [self.shape.visual_tokens] if self.shape.visual_tokens else []

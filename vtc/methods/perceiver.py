@@ -29,6 +29,7 @@ class Perceiver(Resampler):
 
     name = "perceiver"
     about = "The Perceiver Resampler: learned latents attend to the projected image (Flamingo, arXiv 2204.14198)."
+    reference = "test_perceiver.py::test_equals_loops_over_latents_and_heads"
     default_count = 64
     needs_training = True
     fixed_budget = True

@@ -33,6 +33,7 @@ class PruMerge(TowerCompressor):
 
     name = "prumerge"
     about = "PruMerge: patches that stand out, as many as there are, absorb those with similar keys (arXiv 2403.15388)."
+    reference = "test_prumerge.py::test_a_budget_equals_the_paper_by_loops"
     adaptive = True
     plus: bool = option(False, "PruMerge+: spatially uniform patches too")
     neighbours: int | None = option(

@@ -6,9 +6,27 @@ from collections.abc import Sequence
 
 import torch
 
+from vtc.allowed import Allowed, number
 from vtc.errors import UserError
-from vtc.interface import BackboneShape, Compressor, Context, TokenSequence, keep_best, layer_option, resolve_layer
+from vtc.interface import (
+    BackboneShape,
+    Compressor,
+    Context,
+    TokenSequence,
+    keep_best,
+    layer_option,
+    option,
+    resolve_layer,
+)
 from vtc.interface.flops import next_layer_attention
+
+
+def falling(shares: object) -> bool:
+    """Whether these are shares of which each is smaller than the one before."""
+    if isinstance(shares, str) or not isinstance(shares, Sequence):
+        return False
+    share = number("0 to 1", least=0, most=1)
+    return all(map(share.accepts, shares)) and list(shares) == sorted(set(shares), reverse=True)
 
 
 class PyramidDrop(Compressor):
@@ -21,8 +39,9 @@ class PyramidDrop(Compressor):
     packed questions here). The best stay, in raster order.
 
     The budget is what is left at the end: of the n tokens before one of the s stages still to come, the share
-    (tokens / n)^(1/s) stays, the same at every stage. An eighth gives the paper's λ = 0.5: 50, 25 and 12.5 %. Tokens
-    keep their positions, as with FastV (the authors number them anew after each drop).
+    (tokens / n)^(1/s) stays, the same at every stage. An eighth gives the paper's λ = 0.5: 50, 25 and 12.5 %. With
+    `ratios` the stages before the last leave these shares of an image's tokens. Tokens keep their positions, as with
+    FastV; the authors number them anew after each drop, which `renumber` does (not where positions are a grid).
 
     Args:
         tokens: default: an eighth of the visual tokens (72 of 576).
@@ -30,15 +49,26 @@ class PyramidDrop(Compressor):
 
     name = "pyramiddrop"
     about = "PyramidDrop: drops an equal share at several layers, by the last word's attention (arXiv 2410.17247)."
+    reference = "test_pyramiddrop.py::test_equals_masks_over_what_the_last_token_attends_to_least"
     default_share = 1 / 8
     reads_prompt = True
     # Four stages of equal depth. Where a shallow decoder has one layer for several, they act there at once.
     stage_layers: Sequence[int] = layer_option(
         (8, 16, 24), "before these decoder layers; the last one leaves `tokens`", name="layers"
     )
+    ratios: Sequence[float] | None = option(
+        None,
+        "shares of an image's tokens that the stages before the last leave, [0.5,0.25]; null: equal steps",
+        allowed=Allowed("falling shares between 0 and 1, such as [0.5,0.25], null", falling).or_null(),
+    )
+    renumber: bool = option(False, "true: positions close up after each drop, as in the authors' code")
 
     def prepare(self) -> None:
         self.stages = stages_of(self.stage_layers, self.shape.depth, self.layer_scale)
+        depth, stated = self.shape.depth, len(self.stage_layers) - 1
+        self.all_stages = [resolve_layer(k, depth, self.layer_scale, key="method.layers") for k in self.stage_layers]
+        if self.ratios is not None and len(self.ratios) != stated:
+            raise UserError(f"method.ratios={list(self.ratios)}: {stated} stages come before the last; give so many")
 
     def layers(self) -> set[int]:
         return set() if self.tokens is None else set(self.stages)
@@ -47,11 +77,29 @@ class PyramidDrop(Compressor):
         if self.tokens is None or tokens.fits(self.tokens):
             return tokens
         _, real = tokens.images
-        left = [remaining(n, self.tokens, self.stages[layer]) for n in real.sum(1).tolist()]
-        return keep_best(tokens, context.next_layer_attention(tokens), torch.tensor(left, device=real.device))
+        sizes = real.sum(1).tolist()
+        full = context.memo.setdefault("pyramiddrop", sizes)
+        left = [self.leaves_of(n, size, layer) for n, size in zip(sizes, full, strict=True)]
+        score = context.next_layer_attention(tokens)
+        before = tokens.renumbered() if self.renumber else tokens
+        return keep_best(before, score, torch.tensor(left, device=real.device))
+
+    def leaves_of(self, count: int, full: int, layer: int) -> int:
+        """How many of the `count` tokens that are left of an image of `full` stay before this layer."""
+        tokens = self.tokens or 0
+        if self.ratios is None:
+            return remaining(count, tokens, self.stages[layer])
+        past = sum(resolved <= layer for resolved in self.all_stages)  # stages that act here or did before
+        return min(count, tokens if past > len(self.ratios) else max(tokens, round(full * self.ratios[past - 1])))
 
     def layer_tokens(self) -> list[int]:
-        return pyramid(self.tokens, self.shape, self.stages)
+        full = left = self.shape.visual_tokens or 0
+        counts = []
+        for layer in range(self.shape.depth):
+            if self.tokens is not None and layer in self.stages:
+                left = self.leaves_of(left, full, layer)
+            counts.append(left)
+        return counts
 
     def own_flops(self, text: int) -> float:
         entering = [self.shape.visual_tokens or 0, *self.layer_tokens()]

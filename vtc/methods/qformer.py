@@ -30,6 +30,7 @@ class QFormer(TowerResampler):
 
     name = "qformer"
     about = "The Q-Former: learned queries in a BERT of their own, in the projector's place (BLIP-2, arXiv 2301.12597)."
+    reference = "test_qformer.py::test_equals_loops_over_queries_and_heads"
     default_count = 32
     needs = (ONE_TOWER, WHOLE_IMAGES)
     needs_training = True

@@ -34,6 +34,7 @@ class QueCC(WindowResampler):
 
     name = "quecc"
     about = "QueCC: TokenPacker whose queries know the question, for budgets down to one token (arXiv 2411.03312)."
+    reference = "test_quecc.py::test_equals_loops_over_windows"
     reads_prompt = True
 
     def make_parameters(self) -> None:

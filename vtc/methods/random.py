@@ -17,6 +17,8 @@ class RandomDropping(TokenPruner):
 
     name = "random"
     about = "A uniformly drawn subset of the visual tokens, seeded."
+    reference = "test_pooling.py::test_the_draw_is_uniform_seeded_and_the_same_in_any_batch"
+    incomparable = "a baseline without code of authors"
     layer: int = layer_option(0, "before this decoder layer; 0: before the LLM")
     seed: int = option(0, "of the draw", follows="seed")
 

@@ -29,6 +29,7 @@ class SCOPE(TowerCompressor):
 
     name = "scope"
     about = "SCOPE: patches that cover most of what is not covered yet, weighed by attention (arXiv 2510.24214)."
+    reference = "test_scope.py::test_equals_the_paper_by_loops"
     default_share = 1 / 9
     # α of the authors' code.
     alpha: float = option(

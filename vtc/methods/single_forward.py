@@ -31,6 +31,7 @@ class SingleForward(FewerPatches):
 
     name = "single_forward"
     about = "Single forward: the vision tower makes the summary tokens, not the LLM (Fwd2Bot's baseline, table 7)."
+    reference = "test_single_forward.py::test_equals_a_pass_of_tower_and_llm_written_out"
     default_count = 16
     needs = (ONE_TOWER, WHOLE_IMAGES)
     needs_training = True

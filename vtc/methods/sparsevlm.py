@@ -38,6 +38,8 @@ class SparseVLM(Compressor):
 
     name = "sparsevlm"
     about = "SparseVLM: words about the image rate its tokens; some dropped ones merge and return (arXiv 2410.04417)."
+    reference = "test_sparsevlm.py::test_a_step_keeps_merges_and_drops"
+    incomparable = "the authors keep fixed counts and add what is recycled; here the budget is exact"
     default_share = 1 / 5
     reads_prompt = True
     stage_layers: Sequence[int] = layer_option(
@@ -70,7 +72,9 @@ class SparseVLM(Compressor):
         plan = [self._plan(n, self.stages[layer]) for n in real.sum(1).tolist()]
         kept, recycled, clusters = torch.tensor(plan, device=real.device).T[..., None]
         again = (place >= kept) & (place < kept + recycled) & real
-        groups = density_peaks(tokens.visual_hidden(), again, clusters)
+        few = (~again).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(1, *(n for _, n, _ in plan))]
+        points = tokens.visual_hidden().take_along_dim(few[..., None], 1)
+        groups = torch.full_like(place, -1).scatter(1, few, density_peaks(points, again.gather(1, few), clusters))
         stays = ((place < kept) & real) | again
         left = tokens.keep_visual(stays)
         order = (~stays).to(torch.uint8).argsort(dim=1, stable=True)[:, : left.images[0].shape[1]]

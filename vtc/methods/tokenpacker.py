@@ -30,6 +30,7 @@ class TokenPacker(WindowResampler):
 
     name = "tokenpacker"
     about = "TokenPacker: coarse queries take in the fine features of their windows (arXiv 2407.02392)."
+    reference = "test_tokenpacker.py::test_equals_loops_over_windows"
 
     def make_parameters(self) -> None:
         width = self.shape.vision.width

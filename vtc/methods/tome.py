@@ -32,6 +32,7 @@ class ToMe(FewerPatches):
 
     name = "tome"
     about = "ToMe: similar patches merge in every layer of the vision tower (arXiv 2210.09461)."
+    reference = "test_tome.py::test_equals_the_paper_by_loops"
     needs = (ONE_TOWER, FIXED_COUNT, WHOLE_IMAGES)
 
     def tower(self) -> TowerUse | None:

@@ -40,6 +40,8 @@ class VCC(TokenMerger):
 
     name = "vcc"
     about = "VCC: blocks of visual tokens that the prompt attends to stay, the others are merged (arXiv 2305.04241)."
+    reference = "test_vcc.py::test_equals_the_decoder_over_the_groups"
+    incomparable = "LLaVolta, which compares it, names its settings nowhere; here it acts before one layer"
     reads_prompt = True
     # K of LLaVolta's table 3. Before the LLM, its first layer says what is attended to.
     layer: int = layer_option(2, "before this decoder layer; 0: before the LLM")

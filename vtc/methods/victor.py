@@ -26,6 +26,7 @@ class Victor(Compressor):
 
     name = "victor"
     about = "Victor: learnable registers take over and every visual token is dropped (arXiv 2410.14072)."
+    reference = "test_victor.py::test_equals_algorithm_1"
     default_count = 8
     needs_training = True
     fixed_budget = True

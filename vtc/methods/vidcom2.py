@@ -31,6 +31,7 @@ class VidCom2(VideoPruner):
 
     name = "vidcom2"
     about = "VidCom2: unique frames of a video get more tokens, unique tokens stay (arXiv 2505.14454)."
+    reference = "test_vidcom2.py::test_keeps_what_is_unique"
     default_share = 1 / 4
     # τ of the authors' code.
     temperature: float = option(

@@ -31,7 +31,8 @@ class VisionZip(TowerCompressor):
     """
 
     name = "visionzip"
-    about = "VisionZip: dominant patches by CLS attention, the others merged into a few tokens (arXiv 2412.04467)."
+    about = "VisionZip: the most attended patches, the others merged into a few tokens (arXiv 2412.04467)."
+    reference = "test_visionzip.py::test_equals_the_paper_by_loops"
     default_share = 1 / 9
     merge: str = option(
         "add",

@@ -28,11 +28,12 @@ class VisPruner(TowerCompressor):
     """
 
     name = "vispruner"
-    about = "VisPruner: important patches by CLS attention, and diverse ones among the others (arXiv 2412.01818v2)."
+    about = "VisPruner: the most attended patches, and diverse ones among the others (arXiv 2412.01818v2)."
+    reference = "test_vispruner.py::test_equals_the_paper_by_loops"
     default_share = 1 / 9
     # r of the paper.
     important: float = option(
-        0.5, "share of the budget that CLS attention chooses", allowed=number("0 to 1", least=0, most=1)
+        0.5, "share of the budget that attention chooses", allowed=number("0 to 1", least=0, most=1)
     )
     remove: int = option(8, "duplicates that go in a round", allowed=whole(1))  # as in the authors' code
 

@@ -30,6 +30,7 @@ class VoCo(Compressor):
 
     name = "voco"
     about = "VoCo-LLaMA: the text sees the image through VoCo tokens behind it alone, which stay (arXiv 2406.12275)."
+    reference = "test_voco.py::test_prefill_and_decoding_are_those_of_the_explicit_mask"
     default_count = 1
     needs_training = True
     fixed_budget = True

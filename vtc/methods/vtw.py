@@ -19,6 +19,7 @@ class VTW(Compressor):
 
     name = "vtw"
     about = "VTW: before a layer of the LLM every visual token is withdrawn (arXiv 2405.05803)."
+    reference = "test_vtw.py::test_text_alone_goes_on_at_its_own_positions"
     # Half of LLaVA-1.5-7B's layers.
     layer: int = layer_option(16, "all visual tokens are withdrawn before this decoder layer", lowest=1)
 

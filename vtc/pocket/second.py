@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from vtc import shipped
+from vtc.identity import digest
 from vtc.pocket import dense, video
 from vtc.pocket.questions import CAPTION_PROMPT, KINDS, Question
 from vtc.pocket.rows import Row, row, written
@@ -233,4 +234,5 @@ def _stated() -> dict[str, Any]:
 
 def materialise(folder: str | os.PathLike, split: Split = "test") -> dict[str, Path]:
     """Draws every task's set into a folder, unless it is there already; task name → path."""
-    return written(folder, TASKS, f"{split}-v{VERSION}", functools.partial(rows, split=split))
+    ending = f"{split}-v{VERSION}-{digest(_stated())[:8]}"  # floors are in the rows
+    return written(folder, TASKS, ending, functools.partial(rows, split=split))

@@ -13,9 +13,11 @@ from vtc import results
 from vtc.allowed import brief
 from vtc.errors import UserError
 from vtc.identity import digest
+from vtc.report import agreements
 from vtc.report.runs import ALL, Run
 
 BUDGETS = ("tokens", "ratio", "compression", "flops")
+USUAL = "auto"  # what is chosen where a user says nothing
 SAME = 0.98  # a time to the first token that isn't told from that without compression
 
 SUBJECT = ("backbone", "benchmark")  # what names a table, where there is but one of these
@@ -97,6 +99,13 @@ def collect(
     return tables, notes + doubles
 
 
+def commonest_budget(setting: Setting) -> float | None:
+    """The number of tokens that most methods have a run of."""
+    left = [(run.label, run.tokens) for run in setting.runs if not run.is_baseline]
+    counts = Counter(tokens for _, tokens in set(left) if tokens is not None)
+    return max(counts, key=lambda tokens: (counts[tokens], -tokens)) if counts else None
+
+
 # Tables --------------------------------------------------------------------------------------------------------------
 
 
@@ -124,33 +133,51 @@ def settings(runs: Sequence[Run]) -> tuple[list[Setting], list[str]]:
     for run in runs:
         key = questions(run)
         together.setdefault(digest(key), (key, []))[1].append(run)
-    unstated = [k for k, (key, _) in together.items() if key["data"] == {"path": None}]
     notes: list[str] = []
     joined: dict[str, str] = {}
-    for name in unstated:
+    alike_but: dict[str, list[str]] = {}  # what is asked, whatever the data → tables
+    for name, (key, _) in together.items():
+        alike_but.setdefault(digest({**key, "data": None}), []).append(name)
+    for names in alike_but.values():
         # Data that come with the benchmark are those of the one table that is the same in all else, if there is one.
-        key, members = together[name]
-        rest = [(part, value) for part, value in key.items() if part != "data"]
-        fitting = [k for k, (other, _) in together.items() if k != name and all(other[p] == v for p, v in rest)]
-        if len(fitting) == 1:
-            together[fitting[0]][1].extend(members)
-            del together[name]
-            joined[fitting[0]] = f"{len(members)} rows of an earlier version don't state their data"
+        unstated = [name for name in names if together[name][0]["data"] == {"path": None}]
+        if len(unstated) == 1 and len(names) == 2:
+            (fitting,) = [name for name in names if name not in unstated]
+            key, members = together.pop(unstated[0])
+            together[fitting][1].extend(members)
+            joined[fitting] = f"{len(members)} rows of an earlier version don't state their data"
+    titles = _titles([key for key, _ in together.values()], [members for _, members in together.values()])
     out: list[Setting] = []
-    for name, (key, members) in sorted(together.items(), key=lambda item: str(item[1][0])):
+    order = sorted(zip(together.items(), titles, strict=True), key=lambda item: str(item[0][1][0]))
+    taken: Counter[str] = Counter()
+    for (name, (key, members)), title in order:
         members, doubles = newest(members)
         label(members)
+        agreements.complete(members)
         members.sort(key=lambda r: (not r.is_baseline, r.label, r.tokens or 0))
-        alike = [_words(*table) for table in together.values() if all(table[0][x] == key[x] for x in SUBJECT)]
-        words = [word for part, word in _words(key, members).items() if word and len({w[part] for w in alike}) > 1]
-        title = " on ".join(str(key[part]) for part in SUBJECT) + (f" ({', '.join(words)})" if words else "")
-        title += f" · {n + 1}" if (n := sum(s.name.partition(" · ")[0] == title for s in out)) else ""
-        order = list(members[0].rows)
-        groups = list(dict.fromkeys(map(members[0].group_of, order)))
+        taken[title] += 1
+        title += f" · {taken[title]}" if taken[title] > 1 else ""
+        tasks = list(members[0].rows)
+        groups = list(dict.fromkeys(map(members[0].group_of, tasks)))
         provenance = ([joined[name]] if name in joined else []) + _provenance(members)
-        out.append(Setting(title, _about(key, members), members, order, groups, provenance))
+        out.append(Setting(title, _about(key, members), members, tasks, groups, provenance))
         notes += doubles
     return out, notes
+
+
+def _titles(keys: Sequence[Mapping[str, Any]], members: Sequence[Sequence[Run]]) -> list[str]:
+    """What each table is called: its subject, and its words that differ from those of others of that subject."""
+    words = [_words(*table) for table in zip(keys, members, strict=True)]
+    different: dict[tuple, dict[str, set[str]]] = {}
+    for key, said in zip(keys, words, strict=True):
+        for part, word in said.items():
+            different.setdefault(tuple(key[x] for x in SUBJECT), {}).setdefault(part, set()).add(word)
+    titles = []
+    for key, said in zip(keys, words, strict=True):
+        subject = tuple(key[x] for x in SUBJECT)
+        telling = [word for part, word in said.items() if word and len(different[subject][part]) > 1]
+        titles.append(" on ".join(map(str, subject)) + (f" ({', '.join(telling)})" if telling else ""))
+    return titles
 
 
 def newest(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
@@ -206,11 +233,15 @@ def _about(key: Mapping[str, Any], runs: Sequence[Run]) -> str:
 
 
 def label(runs: Sequence[Run]) -> None:
-    """Sets each run's label: its method, and the settings in which runs of that method differ; the budget only where
-    nothing else tells two rows of the same number of tokens apart, and the run's id where that doesn't either."""
-    for method in {r.method for r in runs}:
-        mine = [r for r in runs if r.method == method]
-        _tell_apart(mine, [_flat(r.config, {*ALIKE, *BUDGETS}) for r in mine])
+    """Sets each run's label: its method, and the settings in which it differs from most runs of that method; where that
+    leaves two rows of one number of tokens alike, all in which these differ; then the budget, at last the run's id."""
+    methods: dict[str, list[Run]] = {}
+    for run in runs:
+        methods.setdefault(run.method, []).append(run)
+    for mine in methods.values():
+        _tell_apart(mine, [_flat(r.config, {*ALIKE, *BUDGETS}) for r in mine], usual=True)
+    for same in _twins(runs):
+        _tell_apart(same, [_flat(r.config, {*ALIKE, *BUDGETS}) for r in same])
     for same in _twins(runs):
         _tell_apart(same, [_flat(r.config, ALIKE) for r in same])
     for same in _twins(runs):
@@ -225,29 +256,37 @@ def _twins(runs: Sequence[Run]) -> list[list[Run]]:
     return [same for same in rows.values() if len(same) > 1]
 
 
-def _tell_apart(runs: Sequence[Run], settings: Sequence[Mapping[str, Any]]) -> None:
-    """Adds to the labels those settings in which the runs differ."""
+def _tell_apart(runs: Sequence[Run], settings: Sequence[Mapping[str, Any]], usual: bool = False) -> None:
+    """Adds to the labels those settings in which the runs differ.
+
+    Args:
+        usual: leave out a value that more than half of the runs have, or the one that goes without saying.
+    """
     names: dict[str, dict[str, str]] = {}
     for key in sorted({key for flat in settings for key in flat}):
-        # An option that is missing in the file of an earlier version tells nothing apart.
-        values = {str(flat[key]) for flat in settings if flat.get(key) is not None}
-        if len({str(flat[key]) for flat in settings if key in flat}) > 1:
+        counts = Counter(str(flat[key]) for flat in settings if key in flat)
+        if len(counts) > 1:
+            # An option that is missing in the file of an earlier version tells nothing apart.
+            values = {str(flat[key]) for flat in settings if flat.get(key) is not None}
             depth = next((n for n in range(1, 9) if len({_tail(v, n) for v in values}) == len(values)), 9)
-            names[key] = {value: brief(_tail(value, depth), 60) for value in values}
+            most, count = counts.most_common(1)[0]
+            hidden = None if not usual else most if 2 * count > len(settings) else USUAL
+            names[key] = {value: brief(_tail(value, depth), 60) for value in values if value != hidden}
     for run, flat in zip(runs, settings, strict=True):
         extras = [
             f"{key.removeprefix('method.')}={values[str(flat[key])]}"
             for key, values in names.items()
-            if flat.get(key) is not None
+            if flat.get(key) is not None and str(flat[key]) in values
         ]
-        if extras := list(dict.fromkeys(extras)):
-            head, bracket, rest = run.label.partition(" (")
-            run.label = f"{head} ({', '.join([*([rest[:-1]] if bracket else []), *extras])})"
+        head, bracket, rest = run.label.partition(" (")
+        said = rest[:-1].split(", ") if bracket else []
+        if extras := [extra for extra in dict.fromkeys(extras) if extra not in said]:
+            run.label = f"{head} ({', '.join([*said, *extras])})"
 
 
 def _tail(text: str, depth: int = 1) -> str:
-    """The last parts of a path; of what is none, all."""
-    return "/".join(text.rstrip("/").split("/")[-depth:])
+    """The last parts of a path, without the name that every folder of weights has; of what is no path, all."""
+    return "/".join(text.rstrip("/").removesuffix("/weights").split("/")[-depth:])
 
 
 def describe(run: Run) -> str:

@@ -12,7 +12,6 @@ from vtc.report import page, tables
 from vtc.report.collection import collect, describe
 from vtc.report.runs import Run
 from vtc.report.split import RIGHT
-from vtc.report.view import agreement
 from vtc.statistics import compare as paired
 from vtc.statistics import mcnemar
 from vtc.terminal import console, table
@@ -50,7 +49,7 @@ def compare(job: Job) -> Path:
             raise UserError(f"{key}={getattr(job.compare, key)}: has no {results.SAMPLES} beside it")
     rows, flips = paired(a, b), flipped(first, second)
     output = Path(job.compare.output or job.output_dir / "compare").expanduser()
-    content = _content(first, second, rows, flips, agreement(setting))
+    content = _content(first, second, rows, flips)
     results.write_json(output / "comparison.json", content)
     section = page.Section(setting, [], tables.differences(setting), [(f["task"], f["id"]) for f in flips])
     numbers = {"one": str(setting.runs.index(first)), "two": str(setting.runs.index(second))}
@@ -106,9 +105,7 @@ def flipped(a: Run, b: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def _content(
-    a: Run, b: Run, rows: dict[str, Any], flips: list[dict[str, Any]], agrees: dict[Run, float]
-) -> dict[str, Any]:
+def _content(a: Run, b: Run, rows: dict[str, Any], flips: list[dict[str, Any]]) -> dict[str, Any]:
     tasks = []
     for name, row in rows.items():
         mine = [
@@ -122,7 +119,7 @@ def _content(
             "run": run.id,
             "label": describe(run),
             "command": run.result["run"].get("command", ""),
-            "agreement": agrees.get(run),
+            "agreement": run.agreement(),
         }
         for run in (a, b)
     ]
@@ -149,9 +146,8 @@ def _print(a: Run, b: Run, content: dict[str, Any], output: Path) -> None:
     terminal.print(f"b: {describe(b)}, run {b.id}", markup=False, soft_wrap=True)
     for side, run in zip("ab", (content["a"], content["b"]), strict=True):
         if run["agreement"] is not None:
-            terminal.print(
-                f"{side} answers as the uncompressed backbone does on {run['agreement']:.1%} of the questions"
-            )
+            said = f"{side} answers {run['agreement']:.1%} of the questions as the uncompressed backbone does"
+            terminal.print(f"{said}, mean over tasks")
     least = ("p of the flips", "difference", "questions")
     terminal.print(table("", HEADER, cells, terminal.width, least=least, left=("task",)))
     count = len(content["flipped"])

@@ -16,7 +16,7 @@ from typing import Any
 from vtc import __version__
 from vtc.report import samples
 from vtc.report.collection import Setting
-from vtc.report.view import setting_view
+from vtc.report.view import run_details, setting_view
 
 ASSETS = Path(__file__).with_name("assets")
 LIBRARIES = {"datatables": ("itables", "html/dt_bundle.js"), "plotly": ("plotly", "package_data/plotly.min.js")}
@@ -31,12 +31,14 @@ class Section:
         plots: files of its static figures.
         differences: as `vtc.report.tables.differences` gives them.
         first: samples that are shown before others, by task and id.
+        slug: the name of the setting as part of a file's.
     """
 
     setting: Setting
     plots: list[Path]
     differences: list[dict]
     first: Sequence[samples.Key] = field(default=())
+    slug: str = ""
 
 
 def render(
@@ -56,16 +58,17 @@ def render(
     order = sorted(sections, key=lambda section: -len(section.setting.runs))
     views = [setting_view(section.setting, section.differences) for section in order]
     shown = [samples.view(s.setting, count // len(order), s.first) for s in order]
-    packed = {name: _library(name) for name in LIBRARIES}
+    packed = {"data": pack(_json({"settings": views, "state": dict(state or {})}))}
+    packed["details"] = pack(_json([[run_details(run) for run in section.setting.runs] for section in order]))
+    packed |= {name: _library(name) for name in LIBRARIES}
     if any(shown):
-        packed["samples-data"] = pack(json.dumps([view for view in shown if view]))
+        packed["samples-data"] = pack(_json([view for view in shown if view]))
     return _template().render(
         title=title,
         version=__version__,
         notes=list(notes),
         runs=sum(len(section.setting.runs) for section in order),
         tables=len(order),
-        data=_json({"settings": views, "state": dict(state or {})}),
         packed=list(packed.items()),
     )
 
@@ -90,7 +93,7 @@ def pack(text: str) -> Any:
     """A long text as the page unpacks it: gzip, in base64. The same text gives the same bytes."""
     from markupsafe import Markup
 
-    return Markup(base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode())
+    return Markup(base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode())
 
 
 def _package(name: str, path: str) -> str:
@@ -111,9 +114,5 @@ def _safe(text: str) -> Any:
     return Markup(text.replace("</", "<\\/"))
 
 
-def _json(value: Any) -> Any:
-    """JSON inside a script element, in which no text can end the element or begin a comment."""
-    from markupsafe import Markup
-
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False)
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))

@@ -92,6 +92,16 @@ def _printed(file: Path, row: dict[str, str]) -> Printed:
         raise ValueError(f"{file}: {row}: {error}") from error
 
 
+@cache
+def printed_of() -> dict[tuple[str, str], list[Printed]]:
+    """Backbone and method → their numbers that are scores."""
+    out: dict[tuple[str, str], list[Printed]] = {}
+    for number in numbers():
+        if number.share is not None:
+            out.setdefault((number.backbone, number.method), []).append(number)
+    return out
+
+
 def references() -> list[str]:
     """The tables and figures that numbers were typed from: `fwd2bot_table1`, …"""
     return list(dict.fromkeys(number.reference for number in numbers()))
@@ -160,7 +170,9 @@ def _embedded(number: Printed) -> tuple[str, str] | None:
 def beside(runs: Iterable[Run]) -> list[tuple[Printed, Run, Estimate]]:
     """Every printed number that a run has too, with the run's score: what plots draw behind ours. Where a run's
     configuration isn't the printed row's in all (a stage scheme, say), the labels of both say so."""
-    return [(number, run, score) for run in runs for number in numbers() if (score := ours(number, run)) is not None]
+    known = printed_of()
+    pairs = ((number, run) for run in runs for number in known.get((run.result["backbone"]["name"], run.method), ()))
+    return [(number, run, score) for number, run in pairs if (score := ours(number, run)) is not None]
 
 
 def side_by_side(reference: str, runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:

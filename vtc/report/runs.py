@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from vtc import results
 from vtc.allowed import brief
-from vtc.identity import hash_bytes
-from vtc.statistics import Estimate, by_question
+from vtc.report.questions import Questions, read_scores
+from vtc.statistics import Estimate
 
 BASELINE = "none"
 ALL = "all"
-MOST = 5_000_000  # samples of a run: a small file can state billions
 CLOSE = 1e-6  # what rounding may change of a number that follows from others
-
-_QUESTIONS: dict[str, Any] = {}  # hash → index: runs on the same questions hold one
 
 
 @dataclass(eq=False)
@@ -32,6 +29,8 @@ class Run:
         rows: task → its row of `scores`, that of its headline metric.
         samples: scores of the samples, a series over questions (`vtc.statistics.by_question`); None: not known.
         note: why `samples` are not known, where they are there.
+        questions: what `samples` are scores of.
+        agreements: task → share of its answers that are the uncompressed model's, where the result doesn't state it.
     """
 
     path: Path
@@ -40,6 +39,9 @@ class Run:
     rows: dict[str, Mapping[str, Any]]
     samples: Any = None
     note: str = ""
+    questions: Questions | None = None
+    agreements: dict[str, float] = field(default_factory=dict)
+    _scores: dict[str, Estimate] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Run:
@@ -64,7 +66,8 @@ class Run:
                 raise ValueError(f"{path}: {section}.name: missing")
         run = cls(path, result, result["method"]["name"], rows)
         try:
-            run.samples = _samples(path)
+            if known := read_scores(path):
+                run.samples, run.questions = known
         except (ValueError, OSError) as error:
             run.note = f"{error}: its samples are left out"
         if contradiction := run._contradiction():
@@ -73,17 +76,15 @@ class Run:
 
     def _contradiction(self) -> str:
         """Which of its numbers doesn't follow from the others, as after an edit; empty where all do."""
-        known = self.samples.dropna() if self.samples is not None else None
-        scored = known.index.unique("task") if known is not None else []
+        scored = self.questions.means(self.samples.to_numpy()) if self.questions else {}
         if lost := [task for task in scored if task not in self.rows]:
             return f"{brief(lost[0], 60)}: its samples have scores, and it has none"
         for task, row in self.rows.items():
-            follows = {"share": results.share(row) or 0.0}
+            follows: dict[str, float] = {"share": results.share(row) or 0.0}
             if row.get("baseline"):
                 follows["retained"] = row["value"] / row["baseline"]
-            if known is not None and task in scored:
-                mine = known.xs(task, level="task")
-                follows |= {"n": len(mine), "value": mine.groupby(level="stratum").mean().mean()}
+            if task in scored:
+                follows["n"], follows["value"] = scored[task]
             for key, value in follows.items():
                 if row.get(key) is not None and not math.isclose(row[key], value, rel_tol=CLOSE, abs_tol=CLOSE):
                     return f"{task}: {key} is {row[key]:.6g}, and {value:.6g} by what it is made of"
@@ -115,9 +116,22 @@ class Run:
         """Prefill FLOPs relative to the uncompressed backbone."""
         return self.result["budget"].get("flops_ratio")
 
-    def cost(self, key: str) -> float | None:
+    def cost(self, key: str) -> Any:
         """A number of `efficiency`; None where it wasn't measured."""
         return (self.result["efficiency"] or {}).get(key)
+
+    def measured(self, section: str, key: str | None = None) -> float | None:
+        """A number of a section of `efficiency`; of throughputs by length (no `key`) that of the longest answers."""
+        numbers = self.cost(section)
+        if not isinstance(numbers, Mapping) or not numbers:
+            return None
+        name = key if key is not None else max(numbers, key=lambda n: float(n) if str(n).isdigit() else -1.0)
+        return numbers.get(name)
+
+    @property
+    def training_seconds(self) -> float | None:
+        """How long the training of its weights took, where they state it."""
+        return ((self.result["checkpoint"] or {}).get("manifest") or {}).get("seconds")
 
     @property
     def picture(self) -> str:
@@ -127,7 +141,7 @@ class Run:
     def agreement(self, group: str = ALL) -> float | None:
         """Share of the answers that are the uncompressed model's, mean over the tasks of a group; None where a task's
         isn't known."""
-        shares = [self.rows[task].get("agreement") for task in self.members(group)]
+        shares = [self.rows[task].get("agreement", self.agreements.get(task)) for task in self.members(group)]
         known = [share for share in shares if share is not None]
         return sum(known) / len(known) if known and len(known) == len(shares) else None
 
@@ -137,12 +151,12 @@ class Run:
         whole = self.method == BASELINE and not self.result["checkpoint"]
         return whole and self.picture == "own" and not self.result.get("baseline")
 
-    @property
+    @cached_property
     def scores(self) -> dict[str, Estimate]:
         """Task → headline score."""
         return {task: Estimate(row["value"], row.get("stderr")) for task, row in self.rows.items()}
 
-    @property
+    @cached_property
     def scales(self) -> dict[str, float]:
         """Task → its full score."""
         return {task: float(row.get("scale") or 1.0) for task, row in self.rows.items()}
@@ -162,8 +176,11 @@ class Run:
 
     def score(self, group: str = ALL) -> Estimate:
         """Mean over the tasks of a group, as shares of their full scores."""
-        rows = [self.rows[task] for task in self.members(group)]
-        return Estimate.mean([Estimate(results.share(r) or 0.0, results.share(r, "stderr")) for r in rows])
+        if group not in self._scores:
+            rows = [self.rows[task] for task in self.members(group)]
+            parts = [Estimate(results.share(r) or 0.0, results.share(r, "stderr")) for r in rows]
+            self._scores[group] = Estimate.mean(parts)
+        return self._scores[group]
 
     def retained(self, group: str = ALL) -> float | None:
         """Mean score relative to the uncompressed backbone's mean on the same tasks."""
@@ -171,27 +188,3 @@ class Run:
             return 1.0
         whole = self.mean("baseline", group)
         return self.score(group).value / whole if whole else None
-
-
-def _samples(path: Path) -> Any:
-    """The scores of the samples beside a result; None where there are none. Raises ValueError for damaged ones."""
-    file = path.with_name(results.SAMPLES)
-    if not os.path.lexists(file):
-        return None
-    from pyarrow.parquet import read_metadata
-
-    if not file.is_file():
-        raise ValueError(f"{file}: no regular file")
-    try:
-        if (rows := read_metadata(file).num_rows) > MOST:
-            raise ValueError(f"{rows:,} samples; at most {MOST:,}")
-        scores = by_question(results.samples(file))
-    except Exception as error:  # damaged bytes come out of pyarrow and pandas as errors of any kind
-        raise ValueError(f"{file}: can't be read ({brief(error, 100)})") from error
-    if not scores.index.is_unique:
-        raise ValueError(f"{file}: question {'/'.join(scores.index[scores.index.duplicated()][0][:2])} is there twice")
-    if not scores.abs().max() < math.inf and scores.notna().any():
-        raise ValueError(f"{file}: a score is not finite")
-    key = hash_bytes(["\0".join(scores.index.names), *("\0".join(question) for question in scores.index)])
-    scores.index = _QUESTIONS.setdefault(key, scores.index)
-    return scores

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vtc import results
@@ -16,16 +16,16 @@ from vtc.drawing import groups, token_boxes
 from vtc.errors import UserError
 from vtc.evaluation.sources import source_of
 from vtc.evaluation.sources.base import Document, TaskSource
-from vtc.identity import digest
-from vtc.report.collection import Setting
+from vtc.report.collection import Setting, commonest_budget
 from vtc.report.runs import Run
 from vtc.report.split import RIGHT
-from vtc.report.view import commonest_budget
 from vtc.settings import BenchmarkSettings
 
 SIDE = 240  # pixels of a thumbnail's longer side
 RUNS = 60  # of a table whose answers are shown
 SHARES = (0.7, 0.15, 0.15)  # of the samples: runs differ, all are wrong, only the uncompressed is right
+
+COLUMNS = ("task", "id", "prediction", "target", "score", "error", "question", "pictures", "images")
 
 Key = tuple[str, str]  # task and id
 
@@ -37,42 +37,35 @@ def view(setting: Setting, count: int, first: Iterable[Key] = ()) -> dict[str, A
         count: of questions.
         first: questions that are shown before others.
     """
-    runs = _shown(setting)
-    frames = {run: frame for run in runs if (frame := _frame(run)) is not None}
-    if not frames or not count:
+    runs = [run for run in _shown(setting) if _keeps_answers(run)]
+    if not runs or not count:
         return None
-    chosen = choose(setting, list(frames), count, first)
-    opened = Pictures(next(iter(frames)))
-    layouts: dict[str, int] = {}
-    boxes: list[list[Any]] = []
-
-    def layout(regions: Sequence[Mapping[str, Any]]) -> int:
-        name = digest(results.plain(regions))
-        if name not in layouts:
-            layouts[name] = len(boxes)
-            boxes.append([None if box is None else [round(1000 * x) for x in box] for box in token_boxes(regions)])
-        return layouts[name]
-
+    chosen = choose(setting, runs, count, first)
+    opened = Pictures(runs[0])
+    layouts = Layouts()
+    answers: dict[Key, dict[int, dict[str, Any]]] = {key: {} for key in chosen}
+    stated: dict[Key, list[dict[str, Any]]] = {key: [] for key in chosen}
+    for run in runs:
+        at = setting.runs.index(run)
+        for row in _rows(run, chosen):
+            key = (row["task"], row["id"])
+            answers[key][at] = _answer(row) | layouts.tokens(row.get("images"))
+            stated[key].append(row)
     rows = []
     for key in chosen:
-        answers: dict[int, dict[str, Any]] = {}
-        for run, frame in frames.items():
-            if key in frame.index:
-                answers[setting.runs.index(run)] = _answer(frame.loc[key])
-        stated = [frame.loc[key] for frame in frames.values() if key in frame.index]
-        document = opened.of(key, _stated(stated, "pictures"))
+        document = opened.of(key, _stated(stated[key], "pictures"))
         rows.append(
             {
                 "task": key[0],
                 "id": key[1],
-                "question": _stated(stated, "question") or document.question,
-                "target": str(_stated(stated, "target") or ""),
+                "question": _stated(stated[key], "question") or document.question,
+                "target": str(_stated(stated[key], "target") or ""),
                 "pictures": document.pictures,
-                "answers": answers,
+                "answers": answers[key],
             }
         )
-    _add_tokens(rows, {setting.runs.index(run): run for run in frames}, layout)
-    return {"setting": setting.name, "runs": [setting.runs.index(run) for run in frames], "rows": rows, "boxes": boxes}
+    shown = [setting.runs.index(run) for run in runs]
+    return {"setting": setting.name, "runs": shown, "rows": rows, "boxes": layouts.boxes}
 
 
 def _shown(setting: Setting) -> list[Run]:
@@ -82,16 +75,27 @@ def _shown(setting: Setting) -> list[Run]:
     return [run for run in ranked if run.samples is not None][:RUNS]
 
 
-def _frame(run: Run) -> Any:
-    """A run's samples by task and id, without what became of their tokens; None where its answers are not kept."""
+def _keeps_answers(run: Run) -> bool:
+    import pyarrow.parquet as pq
+
     try:
-        frame = results.samples(run.path)
+        return "prediction" in pq.read_schema(run.path.with_name(results.SAMPLES)).names
     except (OSError, ValueError):
-        return None
-    if "prediction" not in frame:
-        return None
-    frame = frame.set_index(["task", "id"])
-    return frame[~frame.index.duplicated()].sort_index()
+        return False
+
+
+def _rows(run: Run, keys: Sequence[Key]) -> list[dict[str, Any]]:
+    """What a run's samples hold of some questions."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(run.path.with_name(results.SAMPLES)) as file:
+        table = file.read(columns=[name for name in COLUMNS if name in file.schema_arrow.names], use_threads=False)
+    places: dict[Key, int] = {}
+    wanted = set(keys)
+    for at, key in enumerate(zip(table["task"].to_pylist(), map(str, table["id"].to_pylist()), strict=True)):
+        if key in wanted:
+            places.setdefault(key, at)
+    return [{**row, "id": str(row["id"])} for row in table.take(list(places.values())).to_pylist()]
 
 
 def choose(setting: Setting, runs: Sequence[Run], count: int, first: Iterable[Key] = ()) -> list[Key]:
@@ -129,12 +133,11 @@ def choose(setting: Setting, runs: Sequence[Run], count: int, first: Iterable[Ke
     return sorted(taken, key=lambda key: setting.tasks.index(key[0]) if key[0] in setting.tasks else 0)
 
 
-def _answer(row: Any) -> dict[str, Any]:
-    error = row.get("error")
-    score = row["score"]
+def _answer(row: Mapping[str, Any]) -> dict[str, Any]:
+    error, score = row.get("error"), row["score"]
     return {
-        "text": str(row["prediction"])[:400],
-        "score": None if score != score else float(score),
+        "text": str(row["prediction"] or "")[:400],
+        "score": None if score is None or score != score else float(score),
         **({"error": str(error)[:200]} if isinstance(error, str) else {}),
     }
 
@@ -148,27 +151,36 @@ def _empty(value: Any) -> bool:
     return value == "" if isinstance(value, str) else value != value if isinstance(value, float) else len(value) == 0
 
 
-def _add_tokens(rows: Sequence[dict[str, Any]], runs: Mapping[int, Run], layout: Callable[[Any], int]) -> None:
-    """Adds to each answer what became of its image's tokens, where the run has kept it: the tokens that are left, and
-    with each those that merged into it."""
-    by_key = {(row["task"], row["id"]): row for row in rows}
-    for at, run in runs.items():
-        frame = results.samples(run.path, ["task", "id", "images"])
-        if "images" not in frame:
-            continue
-        for task, name, images in frame[["task", "id", "images"]].itertuples(index=False):
-            row = by_key.get((task, name))
-            if row is None or images is None or at not in row["answers"]:
-                continue
-            row["answers"][at]["images"] = [
-                {
-                    "layout": layout(results.plain(list(image["regions"]))),
-                    "held": [[token, *others] for token, members in groups(image["holders"]).items()
-                             if (others := [m for m in members if m != token]) is not None],
-                    "made": int(image["made"]),
-                }
-                for image in images
-            ]  # fmt: skip
+class Layouts:
+    """Where the visual tokens of images stand, each arrangement once.
+
+    Attributes:
+        boxes: of each arrangement the squares of its tokens, in thousandths of the picture's width and height.
+    """
+
+    def __init__(self) -> None:
+        self.boxes: list[list[Any]] = []
+        self._numbers: dict[str, int] = {}
+
+    def tokens(self, images: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
+        """What became of a question's visual tokens, where a run has kept it: those that are left, and with each those
+        that merged into it."""
+        if images is None:
+            return {}
+        out = []
+        for image in images:
+            held = groups(image["holders"]).items()
+            parts = [[token, *(m for m in members if m != token)] for token, members in held]
+            out.append({"layout": self._number(image["regions"]), "held": parts, "made": int(image["made"])})
+        return {"images": out}
+
+    def _number(self, regions: Sequence[Mapping[str, Any]]) -> int:
+        name = repr(regions)
+        if name not in self._numbers:
+            self._numbers[name] = len(self.boxes)
+            boxes = token_boxes(regions)
+            self.boxes.append([None if box is None else [round(1000 * side) for side in box] for box in boxes])
+        return self._numbers[name]
 
 
 class Pictures:

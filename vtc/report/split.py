@@ -13,7 +13,7 @@ import numpy as np
 
 from vtc.report.collection import Setting
 from vtc.report.runs import Run
-from vtc.statistics import Estimate, mean, side_by_side, stderr
+from vtc.statistics import Estimate, side_by_side
 
 RIGHT = 0.5  # share of the full score from which on a sample counts as answered rightly
 DOWNSAMPLE = "downsample"
@@ -66,5 +66,6 @@ def _split(plain: Run, smaller: Run, rivals: list[Run]) -> list[Split]:
 
 
 def _estimate(scores: np.ndarray) -> Estimate | None:
-    value = mean(scores.tolist())
-    return None if value is None else Estimate(value, stderr(scores))
+    if not len(scores):
+        return None
+    return Estimate(float(scores.mean()), float(scores.std(ddof=1)) / len(scores) ** 0.5 if len(scores) > 1 else None)

@@ -7,16 +7,19 @@ from collections.abc import Callable, Sequence
 from itertools import chain, combinations
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vtc.report.collection import Setting, number
 from vtc.report.runs import ALL, Run
 from vtc.report.split import Split
 from vtc.statistics import (
     Estimate,
     Z,
-    bootstrap,
     contributions,
+    ends,
     holm,
     question_weights,
+    resampled,
     side_by_side,
     sign_flips,
     smallest_difference,
@@ -208,29 +211,45 @@ class Samples:
     def __init__(self, runs: Sequence[Run]) -> None:
         table = side_by_side([run.samples for run in runs])
         self.questions = table.index
-        self.scores = {run: table[at].to_numpy(float) for at, run in enumerate(runs)}
-        # By which questions are scored, in most tables the same for all pairs: their weights and cells.
-        self.designs: dict[bytes, Any] = {}
+        self.place = {run: at for at, run in enumerate(runs)}
+        self.scores = table.to_numpy(float)
+        # By which questions are scored, in most tables the same for all pairs: what these are worth.
+        self.designs: dict[bytes, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None] = {}
 
     def compare(self, a: Run, b: Run) -> dict[str, Any] | None:
         """Interval, p-value and smallest difference of two runs' means; None where not every task has pairs."""
-        differences = self.scores[a] - self.scores[b]
-        scored = differences == differences
-        key = scored.tobytes()
-        if key not in self.designs:
-            shared = self.questions[scored]
-            every = set(shared.unique("task")) >= set(a.rows)
-            cells = [f"{task}\n{stratum}" for task, stratum in zip(*map(shared.get_level_values, CELL), strict=True)]
-            self.designs[key] = (question_weights(shared, a.scales), cells) if every else None
-        if self.designs[key] is None:
+        pair = [self.place[a], self.place[b]]
+        scored = ~np.isnan(self.scores[:, pair]).any(axis=1)
+        if (key := scored.tobytes()) not in self.designs:
+            self.designs[key] = self._design(scored, a)
+        if (design := self.designs[key]) is None:
             return None
-        shares, cell_of = contributions(differences[None, scored], *self.designs[key])
-        (low, high), (error,) = bootstrap(shares[0], cell_of)[0], standard_errors(shares[0], cell_of)
-        p = sign_flips(shares[0])
+        places, shares, cell_of, drawn = design
+        x, y = places[pair]
+        differences = shares[:, x] - shares[:, y]
+        (low, high), (error,) = (
+            ends(drawn[:, [x]] - drawn[:, [y]], differences.sum())[0],
+            standard_errors(differences, cell_of),
+        )
+        p = sign_flips(differences, CERTAIN)
         return _compared(float(low), float(high), float(error), p, "paired")
+
+    def _design(self, scored: np.ndarray, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+        """Of runs that have a score on the same questions at least: their columns in what follows, what each question
+        adds to each of their means, its cell, and the means resampled."""
+        shared = self.questions[scored]
+        if not set(shared.unique("task")) >= set(run.rows):
+            return None
+        whole = ~np.isnan(self.scores[scored]).any(axis=0)
+        places = np.where(whole, np.cumsum(whole) - 1, -1)
+        cells = [f"{task}\n{stratum}" for task, stratum in zip(*map(shared.get_level_values, CELL), strict=True)]
+        table = self.scores[np.ix_(scored, whole)].T
+        shares, cell_of = contributions(table, question_weights(shared, run.scales), cells)
+        return places, shares.T, cell_of, resampled(shares.T, cell_of)
 
 
 CELL = ("task", "stratum")  # levels of a question within which samples vary
+CERTAIN = 1e-12  # of a p-value that is surely smaller the report states its bound
 
 
 def _compared(low: float | None, high: float | None, error: float | None, p: float | None, test: str) -> dict[str, Any]:

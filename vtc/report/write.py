@@ -1,4 +1,4 @@
-"""A report on disk: `table.csv`, `.md`, `.tex`, `pareto-*` as PNG, SVG and PDF, `index.html`; tables are printed."""
+"""A report on disk: `table.csv`, `.md`, `.tex`, figures as PNG, SVG and PDF, `index.html`; tables are printed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vtc import results
 from vtc.errors import UserError
 from vtc.job import Job
-from vtc.report import page, paper, plots, split, tables
+from vtc.report import figures, page, paper, split, tables
 from vtc.report.collection import collect
 from vtc.report.latex import latex
 from vtc.terminal import console as terminal
@@ -76,19 +76,21 @@ def report(job: Job) -> Path:
         task = bar.add_task("comparing", total=pairs)
         for setting in settings:
             names.add(name := slug(setting.name, names))
-            drawn = [
-                plots.pareto(setting, axis, output / f"pareto-{axis}-{name}.png", plots.SUFFIXES) for axis in plots.AXES
-            ]
-            section = page.Section(
-                setting,
-                [file for file in drawn if file],
-                tables.differences(setting, lambda: bar.advance(task)),
-            )
-            sections.append(section)
-            text += section_markdown(section)
-    for setting in settings:
-        console.print(tables.console(setting, console.width))
+            differences = tables.differences(setting, lambda: bar.advance(task))
+            sections.append(page.Section(setting, [], differences, slug=name))
+        largest = sorted(sections, key=lambda section: -len(section.setting.runs))[: figures.LARGEST]
+        suffixes = [f".{kind}" for kind in job.report.figures]
+        for section in bar.track(largest if suffixes else [], description="drawing"):
+            section.plots = figures.draw(section.setting, section.differences, section.slug, output, suffixes)
+    for section in sections:
+        text += section_markdown(section)
+    for section in sorted(largest, key=lambda section: settings.index(section.setting)):
+        console.print(tables.console(section.setting, console.width))
         console.print()
+    if more := len(sections) - len(largest):
+        notes.append(
+            f"{more} smaller table{'s' if more > 1 else ''} without figures: in index.html, table.md, table.csv"
+        )
     for note in notes + [note for s in settings for note in s.notes]:
         console.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
 
@@ -99,8 +101,10 @@ def report(job: Job) -> Path:
     papers = [latex(f"{s.name}. Scores with 95 % confidence intervals.", *tables.cells(s)) for s in settings]
     results.write_text(output / "table.tex", "\n".join(["% needs booktabs and graphicx", *papers]))
     results.write_text(output / "index.html", page.render(sections, notes, title, job.report.samples))
-    files = ["table.csv", "table.md", "table.tex", *(p.name for s in sections for p in s.plots)]
-    console.print(f"{runs} runs → {output / 'index.html'}, {', '.join(files)}", soft_wrap=True, markup=False)
+    drawn = sum(len(section.plots) for section in sections)
+    kinds = f", {drawn} figures ({', '.join(job.report.figures)})" if drawn else ""
+    said = f"{runs} runs → {output / 'index.html'}, table.csv, table.md, table.tex{kinds}"
+    console.print(said, soft_wrap=True, markup=False)
     return output
 
 

@@ -174,6 +174,9 @@ class ProfileSettings:
         fill(self, new_tokens=tuple(self.new_tokens))
 
 
+FIGURES = ("png", "svg", "pdf")
+
+
 @dataclass(frozen=True)
 class ReportSettings:
     """What a report reads and where it is written; None: `output_dir`, and `output_dir/report`.
@@ -181,6 +184,7 @@ class ReportSettings:
     Attributes:
         reference: a table of the papers (`vtc.report.paper`) that is printed with ours beside it.
         samples: how many questions the page shows with their pictures and answers, the most telling first.
+        figures: kinds of files that static figures are written as; none: the page alone has figures.
     """
 
     inputs: tuple[str, ...] | None = setting(None, NOTHING, FILES)
@@ -188,9 +192,10 @@ class ReportSettings:
     title: str = setting("Visual-token compression", NOTHING, text())
     reference: str | None = setting(None, NOTHING, TEXT)
     samples: int = setting(300, NOTHING, whole(0, 10_000))
+    figures: tuple[str, ...] = setting(("png",), NOTHING, several("a list of png, svg, pdf", one_of(*FIGURES)))
 
     def __post_init__(self) -> None:
-        fill(self, inputs=several_of(self.inputs))
+        fill(self, inputs=several_of(self.inputs), figures=several_of(self.figures) or ())
 
 
 @dataclass(frozen=True)

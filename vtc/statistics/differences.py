@@ -109,12 +109,12 @@ def standard_errors(shares: np.ndarray, cell_of: np.ndarray) -> np.ndarray:
         `[differences]`.
     """
     values = shares.reshape(len(shares), -1)
-    variance = np.zeros(values.shape[1])
-    for cell in np.unique(cell_of):
-        members = values[cell_of == cell]
-        if len(members) > 1:
-            variance += len(members) * members.var(axis=0, ddof=1)
-    return np.sqrt(variance)
+    n = np.bincount(cell_of).astype(float)
+    variance = []
+    for column in values.T:
+        apart = column - (np.bincount(cell_of, weights=column) / np.maximum(n, 1))[cell_of]
+        variance.append((np.bincount(cell_of, weights=apart * apart) * n / np.maximum(n - 1, 1)).sum())
+    return np.sqrt(np.array(variance))
 
 
 def smallest_difference(error: Any, degrees: float = math.inf) -> Any:
@@ -129,10 +129,12 @@ def smallest_difference(error: Any, degrees: float = math.inf) -> Any:
 @lru_cache(maxsize=1 << 12)
 def _quantiles(degrees: float) -> float:
     """By how many standard errors a difference must be off for a t-test to find it with `POWER`."""
-    from scipy.optimize import brentq
-    from scipy.stats import nct, t
+    from scipy.special import stdtrit
 
-    critical = t.ppf(1 - LEVEL / 2, degrees)
+    critical = stdtrit(degrees, 1 - LEVEL / 2)
     if degrees > 100:
-        return float(critical + t.ppf(POWER, degrees))
+        return float(critical + stdtrit(degrees, POWER))
+    from scipy.optimize import brentq
+    from scipy.stats import nct  # which takes longest to import
+
     return float(brentq(lambda off: nct.sf(critical, degrees, off) - POWER, 0, 100 + 5 * critical))

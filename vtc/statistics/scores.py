@@ -74,8 +74,8 @@ def sign_flips(differences: Scores, least: float = 0.0) -> float:
 
     Nothing is drawn, so that p can be as small as it is. Up to `ENUMERATED` ways are tried one by one. Of more it is
     counted how many lead to each sum, in steps of the unit that all differences are whole multiples of: by the
-    characteristic function of the sum, and where p is below `PRECISE` by the shift algorithm (Pagano and Tritchler, JASA
-    78, 1983, who give both; Streitberg and Röhmel, 1986). Where they have no unit, as real-valued scores, they are
+    characteristic function of the sum, and where p is below `PRECISE` by the shift algorithm (Pagano and Tritchler,
+    JASA 78, 1983, who give both; Streitberg and Röhmel, 1986). Where they have no unit, as real-valued scores, they are
     rounded to steps of which `ADDITIONS` allows many a difference. Beyond ten thousand differences or so the sum is
     taken as normal (the error is of the order of 1/n).
 
@@ -115,9 +115,9 @@ def sign_flips(differences: Scores, least: float = 0.0) -> float:
 
 
 def _by_cosines(steps: np.ndarray, most: int) -> float | None:
-    """Share of the ways to choose among `steps` whose sum is `most` at the most, twice, by the characteristic function of
-    that sum: of N = 2 m + 1 sums that it can have, it is 1/N Σ over k from -m to m of Π cos(πks/N) times the Dirichlet
-    kernel of the sums that count. None where that takes longer than the shift algorithm."""
+    """Share of the ways to choose among `steps` whose sum is `most` at the most, twice, by the characteristic function
+    of that sum: of N = 2 m + 1 sums that it can have, it is 1/N Σ over k from -m to m of Π cos(πks/N) times the
+    Dirichlet kernel of the sums that count. None where that takes longer than the shift algorithm."""
     sizes, counts = np.unique(steps[steps > 0], return_counts=True)
     total = int(steps.sum())
     half = total // 2 + 1

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vtc.settings.store import StoreSettings
 
 UNCOMPRESSED = ("method=none",)  # what a new store is made with where nothing is said
+USUAL = 32  # images at a time, where batch_size=auto leaves it open
 LISTED = 20  # broken files that are printed; format=json has all
 
 
@@ -31,7 +32,8 @@ def index(job: Job) -> Indexed:
 
     settings, console = _settings(job), terminal.console()
     precision = settings.precision if any(word.startswith("precision=") for word in _typed(job)) else None
-    store = Store.open(settings.store, _typed(job), precision, job.batch_size, UNCOMPRESSED)
+    rows = USUAL if isinstance(job.batch_size, str) else job.batch_size
+    store = Store.open(settings.store, _typed(job), precision, rows, UNCOMPRESSED)
     columns = (
         progress.SpinnerColumn(), progress.TextColumn("{task.description}"), progress.BarColumn(),
         progress.MofNCompleteColumn(), progress.TimeElapsedColumn(), progress.TimeRemainingColumn(),

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 NAME, ABOUT, VECTOR = "images", b"vtc", "vector"
-INDEXED_FROM = 100_000  # rows: below, comparing with all of them takes milliseconds
+INDEXED_FROM = 8_000_000  # numbers in all embeddings, 16 MB: comparing with all reads them, in some 40 ms of a core
+LEAST = 1_000  # rows of an index: 256 centroids are learned from them
 RESCORED = 300  # rows that an index proposes, which are compared again exactly
 PROBED = 32  # of the index's lists of neighbours, in each search
 COMPACTED_FROM = 64  # pieces of the table: each commit adds one, and each is a file that a search opens
@@ -149,6 +150,11 @@ class Table:
 
     # -- reading
     @property
+    def width(self) -> int:
+        """Of the embeddings."""
+        return int(self._table.schema.field(VECTOR).type.list_size)
+
+    @property
     def rows(self) -> int:
         return self._table.count_rows()
 
@@ -217,8 +223,14 @@ class Table:
         """The name of the index of embeddings; None where there is none."""
         return next((index.name for index in self._table.list_indices() if index.columns == [VECTOR]), None)
 
-    def tidy(self, indexed_from: int = INDEXED_FROM) -> None:
-        """Puts the pieces of many commits together, and keeps an index of embeddings where that pays."""
+    def tidy(self, indexed_from: int | None = None) -> None:
+        """Puts the pieces of many commits together, and keeps an index of embeddings where that pays.
+
+        Args:
+            indexed_from: how many rows it takes; None: as many as hold `INDEXED_FROM` numbers.
+        """
+        if indexed_from is None:
+            indexed_from = max(LEAST, INDEXED_FROM // self.width)
         with _one_writer(self.where), _explained(self.where):
             self.refresh()
             if self._table.stats()["fragment_stats"]["num_fragments"] >= COMPACTED_FROM or self.index() is not None:
@@ -229,7 +241,7 @@ class Table:
     def _make_index(self) -> None:
         from lancedb.index import IvfPq
 
-        width = self._table.schema.field(VECTOR).type.list_size
+        width = self.width
         lists = max(1, round(math.sqrt(self.rows)))
         parts = max(part for part in range(1, width // 8 + 1) if width % part == 0) if width >= 8 else 1
         config = IvfPq(

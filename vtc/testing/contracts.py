@@ -8,7 +8,7 @@ about, and what to do where it is violated, is in docs/contracts.md; `vtc.testin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -91,7 +91,7 @@ def each_layer_runs_once(backbone: Backbone, make: Make, tokens: int) -> str | N
     method = instance(backbone, make, tokens)
     calls = [0] * backbone.shape.depth
 
-    def counter(index: int):
+    def counter(index: int) -> Callable[..., None]:
         def hook(*_: Any) -> None:
             calls[index] += 1
 

@@ -37,7 +37,8 @@ def instance(backbone: Backbone, make: Make, tokens: int | None) -> Compressor:
 def logits(backbone: Backbone, inputs: dict[str, Tensor], **extra: Any) -> Tensor:
     """Of one pass over the inputs, without gradients: `[B, L, vocabulary]`."""
     with torch.no_grad():
-        return backbone.model(**inputs, position_ids=backbone.positions(inputs), **extra).logits
+        logits: Tensor = backbone.model(**inputs, position_ids=backbone.positions(inputs), **extra).logits
+        return logits
 
 
 def generation(backbone: Backbone, inputs: dict[str, Tensor], count: int = 5, **options: Any) -> Any:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from vtc.backbones.llava_next import LlavaNext
 from vtc.backbones.llava_onevision import LlavaOnevision
 from vtc.backbones.video_llava import VideoLlava
-from vtc.testing.models import IMAGE, TOWER, drawn, tiny_decoder, tokenizer
+from vtc.backbones.words import tokenizer
+from vtc.testing.models import IMAGE, TOWER, drawn, tiny_decoder
 
 if TYPE_CHECKING:
     from PIL.Image import Image

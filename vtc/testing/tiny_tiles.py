@@ -10,7 +10,8 @@ import torch
 
 from vtc.backbones.idefics3 import GLOBAL, MESSAGES, Idefics3, SmolVLM
 from vtc.backbones.internvl import InternVL
-from vtc.testing.models import TOWER, drawn, tiny_decoder, tokenizer
+from vtc.backbones.words import tokenizer
+from vtc.testing.models import TOWER, drawn, tiny_decoder
 
 SIDE, PATCH, SHUFFLE = 16, 2, 2
 TOKENS = (SIDE // PATCH // SHUFFLE) ** 2

@@ -41,8 +41,11 @@ function figures() { for (const id of Object.keys(drawers)) { stale.add(id); if 
 // ---- methods in colour
 const list = key => state[key] ? state[key].split("|") : [];
 function front(runs, get, way) {
-  const points = runs.filter(r => !r.baseline && get(r) != null && score(r) != null);
-  const best = points.filter(r => !points.some(o => o !== r && way * get(o) <= way * get(r) && score(o) >= score(r) && (get(o) !== get(r) || score(o) !== score(r))));
+  const best = [];
+  for (const r of runs.filter(r => !r.baseline && get(r) != null && score(r) != null).sort((a, b) => way * (get(a) - get(b)) || score(b) - score(a))) {
+    const last = best.at(-1);
+    if (!last || score(r) > score(last) || (score(r) === score(last) && get(r) === get(last))) best.push(r);
+  }
   return best.sort((a, b) => get(a) - get(b));
 }
 function styles(runs, get, way) {
@@ -78,7 +81,7 @@ function lines(runs, get, look, value, show) {
   const by = Map.groupBy ? Map.groupBy(runs, r => r.label) : runs.reduce((m, r) => m.set(r.label, [...(m.get(r.label) ?? []), r]), new Map());
   return [...by].filter(([label]) => !look.get(label)?.hidden).sort((a, b) => look.get(a[0]).on - look.get(b[0]).on).map(([label, mine]) => {
     const s = look.get(label), sorted = mine.filter(r => get(r) != null && value(r) != null).sort((a, b) => get(a) - get(b));
-    return { x: sorted.map(get), y: sorted.map(value), mode: "lines+markers", name: esc(label), meta: label, customdata: sorted.map(r => setting().runs.indexOf(r)), opacity: s.on ? 1 : .8,
+    return { x: sorted.map(get), y: sorted.map(value), mode: "lines+markers", name: esc(label), meta: label, opacity: s.on ? 1 : .8,
       line: { color: s.color, width: s.on ? 1.8 : .8 }, marker: { color: s.color, symbol: s.symbol, size: s.on ? 8 : 5 }, error_y: s.on && state.measure === "score" ? { type: "data", array: sorted.map(r => half(r) ?? 0), color: s.color, thickness: 1, width: 0 } : undefined,
       text: sorted.map(r => hover(r, `<br>${show(get(r))}`)), hovertemplate: "%{text}<extra></extra>" };
   });
@@ -91,7 +94,7 @@ function levels() {
 }
 // Where all have the same cost they stand side by side, in the order of their scores: an axis of one value would collapse.
 drawers.pareto = () => {
-  const [title, get, type, way, show] = AXES[state.axis], runs = shown().filter(r => !r.baseline && get(r) != null && measure(r) != null);
+  const s = setting(), [title, get, type, way, show] = AXES[state.axis], runs = shown().filter(r => !r.baseline && get(r) != null && measure(r) != null);
   if (!runs.length) return { empty: "No run here states this cost." };
   const look = styles(runs, get, way), values = [...new Set(runs.map(get))], alone = Math.max(...values) < 1.01 * Math.min(...values);
   const ranked = [...runs].sort((a, b) => score(b) - score(a)), place = new Map(ranked.map((r, at) => [r, at + 1]));
@@ -99,6 +102,8 @@ drawers.pareto = () => {
   const traces = lines(runs, x, look, measure, alone ? () => "" : show);
   if (alone) traces.forEach(t => { t.mode = "markers"; });
   if (best.length > 1) traces.unshift({ x: best.map(get), y: best.map(measure), mode: "lines", line: { color: color("--accent"), width: 5, shape: way > 0 ? "hv" : "vh" }, opacity: .22, hoverinfo: "skip", name: "front", meta: "" });
+  const printed = state.axis === "tokens" && state.measure === "score" && !alone ? s.printed.filter(p => p.task === state.group && p.tokens != null) : [];
+  if (printed.length) traces.unshift({ x: printed.map(p => p.tokens), y: printed.map(p => p.score), mode: "markers", name: "printed", meta: "", marker: { symbol: "diamond-open", size: 10, color: color("--soft") }, text: printed.map(p => `<b>${esc(p.label)}</b>, as printed<br>${number(p.score)}, ${tokens(p.tokens)} tokens<br>${esc(p.where)}`), hovertemplate: "%{text}<extra></extra>" });
   const ticks = state.axis === "tokens" && !alone ? { tickmode: "array", tickvals: spaced(values.sort((a, b) => a - b)), ticktext: spaced(values).map(tokens) } : {};
   return { traces, click: held, layout: { xaxis: alone ? { title: { text: `all at ${show(values[0])}: side by side, best first` }, showticklabels: false } : { title: { text: title }, type, ...ticks, ...(state.axis === "flops" ? { tickformat: ".0%" } : {}) }, yaxis: { title: { text: `${groupTitle()}${state.measure === "score" ? "" : ", retained"}` }, ...(state.measure === "score" ? {} : { tickformat: ".0%" }) }, ...levels() } };
 };

@@ -93,6 +93,7 @@ $("more").onclick = () => { many += STEP; samples(); };
 
 function draw() {
   notes();
+  hard();
   const ready = [leaderboard(), samples()];
   chips();
   figures();

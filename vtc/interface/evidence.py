@@ -1,0 +1,18 @@
+"""What stands behind a method: what its class says of that, as data."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class Evidence:
+    """Two lines of a method's class; what else stands behind it is read from committed files (docs/tools/evidence.py).
+
+    Attributes:
+        reference: the test that holds the method to its source's equations, independently written, `file::test` of
+            tests/methods; empty: none. A class doesn't inherit it.
+        incomparable: why what it keeps can't be compared with what its authors' code keeps; empty: it could be.
+    """
+
+    reference: ClassVar[str] = ""
+    incomparable: ClassVar[str] = ""
