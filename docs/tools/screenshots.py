@@ -52,8 +52,6 @@ def main(argv: list[str]) -> int:
                 known = page.eval_on_selector_all(f"{select} option", "all => all.map(o => [o.value, o.label])")
                 page.select_option(select, next(value for value, label in known if choice in (value, label)))
             page.add_style_tag(content=STYLE)
-                content="#controls { position: static !important } html { scroll-padding-top: 0 !important }"
-            )
             page.eval_on_selector(element, "e => e.scrollIntoView()")
             if element == "#trade":
                 page.wait_for_selector("#pareto[data-drawn]")

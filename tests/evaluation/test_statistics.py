@@ -139,5 +139,5 @@ def test_the_characteristic_function_and_the_shift_algorithm_count_the_same(coun
 def test_a_p_value_that_is_surely_small_is_bounded() -> None:
     differences = np.ones(100)
     exact, bound = statistics.sign_flips(differences), statistics.sign_flips(differences, least=1e-12)
-    assert exact == pytest.approx(2.0**-99) and exact < bound == pytest.approx(2 * np.exp(-50)) < 1e-12
+    assert exact == pytest.approx(2.0**-99) and bound == pytest.approx(2 * np.exp(-50)) and exact < bound < 1e-12
     assert statistics.sign_flips(np.ones(30), least=1e-12) == pytest.approx(2.0**-29), "not surely small: counted"
