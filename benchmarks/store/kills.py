@@ -138,8 +138,7 @@ def run(place: Path, arguments: argparse.Namespace) -> dict:
     killed, rng, kills = Path(place, "killed"), random.Random(arguments.seed), []
     for number in range(arguments.kills):
         pid = forked(lambda: index(killed, folder))
-        # Moments of which the last one still finds work: each writer goes on where the one before was killed.
-        time.sleep(rng.uniform(0.1, 0.9) * 1.5 / arguments.kills * seconds)
+        time.sleep(rng.uniform(0.1, 0.9) * seconds)
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         there = len(contents(killed)["paths"]) if (killed / "images.lance").is_dir() else 0

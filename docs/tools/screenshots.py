@@ -20,6 +20,7 @@ SHOTS = {  # picture → state in the page's address, element it shows, what is 
     "page-tradeoffs": ("#?axis=flops", "#trade", ()),
     "page-samples": ("", "#samples", (("#kind", "split"),)),
 }
+STYLE = "#controls { position: static !important } html { scroll-padding-top: 0 !important }"
 SIZE = {"width": 1100, "height": 760}
 
 
@@ -50,7 +51,9 @@ def main(argv: list[str]) -> int:
             for select, choice in choices:
                 known = page.eval_on_selector_all(f"{select} option", "all => all.map(o => [o.value, o.label])")
                 page.select_option(select, next(value for value, label in known if choice in (value, label)))
-            page.add_style_tag(content="#controls { position: static !important }")
+            page.add_style_tag(content=STYLE)
+                content="#controls { position: static !important } html { scroll-padding-top: 0 !important }"
+            )
             page.eval_on_selector(element, "e => e.scrollIntoView()")
             if element == "#trade":
                 page.wait_for_selector("#pareto[data-drawn]")

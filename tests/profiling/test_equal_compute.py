@@ -21,20 +21,20 @@ SHAPE = BackboneShape(
 COMPOSED = ["divprune+fastv", "visionzip+pyramiddrop", "avgpool+fastv", "tome+pyramiddrop"]
 NAMES = [*registry.methods._builtin, *COMPOSED]
 OWN_PASSES = ("fwd2bot", "voco")  # whose first pass costs more than an uncompressed prefill
-NETWORKS = ("mqt", "perceiver", "qformer", "quecc", "tokenpacker")  # counting one takes 0.5 s
+NETWORKS = ("mqt", "perceiver", "qformer", "quecc", "tokenpacker")  # counting one takes a quarter of a second
+SHARES = [(name, share) for name in NAMES for share in (0.25, 0.5, 0.9) if name not in NETWORKS or share == 0.5]
 
 
 @functools.cache
 def costs_of(name: str, measure) -> dict[int, float]:
-    """What each count of tokens costs that a method offers; of a network every twelfth."""
+    """What each count of tokens costs that a method offers; of a network some."""
     method = make(name, None, SHAPE)
     offers = sorted(method.offers())
-    chosen = [*offers[::12], offers[-1]] if name in NETWORKS and measure is relative_flops else offers
+    chosen = [*offers[::36], offers[-1]] if name in NETWORKS and measure is relative_flops else offers
     return {tokens: measure(method.with_tokens(tokens)) for tokens in chosen}
 
 
-@pytest.mark.parametrize("flops", [0.1, 0.25, 0.4, 0.5, 0.75, 0.97])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "flops"), SHARES)
 def test_flops_are_the_most_that_do_not_cost_more(name: str, flops: float) -> None:
     """Against a search through everything that the method offers, its own passes and its own arithmetic counted."""
     costs = costs_of(name, relative_flops)
@@ -50,7 +50,7 @@ def test_flops_are_the_most_that_do_not_cost_more(name: str, flops: float) -> No
     assert name not in OWN_PASSES, "its first pass was not counted"
 
 
-@pytest.mark.parametrize("ratio", [1.2, 1.5, 2, 4, 8])
+@pytest.mark.parametrize("ratio", [1.5, 4])
 @pytest.mark.parametrize("name", NAMES)
 def test_compression_is_the_nearest_there_is(name: str, ratio: float) -> None:
     ratios = costs_of(name, compression)
@@ -63,7 +63,7 @@ def test_compression_is_the_nearest_there_is(name: str, ratio: float) -> None:
     assert abs(ratios[tokens] - ratio) <= nearest + 0.01 * ratio
 
 
-@pytest.mark.parametrize("flops", [0.35, 0.6, 0.85])
+@pytest.mark.parametrize("flops", [0.85, 0.95])
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_budget_announces_is_what_torch_counts(name: str, flops: float) -> None:
     """The passes of the decoder one by one, those of the method's own among them, and its own arithmetic."""

@@ -18,6 +18,7 @@ from vtc.report.runs import ALL, Run
 
 BUDGETS = ("tokens", "ratio", "compression", "flops")
 USUAL = "auto"  # what is chosen where a user says nothing
+NAMED = 6  # runs in a note
 SAME = 0.98  # a time to the first token that isn't told from that without compression
 
 SUBJECT = ("backbone", "benchmark")  # what names a table, where there is but one of these
@@ -326,7 +327,9 @@ def _provenance(runs: Sequence[Run]) -> list[str]:
     timed = [(r, r.cost("ttft_speedup")) for r in runs if not r.is_baseline]
     slower = [f"{describe(r)} ({speedup:.2f}×)" for r, speedup in timed if speedup is not None and speedup < SAME]
     if slower:
-        notes.append(f"slower to the first token than no compression on this device: {', '.join(slower)}")
+        more = f" and {len(slower) - NAMED} more" if len(slower) > NAMED else ""
+        named = ", ".join(slower[:NAMED]) + more
+        notes.append(f"slower to the first token than no compression on this device: {named}")
     return notes
 
 
