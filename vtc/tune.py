@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from vtc import results, terminal
 from vtc.configuration import parse
 from vtc.configuration.overrides import read, values
-from vtc.errors import UserError
+from vtc.errors import UserError, unknown
 from vtc.identity import digest
 from vtc.job import written
+from vtc.registry import methods, parts
 from vtc.settings.tune import PRICES
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def tune(job: Job) -> Path:
     """
     space = _space(job)
     shared = _validated(job, [word for word in job.overrides or () if not _is_own(word, space)])
+    _check_keys(space, shared)
     if find_spec("optuna") is None and math.prod(map(len, space.values())) > job.tune.trials:
         raise UserError("action=tune: needs Optuna, which is not installed; pip install 'vtc[tune]'")
     trials = search(job, space, shared)
@@ -165,6 +167,17 @@ def _space(job: Job) -> dict[str, list[str]]:
             "action=tune: nothing to choose from; give some keys several values, method=fastv,divprune tokens=4,16,36"
         )
     return space
+
+
+def _check_keys(space: Mapping[str, Sequence[str]], shared: Sequence[str]) -> None:
+    """Refuses names and keys that there are not before anything is scored; an option may be one method's alone."""
+    for word in space.get("method", ()):
+        for name in parts(word.partition("=")[2].strip("'")).values():
+            if name not in methods.names():
+                raise unknown("method", name, methods.names())
+    for key, words in space.items():
+        if key.split(".")[0] != "method":
+            parse([*shared, words[0]])
 
 
 def _is_own(word: str, space: Mapping[str, Any]) -> bool:
