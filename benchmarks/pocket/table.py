@@ -145,7 +145,7 @@ class Table:
                 words = (*score, f"method={of.get('method', about['of'])}", *about["score"])
             yield Row(name, name, words, about.get("tokens"), 0, training)
         elif name in values["free"]:
-            for tokens in values["budgets"]:
+            for tokens in values["free"][name].get("budgets", values["budgets"]):
                 yield Row(name, f"{name}-{tokens}-s0", (*score, f"method={name}"), tokens, 0)
         else:
             about = values["trained"][name]
