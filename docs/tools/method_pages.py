@@ -134,7 +134,7 @@ def scores(name: str, root: Path) -> str:
         return "No result is committed."
     if name != "none":
         runs += [run for run in setting.runs if run.is_baseline][:1]
-    return tables.markdown(*readme.ranking(setting, runs)) + (
+    return tables.markdown(*readme.ranking(setting, runs, root)) + (
         "\n\nMeans over tasks, ± half a 95 % confidence interval. [All methods](../results.md), and "
         "[what pocket can show](../pocket.md)."
     )

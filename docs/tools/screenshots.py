@@ -12,8 +12,12 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vtc import shipped
+
+if TYPE_CHECKING:
+    from playwright.sync_api import ViewportSize
 
 SHOTS = {  # picture → state in the page's address, element it shows, what is chosen before
     "page-leaderboard": ("", "#board", ()),
@@ -21,7 +25,7 @@ SHOTS = {  # picture → state in the page's address, element it shows, what is 
     "page-samples": ("", "#samples", (("#kind", "split"),)),
 }
 STYLE = "#controls { position: static !important } html { scroll-padding-top: 0 !important }"
-SIZE = {"width": 1100, "height": 760}
+SIZE: ViewportSize = {"width": 1100, "height": 760}
 
 
 def report(folder: Path) -> Path:

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -70,7 +70,9 @@ def inputs_of(backbone: Backbone, prompts: Sequence[Prompt]) -> Any:
     return backbone.inputs([p.text for p in prompts], [p.images for p in prompts], videos)
 
 
-def in_order(batches: Sequence[T], read: Callable[[T], Ready], threads: int) -> Iterator[tuple[T, Ready | None]]:
+def in_order(
+    batches: Sequence[T], read: Callable[[T], Ready], threads: int
+) -> Generator[tuple[T, Ready | None], None, None]:
     """Each batch with what `read` makes of it, in their order; None of one that was too large to be read ahead.
 
     Args:

@@ -132,8 +132,8 @@ class TowerCache:
                 break
             path.unlink(missing_ok=True)
             total -= own
-        about = os.statvfs(self.folder)
-        return total + size <= self.most and about.f_bavail * about.f_frsize >= size + SPARE
+        disk = os.statvfs(self.folder)
+        return total + size <= self.most and disk.f_bavail * disk.f_frsize >= size + SPARE
 
 
 class _Calls:
@@ -257,4 +257,4 @@ def _update(state: Any, tensor: Tensor) -> None:
     """A tensor's type, shape and content."""
     state.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     plain = tensor.detach().contiguous().cpu().reshape(-1)
-    state.update(memoryview(plain.view(torch.uint8).numpy()))
+    state.update(plain.view(torch.uint8).numpy().data)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -142,7 +142,7 @@ class Tower:
         else:
             each = received(q, k)[..., self.extra :]
         if self.cells is None and self.place is None:
-            return each
+            return cast(Tensor, each)
         scores: Tensor = self._placed(self._merged(each.transpose(1, 2))).transpose(1, 2)
         return scores
 

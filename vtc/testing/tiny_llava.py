@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from vtc.backbones.llava_next import LlavaNext
 from vtc.backbones.llava_onevision import LlavaOnevision
 from vtc.backbones.video_llava import VideoLlava
-from vtc.backbones.words import tokenizer
-from vtc.testing.models import IMAGE, TOWER, drawn, tiny_decoder
+from vtc.backbones.words import IMAGE, tokenizer
+from vtc.testing.models import TOWER, drawn, tiny_decoder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,7 +52,7 @@ def tiny_llava_next(kind: str = "llama", image_size: int | None = 16, seed: int 
     config = transformers.LlavaNextConfig(
         vision_config=transformers.CLIPVisionConfig(image_size=NEXT_TILE, patch_size=patch, **TOWER),
         text_config=tiny_decoder(kind),
-        image_token_id=IMAGE,  # type: ignore[call-arg]
+        image_token_id=IMAGE,
         image_grid_pinpoints=NEXT_RESOLUTIONS,
     )
     processor = transformers.LlavaNextProcessor(
@@ -88,8 +88,8 @@ def tiny_llava_onevision(image_size: int | None = ONEVISION_TILE) -> LlavaOnevis
             **sizes,
         ),
         text_config=tiny_decoder("qwen2"),
-        image_token_id=IMAGE,  # type: ignore[call-arg]
-        video_token_id=VIDEO,  # type: ignore[call-arg]
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
         image_grid_pinpoints=ONEVISION_RESOLUTIONS,
     )
     words = tokenizer(["<video>", "<|im_start|>", "<|im_end|>"], {"image_token": "<image>", "video_token": "<video>"})
@@ -128,8 +128,8 @@ def tiny_video_llava(frames: bool = False) -> VideoLlava:
     config = transformers.VideoLlavaConfig(
         vision_config=transformers.CLIPVisionConfig(image_size=VIDEO_SIDE, patch_size=PATCH, **TOWER),
         text_config=tiny_decoder("llama"),
-        image_token_id=IMAGE,  # type: ignore[call-arg]
-        video_token_id=VIDEO,  # type: ignore[call-arg]
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
     )
     size: dict[str, Any] = {
         "size": {"shortest_edge": VIDEO_SIDE},

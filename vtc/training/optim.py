@@ -23,7 +23,7 @@ class Muon(torch.optim.Muon):
         if not is_slow_in_bf16(self.param_groups[0]["params"][0].device.type):
             return super().step(closure)
         before = _muon._zeropower_via_newtonschulz
-        _muon._zeropower_via_newtonschulz = orthogonal
+        _muon._zeropower_via_newtonschulz = orthogonal  # type: ignore[assignment]
         try:
             return super().step(closure)
         finally:
