@@ -52,7 +52,7 @@ def tiny_llava_next(kind: str = "llama", image_size: int | None = 16, seed: int 
     config = transformers.LlavaNextConfig(
         vision_config=transformers.CLIPVisionConfig(image_size=NEXT_TILE, patch_size=patch, **TOWER),
         text_config=tiny_decoder(kind),
-        image_token_id=IMAGE,
+        image_token_id=IMAGE,  # type: ignore[call-arg]
         image_grid_pinpoints=NEXT_RESOLUTIONS,
     )
     processor = transformers.LlavaNextProcessor(
@@ -128,7 +128,7 @@ def tiny_video_llava(frames: bool = False) -> VideoLlava:
     config = transformers.VideoLlavaConfig(
         vision_config=transformers.CLIPVisionConfig(image_size=VIDEO_SIDE, patch_size=PATCH, **TOWER),
         text_config=tiny_decoder("llama"),
-        image_token_id=IMAGE,
+        image_token_id=IMAGE,  # type: ignore[call-arg]
         video_token_id=VIDEO,
     )
     size: dict[str, Any] = {
