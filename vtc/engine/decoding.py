@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-from torch._inductor.exc import InductorError
 
 from vtc.backbones import adapters
 from vtc.backbones.loading import first_line
@@ -85,13 +83,21 @@ def generated(engine: Engine, original: Callable[..., Any], args: tuple, kwargs:
     if why is None:
         try:
             out = decode(engine, original, kwargs)
-        except (TorchDynamoException, InductorError, FailOnRecompileLimitHit) as error:
+        except _refusals() as error:
             why = f"the step can't be compiled ({first_line(error)})"
         else:
             engine.decoding = COMPILED
             return out
     engine.decoding = f"generate: {why}"
     return original(*args, **kwargs), True
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What the compiler raises where it can't compile. Imported only then: the compiler takes seconds to import."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    return TorchDynamoException, InductorError, FailOnRecompileLimitHit
 
 
 def decode(engine: Engine, original: Callable[..., Any], kwargs: dict[str, Any]) -> tuple[Tensor, bool]:

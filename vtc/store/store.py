@@ -121,6 +121,7 @@ class Store:
 
     @property
     def table(self) -> Table:
+        """LanceDB's table, one row an image; a `UserError` where nothing is stored yet."""
         if self._open_table is None:
             raise UserError(f"store={self.where}: nothing in it yet; action=index, or add, fills it")
         return self._open_table
