@@ -45,7 +45,7 @@ def test_flops_are_the_most_that_do_not_cost_more(name: str, flops: float) -> No
         return
     cost = relative_flops(make(name, tokens, SHAPE))
     assert cost <= flops * (1 + 1e-9)
-    assert cost >= max(below) * 0.99, f"{max(below)} can be had, {tokens} tokens cost {cost}"
+    assert cost >= max(below) * (1 - 1e-9), f"{max(below)} can be had, {tokens} tokens cost {cost}"
     assert name not in OWN_PASSES, "its first pass was not counted"
 
 
