@@ -84,7 +84,7 @@ def test_every_field_damaged_in_many_ways(inputs: Path, monkeypatch) -> None:
     """No damage ends the report, and no damaged number is in it: what is there is what the whole file says."""
     from vtc.report import page, runs, tables
 
-    monkeypatch.setattr(runs, "_samples", cache(runs._samples))  # the samples stay as they are
+    monkeypatch.setattr(runs, "read_scores", cache(runs.read_scores))  # the samples stay as they are
     path = next(inputs.glob("fastv*")) / results.RESULT
     whole = json.loads(path.read_text())
     (setting,), _ = collect([inputs])
@@ -203,7 +203,7 @@ def test_damaged_samples_are_named_and_not_paired(inputs: Path, how: str, capsys
 
 
 def test_a_file_of_more_samples_than_a_run_can_have_is_not_read(inputs: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("vtc.report.runs.MOST", 59)
+    monkeypatch.setattr("vtc.report.questions.MOST", 59)
     _, printed, _ = reported(inputs, capsys)
     assert printed.count("60 samples; at most 59") == 2
 
