@@ -4,8 +4,7 @@
 has left there, go into one buffer of that layer's own length, with room for the answer. A step reads and writes nothing
 but tensors that stay where they are (the last token, positions, places in the buffers, masks), so that it can be
 compiled once and replayed, on CUDA as a CUDA graph. It runs the decoder's own layers, which are given a cache whose
-`update` writes into the buffers: one code path for all families. How much of the buffers a step reads is the one size
-that may change from step to step: reading places that hold nothing yet takes as long as reading tokens.
+`update` writes into the buffers: one code path for all families.
 
 The tokens are those of `generate()`, which stays the reference, and does what this can't: `obstacle` says why.
 """
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 BACKEND = "inductor"  # of torch.compile
 BUCKET = 64  # buffers hold a multiple of it, so that prompts of about the same length share a compiled step
-WINDOW = 32  # … and a step reads as many of their places as hold a token, rounded up to a multiple of it
 COMPILED = "compiled"
 FIRST = 2  # tokens that `generate()` makes itself: the prefill's, and one by which the positions are known
 RUNNERS = 4  # that a backbone keeps, each with its buffers
@@ -192,21 +190,18 @@ class Buffers:
     Attributes:
         keys, values: of each layer [B, H, length, d].
         slots: [1] of each layer: where the next token goes.
-        windows: of each layer, how many places of its buffers are read; they hold all of its tokens.
     """
 
     is_compileable = True
 
     def __init__(self, keys: list[Tensor], values: list[Tensor], slots: list[Tensor]) -> None:
         self.keys, self.values, self.slots = keys, values, slots
-        self.windows: list[int] = []
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Writes one token's key and value [B, H, 1, d], and returns the part of the buffers that is read."""
+        """Writes one token's key and value [B, H, 1, d], and returns the whole buffers."""
         self.keys[layer].index_copy_(2, self.slots[layer], key)
         self.values[layer].index_copy_(2, self.slots[layer], value)
-        window = self.windows[layer]
-        return self.keys[layer][:, :, :window], self.values[layer][:, :, :window]
+        return self.keys[layer], self.values[layer]
 
 
 class Runner:
@@ -288,19 +283,15 @@ class Runner:
         self.finite.fill_(True)
         self.ends.zero_()[ends] = True
         self.banned.copy_(self.ends if least > 0 else torch.zeros_like(self.ends))
-        self.least, self.past = least, [state.keys[segment.start].shape[2] for segment in state.segments]
+        self.least = least
 
     def run(self, count: int) -> Tensor:
         """[B, n] of at most `count` tokens: up to where the last row ends."""
         out: list[Tensor] = []
-        windows: tuple[int, ...] = ()
-        masks = self.masks
         for index in range(count):
             if index == self.least:
                 self.banned.zero_()
-            if (needed := self._windows(index)) != windows:
-                windows, masks = needed, self._read(needed)
-            self._step(masks)
+            self._step()
             out.append(self.token.clone())
             if index % LOOK == LOOK - 1 and bool(self.done.all()):
                 break
@@ -309,34 +300,17 @@ class Runner:
         length = new.shape[1] if not bool(self.done.all()) else int((~ended).sum(1).max()) + 1
         return new[:, :length]
 
-    def _windows(self, index: int) -> tuple[int, ...]:
-        """How many places of each segment's buffers are read in the step of this number."""
-        needed = (-(-(past + index + 1) // WINDOW) * WINDOW for past in self.past)
-        return tuple(min(n, mask.shape[3]) for n, mask in zip(needed, self.masks, strict=True))
-
-    def _read(self, windows: tuple[int, ...]) -> list[Tensor]:
-        """The masks of these places, whose number is no constant of the compiled code."""
-        masks = [mask[..., :n] for mask, n in zip(self.masks, windows, strict=True)]
-        for mask in masks:
-            torch._dynamo.mark_dynamic(mask, 3)
-        return masks
-
-    def step(self, masks: list[Tensor]) -> None:
-        """From the last token to the next one, all of it in place.
-
-        Args:
-            masks: [B, 1, 1, n] of each segment, for the first n places of its buffers, which are read.
-        """
+    def step(self) -> None:
+        """From the last token to the next one, all of it in place."""
         decoder = self.decoder
-        self.buffers.windows = [masks[segment].shape[3] for segment in self.owner]
         hidden = decoder.embed_tokens(self.token)
         ropes = [decoder.rotary_emb(hidden, p[0] if len(p) == 1 else p) for p in self.positions]
-        for mask, slot in zip(masks, self.slots, strict=True):
+        for mask, slot in zip(self.masks, self.slots, strict=True):
             mask.index_fill_(3, slot, 0)
         for i, layer in enumerate(decoder.layers):
             segment = self.owner[i]
             arguments = {CACHE: self.buffers, "use_cache": True, "position_embeddings": ropes[segment]}
-            hidden = layer(hidden, attention_mask=masks[segment], **arguments)
+            hidden = layer(hidden, attention_mask=self.masks[segment], **arguments)
         logits = self.head(decoder.norm(hidden))[:, -1].float()
         self.finite.logical_and_(logits.isfinite().all())
         token = logits.masked_fill(self.banned, float("-inf")).argmax(-1)
