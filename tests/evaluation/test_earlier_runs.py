@@ -315,7 +315,7 @@ def test_samples_of_a_data_set_with_repeated_ids_are_told_apart():
     def ids(samples: dict) -> list[str]:
         metrics = {name: {"accuracy,none": 1.0} for name in samples}
         logged = {"results": metrics, "samples": samples, "configs": {}}
-        model = SimpleNamespace(kept={}, shown={}, bad=[])
+        model = SimpleNamespace(kept={}, shown={}, bad=[], batch_size=1, rows=1)
         return [s.id for s in scores_of(TaskSpec("both"), logged, model).samples]
 
     assert ids({"a": [sample(0, "p"), sample(1, "q")]}) == ["p", "q"]
