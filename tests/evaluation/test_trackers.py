@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,11 +20,6 @@ def result() -> dict:
     return json.loads(file.read_text())
 
 
-def needs(name: str) -> None:
-    if find_spec(name) is None:
-        pytest.skip(f"{name} isn't installed")
-
-
 def expected(result: dict) -> dict[str, float]:
     row = result["scores"][0]
     return {
@@ -35,7 +29,6 @@ def expected(result: dict) -> dict[str, float]:
 
 
 def test_tensorboard_holds_the_scores(result: dict, tmp_path: Path) -> None:
-    needs("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert [*track.tell(["tensorboard"], result, tmp_path)] == [f"told tensorboard: {tmp_path.name}"]
@@ -53,7 +46,6 @@ def test_tensorboard_holds_the_scores(result: dict, tmp_path: Path) -> None:
 
 
 def test_wandb_holds_the_scores_offline(result: dict, tmp_path: Path, monkeypatch) -> None:
-    needs("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     assert [*track.tell(["wandb"], result, tmp_path)] == [f"told wandb: {tmp_path.name}"]
@@ -67,7 +59,6 @@ def test_wandb_holds_the_scores_offline(result: dict, tmp_path: Path, monkeypatc
 
 
 def test_trackio_holds_the_scores(result: dict, tmp_path: Path, monkeypatch) -> None:
-    needs("trackio")
     import sqlite3
 
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
