@@ -55,10 +55,12 @@ def oracle():
     from vtc.evaluation.model import GenerationResult, Kept, TokenCounts, VtcModel
 
     class Oracle(VtcModel):
-        def __init__(self, right: bool = True, break_on: tuple[str, ...] = (), batch_size: int = 5) -> None:
+        def __init__(
+            self, right: bool = True, break_on: tuple[str, ...] = (), batch_size: int = 5, picture: str = "own"
+        ) -> None:
             shape = SimpleNamespace(depth=2)
             backbone = SimpleNamespace(name="fake", device="cpu", dtype="float32", shape=shape)
-            super().__init__(backbone, SimpleNamespace(name="fake", tokens=16), batch_size=batch_size)
+            super().__init__(backbone, SimpleNamespace(name="fake", tokens=16), batch_size, picture=picture)
             self.right, self.break_on, self.batches = right, break_on, []
 
         def generate_until(self, requests):

@@ -88,8 +88,8 @@ def test_another_value_is_refused():
 @pytest.mark.parametrize("task", ["pocket_existence", "pocket_retrieval"])
 def test_the_model_is_shown_that_picture(picture, task, oracle, manager, data):
     """The pictures that reach the model, against those of the test set."""
-    model = oracle()
-    model.picture, answer, shown = picture, model._answer, {}
+    model = oracle(picture=picture)
+    answer, shown = model._answer, {}
 
     def watched(questions, requests, answers):
         shown.update({int(requests[q.index].doc_id): q.images[0] for q in questions})

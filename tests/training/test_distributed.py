@@ -205,7 +205,7 @@ def test_fwd2bot_on_two_processes_is_fwd2bot(tmp_path):
     one, two = (torch.load(tmp_path / folder / "fwd2bot.pt") for folder in ("one", "two"))
     assert one.keys() == two.keys()
     moved = max(float((one[n] - two[n]).abs().max()) for n in one)
-    assert moved < 2e-5, "AdamW's steps are of 1e-3"
+    assert moved < 5e-5, "AdamW's steps are of 1e-3; small gradients of another order of summing differ by parts of one"
 
 
 def test_the_device_of_a_process(monkeypatch):
