@@ -8,7 +8,7 @@ from typing import Any
 
 from vtc.backbones import wrap
 from vtc.backbones.base import Backbone
-from vtc.interface import PATCH_ATTENTION, Compressor
+from vtc.interface import PATCH_ATTENTION, Compressor, TokenPruner
 from vtc.methods import build
 from vtc.registry import methods, parts
 from vtc.testing import tiny_backbone
@@ -134,6 +134,11 @@ METHODS = [
 ]
 
 
+def attaches(name: str) -> bool:
+    """Whether a method, or a part of a composition, puts anything into the backbone, so that it needs one to itself."""
+    return any(methods.get(part).attach is not Compressor.attach for part in parts(name).values())
+
+
 def pocket() -> Backbone:
     """The pocket architecture with random weights: 144 visual tokens, 6 layers of width 128."""
     import torch
@@ -215,6 +220,18 @@ TOWER = {name for name in methods.names() if methods.get(name).tower is not Comp
 GRID = {"avgpool", "m3", "mqt"}  # methods of images whose visual tokens are in a grid
 # Of these, methods that choose among visual tokens, whatever the projector makes them of.
 CHOOSING = {name for name in TOWER if any(PATCH_ATTENTION in vars(c).get("needs", ()) for c in methods.get(name).mro())}
+_SHAPE = BACKBONES["gqa"]().shape
+
+
+def _before_the_llm(case: Case) -> bool:
+    """Whether a method chooses some of an image's visual tokens, or merges into these, before the LLM, which it leaves
+    alone: to the LLM it is as `random` is."""
+    method = build(case.name, case.tokens or None, _SHAPE, **case.options)
+    alone = method.layers() <= {0} and not method.probes()
+    return alone and (case.name in CHOOSING or isinstance(method, TokenPruner)) and case.name != "random"
+
+
+CHOSEN = {case.name for case in FIRST if len(parts(case.name)) == 1 and _before_the_llm(case)}
 MERGING = [m for m in FIRST if not (TOWER - CHOOSING) & {*parts(m.name).values()}]  # where the projector merges patches
 GRIDLESS = [Case("avgpool", 5, {"dims": 1})]  # where an image is several tiles
 GRIDLESS += [m for m in MERGING if not GRID & {*parts(m.name).values()} and m.name != "none"]
@@ -230,16 +247,33 @@ APART = [  # each thing that is done to tokens, on an image whose tokens have te
     Case("voco", 2),
     Case("fwd2bot", 4, {"rank": 4}),
 ]
-# What chooses before the LLM never meets its heads.
+WINDOWS = [m for m in MERGING if m.name in TOWER | {"none", "random", "fastv", "victor", "fwd2bot", "voco"}]
+# What chooses before the LLM never meets its heads. Qwen2.5-VL is Qwen2-VL but for the windows of its tower.
 CASES = (
     [("gqa", m) for m in METHODS]
-    + [("mha", m) for m in FIRST if m.name not in CHOOSING]
+    + [("mha", m) for m in FIRST if m.name not in CHOOSING | CHOSEN]
     + [("pocket", m) for m in POCKET_METHODS]
 )
 CASES += [("siglip", m) for m in FIRST if m.name in TOWER]
-CASES += [(b, m) for b in ("qwen2", "qwen2.5", "qwen3") for m in MERGING]
+CASES += [(b, m) for b in ("qwen2", "qwen3") for m in MERGING] + [("qwen2.5", m) for m in WINDOWS]
 CASES += [("llava_next", m) for m in GRIDLESS]
 CASES += [("video_llava", m) for m in GRIDLESS if not CHOOSING & {*parts(m.name).values()}]  # two towers
 CASES += [("llava_onevision", Case("vcc", 15, {"block": 4}) if m.name == "vcc" else m) for m in GRIDLESS]
 CASES += [("llava_next", Case("none", 24)), ("llava_onevision", Case("none", 51)), ("video_llava", Case("none", 17))]
 CASES += [(b, m) for b in ("internvl", "idefics3") for m in MERGING] + [("idefics3_tiles", m) for m in APART]
+
+# What the LLM does afterwards, whichever visual tokens it was given: `random` is held to it on every backbone, and each
+# method on the first.
+AFTERWARDS = {
+    "beams_work",
+    "cached_equals_uncached",
+    "text_rows_are_unchanged",
+    "the_cache_can_be_cropped",
+    "the_loss_is_right",
+    "turns_go_on_from_the_cache",
+}
+
+
+def held(contract: str, backbone: str, case: Case) -> bool:
+    """Whether a case of a backbone is held to a contract."""
+    return contract not in AFTERWARDS or backbone == "gqa" or case.name not in CHOSEN

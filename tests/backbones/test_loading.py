@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import load, settings_of
-from method_cases import FIRST, Case
+from method_cases import FIRST, Case, attaches
 from PIL import Image
 
 from vtc.backbones import loading
@@ -334,10 +334,15 @@ def test_methods_answer_on_a_quantised_model(folder: str, bits: str, name: str, 
     assert found[0]["kv_cache_bytes"] == found[1]["kv_cache_bytes"]
 
 
+@pytest.fixture(scope="module")
+def of_4_bits(folder: str) -> Backbone:
+    return quantised(folder, "4bit")
+
+
 @pytest.mark.parametrize("case", FIRST, ids=str)
-def test_every_method_answers_on_a_quantised_model(folder: str, case: Case) -> None:
+def test_every_method_answers_on_a_quantised_model(folder: str, of_4_bits: Backbone, case: Case) -> None:
     """In a batch as one by one."""
-    backbone = quantised(folder, "4bit")
+    backbone = quantised(folder, "4bit") if attaches(case.name) else of_4_bits
     method = case.make(backbone, case.tokens).eval()
     method.attach(backbone)
     with torch.inference_mode(), compressing(backbone, method) as engine:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vtc.backbones import adapters
+from vtc.backbones import adapters, recomputation
 from vtc.backbones.base import Backbone
 from vtc.engine import compressing
 from vtc.interface import Captions, Compressor, SelfCompressor
@@ -81,7 +81,7 @@ def test_gradients_are_those_of_the_plain_pass(case: str, reentrant: bool) -> No
     backbone, method, learns = trained(case)
     plain, runs = gradients(backbone, method, learns), [0]
     hook = backbone.decoder.layers[-1].self_attn.q_proj.register_forward_hook(lambda *_: runs.append(1))
-    backbone.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    recomputation.start(backbone.model, use_reentrant=reentrant)
     saving = gradients(backbone, method, learns)
     hook.remove()
     passes = 3 if isinstance(method, SelfCompressor) else 1  # of image, caption and questions

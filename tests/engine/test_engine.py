@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
+from vtc.backbones import recomputation
 from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.interface import Compressor
@@ -176,7 +177,7 @@ def test_checkpointing_recomputes_under_the_adapter_of_its_pass() -> None:
     backbone = tiny_backbone()
     method = instance(backbone, lambda b, t: build("fwd2bot", t, b.shape, rank=4), 4).train()
     backbone.model.train()
-    backbone.model.gradient_checkpointing_enable()
+    recomputation.start(backbone.model)
     inputs, blocks = packed(backbone)
 
     def gradient() -> torch.Tensor:

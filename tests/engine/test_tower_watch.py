@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vtc.backbones import recomputation
 from vtc.engine import compressing, encode_images
 from vtc.errors import UserError
 from vtc.interface import Compressor, TowerResampler, TowerUse, projected_layer, resolve_tower_layer
@@ -114,7 +115,7 @@ def test_features_carry_gradients_and_scores_none(checkpointing: bool) -> None:
     backbone = tiny_backbone()
     backbone.model.train()
     if checkpointing:
-        backbone.model.gradient_checkpointing_enable()
+        recomputation.start(backbone.model)
     method = Looks(None, backbone.shape)
     with compressing(backbone, method):
         loss = backbone.model(**batch(backbone), use_cache=False).logits.sum()
@@ -237,7 +238,7 @@ def test_levels_carry_gradients(checkpointing: bool) -> None:
     backbone = tiny_backbone()
     backbone.model.train()
     if checkpointing:
-        backbone.model.gradient_checkpointing_enable()
+        recomputation.start(backbone.model)
     method, inputs, found = InItsPlace(backbone, {0}), batch(backbone), []
     with compressing(backbone, method):
         backbone.model(**inputs, use_cache=False)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from reference import decoder
 
-from vtc.backbones import adapters
+from vtc.backbones import adapters, recomputation
 from vtc.engine import compressing, encode_images
 from vtc.errors import UserError
 from vtc.interface import projected_layer
@@ -105,7 +105,7 @@ def test_both_adapters_and_the_summary_tokens_learn_and_nothing_else_the_same_un
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
-            backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+            recomputation.start(backbone.model, use_reentrant=False)
         backbone.model.zero_grad()
         method.zero_grad()
         inputs = batch(backbone)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tower_reference import double, equals, every_case, rows
 
+from vtc.backbones import recomputation
 from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.methods import build
@@ -111,7 +112,7 @@ def test_gradients_reach_the_tower_the_same_under_checkpointing() -> None:
     inputs["pixel_values"] = inputs["pixel_values"].float()
     for checkpointing in (False, True):
         if checkpointing:
-            backbone.model.gradient_checkpointing_enable()
+            recomputation.start(backbone.model)
         backbone.model.zero_grad()
         with compressing(backbone, build("tome", 9, backbone.shape)):
             loss = backbone.model(**inputs, use_cache=False).logits.square().sum()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from vtc.backbones import adapters
+from vtc.backbones import adapters, recomputation
 from vtc.backbones.base import Backbone
 from vtc.engine import compressing
 from vtc.engine.cache import CACHE
@@ -74,7 +74,7 @@ def gradients_reach_everything(backbone: Backbone, make: Make, tokens: int) -> s
     try:
         for checkpointing in (False, True):
             if checkpointing:
-                backbone.model.gradient_checkpointing_enable()
+                recomputation.start(backbone.model)
             for p in trainable.values():
                 p.grad = None
             with compressing(backbone, method) as engine, engine.blocks(blocks):
@@ -82,7 +82,7 @@ def gradients_reach_everything(backbone: Backbone, make: Make, tokens: int) -> s
             loss.backward()  # outside: recomputation must not need the engine
             gradients.append({n: None if p.grad is None else p.grad.clone() for n, p in trainable.items()})
     finally:
-        backbone.model.gradient_checkpointing_disable()
+        recomputation.stop(backbone.model)
         backbone.model.eval()
         backbone.model.zero_grad()
     for name, gradient in gradients[0].items():

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtc.backbones import recomputation
 from vtc.backbones.base import Backbone
 from vtc.checkpoint import parameters_of
 from vtc.data.training import FileSource, Prefetched, TrainingSource
@@ -86,9 +87,9 @@ class MethodStage(Stage):
             raise UserError(f"training.stages: stage {name!r} trains {list(train)}, but {method.name} has none of it")
         self.freeze()
         if checkpointing:
-            backbone.decoder.gradient_checkpointing_enable({"use_reentrant": False})
+            recomputation.start(backbone.decoder, use_reentrant=False)
         elif any(getattr(layer, "gradient_checkpointing", False) for layer in backbone.decoder.layers):
-            backbone.decoder.gradient_checkpointing_disable()
+            recomputation.stop(backbone.decoder)
 
     def freeze(self) -> None:
         """Gradients for what is trained, and for nothing else."""
