@@ -17,6 +17,8 @@ JOBS   ?= 2
 # Two threads a process is what a laptop has to give; torch would otherwise start one a core in every test worker.
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM ?= false
+# Tests start hundreds of processes; where Python may keep no bytecode, each would compile all that it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: bench test check format wheel docs install lock clean help
 
