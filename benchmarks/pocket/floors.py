@@ -20,7 +20,7 @@ import numpy as np
 from guessers import bag, learn_answers, learn_captions, words
 
 from vtc.evaluation import scoring
-from vtc.pocket import second
+from vtc.pocket import second, splits
 from vtc.pocket.second import Sample
 
 FILE = Path(__file__).with_name("floors.json")
@@ -92,7 +92,7 @@ def estimate(values: np.ndarray) -> dict[str, float | int]:
 
 def by_group(values: np.ndarray, sets: Sequence[Sample]) -> np.ndarray:
     """Of look-alikes, which aren't independent, the mean of each group."""
-    return values.reshape(-1, second.GALLERY_GROUP).mean(1) if "group" in sets[0].more else values
+    return values.reshape(-1, splits.GALLERY_GROUP).mean(1) if "group" in sets[0].more else values
 
 
 def measure(name: str) -> dict[str, Any]:

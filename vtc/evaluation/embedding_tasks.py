@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +26,7 @@ from vtc import statistics
 from vtc.data.pictures import IN_FLIGHT, open_picture
 from vtc.errors import UserError
 from vtc.evaluation.batches import USUAL
-from vtc.evaluation.harness import inside
+from vtc.evaluation.harness import inside, quiet_datasets
 from vtc.evaluation.scorer import lent
 from vtc.evaluation.sources.mteb import task_of
 from vtc.evaluation.spec import ScoredSample, TaskScores, TaskSpec
@@ -137,7 +136,7 @@ class EmbeddingScorer:
             UserError: its data can't be loaded, or an input can't be embedded.
         """
         task = task_of(spec.name)
-        with quiet(), mirrored(spec.mirror, str(spec.data["dataset"])):
+        with quiet_datasets(), mirrored(spec.mirror, str(spec.data["dataset"])):
             try:
                 task.load_data()
                 _cut(task, spec.limit)
@@ -149,22 +148,6 @@ class EmbeddingScorer:
             if self.model.on_start:
                 self.model.on_start(_inputs(task))
             return scores_of(self.model, task, spec)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars but ours."""
-    import datasets
-
-    bars = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        if bars:
-            datasets.enable_progress_bars()
 
 
 @contextlib.contextmanager

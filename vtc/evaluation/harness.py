@@ -61,7 +61,6 @@ def import_harness() -> None:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars but ours: lmms-eval draws several a task."""
-    import datasets
     import lmms_eval.api.task
     import lmms_eval.evaluator
 
@@ -69,14 +68,23 @@ def quiet() -> Iterator[None]:
         return original(*args, **{**kwargs, "disable": True})
 
     original = lmms_eval.evaluator.tqdm
+    with (
+        mock.patch.object(lmms_eval.evaluator, "tqdm", silent),
+        mock.patch.object(lmms_eval.api.task, "tqdm", silent),
+        quiet_datasets(),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Neither warnings nor progress bars of `datasets`."""
+    import datasets
+
     bars = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        with (
-            mock.patch.object(lmms_eval.evaluator, "tqdm", silent),
-            mock.patch.object(lmms_eval.api.task, "tqdm", silent),
-            warnings.catch_warnings(),
-        ):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -26,13 +26,13 @@ from vtc.pocket import dense, video
 from vtc.pocket.questions import CAPTION_PROMPT, KINDS, Question
 from vtc.pocket.rows import Row, row, written
 from vtc.pocket.scenes import CELLS, Scene, Split, Thing, draw_scene, draw_thing, recolor, scene_rng
+from vtc.pocket.splits import draw_look_alikes
 
 VERSION = 2  # raise whenever a set changes: results of different versions must not be compared
 SEED = 20_240
 FLOORS = "benchmarks/pocket/floors.json"
 EMBED_PROMPT = "<embed>"
 EDITS = ("replace", "swap", "add")
-GALLERY_GROUP = 4  # images of one retrieval group hold the same attributes, bound differently
 PLAIN = ("existence", "counting", "attributes", "relations", "reading", "choice")
 SAMPLES = dict.fromkeys((*PLAIN, "captions"), 300) | {
     "retrieval": 200,
@@ -117,15 +117,7 @@ def _captions(split: Split, rng: np.random.Generator) -> Iterator[Sample]:
 def _retrieval(split: Split, rng: np.random.Generator) -> Iterator[Sample]:
     """Groups of four scenes with the same attributes, bound differently; `group` says which."""
     for group in itertools.count():
-        scenes: list[Scene] = []
-        while len(scenes) < GALLERY_GROUP:
-            scenes = [draw_scene(rng, split, int(rng.integers(4, 7)))]
-            for _ in range(20):
-                other = recolor(scenes[0], rng)
-                if other is not None and all(other.caption != s.caption for s in scenes):
-                    scenes.append(other)
-                if len(scenes) == GALLERY_GROUP:
-                    break
+        scenes = draw_look_alikes(rng, split)
         yield from (Sample((scene,), EMBED_PROMPT, scene.caption, "pair", {"group": group}) for scene in scenes)
 
 

@@ -61,8 +61,15 @@ def _retrieval(split: Split, rng: np.random.Generator) -> Iterator[Row]:
     """Groups of four scenes with the same attributes, bound differently. Blind R@1 is one in the gallery; knowing the
     bag finds the group and guesses in it: R@1 = 1/4."""
     floors = {"blind": 1 / SAMPLES["retrieval"], "bag": 1 / GALLERY_GROUP}
-    group = 0
-    while True:
+    for group in itertools.count():
+        for scene in draw_look_alikes(rng, split):
+            yield _row(scene, EMBED_PROMPT, scene.caption, "pair", group=group, **floors)
+
+
+def draw_look_alikes(rng: np.random.Generator, split: Split) -> list[Scene]:
+    """`GALLERY_GROUP` scenes with the same attributes, bound differently, no two of one caption."""
+    scenes: list[Scene] = []
+    while len(scenes) < GALLERY_GROUP:
         scenes = [draw_scene(rng, split, int(rng.integers(4, 7)))]
         for _ in range(20):
             other = recolor(scenes[0], rng)
@@ -70,11 +77,7 @@ def _retrieval(split: Split, rng: np.random.Generator) -> Iterator[Row]:
                 scenes.append(other)
             if len(scenes) == GALLERY_GROUP:
                 break
-        if len(scenes) < GALLERY_GROUP:
-            continue
-        for scene in scenes:
-            yield _row(scene, EMBED_PROMPT, scene.caption, "pair", group=group, **floors)
-        group += 1
+    return scenes
 
 
 def _hard_captions(split: Split, rng: np.random.Generator) -> Iterator[Row]:
