@@ -104,7 +104,8 @@ def heat(setting: Setting, file: Path, suffixes: Sequence[str] = (".png",)) -> P
             for (row, column), share in np.ndenumerate(shares):
                 if share == share:
                     white = "white" if share > 0.75 else "black"
-                    ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=white)
+                    cell = ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=white)
+                    cell.set_in_layout(False)  # it lies within the axes, and measuring hundreds takes a second
         title = f"{brief(setting.name, 40)}: retained at {number(runs[0].tokens)} tokens, %"
         ax.set_title(title, loc="left", fontweight="bold", fontsize=10)
         return _saved(figure, file, suffixes)

@@ -102,9 +102,12 @@ def save(figure: Any, file: Path, suffixes: Sequence[str], tight: bool = False) 
     from matplotlib import pyplot as plt
 
     file.parent.mkdir(parents=True, exist_ok=True)
+    box = None
+    if tight:  # measured once; bbox_inches="tight" draws a figure once more for each file
+        box = figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"])
     for suffix in suffixes:
-        box = "tight" if tight else None
-        figure.savefig(file.with_suffix(suffix), dpi=150, metadata=UNDATED.get(suffix), bbox_inches=box)
+        own = {"pil_kwargs": {"compress_level": 2}} if suffix == ".png" else {}  # a tenth larger, half the time
+        figure.savefig(file.with_suffix(suffix), dpi=150, metadata=UNDATED.get(suffix), bbox_inches=box, **own)
     plt.close(figure)
     return file
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -88,8 +89,7 @@ def sign_flips(differences: Scores, least: float = 0.0) -> float:
     if n == 0:
         return 1.0
     if 2 ** min(n, 62) <= ENUMERATED:
-        signs = 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
-        return float((np.abs(signs @ d) >= abs(d.sum()) * (1 - 1e-12)).mean())
+        return float((np.abs(_signs(n) @ d) >= abs(d.sum()) * (1 - 1e-12)).mean())
     bound = 2 * math.exp(-(d.sum() ** 2) / (2 * float(np.square(d).sum())))
     if bound < least:
         return max(bound, sys.float_info.min)
@@ -112,6 +112,12 @@ def sign_flips(differences: Scores, least: float = 0.0) -> float:
         if size <= most:
             share[size : reach + 1] += share[: reach + 1 - size]
     return float(np.clip(2 * share.sum(), sys.float_info.min, 1.0))
+
+
+@cache
+def _signs(n: int) -> np.ndarray:
+    """All ways to sign n numbers, `[2^n, n]`."""
+    return 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
 
 
 def _by_cosines(steps: np.ndarray, most: int) -> float | None:
