@@ -20,6 +20,8 @@ const drawers = {}, near = new Set(), stale = new Set();
 const eye = new IntersectionObserver(entries => {
   for (const e of entries) { near[e.isIntersecting ? "add" : "delete"](e.target.id); if (e.isIntersecting && stale.has(e.target.id)) render(e.target.id); }
 }, { rootMargin: "400px" });
+// On paper nothing comes near: whoever prints gets the figures that were never scrolled to.
+window.addEventListener("beforeprint", () => { for (const id of [...stale]) render(id); });
 async function render(id) {
   stale.delete(id);
   const Plotly = await library();

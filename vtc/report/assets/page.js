@@ -89,7 +89,7 @@ const split = label => { const at = label.indexOf(" ("); return at < 0 ? [label,
 function scoreCell(value, spread, low, high, whole) {
   if (value == null) return "–";
   const share = x => (100 * (x - low) / Math.max(1e-9, high - low)).toFixed(2);
-  if (value < low) return `${number(value)}<span class="bar below" title="below the scale of the bars"></span>`;
+  if (value < low) return `${number(value)}<span class="bar below" title="below the scale of the bars">‹</span>`;
   const range = spread == null ? "" : `<i style="left:${share(value - spread)}%;width:${(100 * 2 * spread / Math.max(1e-9, high - low)).toFixed(2)}%"></i>`;
   return `${number(value)}<span class="bar">${whole == null ? "" : `<u style="left:${share(whole)}%"></u>`}${range}<b style="left:${share(value)}%"></b></span>`;
 }
@@ -101,8 +101,8 @@ async function leaderboard() {
     URL.revokeObjectURL(url);
   }
   const s = setting(), rank = ranks(), rows = atBudget(), known = rows.filter(r => score(r) != null);
-  // Bars span the better half: far worse scores would leave them no room.
-  const better = known.map(score).sort((a, b) => b - a).slice(0, Math.max(2, Math.ceil(known.length / 2))).at(-1);
+  // Of many rows bars span the better half: far worse scores would leave them no room.
+  const better = known.map(score).sort((a, b) => b - a).slice(0, Math.max(12, Math.ceil(known.length / 2))).at(-1);
   const low = Math.min(...known.filter(r => score(r) >= better).map(r => score(r) - (half(r) ?? 0))), high = Math.max(...known.map(r => score(r) + (half(r) ?? 0))), whole = known.filter(r => r.baseline).map(score)[0];
   const numeric = (title, get, show, extra = {}) => ({ title, data: null, render: (_, type, r) => type === "display" ? show(get(r), r) : get(r) ?? -Infinity, ...extra });
   const columns = [
