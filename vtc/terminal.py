@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 PIPED = 150  # columns where there is no terminal: a file has no width, and its lines shouldn't be folded
 GAP = 2  # columns between two cells
+LINE = 30  # columns in which a sentence can be read
 
 
 def console(stderr: bool = False) -> Console:
@@ -23,14 +24,18 @@ def console(stderr: bool = False) -> Console:
     return Console(width=None if known else PIPED, highlight=False, stderr=stderr)
 
 
-def fitting(header: Sequence[str], rows: Sequence[Sequence[str]], least: Sequence[str], width: int) -> list[int]:
+def fitting(
+    header: Sequence[str], rows: Sequence[Sequence[str]], least: Sequence[str], width: int, prose: Sequence[str] = ()
+) -> list[int]:
     """The columns that fit `width`, by their place in `header`.
 
     Args:
         least: names of columns that may go, in the order in which they do. The others always stay.
+        prose: those of whole sentences, which need no more than `LINE` columns.
     """
     shown = [*range(len(header))]
     sizes = [max(len(line) for row in (header, *rows) for line in (row[at].splitlines() or [""])) for at in shown]
+    sizes = [min(size, LINE) if name in prose else size for name, size in zip(header, sizes, strict=True)]
     for name in least:
         if sum(sizes[at] for at in shown) + GAP * (len(shown) - 1) <= width:
             break
@@ -57,6 +62,7 @@ def table(
     *,
     least: Sequence[str] = (),
     left: Sequence[str] = (),
+    prose: Sequence[str] = (),
     caption: str = "",
     elsewhere: str = "",
     style: Callable[[int], str | None] = lambda _: None,
@@ -64,14 +70,14 @@ def table(
     """A table no wider than `width`.
 
     Args:
-        least: see `fitting`; left: columns that align left, the first one always does.
+        least, prose: see `fitting`; left: columns that align left, as the first one and prose always do.
         caption: under the table; columns that were left out are named after it, and with `elsewhere`, where they are.
         style: of the row at an index.
     """
     from rich.table import Table
     from rich.text import Text
 
-    shown = fitting(header, rows, least, width)
+    shown = fitting(header, rows, least, width, prose)
     absent = [name for at, name in enumerate(header) if at not in shown]
     if absent:
         where = f" ({elsewhere})" if elsewhere else ""
@@ -80,11 +86,11 @@ def table(
                 pad_edge=False, padding=(0, GAP, 0, 0), caption=Text(caption) if caption else None,
                 caption_justify="left", caption_style="dim")  # fmt: skip
     for at in shown:
-        first = at == shown[0]
+        first, folds = at == shown[0], header[at] in prose
         out.add_column(
             Text(header[at]),
-            justify="left" if first or header[at] in left else "right",
-            no_wrap=not first,
+            justify="left" if first or folds or header[at] in left else "right",
+            no_wrap=not (folds or first and not prose),
             overflow="fold",
         )
     for index, row in enumerate(rows):

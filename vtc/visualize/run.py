@@ -143,4 +143,4 @@ def _print(panels: Sequence[Panel]) -> None:
     console = terminal.console()
     console.print()
     header, least = ["method", "tokens", "FLOPs", "answer"], ("FLOPs", "tokens")
-    console.print(terminal.table("answers", header, rows, console.width, least=least, left=("answer",)))
+    console.print(terminal.table("answers", header, rows, console.width, least=least, prose=("answer",)))
