@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import catalogue
 import orders
 import readme
 
@@ -109,7 +110,7 @@ def section(name: str, root: Path) -> str:
         ["trained weights", standing.weights],
         ["pairs of methods whose order papers report, on pocket", standing.order],
     ]
-    return readme.text_table(["what stands behind it", ""], rows)
+    return catalogue.text_table(["what stands behind it", ""], rows)
 
 
 def part(root: Path) -> str:
@@ -120,4 +121,4 @@ def part(root: Path) -> str:
         if methods.path(name):
             standing = of(name, root)
             rows.append([f"`{name}`", standing.reference, standing.parity, standing.weights, standing.order])
-    return readme.text_table(header, rows) + "\n"
+    return catalogue.text_table(header, rows) + "\n"

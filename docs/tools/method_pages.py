@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import catalogue
 import evidence
 import readme
 import support
@@ -82,7 +83,7 @@ def options(name: str) -> str:
     budgets = ", ".join(f"`{key}=`" for key in BUDGETS)
     if not rows:
         return f"None beside the budget ({budgets})."
-    return readme.text_table(["option", ""], rows)
+    return catalogue.text_table(["option", ""], rows)
 
 
 def families(name: str) -> str:
@@ -94,7 +95,7 @@ def families(name: str) -> str:
         words = {support.YES: "yes", support.FIXED: "with `backbone.image_size`"}
         why = answer.answer + (f"; {answer.detail}" if answer.detail else "")
         rows.append([family, words[answer.answer] if answer.works else f"no: {why}"])
-    return readme.text_table(["family", ""], rows)
+    return catalogue.text_table(["family", ""], rows)
 
 
 def costs(name: str) -> str:

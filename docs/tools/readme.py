@@ -1,6 +1,7 @@
 """Fills the marked parts of README.md and of pages of docs/, so that no number is typed by hand.
 
     python docs/tools/readme.py            # the pages and docs/images/ from benchmarks/results/ and conf/benchmark/
+                                           # (and docs/ablations.md, all of which `vtc.ablations.page` makes)
     python docs/tools/readme.py --check    # exit code 1 if a page would change
 
 A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`: `result` is the table that `make bench` prints,
@@ -8,9 +9,9 @@ A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`: `result` is
 order of methods against that of the runs, `claims` what the papers conclude, `pairs` Fwd2Bot and Victor against others
 at equal tokens, `stages` what LLaVolta's stages cost and what they lead to, `shape` the memory of every method on a
 LLaVA-1.5 of 7B's shape, `suites` what the benchmark suites are made of, `floors` what can be guessed at pocket's tasks.
-They are made of committed files; `support`, which method works on which family, of the code (`support.py`); `evidence`,
-what stands behind each method, of both (`evidence.py`). `store_…` are made by `store_tables.py`, `speed_…`, what
-docs/speed.md states, by `speed.py`.
+They are made of committed files; `suites` and `options`, what there is, by `catalogue.py`; `support`, which method
+works on which family, of the code (`support.py`); `evidence`, what stands behind each method, of both (`evidence.py`).
+`store_…` are made by `store_tables.py`, `speed_…`, what docs/speed.md states, by `speed.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import catalogue
 import orders
 import pocket
 import speed
@@ -29,6 +31,7 @@ import store_tables
 import verdicts
 
 from vtc import results, shipped
+from vtc.ablations import page as ablations
 from vtc.errors import UserError
 from vtc.report import plots, tables
 from vtc.report.collection import Setting, collect, number
@@ -301,49 +304,6 @@ def shape_part(root: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def suites_part(root: Path) -> str:
-    """The suites with their tasks, and each task with what its score is."""
-    from vtc.configuration.choices import choices
-    from vtc.evaluation import suite
-
-    suites, lines = suite.suites(), choices("benchmark")
-    cells = [
-        [f"`{name}`", lines[name], ", ".join(f"`{t}`" for t in content["about"])] for name, content in suites.items()
-    ]
-    tasks = {task: suite.about({}, task) for content in suites.values() for task in content["about"]}
-    rows = []
-    for task, about in tasks.items():
-        needs = [need for need in about.requires if need != "folder"]
-        remark = "; ".join(filter(None, [f"needs {' and '.join(needs)}" if needs else "", about.note]))
-        rows.append(
-            [f"`{task}`", about.paper, f"`{about.metric}`", f"{about.scale:g}", str(about.data), about.licence, remark]
-        )
-    return "\n\n".join([
-        text_table(["`benchmark=`", "", "tasks"], cells),
-        text_table(["task", "in the papers", "headline", "÷", "data", "licence of the data", ""], rows),
-    ]) + "\n"  # fmt: skip
-
-
-def text_table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table of words: every column aligns left."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
-
-
-def options_part(root: Path) -> str:
-    """Every method with its line, and its options with their defaults."""
-    from vtc.configuration.choices import choices
-    from vtc.configuration.methods import options_in_words
-    from vtc.registry import methods
-
-    rows = []
-    for name, line in choices("method").items():
-        options = options_in_words(name) if name in methods.names() else {}
-        cells = "<br>".join(f"`{key}` {about}" for key, about in options.items())
-        rows.append([f"`{name}`", line.replace("|", "\\|"), cells])
-    return text_table(["`method=`", "", "options, `method.<option>=`, with their defaults"], rows) + "\n"
-
-
 def support_part(root: Path) -> str:
     import support  # builds methods, and so imports torch
 
@@ -381,10 +341,10 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "shape": shape_part,
     "attack": attack_part,
     **store_tables.PARTS,
-    "suites": suites_part,
+    "suites": catalogue.suites_part,
     "support": support_part,
     "evidence": evidence_part,
-    "options": options_part,
+    "options": catalogue.options_part,
     **speed.PARTS,
 }
 
@@ -419,7 +379,7 @@ def main(argv: list[str]) -> int:
         if name in stale:
             results.write_text(root / name, stale[name])
         print(f"{name}: {'changed' if name in stale else 'as it was'}")
-    return 0
+    return ablations.main([])
 
 
 if __name__ == "__main__":
