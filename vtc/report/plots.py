@@ -72,7 +72,15 @@ def pareto(setting: Setting, axis: str, file: Path, suffixes: Sequence[str] = ("
         rows = math.ceil(len(names) / across)
         figure.suptitle(brief(setting.name, 45 * len(panels)), fontsize=12, fontweight="bold", x=0.01, ha="left")
         figure.set_figheight(4.4 + 0.22 * (rows - 1))
-        figure.tight_layout(rect=(0, (0.33 + 0.22 * (rows - 1)) / figure.get_figheight(), 1, 0.99))
+        width, height = figure.get_size_inches()
+        # Margins in inches: of ticks "0.0" to "1.0" and one line of words, which measuring finds too, in a second.
+        figure.subplots_adjust(
+            left=0.66 / width,
+            right=1 - 0.12 / width,
+            bottom=(0.95 + 0.22 * (rows - 1)) / height,
+            top=1 - 0.68 / height,
+            wspace=0.46 / (width / len(panels) - 0.6),
+        )
         figure.legend(handles, names, loc="lower center", ncol=across, frameon=False)
         save(figure, file, suffixes)
     return file
@@ -203,9 +211,14 @@ def _reference_lines(ax: Axes, setting: Setting, panel: str) -> None:
             ax.axhline(value, color="0.35", linestyle=style, linewidth=1.2, label=label)
 
 
-def _ticks(costs: Sequence[float], counts: bool, apart: float = 1.22, most: int = 12) -> list[float]:
-    """Where a log axis is labelled: token counts themselves, or round numbers; the first stands for those too close."""
-    candidates: Sequence[float] = sorted(set(costs))
+def _ticks(costs: Sequence[float], counts: bool, share: float = 0.09, most: int = 12) -> list[float]:
+    """Where a log axis is labelled: token counts themselves, or round numbers, none so close to another that their
+    words would meet; of token counts the commonest stay.
+
+    Args:
+        share: of the axis, that a label takes.
+    """
+    candidates: Sequence[float] = sorted(set(costs), key=lambda cost: (-costs.count(cost), cost))
     if not counts or len(candidates) > most:
         low, high = 0.85 * min(costs), 1.15 * max(costs)
         steps = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
@@ -213,10 +226,11 @@ def _ticks(costs: Sequence[float], counts: bool, apart: float = 1.22, most: int 
         candidates = [step * 10.0**decade for decade in decades for step in steps]
         candidates = [tick for tick in candidates if low <= tick <= high]
     ticks: list[float] = []
+    apart = max(0.2, share * math.log(max(costs) / min(costs)))
     for tick in candidates:
-        if not ticks or tick / ticks[-1] >= apart:
+        if all(abs(math.log(tick / other)) >= apart for other in ticks):
             ticks.append(tick)
-    return ticks
+    return sorted(ticks)
 
 
 def _is_one(costs: Sequence[float]) -> bool:
