@@ -37,6 +37,8 @@ from vtc.testing.verb_contracts import (
     the_question_is_declared,
 )
 
+FEW = 3  # new tokens where each step is as the one before: the first from the prefill, two from the cache
+
 
 # ---------------------------------------------------------------------- budgets
 def budget_is_exact(backbone: Backbone, make: Make, tokens: int) -> str | None:
@@ -165,13 +167,13 @@ def images_of_all_sizes(backbone: Backbone, make: Make, tokens: int) -> str | No
 def _together_as_alone(backbone: Backbone, method: Compressor, several: list[Row]) -> None:
     inputs = collate(backbone, several)
     with compressing(backbone, method), torch.no_grad():
-        together, steps = logits(backbone, inputs), torch.stack(generation(backbone, inputs).logits, 1)
+        together, steps = logits(backbone, inputs), torch.stack(generation(backbone, inputs, FEW).logits, 1)
         for n, row in enumerate(several):
             real = inputs["attention_mask"][n].bool()
             alone = collate(backbone, [row])
             text = texts(backbone, inputs)[n]
             close(together[n, text], logits(backbone, alone)[0, text[real]], f"row {n}")
-            close(steps[n], torch.stack(generation(backbone, alone).logits, 1)[0], f"row {n}, generated")
+            close(steps[n], torch.stack(generation(backbone, alone, FEW).logits, 1)[0], f"row {n}, generated")
 
 
 def cached_equals_uncached(backbone: Backbone, make: Make, tokens: int) -> str | None:
@@ -197,7 +199,7 @@ def eager_equals_sdpa(backbone: Backbone, make: Make, tokens: int) -> str | None
         for implementation in ("sdpa", "eager"):
             backbone.model.set_attn_implementation(implementation)
             with compressing(backbone, method):
-                results.append((logits(backbone, inputs), torch.stack(generation(backbone, inputs).logits)))
+                results.append((logits(backbone, inputs), torch.stack(generation(backbone, inputs, FEW).logits)))
     finally:
         backbone.model.set_attn_implementation(before)
     text = texts(backbone, inputs)
@@ -342,9 +344,9 @@ def _runs(backbone: Backbone, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         torch.manual_seed(0)
         return {
             "prefill": logits(backbone, inputs),
-            "greedy": torch.stack(generation(backbone, inputs).logits),
-            "beams": generation(backbone, inputs, num_beams=3).sequences,
-            "sampling": generation(backbone, inputs, do_sample=True).sequences,
+            "greedy": torch.stack(generation(backbone, inputs, FEW).logits),
+            "beams": generation(backbone, inputs, FEW, num_beams=3).sequences,
+            "sampling": generation(backbone, inputs, FEW, do_sample=True).sequences,
         }
 
 
