@@ -2,10 +2,11 @@
 
     python benchmarks/store/kills.py --images 2000 --tiny --out benchmarks/store/kills.json
 
-Pictures of pocket's scenes are indexed by processes that end at random moments (SIGKILL). Afterwards the index goes on,
-and each picture must be in the store exactly once; embeddings and searches must be those of a store that was made in
-one go. Then two processes index the same folder into one store at the same time. `--tiny` takes a LLaVA of four layers
-and random weights, from a folder as anyone's: what is tried is the writing.
+Pictures of pocket's scenes are indexed by processes that end at random moments (SIGKILL): a random number of commits
+after they began, and a random while into the next one, however fast the machine is. Afterwards the index goes on, and
+each picture must be in the store exactly once; embeddings and searches must be those of a store that was made in one
+go. Then two processes index the same folder into one store at the same time. `--tiny` takes a LLaVA of four layers and
+random weights, from a folder as anyone's: what is tried is the writing.
 """
 
 from __future__ import annotations
@@ -54,6 +55,26 @@ def forked(run) -> int:
     except BaseException as error:
         print(f"writer: {type(error).__name__}: {error}", flush=True)
         os._exit(1)
+
+
+def commits(where: Path) -> set[str]:
+    """Names of what LanceDB wrote for each version of a store's table; some of the older ones may be gone."""
+    folder = where / "images.lance" / "_versions"
+    return set(os.listdir(folder)) if folder.is_dir() else set()
+
+
+def killed_after(pid: int, where: Path, before: set[str], count: int, rng: random.Random, batch: float) -> int:
+    """Kills a process a random while after it committed `count` times to a store; what it ended with, if it did."""
+    seen: set[str] = set()
+    while len(seen) < count:
+        seen |= commits(where) - before
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return status
+        time.sleep(0.02)
+    time.sleep(rng.uniform(0.0, 0.9) * batch)
+    os.kill(pid, signal.SIGKILL)
+    return os.waitpid(pid, 0)[1]
 
 
 def contents(where: Path) -> dict:
@@ -131,16 +152,15 @@ def run(place: Path, arguments: argparse.Namespace) -> dict:
     folder = arguments.pictures or place / "pictures"
     if not (folder / "cut.png").is_file():
         draw(folder, arguments.images, arguments.seed)
-    began = time.monotonic()
+    began, batches = time.monotonic(), max(1, arguments.images // stores.COMMITTED)
     os.waitpid(forked(lambda: index(Path(place, "whole"), folder)), 0)
-    seconds = time.monotonic() - began
+    batch = (time.monotonic() - began) / batches  # seconds
     whole = contents(Path(place, "whole"))
     killed, rng, kills = Path(place, "killed"), random.Random(arguments.seed), []
     for number in range(arguments.kills):
+        before = commits(killed)
         pid = forked(lambda: index(killed, folder))
-        time.sleep(rng.uniform(0.1, 0.9) * seconds)
-        os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
+        status = killed_after(pid, killed, before, rng.randint(1, max(1, batches // (arguments.kills + 1))), rng, batch)
         there = len(contents(killed)["paths"]) if (killed / "images.lance").is_dir() else 0
         kills.append({"was_running": os.WIFSIGNALED(status), "images": there})
         print(f"kill {number + 1}: {there} images in the store", flush=True)

@@ -28,7 +28,7 @@ def test_contract(contract, backbone: str, case: Case) -> None:
     contract(BACKBONES[backbone]() if alone else kept_backbone(backbone), case.make, case.tokens)
 
 
-def test_nothing_is_held_to_less_than_it_must_be() -> None:
+def test_nothing_is_held_to_less_than_it_must_be(monkeypatch) -> None:
     """Every contract of every method on the first backbone; on each other one those of the LLM by `random`."""
     names = {c.__name__ for c in CONTRACTS}
     assert names > AFTERWARDS and "random" not in CHOSEN
@@ -37,4 +37,8 @@ def test_nothing_is_held_to_less_than_it_must_be() -> None:
         assert backbone == "siglip" or cases & CHOSEN == set() or "random" in cases, backbone
         for name in cases:
             run = {c.__name__ for c, b, m in HELD if b == backbone and m.name == name}
-            assert run == (names - AFTERWARDS if name in CHOSEN and backbone != "gqa" else names), (backbone, name)
+            assert run >= names - AFTERWARDS, (backbone, name)
+            if backbone == "gqa" or name in ("none", "random", "fastv", "fwd2bot") or backbone in ("pocket", "mha"):
+                assert run == names or name in CHOSEN and backbone != "gqa", (backbone, name)
+    monkeypatch.setenv("VTC_EVERY_CONTRACT", "1")
+    assert all(held(c.__name__, b, m) for b, m in CASES for c in CONTRACTS)
