@@ -35,15 +35,6 @@ def manager(tasks):
     return harness.task_manager(tasks)
 
 
-def spec_of(task: str, **benchmark):
-    """A task as a run would score it, of the benchmark that its name begins with."""
-    from vtc.evaluation.sources import source_of
-    from vtc.settings import BenchmarkSettings
-
-    name = benchmark.pop("name", "pocket" if task.startswith("pocket_") else "mine")
-    return source_of(BenchmarkSettings(name=name, tasks=(task,), **benchmark)).spec(task, seed=0)
-
-
 def vector(text: str) -> list[float]:
     seed = int(hashlib.md5(text.encode()).hexdigest()[:8], 16)
     return np.random.default_rng(seed).standard_normal(8).tolist()

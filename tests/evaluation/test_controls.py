@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from conftest import spec_of
 from PIL import Image
+from specs import spec_of
 
 from vtc import results
 from vtc.configuration import parse

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from conftest import spec_of
 from pocket_rows import N, caption_of, make_rows, write_rows
+from specs import spec_of
 
 from vtc import shipped
 from vtc.evaluation import harness

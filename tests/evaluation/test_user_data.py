@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 
 import pytest
-from conftest import spec_of
 from PIL import Image
+from specs import spec_of
 
 from vtc.cli.command import main
 from vtc.errors import UserError

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import spec_of
 from fabricate_upstream import WORDS, write_video
+from specs import spec_of
 
 from vtc import shipped
 from vtc.data import video

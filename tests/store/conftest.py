@@ -6,12 +6,10 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from small_store import COUNT, WORDS
 
 from vtc import shipped
 from vtc.store import Store
-
-WORDS = ["method=fwd2bot", "tokens=16"]
-COUNT = 12
 
 
 def script(name: str):

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import COUNT, WORDS
 from PIL import Image
+from small_store import COUNT, WORDS
 
 import vtc
 from vtc import shipped
