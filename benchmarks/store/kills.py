@@ -86,7 +86,8 @@ def contents(where: Path) -> dict:
 
         table = Table(str(where))
         every = table._table.search().select(["path", "hash", "vector"]).limit(None).to_arrow()
-        vectors = np.stack([row.values.to_numpy() for row in every.column("vector")]).astype(np.float32)
+        rows = [row.values.to_numpy() for row in every.column("vector")]
+        vectors = np.array(rows, dtype=np.float32).reshape(len(rows), table.width)
         paths = every.column("path").to_pylist()
         order = np.argsort(paths)
         found = []

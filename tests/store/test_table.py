@@ -51,6 +51,17 @@ def size(folder: Path) -> int:
     return sum(os.path.getsize(os.path.join(place, name)) for place, _, names in os.walk(folder) for name in names)
 
 
+def test_what_a_killed_process_left_before_the_first_version_is_no_table(tmp_path) -> None:
+    """LanceDB lists a table of that name, and can't open it: it is made anew."""
+    (tmp_path / "store" / "images.lance" / "_transactions").mkdir(parents=True)
+    where = str(tmp_path / "store")
+    assert not Table.exists(where)
+    with pytest.raises(UserError, match="no store; action=index makes one"):
+        Table(where)
+    made(tmp_path).put(images(2))
+    assert Table(where).rows == 2
+
+
 @pytest.mark.parametrize(("precision", "each"), [("float16", 2), ("int8", 1)])
 def test_bytes_an_image(tmp_path, precision: str, each: int) -> None:
     """2·k'·d, the embedding and what is said of the file, and not a tenth more."""

@@ -112,11 +112,10 @@ class Table:
 
     def __init__(self, where: str) -> None:
         self.where = where
-        database = _connect(where)
+        if not self.exists(where):
+            raise UserError(f"store={where}: no store; action=index makes one")
         with _explained(where):
-            if NAME not in database.table_names():
-                raise UserError(f"store={where}: no store; action=index makes one")
-            self._table = database.open_table(NAME)
+            self._table = _connect(where).open_table(NAME)
             about = (self._table.schema.metadata or {}).get(ABOUT)
         if about is None:
             raise UserError(f"store={where}: a LanceDB table, and none of vtc's")
@@ -135,7 +134,8 @@ class Table:
                 raise UserError(f"store={where}: a file; a folder is needed")
             if folder.is_dir() and any(folder.iterdir()) and not (folder / f"{NAME}.lance").is_dir():
                 raise UserError(f"store={where}: a folder with other things in it; give one of its own")
-            if not folder.is_dir():
+            # A process that was killed in making it leaves a folder without a version of the table.
+            if not any(folder.glob(f"{NAME}.lance/_versions/*")):
                 return False
         with _explained(where):
             return NAME in _connect(where).table_names()
