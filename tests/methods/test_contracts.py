@@ -22,9 +22,8 @@ HELD = [(c, b, m) for b, m in CASES for c in CONTRACTS if held(c.__name__, b, m)
 
 @pytest.mark.parametrize(("contract", "backbone", "case"), HELD, ids=[f"{b}-{m}-{c.__name__}" for c, b, m in HELD])
 def test_contract(contract, backbone: str, case: Case) -> None:
-    alone = (
-        attaches(case.name) or contract.__name__ == "gradients_reach_everything"
-    )  # training leaves a model in training mode
+    # Training leaves a model in training mode.
+    alone = attaches(case.name) or contract.__name__ == "gradients_reach_everything"
     contract(BACKBONES[backbone]() if alone else kept_backbone(backbone), case.make, case.tokens)
 
 

@@ -188,6 +188,8 @@ def _fwd2bot(folder):
 
     torch.manual_seed(0)
     stage = stage_of("fwd2bot")
+    stage.backbone.model.double()  # AdamW's first steps are of the sign of a gradient, which rounding decides where it is 0
+    stage.method.double()
     stage.validate = dict  # 128 scenes
     train_stage(stage, toy.plan(2, lr=1e-3, warmup=0.0, decay="constant", log_every=1), f"{folder}/fwd2bot", quiet=True)
     if distributed.is_main():
@@ -205,7 +207,7 @@ def test_fwd2bot_on_two_processes_is_fwd2bot(tmp_path):
     one, two = (torch.load(tmp_path / folder / "fwd2bot.pt") for folder in ("one", "two"))
     assert one.keys() == two.keys()
     moved = max(float((one[n] - two[n]).abs().max()) for n in one)
-    assert moved < 5e-5, "AdamW's steps are of 1e-3; small gradients of another order of summing differ by parts of one"
+    assert moved < 2e-5, "AdamW's steps are of 1e-3"
 
 
 def test_the_device_of_a_process(monkeypatch):
