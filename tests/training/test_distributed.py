@@ -188,7 +188,8 @@ def _fwd2bot(folder):
 
     torch.manual_seed(0)
     stage = stage_of("fwd2bot")
-    stage.backbone.model.double()  # AdamW's first steps are of the sign of a gradient, which rounding decides where it is 0
+    # AdamW's first steps go by the sign of a gradient, which rounding decides where there is hardly any.
+    stage.backbone.model.double()
     stage.method.double()
     stage.validate = dict  # 128 scenes
     train_stage(stage, toy.plan(2, lr=1e-3, warmup=0.0, decay="constant", log_every=1), f"{folder}/fwd2bot", quiet=True)
