@@ -22,16 +22,16 @@ LARGE = "--backbone llava_next_vicuna_7b --image-size 672 --methods fastv victor
 CLAIMED = "avgpool fastv victor llavolta visionzip divprune"
 # Results and the commands that make them, in the order of their weight. The second one of a result adds to it.
 PLAN = [
-    ("promised", f"promised.py --methods {CLAIMED} dart pyramiddrop sparsevlm cdpruner kmeans"),
-    ("decode", "decode.py --rounds 5"),
+    ("promised", f"promised.py --rounds 11 --methods {CLAIMED}"),
+    ("decode", "decode.py --rounds 9"),
+    ("time-by-part", "time_by_part.py"),
     ("lengths", "lengths.py"),
     ("promised", "promised.py"),
     ("promised-batch-4", f"promised.py --batch 4 --rounds 3 --methods {CLAIMED}"),
-    ("published", "published.py"),
     ("decode-shape", "decode.py --backbone llava15_7b --width {width} --rows 4 --rounds 3 --methods none divprune:192 "
                      "divprune:64 divprune:16"),
+    ("published", "published.py"),
     ("promised-2880", f"promised.py {LARGE} --tokens 64 192 --rounds 3"),
-    ("time-by-part", "time_by_part.py"),
     ("promised-batches", "promised.py --batch 2 8 16 --rounds 3 --tokens 64 --methods avgpool fastv"),
 ]  # fmt: skip
 ON_A_GPU = [
