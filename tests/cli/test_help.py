@@ -17,7 +17,7 @@ from vtc.configuration import choices
 from vtc.configuration.choices import GROUPS
 from vtc.registry import methods
 
-MOST = 66  # lines that somebody reads, where a line has 80 columns
+MOST = 60  # lines that somebody reads, where a line has 80 columns
 
 
 def said(capsys, *words: str) -> str:

@@ -21,10 +21,8 @@ vtc {version}: visual-token compression for large vision-language models
 
   vtc method=fwd2bot tokens=16                                score one method
   vtc -m method=fwd2bot,victor,llavolta,fastv tokens=4,16,36  a sweep
-  vtc 'method=[visionzip,fastv]' tokens=[36,16]               methods one after the other
   vtc backbone=llava15_7b benchmark=llava method=fastv tokens=64
   vtc action=train method=victor tokens=8                     train one
-  vtc experiment=fwd2bot_table5                               a paper's ablation, trained and judged
   vtc action=new_method name=my_method kind=pruner            a method of your own: its file and its test
   vtc action=check method=./my_method.py                      whether it is right
   vtc action=report                                           tables, plots, one HTML page
@@ -44,7 +42,6 @@ Flags
   -m, --multirun      a sweep: every combination of the comma-separated values
   --cfg job           print the composed configuration and stop
   -sc install=bash    what completes `vtc` in your shell: eval "$(vtc -sc install=bash)"
-  --version, -h, --help
 """
 
 OPTIONS = """\
