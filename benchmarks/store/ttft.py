@@ -3,11 +3,14 @@
     python benchmarks/store/ttft.py --shape pocket --out benchmarks/store/ttft.json
     python benchmarks/store/ttft.py --shape llava --out benchmarks/store/ttft.json      # LLaVA-1.5 7B, widths / 8
 
-Three ways to the first new token take turns, each from the text of a question: with the open picture, which is prepared
-and compressed; with the part of the prompt that is the image, in memory; and with a row of a LanceDB table, read and
-unpacked. The method is the same. `pixels` is the first one without the preparation, as `action=profile` measures it.
+Ways to the first new token take turns, each from the text of a question: with the open picture, which is prepared and
+compressed; with the part of the prompt that is the image, in memory (`stored`); the same by a pass that was compiled
+beforehand (`compiled`); and with a row of a LanceDB table, read and unpacked (`table`). The method is the same.
+`pixels` is the first one without the preparation, as `action=profile` measures it.
 Times are the process's own, which other programs don't lengthen; a turn's ratio is that of neighbours in time, and the
-median of these is reported. FLOPs are counted by torch while each way runs.
+median of these is reported. FLOPs are counted by torch while each way runs. `limit` is what the stored way's matrix
+products and attention take at the rates that they have by themselves on this machine, or the moving of the decoder's
+weights where that is longer: a short prompt makes thin products, which reach less of the machine than an image's do.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ def pictures(backbone: Any, count: int) -> list[Any]:
 
 
 def ways(backbone: Any, method: Any, batch: int, folder: str) -> dict[str, Callable[[], Any]]:
-    """picture, pixels, stored, table: each a call that ends with the first new token of every row."""
+    """picture, pixels, stored, compiled, table: each a call that ends with the first new token of every row."""
     from vtc.engine import answer, compress_images, compressing
     from vtc.profiling.latency import generate
     from vtc.store.packing import packed, unit, unpacked
@@ -77,7 +80,10 @@ def ways(backbone: Any, method: Any, batch: int, folder: str) -> dict[str, Calla
     def stored() -> None:
         answer(backbone, method, questions, compressed, 1)
 
-    return {"picture": picture, "pixels": pixels, "stored": stored, "table": read}
+    def compiled() -> None:
+        answer(backbone, method, questions, compressed, 1, compiled=True)
+
+    return {"picture": picture, "pixels": pixels, "stored": stored, "compiled": compiled, "table": read}
 
 
 def flops(run: Callable[[], Any]) -> float:
@@ -88,9 +94,30 @@ def flops(run: Callable[[], Any]) -> float:
     return float(counter.get_total_flops())
 
 
+def limit(backbone: Any, run: Callable[[], Any]) -> float:
+    """Seconds that the decoder's pass of `run` takes at best, see `vtc.profiling.limits`."""
+    from vtc.profiling import machine
+    from vtc.profiling.counter import product_counter
+    from vtc.profiling.limits import Work
+
+    work = Work()
+
+    def note(product: tuple[int, int, int, int] | None, attention: float) -> None:
+        work.attention += attention
+        if product is not None:
+            work.products[machine.Product(*product)] += 1
+
+    with product_counter(note):
+        run()
+    read = [*backbone.decoder.layers.parameters(), *backbone.model.get_output_embeddings().parameters()]
+    work.bytes = float(sum(p.numel() * p.element_size() for p in read))
+    return work.limit(machine.measure(backbone.device, backbone.dtype, work.products))[0]
+
+
 def measure(backbone: Any, method: Any, batch: int, turns: int, folder: str) -> dict[str, Any]:
     runs = ways(backbone, method, batch, folder)
     counted = {name: flops(runs[name]) for name in ("picture", "stored")}
+    best = limit(backbone, runs["stored"])
     for run in runs.values():
         run()
     spent: dict[str, list[float]] = {name: [] for name in runs}
@@ -103,12 +130,14 @@ def measure(backbone: Any, method: Any, batch: int, turns: int, folder: str) -> 
     told: dict[str, Any] = {"batch": batch, "turns": turns, "flops": counted, "flops_ratio": round(ratio, 3)}
     for name, times in spent.items():
         told[f"{name}_ms"] = round(1000 * statistics.median(times), 2)
-    for name in ("pixels", "stored", "table"):
+    for name in ("pixels", "stored", "compiled", "table"):
         quarters = np.percentile(np.divide(spent["picture"], spent[name]), (25, 50, 75))
         told[f"{name}_times_ratio"] = round(float(quarters[1]), 3)
         told[f"{name}_times_ratio_quartiles"] = [round(float(quarters[0]), 3), round(float(quarters[2]), 3)]
         told[f"{name}_of_flops_ratio"] = round(float(quarters[1]) / ratio, 3)
-    return told | {"enough": told["stored_of_flops_ratio"] >= NEEDED}
+    told["limit_ms"] = round(1000 * best, 2)
+    told["limit_of_flops_ratio"] = round(statistics.median(spent["picture"]) / best / ratio, 3)
+    return told | {"enough": max(told["stored_of_flops_ratio"], told["compiled_of_flops_ratio"]) >= NEEDED}
 
 
 def main() -> None:

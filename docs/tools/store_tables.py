@@ -124,11 +124,12 @@ def ttft_part(root: Path) -> str:
                     name, f"`{row['method']}`", str(row["batch"]), f"{row['picture_ms']:.1f}",
                     f"{row['stored_ms']:.1f}", f"{row['table_ms']:.1f}", f"{row['flops_ratio']:.2f}",
                     f"{row['stored_times_ratio']:.2f} ({low:.2f} to {high:.2f})", f"{row['stored_of_flops_ratio']:.2f}",
+                    f"{row['limit_of_flops_ratio']:.2f}",
                 ]
             )  # fmt: skip
     header = [
         "model", "method", "batch", "from the picture, ms", "stored, ms", "read from the table, ms", "FLOPs ratio",
-        "time ratio (quartiles)", "of the FLOPs ratio",
+        "time ratio (quartiles)", "of the FLOPs ratio", "at the limit",
     ]  # fmt: skip
     return "\n" + _table(header, rows) + "\n"
 

@@ -18,7 +18,15 @@ from torch import nn
 def tuner_layers(module: nn.Module) -> list[Any]:
     """The peft layers inside `module`; none unless peft has been imported by whoever put them there."""
     peft = sys.modules.get("peft.tuners.tuners_utils")
-    return [] if peft is None else [m for m in module.modules() if isinstance(m, peft.BaseTunerLayer)]
+    found: list[Any] = []
+    open_modules = [] if peft is None else [module]
+    while open_modules:  # `modules()` names each on its way, which takes a good part of a short pass
+        one = open_modules.pop()
+        if isinstance(one, peft.BaseTunerLayer):  # type: ignore[union-attr]
+            found.append(one)
+        else:
+            open_modules.extend(child for child in reversed(one._modules.values()) if child is not None)
+    return found
 
 
 def activate(layers: list[Any], names: list[str]) -> None:

@@ -12,7 +12,7 @@ The tokens are those of `generate()`, which stays the reference, and does what t
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from vtc.backbones.loading import first_line
 from vtc.engine.cache import CACHE, CompressedCache, Segment
 
 if TYPE_CHECKING:
+    from vtc.backbones.base import Backbone
     from vtc.engine.engine import Engine
 
 BACKEND = "inductor"  # of torch.compile
@@ -50,7 +51,7 @@ NEUTRAL = {
 
 def obstacle(engine: Engine, args: tuple, kwargs: dict[str, Any]) -> str | None:
     """Why a call of `generate` can't be decoded by the compiled step; None: it can."""
-    model, config = engine.backbone.model, kwargs.get("generation_config") or engine.backbone.model.generation_config
+    config = kwargs.get("generation_config") or engine.backbone.model.generation_config
     if args or kwargs.get("input_ids") is None:
         return "input_ids aren't given by name"
     if others := sorted(key for key, value in kwargs.items() if key not in KNOWN and value is not None):
@@ -64,12 +65,17 @@ def obstacle(engine: Engine, args: tuple, kwargs: dict[str, Any]) -> str | None:
         return "it has no cache"
     if (kwargs.get("max_new_tokens") or config.max_new_tokens or 0) < SHORTEST:
         return f"fewer than {SHORTEST} new tokens don't pay for it"
-    if len({p.device for p in model.parameters()}) > 1:
+    return uncompilable(engine.backbone)
+
+
+def uncompilable(backbone: Backbone) -> str | None:
+    """Why a pass of the decoder can't be compiled; None: it can."""
+    if len({p.device for p in backbone.model.parameters()}) > 1:
         return "the model is spread over devices"
-    if getattr(model, "is_quantized", False):
+    if getattr(backbone.model, "is_quantized", False):
         return "the weights are quantised"
-    if engine.decoder.config._attn_implementation not in ("sdpa", "eager"):
-        return f"attention={engine.decoder.config._attn_implementation} takes no masks of fixed size"
+    if (attention := backbone.decoder.config._attn_implementation) not in ("sdpa", "eager"):
+        return f"attention={attention} takes no masks of fixed size"
     return None
 
 
@@ -81,7 +87,7 @@ def generated(engine: Engine, original: Callable[..., Any], args: tuple, kwargs:
     if why is None:
         try:
             out = decode(engine, original, kwargs)
-        except _refusals() as error:
+        except refusals() as error:
             why = f"the step can't be compiled ({first_line(error)})"
         else:
             engine.decoding = COMPILED
@@ -90,7 +96,7 @@ def generated(engine: Engine, original: Callable[..., Any], args: tuple, kwargs:
     return original(*args, **kwargs), True
 
 
-def _refusals() -> tuple[type[Exception], ...]:
+def refusals() -> tuple[type[Exception], ...]:
     """What the compiler raises where it can't compile. Imported only then: the compiler takes seconds to import."""
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
     from torch._inductor.exc import InductorError
@@ -136,6 +142,31 @@ def decode(engine: Engine, original: Callable[..., Any], kwargs: dict[str, Any])
     with adapters.using(engine.decoder.layers, engine.method.adapter) if engine.method.adapter else nullcontext():
         new = runner.run(count - FIRST)
     return torch.cat([tokens, new.to(tokens)], 1), runner.is_finite
+
+
+def compiled(
+    owner: Any, method: Callable[..., Any], device: torch.device, replayed: bool = False
+) -> Callable[..., Any]:
+    """A method of `owner`, compiled for it alone.
+
+    Args:
+        replayed: it has no arguments, and can be a CUDA graph.
+    """
+    # Compiled code is kept with the code it was made of, and little of it; so each owner has code of its own.
+    own = types.MethodType(types.FunctionType(method.__code__.replace(), method.__globals__), owner)
+    if replayed and device.type == "cuda":
+        return torch.compile(own, backend=BACKEND, dynamic=False, fullgraph=True, mode="reduce-overhead")
+    options: dict[str, Any] = {"guard_filter_fn": _guards}
+    if not replayed and device.type == "cpu" and BACKEND == "inductor":
+        options["cpp_wrapper"] = True  # calls kernels from compiled code; the compiler takes some times as long
+    return torch.compile(own, backend=BACKEND, dynamic=False if replayed else None, fullgraph=True, options=options)
+
+
+def _guards(guards: Sequence[Any]) -> list[bool]:
+    """Which of the compiler's guards are looked at before each call: those on modes and arguments. The thousands on the
+    modules take longer than a layer does; whoever keeps compiled code knows what modules it is for.
+    """
+    return [not guard.name or guard.name.isidentifier() for guard in guards]
 
 
 @dataclass
@@ -235,19 +266,15 @@ class Runner:
         fixed = [*keys, *values, *self.slots, *self.masks, *self.positions, self.token, self.done, self.finite]
         for tensor in fixed:
             torch._dynamo.mark_static_address(tensor)
-        graphs = {"mode": "reduce-overhead"} if device.type == "cuda" else {}
-        # Compiled code is kept with the code it was made of, and little of it; so each runner has code of its own.
-        own = types.FunctionType(Runner.step.__code__.replace(), Runner.step.__globals__)
-        self._step = torch.compile(
-            types.MethodType(own, self), backend=BACKEND, dynamic=False, fullgraph=True, **graphs
-        )  # type: ignore[call-overload]
+        self._step = compiled(self, Runner.step, device, replayed=True)
 
     @classmethod
     def fitting(cls, engine: Engine, state: Begin) -> Runner:
         """One of the backbone's last runners where it fits, else a new one."""
         layers = tuple(segment.layers for segment in state.segments)
         adapter, dtype = engine.method.adapter, state.keys[0].dtype
-        key = (len(state.token), layers, state.lengths, len(state.position), adapter, dtype, state.token.device)
+        tuners = len(adapters.tuner_layers(engine.decoder))
+        key = (len(state.token), layers, state.lengths, len(state.position), adapter, tuners, dtype, state.token.device)
         runners: dict[Any, Runner] = engine.backbone.__dict__.setdefault("runners", {})
         runner = runners.pop(key, None) or Runner(engine, state)
         runners[key] = runner  # the last one that was used stands last

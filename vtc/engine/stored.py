@@ -18,6 +18,8 @@ from vtc.backbones import adapters
 from vtc.engine.call import Call
 from vtc.engine.embed import context_of
 from vtc.engine.engine import compressing
+from vtc.engine.limits import check_context
+from vtc.engine.prefill import Prefill
 from vtc.engine.questions import Questions
 from vtc.engine.walk import Walk
 from vtc.errors import NotFinite, SampleError, UserError
@@ -104,13 +106,18 @@ def answer(
     questions: Sequence[str],
     images: Sequence[StoredImage],
     new_tokens: int,
+    compiled: bool = False,
 ) -> list[Tensor]:
     """Greedy answers [≤ `new_tokens`] to one question about each image, as ids of tokens without the one that ends it.
 
+    Args:
+        compiled: whether the pass over the prompts is one that is compiled once (`vtc.engine.prefill`), for many calls.
+
     Raises:
         SampleError: a prompt that doesn't fit into the context with its answer; logits that aren't finite.
+        UserError: to be compiled, and can't be.
     """
-    reading = Reading(backbone, method, new_tokens)
+    reading = Reading(backbone, method, new_tokens, compiled)
     ends = backbone.model.generation_config.eos_token_id
     stop = torch.tensor([] if ends is None else ends, dtype=torch.long, device=backbone.device).flatten()
     head = backbone.model.get_output_embeddings()
@@ -135,10 +142,11 @@ class Reading:
 
     Args:
         new_tokens: how many will be generated, which must fit into the context too.
+        compiled: whether the first pass is compiled.
     """
 
-    def __init__(self, backbone: Backbone, method: Compressor, new_tokens: int = 0) -> None:
-        self.backbone, self.method, self.new_tokens = backbone, method, new_tokens
+    def __init__(self, backbone: Backbone, method: Compressor, new_tokens: int = 0, compiled: bool = False) -> None:
+        self.backbone, self.method, self.new_tokens, self.compiled = backbone, method, new_tokens, compiled
         self.plain = Compressor(None, backbone.shape)  # whatever is to be dropped has been
         self.cache, self.mask, self.next = None, torch.empty(0), torch.empty(0)
 
@@ -157,6 +165,8 @@ class Reading:
             hidden[number, own], position[:, number, own] = embeddings, place
             self.mask[number, own], made[number, own] = True, is_made
         self.next = position[:1, :, -1:] + 1
+        if self.compiled:
+            return self._compiled_pass(hidden, position, any(image.deep is not None for image in images))
         layered = {}
         if images[0].deep is not None:
             levels = torch.cat([image.deep for image in images if image.deep is not None]).to(hidden)
@@ -169,6 +179,15 @@ class Reading:
         hidden = self.backbone.decoder.embed_tokens(ids[:, None])
         position, self.next = self.next.expand(self.backbone.position_axes, -1, -1), self.next + 1
         return self._pass(hidden, position, None, {})
+
+    def _compiled_pass(self, hidden: Tensor, position: Tensor, deep: bool) -> Tensor:
+        if deep:
+            raise UserError(f"compiled=True: backbone={self.backbone.name} adds to visual tokens between its layers")
+        check_context(self.backbone, None, position * self.mask, self.new_tokens)
+        prefill = Prefill.of(self.backbone, self.method.adapter, len(hidden))
+        with adapters.using(self.backbone.decoder.layers, self.method.adapter):
+            last, self.cache = prefill.run(hidden, position, self.mask)
+        return last
 
     def _pass(self, hidden: Tensor, position: Tensor, new_tokens: int | None, layered: dict) -> Tensor:
         call = Call(Questions(), new_tokens=new_tokens)

@@ -192,16 +192,24 @@ class Store:
         return self.table.nearest(self._vector(query), top)
 
     def ask(
-        self, question: str, image: str | None = None, query: str | None = None, top: int = 5, new_tokens: int = 64
+        self,
+        question: str,
+        image: str | None = None,
+        query: str | None = None,
+        top: int = 5,
+        new_tokens: int = 64,
+        compiled: bool = False,
     ) -> list[StoredAnswer]:
         """Answers to a question about an image of the store, or about the `top` ones for a query, from what is stored.
 
         Args:
             image: its path, or the end of it.
             new_tokens: of an answer, at most.
+            compiled: whether the pass over a prompt is compiled, once for as many images: for many questions. The first
+                one waits for the compiler.
 
         Raises:
-            UserError: neither or both of `image` and `query`; no such image, or several.
+            UserError: neither or both of `image` and `query`; no such image, or several; to be compiled, and can't be.
         """
         if (image is None) == (query is None):
             raise UserError("ask: give one of the two: image, or query")
@@ -216,7 +224,7 @@ class Store:
             part = hits[start : start + self.batch_size]
             rows = self.table.of([hit.path for hit in part])
             images = [unpacked(row, backbone.shape.width, backbone.position_axes) for row in rows]
-            ids = answer(backbone, method, [question] * len(part), images, new_tokens)
+            ids = answer(backbone, method, [question] * len(part), images, new_tokens, compiled)
             answers += backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [StoredAnswer(hit, text.strip()) for hit, text in zip(hits, answers, strict=True)]
 
