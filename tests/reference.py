@@ -23,7 +23,7 @@ def decoder(
     backbone: Backbone,
     x: Tensor,
     position: Tensor,
-    changes: dict[int, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] | None = None,
+    changes: dict[int, Callable[[Tensor, Tensor], tuple[Tensor, ...]]] | None = None,
     hidden_from: dict[int, Tensor] | None = None,
     causal: bool = True,
     deep: Sequence[Tensor] = (),
@@ -32,22 +32,24 @@ def decoder(
 
     Args:
         x: [L, D]; position: [L], or [3, L] of M-RoPE.
-        changes: layer → (x, position) → (x, position), before that layer.
+        changes: layer → (x, position) → (x, position), before that layer; or (x, position, size), where attention
+            counts each token as often as its size [L] says from there on.
         hidden_from: layer → [L] bool, tokens that nothing can attend to from that layer on.
         deep: what is added behind the first layers, [L, D] each.
     """
     lm = backbone.decoder
-    hide = torch.zeros(len(x), dtype=torch.bool)
+    hide, size = torch.zeros(len(x), dtype=torch.bool), torch.ones(len(x))
     for i, layer in enumerate(lm.layers):
         if changes and i in changes:
-            x, position = changes[i](x, position)
+            x, position, *sizes = changes[i](x, position)
+            size = sizes[0].float() if sizes else torch.ones(len(x))
             hide = torch.zeros(len(x), dtype=torch.bool)
         if hidden_from and i in hidden_from:
             hide = hidden_from[i]
         allowed = torch.ones(len(x), len(x), dtype=torch.bool)
         allowed = allowed.tril() if causal else allowed
         allowed = allowed & ~hide | torch.eye(len(x), dtype=torch.bool)
-        mask = torch.zeros(allowed.shape, dtype=x.dtype).masked_fill(~allowed, torch.finfo(x.dtype).min)[None, None]
+        mask = size.log().to(x.dtype).expand(allowed.shape).masked_fill(~allowed, torch.finfo(x.dtype).min)[None, None]
         rope = lm.rotary_emb(x[None], position[None] if position.ndim == 1 else position[:, None])
         x = layer(x[None], attention_mask=mask, position_embeddings=rope)[0]
         x = x + deep[i] if i < len(deep) else x

@@ -278,6 +278,7 @@ methods = Registry(
         "mmtok": "vtc.methods.mmtok:MMTok",
         "mqt": "vtc.methods.mqt:MQT",
         "none": "vtc.methods.none:NoCompression",
+        "pact": "vtc.methods.pact:PACT",
         "perceiver": "vtc.methods.perceiver:Perceiver",
         "prumerge": "vtc.methods.prumerge:PruMerge",
         "pyramiddrop": "vtc.methods.pyramiddrop:PyramidDrop",

@@ -22,6 +22,7 @@ METHODS = {
     "none": {},
     "fastv": {},
     "kmeans": {"layer": 1, "iterations": 2},
+    "pact": {"layer": 1, "alpha": 4.0},  # attention is proportional to the sizes of its clusters
     "victor": {},
     "voco": {},
     "fwd2bot": {"rank": 2},
@@ -61,7 +62,7 @@ def compared(backbone, method, inputs) -> list:
 
 
 CASES = [(family, name) for family in TINY for name in ("none", "fastv", "victor", "fwd2bot")]
-CASES += [(family, name) for family in ("llava", "qwen3_vl", "internvl") for name in ("kmeans", "voco")]
+CASES += [(family, name) for family in ("llava", "qwen3_vl", "internvl") for name in ("kmeans", "pact", "voco")]
 
 
 @pytest.mark.parametrize(("family", "name"), CASES)

@@ -27,6 +27,7 @@ METHODS = {
     "divprune": 3,  # before the LLM: the positions of what follows shift
     "fastv": 3,  # between layers: two segments
     "pyramiddrop": 3,  # several segments
+    "pact": 3,  # merged tokens count several times
     "victor": 2,  # inserts, and removes behind a layer
     "voco": 2,  # visual tokens leave the cache
 }

@@ -12,7 +12,7 @@ import torch
 from reference import attention_weights, embedded
 
 from vtc.engine import compressing
-from vtc.interface import Compressor, Context, TokenSequence
+from vtc.interface import Compressor, Context, TokenSequence, merge_images
 from vtc.testing import batch, tiny_backbone
 from vtc.testing.models import packed
 
@@ -231,3 +231,49 @@ def test_packed_questions_ask_each_for_itself(layer: int) -> None:
         assert prompt[row].nonzero()[:, 0].tolist() == sorted(asked)
         assert torch.allclose(last[row], torch.stack(ends).mean(0), atol=1e-5)
         assert torch.allclose(all_words[row], torch.cat(rows).mean(0), atol=1e-5)
+
+
+class Proportional(Compressor):
+    """Before layer 1 merges the visual tokens in pairs and threes, which attention counts so often; asks before 2, 3.
+
+    Attributes:
+        asked: what the last prompt token would pay in layer 2, by either way of asking; of a turn each.
+    """
+
+    def __init__(self, shape: Any) -> None:
+        super().__init__(None, shape)
+        self.asked: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def layers(self) -> set[int]:
+        return {1, 2, 3}
+
+    def probes(self) -> set[int]:
+        return {2}
+
+    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
+        if layer == 1:
+            _, real = tokens.images
+            groups = torch.tensor([0, 0, 1, 1, 1]).repeat(4)[: real.shape[1]] + torch.arange(real.shape[1]) // 5 * 2
+            return merge_images(tokens, groups.expand_as(real), proportional=True)
+        if layer == 2:
+            context.memo["asked"] = context.next_layer_attention(tokens)
+        else:
+            self.asked.append((context.memo["asked"], context.attention_rows[2]))
+        return tokens
+
+
+def test_what_is_counted_several_times_is_paid_as_often_in_later_turns_too() -> None:
+    backbone = tiny_backbone()
+    backbone.model.set_attn_implementation("eager")
+    method, returned, cache, mask = Proportional(backbone.shape), [], None, torch.ones(2, 0)
+    attention = backbone.decoder.layers[2].self_attn
+    hook = attention.register_forward_hook(lambda module, args, output: returned.append(output[1].mean(1)))
+    with torch.no_grad(), compressing(backbone, method):
+        for _ in range(2):  # the second turn, with an image of its own, sees the sizes of the first one's tokens
+            inputs = batch(backbone, before=(3, 5), after=(4, 4), images=(1, 1))
+            mask = inputs["attention_mask"] = torch.cat([mask, inputs["attention_mask"]], 1)
+            cache = backbone.model(**inputs, past_key_values=cache, use_cache=True).past_key_values
+    hook.remove()
+    for weights, asked in zip(returned, method.asked, strict=True):
+        for row in asked:
+            torch.testing.assert_close(row, weights[:, -1, -row.shape[1] :], atol=1e-5, rtol=1e-4)

@@ -95,6 +95,7 @@ class AttentionWatch:
         images: Images,
         rope: tuple[Tensor, Tensor],
         real: Tensor | None,
+        size: Tensor | None,
         bottleneck: bool,
         cached: Callable[[], Tensor | None],
     ) -> Iterator[None]:
@@ -102,6 +103,7 @@ class AttentionWatch:
 
         Args:
             real: [B, S] bool, the real ones of the S keys; None: all are.
+            size: [B, S] how often attention counts each key; None: once.
             cached: gives [B, Hkv, S, d] keys after RoPE where there is a cache, once the layer has run.
         """
         if not self.wants(number):
@@ -112,7 +114,7 @@ class AttentionWatch:
         columns = tuple(_columns(tokens, images))
         for name, choose in self.asked.items():
             self._note(name, number, layer.self_attn, projected, rope, tokens, choose(tokens), real, columns,
-                       bottleneck=bottleneck, keys=cached())  # fmt: skip
+                       bottleneck=bottleneck, keys=cached(), size=size)  # fmt: skip
 
     @contextmanager
     def own_pass(self, decoder: Any, embeddings: Tensor, mask: Tensor | None, bidirectional: bool) -> Iterator[None]:
@@ -154,6 +156,7 @@ class AttentionWatch:
         self, name: str, number: int, attention: Any, projected: dict[str, Tensor], rope: tuple[Tensor, Tensor],
         tokens: TokenSequence, chosen: Tensor, real: Tensor | None, columns: tuple[tuple[int, Tensor], ...],
         own: bool = False, bidirectional: bool = False, bottleneck: bool = False, keys: Tensor | None = None,
+        size: Tensor | None = None,
     ) -> None:  # fmt: skip
         chosen = chosen & tokens.mask
         most = int(chosen.sum(1).max())
@@ -172,7 +175,7 @@ class AttentionWatch:
             foreign = tokens.image[:, None] != tokens.image.gather(1, column)[..., None]
             seen[..., total - length :] &= ~(foreign & (tokens.role == VISUAL)[:, None])
         seen |= torch.arange(total, device=device) == (column + total - length)[..., None]  # every token sees itself
-        weights = probe.weights(attention, q, k, seen).mean((1, 2))[..., total - length :]
+        weights = probe.weights(attention, q, k, seen, size).mean((1, 2))[..., total - length :]
         role = tokens.role.masked_fill(~tokens.mask, TEXT)
         self.rows.append(
             AttentionRows(

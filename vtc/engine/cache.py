@@ -35,16 +35,18 @@ class Past:
 
     Attributes:
         length: cached tokens, P.
-        mask, shift: as in `Segment`.
+        mask, shift, size: as in `Segment`.
     """
 
     length: int
     mask: Tensor | None
     shift: Tensor | None
+    size: Tensor | None = None
 
     def same_as(self, other: Past) -> bool:
         """Whether it is the same tensors: what was made for one of the two then holds for the other."""
-        return self.mask is other.mask and self.shift is other.shift and self.length == other.length
+        same = self.mask is other.mask and self.shift is other.shift and self.size is other.size
+        return same and self.length == other.length
 
     def extended(self, new: Tensor | None, like: Tensor) -> Tensor | None:
         """Mask [B, P + L] of the cached tokens and L new ones behind them; None where all are real.
@@ -53,7 +55,17 @@ class Past:
             new: [B, L]; None: all real.
             like: [B, L], for sizes and device.
         """
-        past = self.mask
+        return self._extended(self.mask, new, like)
+
+    def extended_size(self, new: Tensor | None, like: Tensor) -> Tensor | None:
+        """`TokenSequence.size` [B, P + L] of the cached tokens and L new ones behind them; None where each counts once.
+
+        Args:
+            new: [B, L]; None: each counts once. like: [B, L], for sizes and device.
+        """
+        return self._extended(self.size, new, like)
+
+    def _extended(self, past: Tensor | None, new: Tensor | None, like: Tensor) -> Tensor | None:
         if past is None and new is None:
             return None
         if past is None:
@@ -71,11 +83,13 @@ class Segment:
         layers: of the decoder.
         mask: [B, P] bool, the real ones of the P cached tokens; None: all are.
         shift: [B, 1] added to the external positions of tokens to come; None: nothing.
+        size: [B, P] how often attention counts each of the P cached tokens; None: once.
     """
 
     layers: range
     mask: Tensor | None = None
     shift: Tensor | None = None
+    size: Tensor | None = None
 
     @property
     def start(self) -> int:
@@ -83,7 +97,7 @@ class Segment:
         return self.layers.start
 
     def past(self, cache: Cache | None) -> Past:
-        return Past(0 if cache is None else cache.get_seq_length(self.start), self.mask, self.shift)
+        return Past(0 if cache is None else cache.get_seq_length(self.start), self.mask, self.shift, self.size)
 
 
 @dataclass
@@ -171,6 +185,7 @@ class CompressedCache(DynamicCache):
         self.ledger.tail = self.ledger.tail - n
         for s in self.ledger.segments:
             s.mask = None if s.mask is None else s.mask[:, : s.mask.shape[1] - n]
+            s.size = None if s.size is None else s.size[:, : s.size.shape[1] - n]
 
     def keep(self, layers: range, past: int, order: Tensor) -> None:
         """Of the tokens behind the first `past` ones only those at `order` [B, n], in these layers."""
@@ -198,7 +213,7 @@ class CompressedCache(DynamicCache):
 
     def _change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
         # Segments share tensors, and must go on doing so: they are compared by identity.
-        shared = {id(t): t for s in self.ledger.segments for t in (s.mask, s.shift) if t is not None}
+        shared = {id(t): t for s in self.ledger.segments for t in (s.mask, s.shift, s.size) if t is not None}
         changed = {key: change(t) for key, t in shared.items()}
         for s in self.ledger.segments:
-            s.mask, s.shift = changed.get(id(s.mask)), changed.get(id(s.shift))
+            s.mask, s.shift, s.size = (changed.get(id(t)) for t in (s.mask, s.shift, s.size))

@@ -298,7 +298,10 @@ class Runner:
             lowest = torch.finfo(self.masks[index].dtype).min
             self.masks[index].fill_(lowest)
             real = self.masks[index][:, 0, 0, :past]
-            real.zero_() if segment.mask is None else real.masked_fill_(segment.mask.to(real.device), 0)
+            counts = 0 if segment.size is None else segment.size.to(real).log()  # of proportional attention
+            real.copy_(counts + torch.zeros_like(real))
+            if segment.mask is not None:
+                real.masked_fill_(~segment.mask.to(real.device), lowest)
             self.slots[index].fill_(past)
             self.positions[index].copy_(state.position if segment.shift is None else state.position + segment.shift)
             for i in segment.layers:

@@ -48,14 +48,15 @@ def to_external(hidden: Tensor, tokens: TokenSequence, last: Tensor, length: int
     return out.masked_fill(empty[..., None], 0)
 
 
-def pair_mask(tokens: TokenSequence, past: Tensor, bottleneck: bool = False) -> Tensor:
+def pair_mask(tokens: TokenSequence, past: Tensor, bottleneck: bool = False, size: Tensor | None = None) -> Tensor:
     """Additive mask [B, 1, L, P + L] in the type of `tokens.hidden`: causal AND (key.block == 0 or key.block ==
-    query.block); behind a bottleneck AND (key isn't visual or key.image == query.image).
+    query.block); behind a bottleneck AND (key isn't visual or key.image == query.image); log size of the key is added.
 
     Every token sees itself, so that no row of padding is empty (a softmax over nothing is NaN).
 
     Args:
         past: [B, P] bool, the real ones of the cached tokens, none of which is hidden.
+        size: [B, P + L] of the keys, see `TokenSequence`; None: each counts once.
     """
     mask, block, image, dtype = tokens.mask, tokens.block, tokens.image, tokens.hidden.dtype
     length = mask.shape[1]
@@ -65,9 +66,10 @@ def pair_mask(tokens: TokenSequence, past: Tensor, bottleneck: bool = False) -> 
     allowed = (allowed & mask[:, None, :]).tril_()
     allowed |= torch.eye(length, dtype=torch.bool, device=mask.device)
     allowed = torch.cat([past.to(mask.device)[:, None].expand(-1, length, -1), allowed], 2)
-    return torch.zeros(allowed.shape, dtype=dtype, device=mask.device).masked_fill_(~allowed, torch.finfo(dtype).min)[
-        :, None
-    ]
+    logits = torch.zeros(allowed.shape, dtype=dtype, device=mask.device)
+    if size is not None:
+        logits += size.to(mask.device).log()[:, None]
+    return logits.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
 
 
 def last_column(mask: Tensor) -> Tensor:
@@ -93,8 +95,8 @@ def common_tail(tokens: TokenSequence) -> Tensor:
 
 
 def same_layout(a: TokenSequence, b: TokenSequence) -> bool:
-    """Whether masks and positions are the same tensors: what was made for one of the two then holds for the other."""
-    return a.mask is b.mask and a.position is b.position
+    """Whether masks, positions and sizes are the same tensors: what was made for one of the two holds for the other."""
+    return a.mask is b.mask and a.position is b.position and a.size is b.size
 
 
 def change_shift(tokens: TokenSequence, old: Tensor | None, new: Tensor | None) -> TokenSequence:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.interface import TokenSequence
+from vtc.interface import LayerStates, TokenSequence
 
 
 @contextmanager
@@ -85,6 +85,7 @@ def attention_row(
     block: Tensor,
     mask: Tensor | None,
     cached: Tensor | None,
+    size: Tensor | None = None,
 ) -> Tensor:
     """[B, L]: softmax over the whole row of a `query`, mean over heads (FastV) and over the queries of the row, of the
     L tokens that just ran.
@@ -98,6 +99,7 @@ def attention_row(
         block: [B, L] of the L tokens, see `TokenSequence`.
         mask: [B, S] bool, the real tokens among the S = past + L keys; None: all.
         cached: [B, Hkv, S, d] keys after RoPE where there is a cache, else None.
+        size: [B, S] how often attention counts each key; None: once.
     """
     device = projected["q"].device  # a model may be spread over devices
     query, real, block = query.to(device), real.to(device), block.to(device)
@@ -105,7 +107,7 @@ def attention_row(
     cos, sin = (t.expand(len(query), -1, -1) for t in rope)
     q = rotated(attention, projected["q"][row, query], cos[row, query], sin[row, query])
     k = rotated(attention, projected["k"], cos, sin) if cached is None else cached
-    return _paid(attention, q, k, query, real, block, None if mask is None else mask.to(device))
+    return _paid(attention, q, k, query, real, block, None if mask is None else mask.to(device), size)
 
 
 @torch.no_grad()
@@ -117,6 +119,7 @@ def next_layer_attention(
     over: Tensor | None = None,
     past: Tensor | None = None,
     past_mask: Tensor | None = None,
+    past_size: Tensor | None = None,
 ) -> Tensor:
     """[B, L]: what `queries` would pay to each of the L tokens in `layer`, mean over heads and over the queries.
 
@@ -128,6 +131,7 @@ def next_layer_attention(
             that sees none of them doesn't count.
         past: [B, Hkv, P, d] cached keys of this layer; None: none.
         past_mask: [B, P] bool, the real ones of the cached keys; None: all.
+        past_size: [B, P] how often attention counts each of them; None: once.
     """
     attention, device = layer.self_attn, layer.input_layernorm.weight.device  # a model may be spread over devices
     tokens = tokens.to(device)
@@ -142,12 +146,32 @@ def next_layer_attention(
     normed = layer.input_layernorm(tokens.hidden.to(device))
     q = rotated(attention, _projected(attention, "q", normed[row, column]), cos[row, column], sin[row, column])
     k = rotated(attention, _projected(attention, "k", normed), cos, sin)
-    keys = tokens.mask if over is None else tokens.mask & over.to(device)
+    keys, size = tokens.mask if over is None else tokens.mask & over.to(device), tokens.size
     if past is not None and over is None:
         k = torch.cat([past.to(k), k], 2)
         cached = keys.new_ones(len(keys), past.shape[2]) if past_mask is None else past_mask.to(device)
         keys = torch.cat([cached, keys], 1)
-    return _paid(attention, q, k, column, queries.gather(1, column), tokens.block, keys)
+        if size is not None or past_size is not None:
+            sizes = [torch.ones_like(cached) if past_size is None else past_size.to(device)]
+            size = torch.cat([*sizes, torch.ones_like(tokens.mask) if size is None else size], 1)
+    return _paid(attention, q, k, column, queries.gather(1, column), tokens.block, keys, size)
+
+
+@torch.no_grad()
+def next_layer_states(layer: Any, rope: tuple[Tensor, Tensor], tokens: TokenSequence) -> LayerStates:
+    """Queries and keys of the tokens in `layer`, which is about to run.
+
+    Args:
+        layer: a decoder layer with `input_layernorm` and `self_attn`.
+        rope: (cos, sin) [B, L, d] of the tokens.
+    """
+    attention, device = layer.self_attn, layer.input_layernorm.weight.device  # a model may be spread over devices
+    normed = layer.input_layernorm(tokens.hidden.to(device))
+    q, k = (_projected(attention, name, normed) for name in ("q", "k"))
+    cos, sin = (t.to(device).expand(len(normed), -1, -1) for t in rope)
+    heads = attention.head_dim
+    turned = rotated(attention, k, cos, sin).transpose(1, 2)
+    return LayerStates(q.unflatten(-1, (-1, heads)) * attention.scaling, k.unflatten(-1, (-1, heads)), turned)
 
 
 def rotated_states(attention: Any, projected: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -170,8 +194,9 @@ def rotated(attention: Any, projected: Tensor, cos: Tensor, sin: Tensor) -> Tens
 
 
 def _paid(
-    attention: Any, q: Tensor, k: Tensor, column: Tensor, repeats: Tensor, block: Tensor, real: Tensor | None
-) -> Tensor:
+    attention: Any, q: Tensor, k: Tensor, column: Tensor, repeats: Tensor, block: Tensor, real: Tensor | None,
+    size: Tensor | None,
+) -> Tensor:  # fmt: skip
     """[B, L]: what queries pay to the last L of S keys, mean over heads and queries.
 
     Args:
@@ -180,10 +205,11 @@ def _paid(
         repeats: [B, Q] how often each counts in the mean; one that sees no key counts 0.
         block: [B, L], see `TokenSequence`.
         real: [B, S] bool, the keys that the softmax runs over; None: all.
+        size: [B, S] how often attention counts each key; None: once.
     """
     total, length = k.shape[2], block.shape[1]
     sees = seen(column, block, total, real)
-    weight = weights(attention, q, k, sees).mean((1, 2))
+    weight = weights(attention, q, k, sees, size).mean((1, 2))
     counts = repeats * sees.any(2)
     weight = (weight * counts[..., None]).sum(1) / counts.sum(1, keepdim=True).clamp(min=1)
     return weight[:, total - length :]
@@ -209,9 +235,12 @@ def seen(column: Tensor, block: Tensor, total: int, real: Tensor | None, bidirec
     return sees
 
 
-def weights(attention: Any, q: Tensor, k: Tensor, sees: Tensor) -> Tensor:
-    """[B, Hkv, H/Hkv, Q, S] float32: attention of queries [B, H, Q, d] to the keys [B, Hkv, S, d] that they see."""
+def weights(attention: Any, q: Tensor, k: Tensor, sees: Tensor, size: Tensor | None = None) -> Tensor:
+    """[B, Hkv, H/Hkv, Q, S] float32: attention of queries [B, H, Q, d] to the keys [B, Hkv, S, d] that they see, each
+    counted `size` [B, S] times (None: once)."""
     groups, most = k.shape[1], q.shape[2]
     scores = q.reshape(len(q), groups, -1, q.shape[-1]) @ k.transpose(2, 3)  # [B, Hkv, H/Hkv·Q, S]
     scores = scores.float().unflatten(2, (-1, most)) * attention.scaling
+    if size is not None:
+        scores = scores + size.to(scores).log()[:, None, None, None]
     return scores.masked_fill(~sees[:, None, None], torch.finfo(torch.float).min).softmax(-1)

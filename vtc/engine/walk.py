@@ -25,7 +25,7 @@ from vtc.engine.call import Call
 from vtc.engine.limits import check_context, failure
 from vtc.engine.report import Tally
 from vtc.errors import UserError
-from vtc.interface import VISUAL, Compressor, Context, TokenSequence
+from vtc.interface import VISUAL, Compressor, Context, LayerStates, TokenSequence
 from vtc.interface.checks import MethodError
 
 
@@ -37,11 +37,13 @@ class LayerInputs:
         mask: [B, P + L] bool, the real tokens; None: all are.
         attention_mask: the same, and which token sees which, in the form that the attention implementation takes.
         rope: (cos, sin) [B, L, d].
+        size: [B, P + L] how often attention counts each key; None: once.
     """
 
     mask: Tensor | None
     attention_mask: Any
     rope: tuple[Tensor, Tensor]
+    size: Tensor | None
 
 
 class Walk:
@@ -117,7 +119,7 @@ class Walk:
                 check_context(self.backbone, count, tokens.position * tokens.mask, self.call.new_tokens)
             if inputs is None or not (layout.same_layout(tokens, entering) and past.same_as(before)):
                 inputs = self._layer_inputs(tokens, first, segment.start, past)
-            segment.mask, segment.shift = inputs.mask, tokens.shift
+            segment.mask, segment.shift, segment.size = inputs.mask, tokens.shift, inputs.size
             if self.tally is not None:
                 self.tally.add(tokens, len(segment.layers))
             tokens = self._run_layers(tokens, segment.layers, inputs, context)
@@ -163,6 +165,7 @@ class Walk:
             tokens = tokens.to(tokens.hidden.device)
         tokens = dataclasses.replace(tokens, compact=layer == 0 and len(tokens.position) == 1)
         context.next_layer_attention = partial(self._next_layer_attention, layer, past)
+        context.next_layer_states = partial(self._next_layer_states, layer)
         if self.watch is not None:
             self.watch.reducing = tokens
         try:
@@ -173,7 +176,7 @@ class Walk:
             raise
         except Exception as error:
             raise failure(self.method, error) from error
-        del context.next_layer_attention  # it holds the cache
+        del context.next_layer_attention, context.next_layer_states  # the first one holds the cache
         return tokens
 
     def _run_layers(
@@ -206,6 +209,7 @@ class Walk:
                     tokens.block,
                     inputs.mask,
                     None if self.cache is None else self.cache.layers[i].keys,
+                    inputs.size,
                 )
         return dataclasses.replace(tokens, hidden=hidden)
 
@@ -214,7 +218,7 @@ class Walk:
         if self.watch is None or self.call.images is None:
             return nullcontext()
         return self.watch.running(
-            number, self.decoder.layers[number], tokens, self.call.images, inputs.rope, inputs.mask,
+            number, self.decoder.layers[number], tokens, self.call.images, inputs.rope, inputs.mask, inputs.size,
             self.method.bottleneck, lambda: None if self.cache is None else self.cache.layers[number].keys,
         )  # fmt: skip
 
@@ -242,17 +246,20 @@ class Walk:
             new = None if self.mask is None else new
         elif not tokens.padded or bool(tokens.mask.all()):
             new = None
-        mask = past.extended(new, tokens.mask)
-        return LayerInputs(mask, self._attention_mask(tokens, mask, layer, past), self._rope(tokens))
+        mask, size = past.extended(new, tokens.mask), past.extended_size(tokens.size, tokens.mask)
+        return LayerInputs(mask, self._attention_mask(tokens, mask, size, layer, past), self._rope(tokens), size)
 
-    def _attention_mask(self, tokens: TokenSequence, mask: Tensor | None, layer: int, past: Past) -> Any:
+    def _attention_mask(
+        self, tokens: TokenSequence, mask: Tensor | None, size: Tensor | None, layer: int, past: Past
+    ) -> Any:
         bottleneck = self.method.bottleneck and self.call.images is not None
-        if bottleneck or self.call.questions.block is not None:
+        own = bottleneck or size is not None
+        if own or self.call.questions.block is not None:
             if self.decoder.config._attn_implementation not in ("sdpa", "eager"):
-                what = f"method={self.method.name}: its mask needs" if bottleneck else "blocks: packed questions need"
+                what = f"method={self.method.name}: its mask needs" if own else "blocks: packed questions need"
                 raise UserError(f"{what} attention=sdpa or eager")
             cached = tokens.mask.new_ones(len(tokens.mask), past.length) if past.mask is None else past.mask
-            return layout.pair_mask(tokens, cached, bottleneck)
+            return layout.pair_mask(tokens, cached, bottleneck, size)
         return create_causal_mask(
             config=self.decoder.config,
             inputs_embeds=tokens.hidden,
@@ -289,7 +296,13 @@ class Walk:
         if queries is None:
             queries = self.call.questions.end_counts(tokens)
         keys = self.cache.layers[layer].keys if past.length else None
-        return probe.next_layer_attention(self.decoder.layers[layer], rope, tokens, queries, over, keys, past.mask)
+        return probe.next_layer_attention(
+            self.decoder.layers[layer], rope, tokens, queries, over, keys, past.mask, past.size
+        )
+
+    def _next_layer_states(self, layer: int, tokens: TokenSequence) -> LayerStates:
+        """`Context.next_layer_states` before `layer`."""
+        return probe.next_layer_states(self.decoder.layers[layer], self._rope(tokens), tokens)
 
 
 def _take_deepstack(embeddings: Tensor, arguments: dict[str, Any]) -> Tensor | None:

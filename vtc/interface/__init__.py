@@ -14,7 +14,7 @@ from vtc.interface.compressor import (
     TokenPruner,
     VideoPruner,
 )
-from vtc.interface.context import Context
+from vtc.interface.context import Context, LayerStates
 from vtc.interface.flops import OwnPass
 from vtc.interface.needs import (
     FIXED_COUNT,
@@ -41,10 +41,10 @@ from vtc.interface.tower_methods import (
 )
 
 __all__ = [
-    "AttachableBackbone", "BackboneShape", "Captions", "Compressor", "Condensed", "Context", "Embedded",
-    "FIXED_COUNT", "FewerPatches", "GRID", "Need", "ONE_TOWER", "OwnPass", "PATCH_ATTENTION", "PLACES", "REGISTER",
+    "AttachableBackbone", "BackboneShape", "Captions", "Compressor", "Condensed", "Context", "Embedded", "FIXED_COUNT",
+    "FewerPatches", "GRID", "LayerStates", "Need", "ONE_TOWER", "OwnPass", "PATCH_ATTENTION", "PLACES", "REGISTER",
     "Resampler", "SUMMARY_PROMPT", "SelfCompressor", "TEXT", "TokenMerger", "TokenPruner", "TokenSequence", "Tower",
     "TowerCompressor", "TowerPruner", "TowerResampler", "TowerShape", "TowerUse", "VISUAL", "VideoPruner",
-    "WHOLE_IMAGES", "keep_best", "layer_option", "merge_images", "option", "projected_layer", "rank",
-    "refuse_lacking", "resolve_layer", "resolve_tower_layer", "scaled_layer",
+    "WHOLE_IMAGES", "keep_best", "layer_option", "merge_images", "option", "projected_layer", "rank", "refuse_lacking",
+    "resolve_layer", "resolve_tower_layer", "scaled_layer",
 ]  # fmt: skip

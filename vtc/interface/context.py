@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -15,7 +15,21 @@ if TYPE_CHECKING:
     from vtc.interface.tower import Tower
 
 
-def _nothing(*args: Any, **kwargs: Any) -> Tensor:
+class LayerStates(NamedTuple):
+    """Queries and keys of L tokens in a decoder layer that is about to run.
+
+    Attributes:
+        queries: [B, L, H, d], not yet rotated by position, and scaled: their products with keys are the logits.
+        keys: [B, L, Hkv, d], not yet rotated.
+        rotated_keys: [B, L, Hkv, d], as the layer attends with them.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    rotated_keys: Tensor
+
+
+def _nothing(*args: Any, **kwargs: Any) -> Any:
     raise RuntimeError("this context has no backbone behind it")
 
 
@@ -40,6 +54,8 @@ class Context:
             `queries` [B, L] bool (None: the last prompt token) would pay to `tokens` in the layer about to run, mean
             over heads and queries; the softmax runs over the tokens `over` [B, L] bool (None: all that a query sees).
             For the tokens as they are, or as they would be after a verb. No gradients.
+        next_layer_states: `next_layer_states(tokens) -> LayerStates`: the queries and keys of `tokens` in the layer
+            about to run. No gradients.
         project: tower features [..., C] → visual tokens [..., D], as the backbone's projector does.
         tower: what the method asked to see of the vision tower (`Compressor.tower`); None where it asks nothing.
         training: whether gradients are wanted.
@@ -56,6 +72,7 @@ class Context:
     embed: Callable[[Tensor], Tensor] = _nothing
     prompt: Callable[[TokenSequence], Tensor] = _nothing
     next_layer_attention: Callable[..., Tensor] = _nothing
+    next_layer_states: Callable[[TokenSequence], LayerStates] = _nothing
     project: Callable[[Tensor], Tensor] = _nothing
     tower: Tower | None = None
     training: bool = False

@@ -34,17 +34,25 @@ def keep_best_of_rows(tokens: TokenSequence, score: Tensor, count: Tensor) -> To
     return tokens.keep(~tokens.visual | (rank(own) < count[:, None]))
 
 
-def merge_images(tokens: TokenSequence, groups: Tensor, weights: Tensor | None = None) -> TokenSequence:
+def merge_images(
+    tokens: TokenSequence,
+    groups: Tensor,
+    weights: Tensor | None = None,
+    centre: Tensor | None = None,
+    proportional: bool = False,
+) -> TokenSequence:
     """Merges visual tokens by groups [I, N] that count from 0 in each image (-1 leaves a token alone).
 
     Args:
         weights: [I, N] ≥ 0; None: plain means. Images as in `tokens.images`.
+        centre: [I, N] bool, one member of each group; None: its first one. `proportional`: see `TokenSequence.merge`.
     """
     _, real = tokens.images
-    for what, values in {"groups": groups, "weights": weights}.items():
+    for what, values in {"groups": groups, "weights": weights, "centres": centre}.items():
         if values is not None:
             require(what, values, real.shape)
     most = int(groups.max()) + 1
     spread = tokens.per_token(groups.masked_fill(~real, -1), -1)
     spread = torch.where(spread >= 0, spread + most * tokens.image, -1)  # groups of different images stay apart
-    return tokens.merge(spread, None if weights is None else tokens.per_token(weights))
+    spread_weights = None if weights is None else tokens.per_token(weights)
+    return tokens.merge(spread, spread_weights, None if centre is None else tokens.per_token(centre), proportional)

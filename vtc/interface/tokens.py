@@ -45,6 +45,8 @@ class TokenSequence:
             first member stood; -1 for one that was inserted. None, where a sequence begins: its origin.
         holder: [B, T] of each of the user's tokens the place of the token that it has become a part of: its own, or
             that of the one it was merged into. `w v v v q` with its v merged into one: 0 1 1 1 4, at places 0 1 4.
+        size: [B, L] float, how many tokens each stands for where attention is proportional to that, softmax(q·k / √d +
+            log size) from here on (`merge`); None: each counts once.
         deep: [B, L, S, D] what is still added to a token behind each of the first S layers (deepstack, Qwen3-VL); None:
             nothing. It goes along with its token, is averaged where tokens merge, and zero for what a method made.
     """
@@ -58,6 +60,7 @@ class TokenSequence:
     image: Tensor
     shift: Tensor | None = None
     compact: bool = False
+    size: Tensor | None = None
     deep: Tensor | None = None
     padded: bool = True
     place: Tensor = None  # type: ignore[assignment]  # always a tensor behind __post_init__
@@ -172,15 +175,18 @@ class TokenSequence:
         """Without the tokens of this role."""
         return self.keep(self.role != role)
 
-    def merge(self, groups: Tensor, weights: Tensor | None = None) -> TokenSequence:
+    def merge(
+        self, groups: Tensor, weights: Tensor | None = None, centre: Tensor | None = None, proportional: bool = False
+    ) -> TokenSequence:
         """Replaces each group of tokens by one token, their weighted mean, at the place of its first member.
 
-        Its position is the mean of its members' positions, rounded down (LLaVolta), or, before the LLM, the next free
-        one.
+        Its position is the mean of theirs, rounded down (LLaVolta), or, before the LLM, the next free one.
 
         Args:
             groups: [B, L] group of each token, 0… in each row; -1 leaves a token as it is.
             weights: [B, L] ≥ 0; None: the plain mean.
+            centre: [B, L] bool, one member of each group, at whose place and position the mean stands instead.
+            proportional: attention counts a token as often as it has members (see `size`).
         """
         rows, length, _ = self.hidden.shape
         member = (groups >= 0) & self.mask
@@ -199,14 +205,15 @@ class TokenSequence:
         part = part if weight is None else part * weight[:, None]
         mean = part.new_zeros(rows * most, part.shape[1]).index_add(0, group, part) / total.clamp(min=1e-12)[:, None]
 
-        first = torch.full((rows * most,), rows * length, device=flat.device).scatter_reduce(0, group, flat, "amin")
+        lead = flat if centre is None else torch.where(centre.flatten()[flat], flat, rows * length)
+        first = torch.full((rows * most,), rows * length, device=flat.device).scatter_reduce(0, group, lead, "amin")
         there = first < rows * length
         holder = self._holder(flat, self.place.flatten()[first.clamp(max=rows * length - 1)[group]])
         first, where = first[there], there.nonzero()[:, 0]
         kept = (self.mask & ~member).flatten()
         kept[first] = True
         position = self.position
-        if not self.compact:
+        if not self.compact and centre is None:
             position = position.flatten(1).clone()
             summed = torch.zeros(position.shape[0], rows * most, device=flat.device, dtype=torch.float64)
             summed = summed.index_add(1, group, position[:, flat].double())
@@ -223,6 +230,10 @@ class TokenSequence:
             origin=origin.view(rows, length),
             holder=holder,
         )
+        if proportional or self.size is not None:
+            own = torch.ones_like(size[:1]).expand(rows * length) if self.size is None else self.size.flatten()
+            members = torch.zeros_like(size).index_add(0, group, own[flat])
+            view.size = own.index_put((first,), members[where]).view(rows, length)
         kept = kept.view(rows, length)
         if torch.equal(kept, self.mask):  # every group has one member
             return self
@@ -265,6 +276,7 @@ class TokenSequence:
         out.role[at] = role
         out.origin[at] = out.place[at] = -1
         out.block[at] = 0
+        out.size = None if out.size is None else out.size.index_put(at, out.size.new_ones(()))
         out.image[at] = self.image[row, column][:, None]
         # in a grid (M-RoPE) an image ends where its height or width does, as the text behind it has it
         end = self.position[-2:].flatten(1)[:, index].masked_fill(~real, -1).amax((0, 2))
@@ -354,6 +366,7 @@ class TokenSequence:
         position = position.gather(2, order.expand(position.shape[0], -1, -1))
         said = {name: getattr(self, name).gather(1, order) for name in ("role", "origin", "place", "block", "image")}
         said |= {"hidden": hidden, "mask": mask, "position": position, "shift": shift, "deep": deep}
+        said["size"] = None if self.size is None else self.size.gather(1, order)
         return dataclasses.replace(self, padded=padded, **said)
 
     def _holder(self, members: Tensor, into: Tensor) -> Tensor:
