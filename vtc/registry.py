@@ -271,6 +271,7 @@ methods = Registry(
         "fastvid": "vtc.methods.fastvid:FastVID",
         "fwd2bot": "vtc.methods.fwd2bot:Fwd2Bot",
         "hiprune": "vtc.methods.hiprune:HiPrune",
+        "holitom": "vtc.methods.holitom:HoliTom",
         "holov": "vtc.methods.holov:HoloV",
         "kmeans": "vtc.methods.kmeans:KMeans",
         "llavolta": "vtc.methods.llavolta:LLaVolta",
