@@ -281,6 +281,7 @@ methods = Registry(
         "none": "vtc.methods.none:NoCompression",
         "perceiver": "vtc.methods.perceiver:Perceiver",
         "prumerge": "vtc.methods.prumerge:PruMerge",
+        "prunevid": "vtc.methods.prunevid:PruneVid",
         "pyramiddrop": "vtc.methods.pyramiddrop:PyramidDrop",
         "qformer": "vtc.methods.qformer:QFormer",
         "quecc": "vtc.methods.quecc:QueCC",

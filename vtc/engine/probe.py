@@ -117,6 +117,7 @@ def next_layer_attention(
     over: Tensor | None = None,
     past: Tensor | None = None,
     past_mask: Tensor | None = None,
+    greatest: bool = False,
 ) -> Tensor:
     """[B, L]: what `queries` would pay to each of the L tokens in `layer`, mean over heads and over the queries.
 
@@ -128,6 +129,7 @@ def next_layer_attention(
             that sees none of them doesn't count.
         past: [B, Hkv, P, d] cached keys of this layer; None: none.
         past_mask: [B, P] bool, the real ones of the cached keys; None: all.
+        greatest: the greatest of all heads and queries in place of the mean.
     """
     attention, device = layer.self_attn, layer.input_layernorm.weight.device  # a model may be spread over devices
     tokens = tokens.to(device)
@@ -147,7 +149,7 @@ def next_layer_attention(
         k = torch.cat([past.to(k), k], 2)
         cached = keys.new_ones(len(keys), past.shape[2]) if past_mask is None else past_mask.to(device)
         keys = torch.cat([cached, keys], 1)
-    return _paid(attention, q, k, column, queries.gather(1, column), tokens.block, keys)
+    return _paid(attention, q, k, column, queries.gather(1, column), tokens.block, keys, greatest)
 
 
 def rotated_states(attention: Any, projected: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -170,9 +172,10 @@ def rotated(attention: Any, projected: Tensor, cos: Tensor, sin: Tensor) -> Tens
 
 
 def _paid(
-    attention: Any, q: Tensor, k: Tensor, column: Tensor, repeats: Tensor, block: Tensor, real: Tensor | None
-) -> Tensor:
-    """[B, L]: what queries pay to the last L of S keys, mean over heads and queries.
+    attention: Any, q: Tensor, k: Tensor, column: Tensor, repeats: Tensor, block: Tensor, real: Tensor | None,
+    greatest: bool = False,
+) -> Tensor:  # fmt: skip
+    """[B, L]: what queries pay to the last L of S keys, mean over heads and queries, or the greatest of them.
 
     Args:
         q, k: [B, H, Q, d] and [B, Hkv, S, d], rotated.
@@ -183,9 +186,10 @@ def _paid(
     """
     total, length = k.shape[2], block.shape[1]
     sees = seen(column, block, total, real)
-    weight = weights(attention, q, k, sees).mean((1, 2))
-    counts = repeats * sees.any(2)
-    weight = (weight * counts[..., None]).sum(1) / counts.sum(1, keepdim=True).clamp(min=1)
+    weight, counts = weights(attention, q, k, sees), repeats * sees.any(2)
+    if greatest:
+        return (weight.amax((1, 2)) * (counts > 0)[..., None]).amax(1)[:, total - length :]
+    weight = (weight.mean((1, 2)) * counts[..., None]).sum(1) / counts.sum(1, keepdim=True).clamp(min=1)
     return weight[:, total - length :]
 
 

@@ -283,13 +283,15 @@ class Walk:
         tokens: TokenSequence,
         queries: Tensor | None = None,
         over: Tensor | None = None,
+        greatest: bool = False,
     ) -> Tensor:
         """`Context.next_layer_attention` before `layer`."""
         rope = self._rope(tokens)
         if queries is None:
             queries = self.call.questions.end_counts(tokens)
         keys = self.cache.layers[layer].keys if past.length else None
-        return probe.next_layer_attention(self.decoder.layers[layer], rope, tokens, queries, over, keys, past.mask)
+        of = self.decoder.layers[layer]
+        return probe.next_layer_attention(of, rope, tokens, queries, over, keys, past.mask, greatest)
 
 
 def _take_deepstack(embeddings: Tensor, arguments: dict[str, Any]) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""A video cut into scenes, in which what stands still is merged over time, and each part shrinks (HoliTom)."""
+"""A video cut into scenes, in which what stands still is merged over time: what HoliTom and PruneVid share."""
 
 from __future__ import annotations
 
