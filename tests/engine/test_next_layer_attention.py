@@ -83,6 +83,23 @@ def test_several_queries_over_some_tokens(layer: int) -> None:
         assert torch.allclose(visual[row, real], expected.mean((0, 1)), atol=1e-5)
 
 
+@pytest.mark.parametrize("kv_heads", [1, 4])
+@pytest.mark.parametrize("layer", [0, 2])
+def test_the_greatest_of_heads_and_queries(layer: int, kv_heads: int) -> None:
+    """Rows with texts of different lengths, so that the shorter ones have places without a query."""
+    backbone = tiny_backbone(kv_heads=kv_heads)
+    inputs = batch(backbone)
+
+    def ask(t: TokenSequence, c: Context) -> torch.Tensor:
+        return c.next_layer_attention(t, queries=c.prompt(t), greatest=True)
+
+    attention = observed(backbone, layer, inputs, ask)
+    for row, (real, weights, image) in enumerate(rows_of(backbone, inputs, layer)):
+        behind = weights[:, int(image.nonzero()[-1]) + 1 :]
+        assert torch.allclose(attention[row, real], behind.amax((0, 1)), atol=1e-5)
+        assert not attention[row, ~real].any()
+
+
 def test_queries_that_see_nothing_do_not_count() -> None:
     """Text in front of the image sees none of it."""
     backbone = tiny_backbone()

@@ -120,6 +120,7 @@ def next_layer_attention(
     past: Tensor | None = None,
     past_mask: Tensor | None = None,
     past_size: Tensor | None = None,
+    greatest: bool = False,
 ) -> Tensor:
     """[B, L]: what `queries` would pay to each of the L tokens in `layer`, mean over heads and over the queries.
 
@@ -132,6 +133,7 @@ def next_layer_attention(
         past: [B, Hkv, P, d] cached keys of this layer; None: none.
         past_mask: [B, P] bool, the real ones of the cached keys; None: all.
         past_size: [B, P] how often attention counts each of them; None: once.
+        greatest: the greatest of all heads and queries in place of the mean.
     """
     attention, device = layer.self_attn, layer.input_layernorm.weight.device  # a model may be spread over devices
     tokens = tokens.to(device)
@@ -154,7 +156,7 @@ def next_layer_attention(
         if size is not None or past_size is not None:
             sizes = [torch.ones_like(cached) if past_size is None else past_size.to(device)]
             size = torch.cat([*sizes, torch.ones_like(tokens.mask) if size is None else size], 1)
-    return _paid(attention, q, k, column, queries.gather(1, column), tokens.block, keys, size)
+    return _paid(attention, q, k, column, queries.gather(1, column), tokens.block, keys, size, greatest)
 
 
 @torch.no_grad()
@@ -196,8 +198,9 @@ def rotated(attention: Any, projected: Tensor, cos: Tensor, sin: Tensor) -> Tens
 def _paid(
     attention: Any, q: Tensor, k: Tensor, column: Tensor, repeats: Tensor, block: Tensor, real: Tensor | None,
     size: Tensor | None,
+    greatest: bool = False,
 ) -> Tensor:  # fmt: skip
-    """[B, L]: what queries pay to the last L of S keys, mean over heads and queries.
+    """[B, L]: what queries pay to the last L of S keys, mean over heads and queries, or the greatest of them.
 
     Args:
         q, k: [B, H, Q, d] and [B, Hkv, S, d], rotated.
@@ -209,9 +212,10 @@ def _paid(
     """
     total, length = k.shape[2], block.shape[1]
     sees = seen(column, block, total, real)
-    weight = weights(attention, q, k, sees, size).mean((1, 2))
-    counts = repeats * sees.any(2)
-    weight = (weight * counts[..., None]).sum(1) / counts.sum(1, keepdim=True).clamp(min=1)
+    weight, counts = weights(attention, q, k, sees, size), repeats * sees.any(2)
+    if greatest:
+        return (weight.amax((1, 2)) * (counts > 0)[..., None]).amax(1)[:, total - length :]
+    weight = (weight.mean((1, 2)) * counts[..., None]).sum(1) / counts.sum(1, keepdim=True).clamp(min=1)
     return weight[:, total - length :]
 
 

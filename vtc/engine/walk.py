@@ -290,6 +290,7 @@ class Walk:
         tokens: TokenSequence,
         queries: Tensor | None = None,
         over: Tensor | None = None,
+        greatest: bool = False,
     ) -> Tensor:
         """`Context.next_layer_attention` before `layer`."""
         rope = self._rope(tokens)
@@ -297,7 +298,7 @@ class Walk:
             queries = self.call.questions.end_counts(tokens)
         keys = self.cache.layers[layer].keys if past.length else None
         return probe.next_layer_attention(
-            self.decoder.layers[layer], rope, tokens, queries, over, keys, past.mask, past.size
+            self.decoder.layers[layer], rope, tokens, queries, over, keys, past.mask, past.size, greatest
         )
 
     def _next_layer_states(self, layer: int, tokens: TokenSequence) -> LayerStates:

@@ -50,10 +50,11 @@ class Context:
         embed: token ids [...] → embeddings [..., D].
         prompt: `prompt(tokens) -> [B, L]` bool: the prompt's text behind the first image of each row (of each packed
             question), without any answer; where there is none, the last prompt token.
-        next_layer_attention: `next_layer_attention(tokens, queries=None, over=None) -> [B, L]`: the attention that
-            `queries` [B, L] bool (None: the last prompt token) would pay to `tokens` in the layer about to run, mean
-            over heads and queries; the softmax runs over the tokens `over` [B, L] bool (None: all that a query sees).
-            For the tokens as they are, or as they would be after a verb. No gradients.
+        next_layer_attention: `next_layer_attention(tokens, queries=None, over=None, greatest=False) -> [B, L]`: the
+            attention that `queries` [B, L] bool (None: the last prompt token) would pay to `tokens` in the layer about
+            to run, mean over heads and queries (`greatest`: the greatest of them); the softmax runs over the tokens
+            `over` [B, L] bool (None: all that a query sees). For the tokens as they are, or as they would be after a
+            verb. No gradients.
         next_layer_states: `next_layer_states(tokens) -> LayerStates`: the queries and keys of `tokens` in the layer
             about to run. No gradients.
         project: tower features [..., C] → visual tokens [..., D], as the backbone's projector does.
