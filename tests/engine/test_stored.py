@@ -7,7 +7,7 @@ import pytest
 import torch
 from method_cases import BACKBONES, CASES, Case
 
-from vtc.engine import answer, compress_images, compressing, embed_images
+from vtc.engine import answer, compress_images, compressing, decoding, embed_images
 from vtc.engine.stored import Reading
 from vtc.errors import SampleError, UserError
 from vtc.testing.models import picture
@@ -95,3 +95,43 @@ def test_an_answer_ends_where_the_model_ends_it() -> None:
         ids = before.tolist()
         stops = [i for i, token in enumerate(ids) if token in (end, 63)]
         assert after.tolist() == ids[: stops[0] if stops else None]
+
+
+def _same_when_compiled(backbone, method, images) -> None:
+    """Two calls of different lengths, by the compiled pass and by the walk."""
+    for questions in (QUESTIONS, QUESTIONS[::-1], [QUESTIONS[0]] * 2):
+        expected = answer(backbone, method, questions, images, NEW)
+        got = answer(backbone, method, questions, images, NEW, compiled=True)
+        assert all(map(torch.equal, got, expected)), questions
+        with torch.inference_mode():
+            plain, compiled = (
+                Reading(backbone, method, compiled=how).begin(questions, images)[:, -1] for how in (False, True)
+            )
+        close(compiled, plain, "last hidden states")
+
+
+@pytest.mark.parametrize("name", ["gqa", "qwen2", "qwen3"])
+def test_a_compiled_pass_gives_the_same(name: str, monkeypatch) -> None:
+    """Traced as for the compiler, and run as it is; adapters that come later are another pass."""
+    monkeypatch.setattr(decoding, "BACKEND", "eager")
+    backbone = FAMILIES[name]()
+    for of in ("none", "fwd2bot", "none"):
+        case = ONE_EACH[name, of][1]
+        method = instance(backbone, case.make, case.tokens)
+        images, _ = compress_images(backbone, method, _pictures(backbone))
+        if any(image.deep is not None for image in images):
+            with pytest.raises(UserError, match="compiled=True: .* between its layers"):
+                answer(backbone, method, QUESTIONS, images, NEW, compiled=True)
+        else:
+            _same_when_compiled(backbone, method, images)
+
+
+def test_a_pass_by_the_compiler_itself(monkeypatch) -> None:
+    backbone = BACKBONES["gqa"]()
+    method = Case("avgpool", 4).make(backbone, 4)
+    images, _ = compress_images(backbone, method, _pictures(backbone))
+    _same_when_compiled(backbone, method, images)
+    monkeypatch.setattr(backbone.decoder.config, "_attn_implementation", "flash_attention_2")
+    backbone.__dict__.pop("prefills")
+    with pytest.raises(UserError, match="compiled=True: attention=flash_attention_2"):
+        answer(backbone, method, QUESTIONS, images, NEW, compiled=True)

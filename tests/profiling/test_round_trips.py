@@ -14,7 +14,8 @@ from vtc.registry import methods
 from vtc.testing import tiny_backbone
 
 # Of two rows with an image each, 8 layers: where the visual tokens are (1), which of them are left (1), and what a
-# method looks up itself. A method that only chooses needs no more than 4.
+# method looks up itself. A method that only chooses needs no more than 4. PACT asks after each step of its walk over
+# centres, in each of 20 halvings.
 MOST = {
     "avgpool": 11, "cdpruner": 3, "dart": 4, "divprune": 3, "downsample": 3, "dycoke": 3, "evs": 3,
     "fastervlm": 3, "fastv": 4, "fwd2bot": 6, "kmeans": 19, "llavolta": 10, "m3": 11, "mqt": 15, "none": 0,
@@ -22,7 +23,7 @@ MOST = {
     "single_forward": 3, "sparsevlm": 27, "tokenpacker": 4, "tome": 3, "vcc": 20, "victor": 4, "vidcom2": 12,
     "visionzip": 8, "vispruner": 2, "voco": 5,
     "scope": 2, "vtw": 2,
-    "fastvid": 23, "hiprune": 5, "holitom": 32, "holov": 3, "mmtok": 3, "prunevid": 32, "vscan": 13,
+    "fastvid": 23, "hiprune": 5, "holitom": 32, "holov": 3, "mmtok": 3, "pact": 62, "prunevid": 32, "vscan": 13,
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -148,7 +148,8 @@ class Reading:
     def __init__(self, backbone: Backbone, method: Compressor, new_tokens: int = 0, compiled: bool = False) -> None:
         self.backbone, self.method, self.new_tokens, self.compiled = backbone, method, new_tokens, compiled
         self.plain = Compressor(None, backbone.shape)  # whatever is to be dropped has been
-        self.cache, self.mask, self.next = None, torch.empty(0), torch.empty(0)
+        self.cache: Any = None
+        self.mask, self.next = torch.empty(0), torch.empty(0)
 
     def begin(self, questions: Sequence[str], images: Sequence[StoredImage]) -> Tensor:
         """Last hidden states [B, L, D] of the prompts, left-padded."""
