@@ -142,7 +142,7 @@ def stirred(given: TokenSequence, seed: int) -> None:
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("tokens", [1, 2, 4, 7])
 @pytest.mark.parametrize("sizes", [[9] * 6, [9], [9] * 8, [4, 9, 9, 6, 9]], ids=str)
-def test_equals_the_paper_by_loops(sizes: list[int], tokens: int, options: dict) -> None:
+def test_equals_the_equations_by_loops(sizes: list[int], tokens: int, options: dict) -> None:
     """A video and, beside it in the batch, one of three frames; what tower and LLM pay is drawn."""
     given = sequence([layout(*sizes), layout(9, 9, 9)], seed=tokens, compact=True)
     stirred(given, tokens)

@@ -98,7 +98,7 @@ def states(backbone, x: torch.Tensor, position: torch.Tensor, layer: int) -> tup
     ("layer", "tokens", "keep", "alpha", "proportional"),
     [(1, 5, 0.55, 1.5, True), (2, 3, 0.8, 3.0, True), (3, 4, 1.0, 0.0, False), (2, 12, 0.5, 1.5, True)],
 )
-def test_equals_the_paper_by_loops(
+def test_equals_the_equations_by_loops(
     kv_heads: int, layer: int, tokens: int, keep: float, alpha: float, proportional: bool
 ) -> None:
     """The whole of it, row by row: what is set aside, clusters, means at their centres, attention by sizes."""

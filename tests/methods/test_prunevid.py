@@ -136,7 +136,7 @@ def chosen(score: list[float], part: list[int], goal: int) -> list[int]:
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("tokens", [1, 2, 4, 7])
 @pytest.mark.parametrize("sizes", [[9] * 6, [9], [9] * 12, [4, 9, 9, 6, 9]], ids=str)
-def test_equals_the_paper_by_loops(sizes: list[int], tokens: int, options: dict) -> None:
+def test_equals_the_equations_by_loops(sizes: list[int], tokens: int, options: dict) -> None:
     """A video and, beside it in the batch, one of three frames; what the LLM pays is drawn."""
     given = sequence([layout(*sizes), layout(9, 9, 9)], seed=tokens, compact=True)
     stirred(given, tokens)

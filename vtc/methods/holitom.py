@@ -49,7 +49,9 @@ class HoliTom(SceneMerger):
 
     The authors add noise of 1e-6 to densities, where here ties go to the earlier token; they put a segment's merged
     tokens before its others on LLaVA-OneVision, where here they stand in the places of the first frame, as theirs on
-    LLaVA-Video do. With a CLS token in the tower, attention is what that pays; SigLIP, which they use, has none.
+    LLaVA-Video do. Their code has two more settings, off or without effect at its defaults, which aren't here: a share
+    of tokens beside the most salient ones, and a longest window of 1,024 frames. With a CLS token in the tower,
+    attention is what that pays; SigLIP, which they use, has none.
 
     Args:
         tokens: the mean over the frames; default: 7.5 % (their 15 % before layer K).
@@ -57,7 +59,7 @@ class HoliTom(SceneMerger):
 
     name = "holitom"
     about = "HoliTom: what repeats in a video's segments merges, by place and by density, then in the LLM (2505.21334)."
-    reference = "test_holitom.py::test_equals_the_paper_by_loops"
+    reference = "test_holitom.py::test_equals_the_equations_by_loops"
     needs = (ONE_TOWER, PATCH_ATTENTION, PLACES)
     default_share = 0.075
     # 18 of the 28 layers of Qwen2-7B.

@@ -17,11 +17,11 @@ class PACT(Compressor):
     """Before layer K unimportant visual tokens are set aside, similar ones merge, and what was set aside near a merged
     token joins it.
 
-    EUTI (algorithm 1): the importance of token i is the mean over heads of softmax(k_i · mean of all q), with queries
+    EUTI: the importance of token i is the mean over heads of softmax(k_i · mean of all q), with queries
     and keys of layer K before their rotation, times the norm of the hidden state. The share `keep` with the highest
-    goes on. DBDPC (algorithm 2), with distances 1 − cosine of the rotated keys of all heads: the density of a token is
+    goes on. DBDPC, with distances 1 − cosine of the rotated keys of all heads: the density of a token is
     Σ exp(−(d / 2)²) over these tokens; from the densest on, whichever is farther than the cutoff d_c from every centre
-    so far becomes a centre; each of the others joins the nearest one. Retrieval (section 3.3): of the tokens set aside
+    so far becomes a centre; each of the others joins the nearest one. Retrieval: of the tokens set aside
     those within `alpha` · d_c of their nearest centre join it too, the others are gone. A cluster becomes the mean of
     its hidden states, in the place and at the position of its centre, and attention to it is proportional,
     softmax(q k^T / √d + log size), in this layer and all that follow, while decoding too (needs attention=sdpa or
@@ -39,7 +39,7 @@ class PACT(Compressor):
 
     name = "pact"
     about = "PACT: sets unimportant visual tokens aside, merges similar ones by their keys (arXiv 2504.08966)."
-    reference = "test_pact.py::test_equals_the_paper_by_loops"
+    reference = "test_pact.py::test_equals_the_equations_by_loops"
     incomparable = "the authors fix the distance within a cluster; here the number of clusters is exact"
     default_share = 2 / 7
     layer: int = layer_option(4, "before this decoder layer, by its own queries and keys", lowest=1)

@@ -50,7 +50,7 @@ class PruneVid(SceneMerger):
 
     name = "prunevid"
     about = "PruneVid: a scene's static tokens merge, clusters become means, the question prunes (arXiv 2412.16117)."
-    reference = "test_prunevid.py::test_equals_the_paper_by_loops"
+    reference = "test_prunevid.py::test_equals_the_equations_by_loops"
     incomparable = "the authors leave what a video comes to; here the budget is exact"
     needs = (PLACES,)
     default_share = 0.16
