@@ -16,6 +16,7 @@ from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.interface import Context, Tower
 from vtc.methods import build
+from vtc.methods.fastvid import density
 from vtc.testing import tiny_backbone
 
 OPTIONS = [
@@ -120,6 +121,14 @@ def test_equals_the_paper_by_loops(frames: int, tokens: int, options: dict) -> N
         got = out.hidden[row, out.mask[row] & out.visual[row]].double().numpy()
         assert len(got) == min(tokens, 9) * len(hidden)
         assert np.abs(got - np.stack(expected)).max() < 1e-4
+
+
+def test_equal_tokens_are_one_peak() -> None:
+    """Patches of one plain surface: one of them is chosen, and no second one before what is different."""
+    plain, striped, lone = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
+    x = torch.stack([plain, plain, plain, plain, striped, striped, striped, striped, lone])
+    chosen = density(x).argsort(descending=True, stable=True)[:3].tolist()
+    assert sorted(chosen) == [0, 4, 8]
 
 
 def test_it_meets_the_budget_on_every_kind_of_tower() -> None:

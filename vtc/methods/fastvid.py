@@ -50,6 +50,7 @@ class FastVID(Compressor):
     """
 
     name = "fastvid"
+    version = 2
     about = "FastVID: salient tokens of a video stay, dense ones of a few frames absorb the rest (arXiv 2503.11187)."
     reference = "test_fastvid.py::test_equals_the_paper_by_loops"
     needs = (ONE_TOWER, PATCH_ATTENTION)
@@ -144,7 +145,6 @@ class FastVID(Compressor):
 def density(x: Tensor) -> Tensor:
     """[R]: ρ·δ of the tokens x [R, D] of one frame."""
     apart = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[1] ** 0.5
-    near = apart.topk(min(NEAREST, len(x)), largest=False).values
-    rho = (-near.square().mean(1)).exp()
-    delta = torch.where(rho[None] > rho[:, None], apart, apart.amax()).amin(1)
-    return rho * delta
+    rho = (-apart.topk(min(NEAREST, len(x)), largest=False).values.square().mean(1)).exp()
+    place = rank(rho[None])[0]
+    return rho * torch.where(place[None] < place[:, None], apart, apart.amax()).amin(1)
