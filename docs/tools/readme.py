@@ -137,9 +137,9 @@ def sweep_part(root: Path) -> str:
     quicker = "the speed-up is that of the time to the first token of one row, own work the method's share of it"
     if speed.rows(root, "promised"):
         quicker = (
-            "the speed-up is that to the first token at the shape of LLaVA-1.5 7B with the same share of its visual "
-            "tokens ([Speed](speed.md)), as pocket is too small to show one; own work is the method's share of the "
-            "time on pocket"
+            "speed-up to the first token and own work, in percent of the uncompressed prefill's time, are those at the "
+            "shape of LLaVA-1.5 7B with the same share of its visual tokens ([Speed](speed.md)), as pocket is too "
+            "small to show them"
         )
     lines.append(
         "Sorted by the mean of all tasks. ± is half a 95 % confidence interval; FLOPs are those of a prefill, decoder "
@@ -153,12 +153,14 @@ def sweep_part(root: Path) -> str:
 
 
 def ranking(setting: Setting, runs: Sequence[Run], root: Path) -> tuple[list[str], list[list[str]]]:
-    """Some runs by their mean score, the best first: header and rows, without single tasks. The speed-up is that at the
-    shape of a real model (`speed.py`): pocket is too small to show one."""
+    """Some runs by their mean score, the best first: header and rows, without single tasks. Speed-up and own work are
+    those at the shape of a real model (`speed.py`): pocket is too small to show them."""
     means, shown = tables.columns(setting)[1:], dict(tables.costs(setting))
     full = float(setting.runs[0].result["budget"]["visual_tokens_in"])
-    if "speed-up" in shown and speed.rows(root, "promised"):
-        shown["speed-up"] = lambda run: speed.speedup(root, run.method, (run.tokens or full) / full)
+    if speed.rows(root, "promised"):
+        for number, name in enumerate(("speed-up", "own work")):
+            if name in shown:
+                shown[name] = lambda run, n=number: speed.at_shape(root, run.method, (run.tokens or full) / full)[n]
     header = [
         "method",
         "mean",

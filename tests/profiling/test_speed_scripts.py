@@ -119,7 +119,8 @@ def test_targets_are_held_against_the_rows(tmp_path) -> None:
     rows[:] = [r | {"realised": 0.89} if r["method"] == "victor" else r for r in rows if r["method"] != "slow"]
     no = "**not reached**"
     assert verdicts() == [no, no, no, "reached", "reached"]
-    assert speed.speedup(tmp_path, "fastv", 64 / 576) == "3.70×" and speed.speedup(tmp_path, "fastv", 1 / 4) == "–"
+    assert speed.at_shape(tmp_path, "fastv", 64 / 576) == ("3.70×", "1.9 %")
+    assert speed.at_shape(tmp_path, "fastv", 1 / 4) == ("–", "–")
 
 
 @pytest.mark.parametrize("drops", [True, False])
