@@ -101,6 +101,11 @@ def exact_match(doc: Doc, results: list[str]) -> dict[str, float]:
     return {"exact_match": answers.exact_match(results[0], doc["answer"])}
 
 
+def exact_match_of_kind(doc: Doc, results: list[str]) -> dict[str, Any]:
+    """For a task whose score is the mean over its kinds of question."""
+    return {"exact_match": (doc["kind"], answers.exact_match(results[0], doc["answer"]))}
+
+
 def choice(doc: Doc, results: list[str]) -> dict[str, float]:
     letter = answers.letter(results[0], LETTERS[: len(doc["options"]) or None], doc["options"])
     return {"accuracy": float(letter == doc["answer"])}

@@ -26,6 +26,7 @@ def test_strata_count_alike():
     assert statistics.mean(scores, strata) == pytest.approx((1.0 + 0.5) / 2)
     assert statistics.weights(strata).sum() == pytest.approx(1.0)
     assert statistics.stderr(scores, strata) == pytest.approx(np.sqrt(0 + 0.25 / 2) / 2)
+    assert statistics.stderr(scores[:-1] + [0.5], strata[:-1] + ["third"]) is None, "of one sample nothing is known"
 
 
 @pytest.mark.parametrize("wins, losses, ties", [(9, 2, 30), (5, 5, 3), (0, 8, 0), (40, 18, 100)])

@@ -113,3 +113,13 @@ def test_task_runs_survive_json(oracle, manager, data):
 
     run = harness.run_task(oracle(break_on=("choice-1",)), spec_of("pocket_choice", data=data), manager)
     assert TaskScores.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+
+
+def test_a_task_of_several_kinds_is_scored_by_them():
+    """Samples are weighed by their kind wherever they are compared; so must be the score that lmms-eval makes."""
+    texts = {p.name: p.read_text() for p in shipped.path("benchmarks/tasks").glob("*.yaml")}
+    kinds = {name: text for name, text in texts.items() if "strata: kind" in text and "metric_list" in text}
+    assert len(kinds) >= 4
+    for name, text in kinds.items():
+        headline = text.split("headline: ")[1].split(",")[0]
+        assert f"{{metric: {headline}, aggregation: !function utils.by_kind," in text, name

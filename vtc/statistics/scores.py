@@ -44,12 +44,14 @@ def is_binary(scores: Scores) -> bool:
 
 def stderr(scores: Scores, strata: Sequence[str] | None = None, seed: int = SEED) -> float | None:
     """Standard error of `mean`: binomial, sqrt(p(1-p)/n), for 0/1 scores, else bootstrap over the samples, each
-    stratum resampled within itself. None below two samples."""
+    stratum resampled within itself. None where there is no sample, or a stratum has a single one."""
     if len(scores) < 2:
         return None
     x = np.asarray(scores, dtype=float)
     _, index = np.unique(np.asarray(strata or [""] * len(x), dtype=str), return_inverse=True)
     groups = [x[index == g] for g in range(index.max() + 1)]
+    if min(map(len, groups)) < 2:
+        return None
     if is_binary(x):
         return float(np.sqrt(sum(g.mean() * (1 - g.mean()) / len(g) for g in groups)) / len(groups))
     rng = np.random.default_rng(seed)
