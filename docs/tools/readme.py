@@ -158,9 +158,9 @@ def ranking(setting: Setting, runs: Sequence[Run], root: Path) -> tuple[list[str
     means, shown = tables.columns(setting)[1:], dict(tables.costs(setting))
     full = float(setting.runs[0].result["budget"]["visual_tokens_in"])
     if speed.rows(root, "promised"):
-        for number, name in enumerate(("speed-up", "own work")):
+        for place, name in enumerate(("speed-up", "own work")):
             if name in shown:
-                shown[name] = lambda run, n=number: speed.at_shape(root, run.method, (run.tokens or full) / full)[n]
+                shown[name] = lambda run, n=place: speed.at_shape(root, run.method, (run.tokens or full) / full)[n]
     header = [
         "method",
         "mean",
