@@ -26,8 +26,9 @@ INDEXED_FROM = 8_000_000  # numbers in all embeddings, 16 MB: comparing with all
 LEAST = 1_000  # rows of an index: fewer are compared with all at once
 RESCORED = 300  # rows that an index proposes, which are compared again exactly
 PROBED = 16  # of the index's lists of neighbours, in each search
-LONGER = 4  # than the root of their number are an index's lists: each row is compared with all centroids, which takes the
-# most of the time to build it, and a list's codes of one bit a number are read fast
+# An index's lists are longer than the root of the number of rows by this: to find a row's list takes the most of the
+# time to build it, and a list's codes of one bit a number are read fast.
+LONGER = 4
 CODED = 8  # numbers that make a byte of an index's codes
 COMPACTED_FROM = 64  # pieces of the table: each commit adds one, and each is a file that a search opens
 REMOTE = re.compile(r"\w+://")
