@@ -76,8 +76,8 @@ def mlvu() -> Rows:
 
 def nextqa() -> Rows:
     return [
-        {"video": f"clip{i}", "frame_count": 12, "width": 32, "height": 32, "question": f"why did {i} move", "answer": i,
-         "qid": str(i), "type": "CW", **{f"a{k}": word for k, word in enumerate(FIVE)}}
+        {"video": f"clip{i}", "frame_count": 12, "width": 32, "height": 32, "question": f"why did {i} move",
+         "answer": i, "qid": str(i), "type": "CW", **{f"a{k}": word for k, word in enumerate(FIVE)}}
         for i in range(4)
     ]  # fmt: skip
 
