@@ -1,5 +1,5 @@
-"""What the task files name with `!function rule_tasks.…`: tasks of lmms-eval whose own files ask a judge, draw lots where
-an answer names no option, or need packages and downloads that the task doesn't, scored by rules alone.
+"""What the task files name with `!function rule_tasks.…`: tasks of lmms-eval whose own files ask a judge, draw lots
+where an answer names no option, or need packages and downloads that the task doesn't, scored by rules alone.
 
 An option is the letter that upstream's `extract_mcq_answer` finds; an answer in which there is none is wrong. Nothing
 here may raise on a model's answer: lmms-eval would try again four times, two seconds apart, and end the run.
