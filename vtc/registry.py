@@ -282,6 +282,7 @@ methods = Registry(
         "pact": "vtc.methods.pact:PACT",
         "perceiver": "vtc.methods.perceiver:Perceiver",
         "prumerge": "vtc.methods.prumerge:PruMerge",
+        "prunesid": "vtc.methods.prunesid:PruneSID",
         "prunevid": "vtc.methods.prunevid:PruneVid",
         "pyramiddrop": "vtc.methods.pyramiddrop:PyramidDrop",
         "qformer": "vtc.methods.qformer:QFormer",

@@ -17,6 +17,7 @@ from vtc.job import Job
 from vtc.registry import parts
 
 OWN_DATA = ("jsonl", "hf")  # benchmarks of the user's own questions
+SPREAD = ("evaluate", "check", "report")  # actions to which a budget may be a mean over images
 POCKET = {"pocket": "pocket", "pocket2": "pocket2", "pocket2_video": "pocket2"}  # what their tasks' names begin with
 
 
@@ -30,6 +31,11 @@ def check(job: Job, values: Mapping[str, Any]) -> None:
         UserError: two budgets of a part, stages for a method without any, an unknown task, a file that isn't there.
     """
     _check_parts(job)
+    if job.budget.is_mean and job.action not in SPREAD:
+        raise UserError(
+            f"budget={job.budget.spread}, action={job.action}: which images have the mean is known to action=evaluate "
+            "alone; in Python, Model.spread_over says it"
+        )
     _check_schedule(job, values)
     if job.action == "evaluate":
         _check_tasks(job)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableMessagesTask
 
 from vtc.data.pictures import IN_FLIGHT, whole
+from vtc.engine import Complexities
 from vtc.errors import MethodFailure, SampleError, UserError
 from vtc.evaluation import ahead, controls
 from vtc.evaluation.ahead import Ready
@@ -62,6 +63,7 @@ class VtcModel(lmms):
         picture: which picture a question is asked about, see `vtc.evaluation.controls`.
         workers: threads that read pictures ahead of the device; 0: none.
         towers: where the tower's outputs are kept; None: nowhere.
+        spreads: the method's tokens are a mean over the pictures of a task (`budget=mean`).
 
     Attributes:
         rows: requests at a time, now: fewer than at first where memory had no room for them.
@@ -82,13 +84,15 @@ class VtcModel(lmms):
         picture: str = controls.OWN,
         workers: int = 0,
         towers: TowerCache | None = None,
+        spreads: bool = False,
     ) -> None:
         super().__init__()
         self.backbone, self.method = backbone, method
         self.batch_size, self.description, self.frames = batch_size, description, int(frames)
         self.rows = USUAL if batch_size == AUTO else max(1, int(batch_size))
         self._most: int | None = None  # of `rows`, once memory has had no room for more
-        self.workers, self.towers = workers, towers
+        self.workers, self.towers, self.spreads = workers, towers, spreads
+        self._seen: Any = None  # `Complexities` of a task's pictures, while these are only looked at
         self.on_start, self.on_sample = on_start, on_sample
         self.crew = crew or Crew()
         self.bad: list[BadSample] = []
@@ -144,10 +148,9 @@ class VtcModel(lmms):
             # Questions of about the same length share a batch: less padding. The sort is stable, so it is repeatable.
             members = sorted(members, key=lambda i: len(str(requests[i].args[0])))
             batches += [members[start : start + self.rows] for start in range(0, len(members), self.rows)]
+        spread = self._spread_over(batches, requests) if self.spreads else contextlib.nullcontext()
         own = [batch for number, batch in enumerate(batches) if self.crew.owns(number)]
-        with contextlib.closing(
-            ahead.in_order(own, lambda batch: self._reader.ahead(batch, requests, self._read), self.workers)
-        ) as reading:
+        with spread, self._reading(own, requests) as reading:
             for number, batch in enumerate(batches):
                 if self.crew.mine(number):
                     self._answer_batch(batch, next(reading)[1], requests, answers)
@@ -168,6 +171,32 @@ class VtcModel(lmms):
                 if not _padding(request):
                     self._set_aside(request, str(reason))
         return [answers[i] for i in range(len(requests))]  # type: ignore[misc]
+
+    def _reading(self, batches: Sequence[list[int]], requests: Sequence[Instance]) -> Any:
+        """The batches with what was read of them ahead, in their order."""
+        read = partial(self._reader.ahead, requests=requests, read=self._read)
+        return contextlib.closing(ahead.in_order(batches, read, self.workers))
+
+    @contextlib.contextmanager
+    def _spread_over(self, batches: Sequence[list[int]], requests: Sequence[Instance]) -> Iterator[None]:
+        """Inside, the pictures of a task have the method's tokens in the mean. Each process looks at all of them."""
+        self._seen = Complexities()
+        try:
+            with self._reading(batches, requests) as reading:
+                for batch, ready in reading:
+                    self._answer_batch(batch, ready, requests, {})
+            self.method.scale, self._seen = self._seen.scale(self.method.tokens), None
+            yield
+        finally:
+            self.method.scale = self._seen = None
+
+    def _look(self, questions: Sequence[Prompt]) -> list[tuple[str, None]]:
+        """How complex the pictures of some questions are, in place of answers."""
+        if questions[0].options.get("vtc_embed"):
+            self._seen.add_images(self.backbone, self.method, [q.images[0] for q in questions])
+        else:
+            self._seen.add(self.backbone, self.method, self._inputs_of(questions))
+        return [("", None)] * len(questions)
 
     def _rows(self, requests: Sequence[Instance]) -> int:
         """Of the batches of a task."""
@@ -226,9 +255,9 @@ class VtcModel(lmms):
                 self._answer(questions[start : start + self.rows], requests, answers)
             return
         try:
-            run = self._embed if questions[0].options.get("vtc_embed") else self._generate
-            with self.towers.sharing(self.backbone, self.method) if self.towers else nullcontext():
-                pairs = run(questions)
+            answered: Any = self._embed if questions[0].options.get("vtc_embed") else self._generate
+            with self.towers.sharing(self.backbone, self.method) if self.towers else contextlib.nullcontext():
+                pairs = (self._look if self._seen else answered)(questions)
             for question, (answer, kept) in zip(questions, pairs, strict=True):
                 answers[question.index] = answer
                 request = requests[question.index]

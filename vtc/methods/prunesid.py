@@ -1,0 +1,123 @@
+"""PruneSID (arXiv 2603.09480): prune redundancy, preserve essence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from math import ceil
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtc.interface import Condensed, Tower, TowerCompressor, rank
+
+
+class PruneSID(TowerCompressor):
+    """Groups patches by the principal components of an image, drops what repeats within a group, and keeps the best of
+    each, before the LLM; with `budget=mean` an image has the more tokens the less its patches are alike.
+
+    X [T, d] is what the projector reads of the T patches.
+
+    - PSCA (section 3.2): the principal components of σ(X)ᵀ, in which the patches are the variables: the eigenvectors of
+      the T×T covariance over the d features that have the K greatest eigenvalues, K = ⌊N / 4⌋ (at least 1) for a budget
+      of N tokens. A patch belongs to the component in which the magnitude of its entry is greatest.
+    - NMS (section 3.3): ρ is the mean cosine over all pairs of the image's patches (eq. 4). In a group the patch with
+      the best score stays and those with a cosine above τ = λ·ρ to it go, then the best of the others, and so on; λ =
+      18·N / T (N / 32 on 576 patches). The score is what CLS pays, mean over heads; in a tower without CLS it is the
+      magnitude in the patch's component.
+    - Of group k the n_k best stay, those that are left of the NMS before those that went (eq. 6). n_k is 1 and a share
+      of the other tokens, proportional to how many are left of the group and rounded so that the sums of the shares
+      are right; no more than there are left, nor than 5·⌈N / 64⌉, unless all groups together can't hold N so. What is
+      over goes to the groups of which most are left.
+    - Information-aware compression (section 3.4): φ = 1 − ρ (eq. 7), N′ ∝ φ. The paper doesn't say the factor and its
+      code has none of it; here it is the one of `budget=mean`, at which the images of a task have `tokens` in the mean.
+      All that depends on N above depends on N′ then. Where an image is seen in tiles its φ is their mean.
+
+    The authors pass the CLS token on as one of the N, which LLaVA doesn't; find the components by a randomised
+    decomposition, here it is exact; keep the tokens group by group, here in raster order; and have a λ of 1 at least
+    where there is no CLS.
+
+    Args:
+        tokens: default: a ninth (64 of 576).
+    """
+
+    name = "prunesid"
+    about = "PruneSID: the best of what differs in each principal component of an image (arXiv 2603.09480)."
+    reference = "test_prunesid.py::test_equals_the_paper_by_loops"
+    incomparable = "the authors pass CLS on as a token, and draw the start of their decomposition"
+    default_share = 1 / 9
+    spreads = True
+
+    @torch.no_grad()
+    def condense(self, tower: Tower, count: int | None) -> Condensed:
+        assert count is not None
+        features = tower.patch_features().float()
+        loading = components(features, max(1, count // 4))
+        group = loading.argmax(2)
+        score = loading.amax(2) if not tower.extra else tower.patch_attention(self.tower_layer).mean(1)
+        similar = cosines(features)
+        bound = 18 * count / similar.shape[1] * redundancy(similar)
+        same, place = group[:, :, None] == group[:, None], rank(score)
+        left = survivors(same & (similar > bound[:, None, None]) & (place[:, :, None] < place[:, None]))
+        place = place + place.shape[1] * ~left  # what went stands behind all that is left
+        within = (same & (place[:, :, None] < place[:, None])).sum(1)  # better ones of the same group
+        members = F.one_hot(group, loading.shape[2])
+        sizes, alive = members.sum(1).tolist(), (members * left[..., None]).sum(1).tolist()
+        each = torch.tensor([shares(a, s, count) for a, s in zip(alive, sizes, strict=True)], device=group.device)
+        return Condensed(within < each.gather(1, group))
+
+    @torch.no_grad()
+    def rate_images(self, tower: Tower) -> Tensor:
+        """φ = 1 − ρ, eq. 7."""
+        return (1 - redundancy(cosines(tower.patch_features().float()))).clamp(min=1e-6)
+
+    def own_flops(self, text: int) -> float:
+        """The covariance and the cosines."""
+        return 4.0 * (self.shape.visual_tokens or 0) ** 2 * self.shape.vision.width * self.acts
+
+
+def components(features: Tensor, count: int) -> Tensor:
+    """[J, T, K]: magnitudes of the patches' entries in the first K = `count` principal components of σ(X)ᵀ."""
+    squashed = features.double().sigmoid()
+    centred = squashed - squashed.mean(2, keepdim=True)
+    vectors: Tensor = torch.linalg.eigh(centred @ centred.transpose(1, 2)).eigenvectors  # by rising eigenvalues
+    return vectors.flip(2)[..., :count].abs().float()
+
+
+def cosines(features: Tensor) -> Tensor:
+    """[J, T, T] of features [J, T, d]."""
+    unit = F.normalize(features, dim=-1)
+    return unit @ unit.transpose(1, 2)
+
+
+def redundancy(similar: Tensor) -> Tensor:
+    """[J]: ρ, the mean over all pairs of different patches (eq. 4); 0 for a single one."""
+    count = similar.shape[1]
+    pairs = similar.sum((1, 2)) - similar.diagonal(dim1=1, dim2=2).sum(1)
+    return pairs / max(1, count * (count - 1))
+
+
+def survivors(beats: Tensor) -> Tensor:
+    """[J, T] bool: those that no survivor beats, where [j, s, t] says that s beats t if both are still there.
+
+    Whoever is beaten is behind in rank: each round settles at least one more rank, and nothing that is settled moves.
+    """
+    left = torch.ones_like(beats[:, 0])
+    while not torch.equal(left, settled := ~(beats & left[:, :, None]).any(1)):
+        left = settled
+    return left
+
+
+def shares(left: Sequence[int], sizes: Sequence[int], count: int) -> list[int]:
+    """How many of `count` tokens each group keeps, of `sizes` members of which `left` survive."""
+    most = [min(n, 5 * ceil(count / 64)) for n in left]
+    while sum(most) < count:
+        most = [min(m + 1, size) for m, size in zip(most, sizes, strict=True)]
+    least = [min(1, size) for size in sizes]
+    rest = count - sum(least)
+    ends = [round(rest * n / sum(left)) for n in accumulate(left)]
+    each = [min(low + b - a, m) for low, a, b, m in zip(least, [0, *ends], ends, most, strict=False)]
+    for k in sorted(range(len(left)), key=lambda k: -left[k]):
+        each[k] += min(most[k] - each[k], count - sum(each))
+    return each
