@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vtc.interface.checks import require
+from vtc.interface.places import closed
 
 TEXT, VISUAL, REGISTER = 0, 1, 2
 
@@ -314,38 +315,13 @@ class TokenSequence:
         view = dataclasses.replace(self, hidden=source, compact=flat, deep=None)
         marked = rows * length + torch.arange(count * m, device=dev).view(count, m, 1)
         if not flat:
-            view = view._closed()
+            view = closed(view)
         out = view.insert(marked, role=VISUAL)
         new = out.hidden[..., 0] >= rows * length
         out = out.keep(new | (out.role != VISUAL))
         return dataclasses.replace(out, compact=self.compact, deep=self.deep)._from_pool(self._with(embeddings))
 
     # ------------------------------------------------------------------ mechanics
-    def _closed(self) -> TokenSequence:
-        """Images take up no places of the grid (M-RoPE): the tokens of each stand just before its first place, and what
-        is behind it moves up to there.
-
-        The frames of a video share one place: transformers lets them begin at the same one, as text goes on behind all.
-        """
-        index, real = self.images
-        row, _ = self.frames
-        at = self.position.flatten(1)[:, index]  # [3, I, N]
-        low = at.masked_fill(~real, torch.iinfo(at.dtype).max).amin((0, 2))
-        high = at[-2:].masked_fill(~real, -1).amax((0, 2))
-        first = torch.ones_like(row, dtype=torch.bool)
-        first[1:] = (row[1:] != row[:-1]) | (low[1:] != low[:-1])
-        place = first.cumsum(0) - 1
-        high = high.new_zeros(len(row)).scatter_reduce(0, place, high, "amax")[place]
-        last = torch.cat([first[1:], first.new_ones(1)])
-        closes = torch.zeros_like(self.role).flatten()
-        closes[index.masked_fill(~real, -1).amax(1)] = (high + 1 - low) * last
-        closes = closes.view_as(self.role)
-        before = closes.cumsum(1) - closes
-        at_start = self.per_token((low - 1)[:, None].expand_as(index)) - before
-        position = torch.where(self.visual, at_start, self.position - before)
-        total = closes.sum(1, keepdim=True)
-        return dataclasses.replace(self, position=position, shift=-total if self.shift is None else self.shift - total)
-
     def _take(
         self,
         order: Tensor,
