@@ -138,6 +138,9 @@ METHODS = [
     Case("divprune+random+dart", 3, {"random": {"layer": 1, "ratio": 0.375}}),
     Case("downsample+fastervlm", 4),
     Case("tome+pyramiddrop", 3),
+    Case("ppe", 16),
+    Case("kmeans+ppe", 5, {"ppe": {"positions": 3}}),
+    Case("avgpool+ppe+fastv", 3, {"avgpool": {"tokens": 4, "dims": 1}, "ppe": {"layer": 0, "positions": 4}}),
     Case("pact+fastv", 3, {"pact": {"layer": 1, "tokens": 6}}),
     Case("vcc+fastv", 4, {"vcc": {"block": 4, "layer": 1}}),
     Case("quecc", 4),
@@ -226,6 +229,7 @@ POCKET_METHODS = [
     Case("holitom", 16),
     Case("prunevid", 16),
     Case("visionzip+fastv", 16),
+    Case("kmeans+ppe", 16),
     Case("divprune+pyramiddrop", 16),
     Case("quecc", 16),
 ]
@@ -247,7 +251,8 @@ def _before_the_llm(case: Case) -> bool:
 
 
 CHOSEN = {case.name for case in FIRST if len(parts(case.name)) == 1 and _before_the_llm(case)}
-MERGING = [m for m in FIRST if not (TOWER - CHOOSING) & {*parts(m.name).values()}]  # where the projector merges patches
+# Where the projector merges patches. PPE by itself leaves all of them.
+MERGING = [m for m in FIRST if not (TOWER - CHOOSING) & {*parts(m.name).values()} and m.name != "ppe"]
 GRIDLESS = [Case("avgpool", 5, {"dims": 1})]  # where an image is several tiles
 GRIDLESS += [m for m in MERGING if not GRID & {*parts(m.name).values()} and m.name != "none"]
 APART = [  # each thing that is done to tokens, on an image whose tokens have text between them

@@ -281,6 +281,7 @@ methods = Registry(
         "none": "vtc.methods.none:NoCompression",
         "pact": "vtc.methods.pact:PACT",
         "perceiver": "vtc.methods.perceiver:Perceiver",
+        "ppe": "vtc.methods.ppe:PPE",
         "prumerge": "vtc.methods.prumerge:PruMerge",
         "prunesid": "vtc.methods.prunesid:PruneSID",
         "prunevid": "vtc.methods.prunevid:PruneVid",

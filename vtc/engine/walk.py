@@ -28,6 +28,7 @@ from vtc.engine.report import Tally
 from vtc.errors import UserError
 from vtc.interface import VISUAL, Compressor, Context, LayerStates, TokenSequence
 from vtc.interface.checks import MethodError
+from vtc.interface.places import channels_of, member_positions
 
 T = TypeVar("T")
 
@@ -291,8 +292,20 @@ class Walk:
 
     def _rope(self, tokens: TokenSequence) -> tuple[Tensor, Tensor]:
         """(cos, sin) [B, L, d] of the tokens' positions."""
-        position = tokens.position[0] if len(tokens.position) == 1 else tokens.position
-        return self.decoder.rotary_emb(tokens.hidden, position)
+        if tokens.several == 1:
+            return self._turned(tokens.hidden, tokens.position)
+        axes = len(tokens.position)
+        one = torch.eye(axes, dtype=torch.long, device=tokens.mask.device)[..., None]  # row r is at 1 on axis r
+        axis = self._turned(tokens.hidden, one)[1][:, 0].abs().argmax(0)  # which one turns a channel
+        block, channel = channels_of(axis, tokens.several), torch.arange(len(axis), device=axis.device)
+        tables = zip(*(self._turned(tokens.hidden, position) for position in member_positions(tokens)), strict=True)
+        cos, sin = (torch.stack(table)[block, :, :, channel].permute(1, 2, 0) for table in tables)
+        return cos, sin
+
+    def _turned(self, hidden: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """(cos, sin) [B, L, d] of positions [P, B, L], in the type of `hidden`."""
+        cos, sin = self.decoder.rotary_emb(hidden, position[0] if len(position) == 1 else position)
+        return cos, sin
 
     def _evict(self, tokens: TokenSequence, layers: range, past: Past) -> Tensor | None:
         """Takes the visual tokens, which nothing will see any more, out of the cache of layers that have run; the mask

@@ -102,6 +102,7 @@ class Compressor(nn.Module, Evidence):
         reads_prompt: what is left of an image depends on the text behind it, by `Context.prompt` or
             `Context.next_layer_attention` (one that has `probes` need not say so).
         across_images: what is left of an image depends on the others of its row, and images differ in how much.
+        repairs: it leaves all tokens, and changes where they stand: in a composition it has no budget of its own.
         spreads: it says how complex an image is (`complexity`) and acts before the LLM alone, so that its budget may be
             a mean over images (`budget=mean`).
         scale: under such a budget, tokens of an image for each unit of its complexity; None: each image has `tokens`.
@@ -133,6 +134,7 @@ class Compressor(nn.Module, Evidence):
     adapter: str | None = None
     reads_prompt: bool = False
     across_images: bool = False
+    repairs: bool = False
     spreads: ClassVar[bool] = False
     scale: float | None = None
     layer_scale: str = "auto"  # an option of every class that has a `layer_option`
@@ -305,6 +307,8 @@ class Compressor(nn.Module, Evidence):
             return "what is left of an image depends on the others of its row"
         if self.bottleneck:
             return "the text reads keys and values of every layer, which no tokens before the LLM hold"
+        if self.repairs:
+            return "its tokens stand at several positions at once, of which a stored image holds one"
         later = max(self.layers(), default=0)
         return f"the layers before layer {later} read more than is left in the end" if later else ""
 

@@ -35,6 +35,42 @@ def closed(tokens: TokenSequence) -> TokenSequence:
     at_start = tokens.per_token((low - 1)[:, None].expand_as(index)) - before
     position = torch.where(tokens.visual, at_start, tokens.position - before)
     total = closes.sum(1, keepdim=True)
-    return dataclasses.replace(
-        tokens, position=position, shift=-total if tokens.shift is None else tokens.shift - total
-    )
+    shift = -total if tokens.shift is None else tokens.shift - total
+    return dataclasses.replace(tokens, position=position, shift=shift)
+
+
+def member_positions(tokens: TokenSequence) -> Tensor:
+    """[K, P, B, L]: of each token K = `tokens.several` positions in the user's sequence, those of its members.
+
+    Of n members, in raster order, the k-th position is that of member ⌊k·n / K⌋; of fewer than K that of member k mod n.
+    A token that has no members stands at its own position.
+    """
+    rows, width = tokens.holder.shape
+    order = tokens.holder.argsort(1, stable=True)
+    holder, place = tokens.holder.gather(1, order), tokens.place.contiguous()
+    start = torch.searchsorted(holder, place)
+    count = torch.searchsorted(holder, place, right=True) - start
+    k = torch.arange(tokens.several, device=place.device)[:, None, None]
+    number = torch.where(count >= tokens.several, k * count // tokens.several, k % count.clamp(min=1))
+    column = (start + number).clamp(max=width - 1)  # [K, B, L]
+    member = order.expand(tokens.several, rows, width).gather(2, column)
+    home = tokens.home[None].expand(tokens.several, -1, -1, -1)
+    there = home.gather(3, member[:, None].expand(-1, len(tokens.home), -1, -1))
+    return torch.where((count > 0) & (place >= 0), there, tokens.position)
+
+
+def channels_of(axes: Tensor, several: int) -> Tensor:
+    """[d]: by which of `several` positions each channel of a rotary embedding turns.
+
+    The frequencies of an axis, in their order, are cut into equal runs, one for each position; an axis of fewer
+    frequencies has as many positions as it has of these. The channels c and c + d / 2 turn together.
+
+    Args:
+        axes: [d], of which axis of the positions each channel is; all 0 where there is but one.
+    """
+    half = axes[: len(axes) // 2]
+    block = torch.zeros_like(half)
+    for axis in range(int(axes.max()) + 1):
+        own = (half == axis).nonzero()[:, 0]
+        block[own] = torch.arange(len(own), device=half.device) * min(several, len(own)) // max(1, len(own))
+    return torch.cat([block, block])

@@ -50,6 +50,9 @@ class TokenSequence:
             log size) from here on (`merge`); None: each counts once.
         deep: [B, L, S, D] what is still added to a token behind each of the first S layers (deepstack, Qwen3-VL); None:
             nothing. It goes along with its token, is averaged where tokens merge, and zero for what a method made.
+        home: [P, B, T] the positions of the user's tokens, with `home_shift` as later ones then had it; None, where a
+            sequence begins: `position`.
+        several: at how many positions a merged token stands at once, each in channels of its own (`restored`).
     """
 
     hidden: Tensor
@@ -66,11 +69,16 @@ class TokenSequence:
     padded: bool = True
     place: Tensor = None  # type: ignore[assignment]  # always a tensor behind __post_init__
     holder: Tensor = None  # type: ignore[assignment]
+    home: Tensor = None  # type: ignore[assignment]
+    home_shift: Tensor | None = None
+    several: int = 1
 
     def __post_init__(self) -> None:
         self.place = self.origin if self.place is None else self.place
         if self.holder is None:
             self.holder = torch.arange(self.mask.shape[1], device=self.mask.device).expand_as(self.mask)
+        if self.home is None:
+            self.home, self.home_shift = self.position, self.shift
 
     # ------------------------------------------------------------------ what is there
     @property
@@ -320,6 +328,17 @@ class TokenSequence:
         new = out.hidden[..., 0] >= rows * length
         out = out.keep(new | (out.role != VISUAL))
         return dataclasses.replace(out, compact=self.compact, deep=self.deep)._from_pool(self._with(embeddings))
+
+    def restored(self, several: int) -> TokenSequence:
+        """Every token at the position that it has in the user's sequence, whatever is gone, and a merged one at those of
+        `several` of its members at once, each in channels of its own. What a method made stands where the token before
+        it does.
+        """
+        column = torch.arange(self.mask.shape[1], device=self.mask.device)
+        stands = torch.where(self.place >= 0, column, 0).cummax(1).values
+        place = self.place.gather(1, stands).clamp(min=0)
+        position = self.home.gather(2, place.expand_as(self.position))
+        return dataclasses.replace(self, position=position, shift=self.home_shift, compact=False, several=several)
 
     # ------------------------------------------------------------------ mechanics
     def _take(
