@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference import embedded
 from sequences import layout, sequence
 
 from vtc.backbones.base import Backbone
@@ -72,6 +71,10 @@ def by_hand(family: str, backbone: Backbone, x, position, layer: int, groups: li
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_a_decoder_whose_channels_turn_by_members(family: str, several: int, layer: int) -> None:
     backbone = FAMILIES[family]()
+    with torch.no_grad():
+        for merger in getattr(backbone.vision_tower, "deepstack_merger_list", ()):  # which the reference doesn't have
+            merger.linear_fc2.weight.zero_()
+            merger.linear_fc2.bias.zero_()
     inputs = batch(backbone, (3,), (5,), (1,))
     options = {"layer": layer, "layer_scale": "none"}
     own = {"avgpool": {"dims": 1, **options}, "ppe": {"positions": several, **options}}
@@ -87,16 +90,9 @@ def test_equals_a_decoder_whose_channels_turn_by_members(family: str, several: i
     position = (position if position.ndim == 3 else position[None])[-backbone.position_axes :, 0]
     with torch.no_grad():
         x = row_of(backbone, inputs)
-        deep = torch.zeros(0) if family != "qwen3" else None
-        if deep is None:
-            pytest.skip("deepstack is not in the reference") if has_deepstack(backbone) else None
         expected = by_hand(family, backbone, x, position, layer, list(groups.values()), several)
         want = backbone.model.lm_head(expected[-5:])
     assert (got - want).abs().max() < 3e-4
-
-
-def has_deepstack(backbone: Backbone) -> bool:
-    return bool(getattr(backbone.model.config.vision_config, "deepstack_visual_indexes", None))
 
 
 def row_of(backbone: Backbone, inputs: dict) -> torch.Tensor:
@@ -137,9 +133,6 @@ def test_what_was_dropped_and_made_has_a_place() -> None:
     tokens = sequence([layout(4, before=1, after=2), layout(2, before=2, after=1)], compact=True)
     kept = tokens.keep_visual(torch.tensor([[False, True, False, True], [True, False, False, False]]))
     new = kept.insert(torch.ones(2, 8)).restored(4)
-    assert (
-        new.position[0].tolist() == [[0, 2, 4, 4, 4, 5, 6], [0, 0, 1, 2, 2, 2, 4]] or new.mask[1].tolist()[0] is False
-    )
     real = [p[m].tolist() for p, m in zip(new.position[0], new.mask, strict=True)]
     assert real == [[0, 2, 4, 4, 4, 5, 6], [0, 1, 2, 2, 2, 4]]
     places = member_positions(new)

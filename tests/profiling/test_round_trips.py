@@ -23,8 +23,8 @@ MOST = {
     "single_forward": 3, "sparsevlm": 27, "tokenpacker": 4, "tome": 3, "vcc": 20, "victor": 4, "vidcom2": 12,
     "visionzip": 8, "vispruner": 2, "voco": 5,
     "scope": 2, "vtw": 2,
-    "fastvid": 23, "hiprune": 5, "holitom": 32, "holov": 3, "mmtok": 3, "pact": 62, "ppe": 6, "prunesid": 12, "prunevid": 32,
-    "vscan": 13,
+    "fastvid": 23, "hiprune": 5, "holitom": 32, "holov": 3, "mmtok": 3, "pact": 62, "prunevid": 32, "vscan": 13,
+    "ppe": 6, "prunesid": 12,
 }  # fmt: skip
 
 

@@ -42,8 +42,8 @@ def closed(tokens: TokenSequence) -> TokenSequence:
 def member_positions(tokens: TokenSequence) -> Tensor:
     """[K, P, B, L]: of each token K = `tokens.several` positions in the user's sequence, those of its members.
 
-    Of n members, in raster order, the k-th position is that of member ⌊k·n / K⌋; of fewer than K that of member k mod n.
-    A token that has no members stands at its own position.
+    Of n members, in raster order, the k-th position is that of member ⌊k·n / K⌋; of fewer than K, of member k mod n. A
+    token that has no members stands at its own position.
     """
     rows, width = tokens.holder.shape
     order = tokens.holder.argsort(1, stable=True)

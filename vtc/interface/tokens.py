@@ -330,9 +330,9 @@ class TokenSequence:
         return dataclasses.replace(out, compact=self.compact, deep=self.deep)._from_pool(self._with(embeddings))
 
     def restored(self, several: int) -> TokenSequence:
-        """Every token at the position that it has in the user's sequence, whatever is gone, and a merged one at those of
-        `several` of its members at once, each in channels of its own. What a method made stands where the token before
-        it does.
+        """Every token at the position that it has in the user's sequence, whatever is gone, and a merged one at those
+        of `several` of its members at once, each in channels of its own. What a method made stands where the token
+        before it does.
         """
         column = torch.arange(self.mask.shape[1], device=self.mask.device)
         stands = torch.where(self.place >= 0, column, 0).cummax(1).values

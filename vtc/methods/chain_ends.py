@@ -1,4 +1,4 @@
-"""What is asked of methods that stand one behind the other: a budget of a part's own, and which of them is the end's."""
+"""What is asked of each of the methods that stand one behind the other: a budget of its own, or the end's."""
 
 from __future__ import annotations
 
