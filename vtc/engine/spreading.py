@@ -39,6 +39,9 @@ class Complexities:
             return
         with compressing(backbone, method) as engine:
             complexity, sizes, row = engine.complexities(dict(inputs))
+        if not bool((complexity > 0).all()):
+            least = float(complexity.min())
+            raise UserError(f"method={method.name}: gives a complexity of {least:g}; needed: numbers above 0")
         self.complexity += complexity.double().tolist()
         self.sizes += sizes.tolist()
         self.weights += (1 / torch.bincount(row)[row].double()).tolist()

@@ -284,11 +284,11 @@ def views(
     device, cells = tower.features.device, tower.features.shape[1]
     own_counts: Sequence[int | None] = [None] * len(tower) if counts is None else counts
     if tower.patches is None:
-        every = torch.arange(cells, device=device)
+        index, every = torch.arange(len(tower), device=device), torch.arange(cells, device=device)
         for count in dict.fromkeys(own_counts):
             alike = [image for image, own_count in enumerate(own_counts) if own_count == count]
-            number = torch.tensor(alike, device=device)
-            seen = tower if len(alike) == len(tower) else tower.images(number)
+            number = index if len(alike) == len(tower) else index[alike]
+            seen = tower if number is index else tower.images(number)
             if grids is not None:
                 places = [_spots(every, every, cells, grids[image]) for image in alike]
                 seen = dataclasses.replace(seen, spots=torch.stack(places))
