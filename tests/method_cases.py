@@ -251,10 +251,10 @@ def _before_the_llm(case: Case) -> bool:
 
 
 CHOSEN = {case.name for case in FIRST if len(parts(case.name)) == 1 and _before_the_llm(case)}
-# Where the projector merges patches. PPE by itself leaves all of them.
-MERGING = [m for m in FIRST if not (TOWER - CHOOSING) & {*parts(m.name).values()} and m.name != "ppe"]
+MERGING = [m for m in FIRST if not (TOWER - CHOOSING) & {*parts(m.name).values()}]  # where the projector merges patches
 GRIDLESS = [Case("avgpool", 5, {"dims": 1})]  # where an image is several tiles
-GRIDLESS += [m for m in MERGING if not GRID & {*parts(m.name).values()} and m.name != "none"]
+WHOLE = ("none", "ppe")  # methods that leave every token
+GRIDLESS += [m for m in MERGING if not GRID & {*parts(m.name).values()} and m.name not in WHOLE]
 APART = [  # each thing that is done to tokens, on an image whose tokens have text between them
     Case("none", 80),
     Case("random", 5),
@@ -281,7 +281,7 @@ CASES += [(b, m) for b in ("qwen2", "qwen2.5", "qwen3") for m in MERGING]
 CASES += [("llava_next", m) for m in GRIDLESS]
 CASES += [("video_llava", m) for m in GRIDLESS if not CHOOSING & {*parts(m.name).values()}]  # two towers
 CASES += [("llava_onevision", Case("vcc", 15, {"block": 4}) if m.name == "vcc" else m) for m in GRIDLESS]
-CASES += [("llava_next", Case("none", 24)), ("llava_onevision", Case("none", 51)), ("video_llava", Case("none", 17))]
+CASES += [(b, Case(m, n)) for m in WHOLE for b, n in (("llava_next", 24), ("llava_onevision", 51), ("video_llava", 17))]
 CASES += [(b, m) for b in ("internvl", "idefics3") for m in MERGING] + [("idefics3_tiles", m) for m in APART]
 
 # What the LLM does afterwards, whichever visual tokens it was given: `random` is held to it on every backbone, and each
