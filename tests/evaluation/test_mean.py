@@ -86,6 +86,11 @@ def test_actions_without_a_set_of_images_refuse_it(action: str) -> None:
         parse([f"action={action}", "method=prunesid", "tokens=16", "budget=mean"])
 
 
+def test_a_benchmark_that_does_not_say_its_images_refuses_it() -> None:
+    with pytest.raises(UserError, match="budget=mean, benchmark=mteb: mteb doesn't say beforehand"):
+        parse(["method=prunesid", "tokens=16", "budget=mean", "benchmark=mteb", "benchmark.tasks=[Winoground]"])
+
+
 def test_it_is_refused_before_anything_loads() -> None:
     with pytest.raises(UserError, match="budget=mean: fastv leaves every image as many tokens"):
         parse(["method=fastv", "tokens=16", "budget=mean"]).check()

@@ -36,7 +36,8 @@ class RegisteredModel(VtcModel):
         rows = int(str(batch_size)) if given else job.batch_size
         words = ", ".join(f"{key}={value}" for key, value in sorted(overrides.items()))
         frames = job.backbone.frames or FRAMES
-        super().__init__(backbone, method, rows, f"{words}, checkpoint={job.checkpoint}", frames, workers=job.workers)
+        about, spreads = f"{words}, checkpoint={job.checkpoint}", job.budget.is_mean
+        super().__init__(backbone, method, rows, about, frames, workers=job.workers, spreads=spreads)
         harness.quiet_logging()
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
