@@ -28,7 +28,8 @@ def check(job: Job, values: Mapping[str, Any]) -> None:
         values: the resolved configuration, for keys that only stand for others (`data`, `schedule`).
 
     Raises:
-        UserError: a mean over images that nobody knows, two budgets of a part, stages for a method without any, an unknown task, a file that isn't there.
+        UserError: a mean over images that nobody knows, two budgets of a part, stages for a method without any, an
+            unknown task, a file that isn't there.
     """
     _check_parts(job)
     _check_mean(job)
