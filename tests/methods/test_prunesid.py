@@ -9,14 +9,15 @@ import random
 import numpy as np
 import pytest
 import torch
-from tower_reference import double, equals, every_case, look, rows
+from tower_reference import Seen, double, equals, every_case, look, rows
 
 from vtc.budget import Budget
 from vtc.engine import Complexities, compressing, spread_over
 from vtc.errors import UserError
+from vtc.interface import Tower
 from vtc.interface.spread import scale_of, spread
 from vtc.methods import build, make
-from vtc.testing import tiny_backbone
+from vtc.testing import batch, tiny_backbone
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -88,20 +89,41 @@ def test_equals_the_paper_by_loops(seed, grid, images, tokens: int) -> None:
     equals(backbone, build("prunesid", tokens, backbone.shape), inputs, made)
 
 
+def apart(seed: int, patches: int, common: float) -> tuple[Tower, list]:
+    """Two pictures of random patches, as alike as they have in `common`, and the same as `look` would give them."""
+    draw = torch.Generator().manual_seed(seed)
+    features = torch.randn(2, patches, 24, generator=draw) + common * torch.randn(2, 1, 24, generator=draw)
+    queries, keys = torch.randn(2, 2, 1 + patches, 24, generator=draw)
+    seen = []
+    for picture in range(2):
+        rows = []
+        for q, k in zip(queries[picture].split(12, 1), keys[picture].split(12, 1), strict=True):  # two heads
+            rows.append((q.double() @ k.double().T / 12**0.5).softmax(1))
+        seen.append(Seen(torch.stack(rows), queries[picture], keys[picture], features[picture].double()))
+    return Tower(features, {0: queries}, {0: keys}, heads=2), seen
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("common", [0.0, 0.2, 0.5])
+@pytest.mark.parametrize("tokens", [1, 3, 4, 8, 13, 20, 35])
+def test_equals_the_paper_where_patches_differ(tokens: int, common: float, seed: int) -> None:
+    tower, seen = apart(seed, 36, common)
+    kept = build("prunesid", 5, tiny_backbone().shape).condense(tower, tokens).kept
+    assert [row.nonzero()[:, 0].tolist() for row in kept] == [chosen(one, tokens) for one in seen]
+
+
 def test_the_suppression_and_the_groups_decide() -> None:
-    """Else the test above shows nothing of them: what is kept is neither what the score alone nor the groups keep."""
-    backbone = double(3, 6, sharper=8)
+    """Else the tests above show nothing of them: what is kept is neither what the score alone nor the groups keep."""
     alone = grouped = 0
-    for one in look(backbone, rows(backbone, (1, 1, 1), 3)["pixel_values"]):
-        score = one.attention[:, 0, 1:].mean(0).tolist()
-        best = sorted(sorted(range(36), key=lambda j: -score[j])[:8])
-        alone += chosen(one, 8) != best
-        v = loadings(one.features, 2)
+    for one in (one for seed in range(4) for one in apart(seed, 36, 0.2)[1]):
+        score, v = one.attention[:, 0, 1:].mean(0).tolist(), loadings(one.features, 2)
+        by_score = sorted(range(36), key=lambda j: -score[j])
         sizes = [int((v.argmax(1) == k).sum()) for k in range(2)]
-        quotas = dealt(sizes, sizes, 8)
-        members = [[j for j in sorted(range(36), key=lambda j: -score[j]) if v[j].argmax() == k] for k in range(2)]
-        grouped += chosen(one, 8) != sorted(j for m, n in zip(members, quotas, strict=True) for j in m[:n])
-    assert alone and grouped
+        members = [[j for j in by_score if v[j].argmax() == k] for k in range(2)]
+        groups = sorted(j for m, n in zip(members, dealt(sizes, sizes, 8), strict=True) for j in m[:n])
+        alone += groups != sorted(by_score[:8])
+        grouped += chosen(one, 8) != groups
+    assert alone > 2 and grouped > 2
 
 
 def test_a_tower_without_cls_scores_by_the_component() -> None:
@@ -184,9 +206,8 @@ def test_complexities_are_one_minus_the_mean_cosine() -> None:
 
 def test_text_alone_has_no_complexity() -> None:
     backbone = double(2, 5)
-    inputs = rows(backbone, (0, 0), 2)
     seen = Complexities()
-    seen.add(backbone, build("prunesid", 6, backbone.shape), {k: v for k, v in inputs.items() if k != "pixel_values"})
+    seen.add(backbone, build("prunesid", 6, backbone.shape), batch(backbone, images=(0, 0, 0)))
     assert seen.scale(6) is None
 
 
