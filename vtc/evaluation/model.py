@@ -173,9 +173,8 @@ class VtcModel(lmms):
         return [answers[i] for i in range(len(requests))]  # type: ignore[misc]
 
     def _reading(self, batches: Sequence[list[int]], requests: Sequence[Instance]) -> Any:
-        """The batches with what was read of them ahead, in their order."""
-        read = partial(self._reader.ahead, requests=requests, read=self._read)
-        return contextlib.closing(ahead.in_order(batches, read, self.workers))
+        ahead_of = partial(self._reader.ahead, requests=requests, read=self._read)
+        return contextlib.closing(ahead.in_order(batches, ahead_of, self.workers))
 
     @contextlib.contextmanager
     def _spread_over(self, batches: Sequence[list[int]], requests: Sequence[Instance]) -> Iterator[None]:
