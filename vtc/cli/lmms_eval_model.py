@@ -8,8 +8,10 @@ from typing import Any
 from lmms_eval.api.instance import GenerationResult, Instance
 
 from vtc.configuration import parse
+from vtc.errors import UserError
 from vtc.evaluation import harness, scorer
 from vtc.evaluation.model import FRAMES, VtcModel
+from vtc.job import launched
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,11 @@ class RegisteredModel(VtcModel):
         job = parse([f"{key}={_word(value)}" for key, value in overrides.items()])
         scorer.check_processes(job)
         job.check()
+        if job.budget.is_mean and (count := launched()) > 1:
+            raise UserError(
+                f"budget={job.budget.spread}: {count} processes were started, and lmms-eval shows each a part of a "
+                "task; start one, or python -m vtc under the launcher"
+            )
         backbone, method = scorer.load(job)
         given = batch_size is not None and str(batch_size).isdigit()
         rows = int(str(batch_size)) if given else job.batch_size

@@ -141,18 +141,19 @@ class VtcModel(lmms):
         if self.on_start:
             self.on_start(sum(not _padding(r) for r in requests))
         for i, request in enumerate(requests):
-            groups.setdefault(json.dumps(request.args[2], sort_keys=True, default=str), []).append(i)
+            alike = [request.args[2], request.task_name if self.spreads else None]
+            groups.setdefault(json.dumps(alike, sort_keys=True, default=str), []).append(i)
         self.rows = self.crew.agreed(self._rows(requests))
         batches: list[list[int]] = []
         for members in groups.values():
             # Questions of about the same length share a batch: less padding. The sort is stable, so it is repeatable.
             members = sorted(members, key=lambda i: len(str(requests[i].args[0])))
             batches += [members[start : start + self.rows] for start in range(0, len(members), self.rows)]
-        spread = self._spread_over(batches, requests) if self.spreads else contextlib.nullcontext()
         own = [batch for number, batch in enumerate(batches) if self.crew.owns(number)]
-        with spread, self._reading(own, requests) as reading:
+        with self._scales(batches, requests) as scales, self._reading(own, requests) as reading:
             for number, batch in enumerate(batches):
                 if self.crew.mine(number):
+                    self.method.scale = scales.get(str(requests[batch[0]].task_name))
                     self._answer_batch(batch, next(reading)[1], requests, answers)
                 if self.on_sample:
                     self.on_sample(sum(not _padding(requests[i]) for i in batch))
@@ -177,24 +178,22 @@ class VtcModel(lmms):
         return contextlib.closing(ahead.in_order(batches, ahead_of, self.workers))
 
     @contextlib.contextmanager
-    def _spread_over(self, batches: Sequence[list[int]], requests: Sequence[Instance]) -> Iterator[None]:
-        """Inside, the pictures of a task have the method's tokens in the mean. Each process looks at all of them."""
-        self._seen = Complexities()
+    def _scales(self, batches: Sequence[list[int]], requests: Sequence[Instance]) -> Iterator[dict[str, float | None]]:
+        """Where the budget is a mean, the scale of each task at which its pictures have it; each process looks at all."""
+        seen: dict[str, Complexities] = {}
         try:
-            with self._reading(batches, requests) as reading:
+            with self._reading(batches if self.spreads else [], requests) as reading:
                 for batch, ready in reading:
+                    self._seen = seen.setdefault(str(requests[batch[0]].task_name), Complexities())
                     self._answer_batch(batch, ready, requests, {})
-            self.method.scale, self._seen = self._seen.scale(self.method.tokens), None
-            yield
+            self._seen = None
+            yield {task: one.scale(self.method.tokens) for task, one in seen.items()}
         finally:
             self.method.scale = self._seen = None
 
     def _look(self, questions: Sequence[Prompt]) -> list[tuple[str, None]]:
-        """How complex the pictures of some questions are, in place of answers."""
-        if questions[0].options.get("vtc_embed"):
-            self._seen.add_images(self.backbone, self.method, [q.images[0] for q in questions])
-        else:
-            self._seen.add(self.backbone, self.method, self._inputs_of(questions))
+        """How complex the pictures of some questions are, in place of answers; whatever is asked about them."""
+        self._seen.add(self.backbone, self.method, self._inputs_of(questions))
         return [("", None)] * len(questions)
 
     def _rows(self, requests: Sequence[Instance]) -> int:

@@ -46,7 +46,7 @@ def member_positions(tokens: TokenSequence) -> Tensor:
     token that has no members stands at its own position.
     """
     rows, width = tokens.holder.shape
-    order = tokens.holder.argsort(1, stable=True)
+    order = tokens.holder.argsort(stable=True, dim=1)
     holder, place = tokens.holder.gather(1, order), tokens.place.contiguous()
     start = torch.searchsorted(holder, place)
     count = torch.searchsorted(holder, place, right=True) - start

@@ -290,8 +290,8 @@ def views(
             number = index if len(alike) == len(tower) else index[alike]
             seen = tower if number is index else tower.images(number)
             if grids is not None:
-                places = [_spots(every, every, cells, grids[image]) for image in alike]
-                seen = dataclasses.replace(seen, spots=torch.stack(places))
+                spots_of = [_spots(every, every, cells, grids[image]) for image in alike]
+                seen = dataclasses.replace(seen, spots=torch.stack(spots_of))
             yield View(seen, number, every.expand(len(alike), -1), [0] * len(alike), count)
         return
     groups: dict[tuple[int, int | None], list[tuple[int, int, Tensor]]] = {}
