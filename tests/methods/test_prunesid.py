@@ -1,4 +1,4 @@
-"""PruneSID, written out patch by patch from sections 3.2 to 3.4, and budgets that are a mean."""
+"""PruneSID, written out patch by patch, and budgets that are a mean."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ class VtcModel(lmms):
 
     @contextlib.contextmanager
     def _scales(self, batches: Sequence[list[int]], requests: Sequence[Instance]) -> Iterator[dict[str, float | None]]:
-        """Where the budget is a mean, the scale of each task at which its pictures have it; each process looks at all."""
+        """Where the budget is a mean, each task's scale at which its pictures have it; each process looks at all."""
         seen: dict[str, Complexities] = {}
         try:
             with self._reading(batches if self.spreads else [], requests) as reading:

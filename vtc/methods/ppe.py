@@ -14,13 +14,15 @@ class PPE(Compressor):
 
     RoPE turns channel d of a query or key at position m by m·θ_d, each channel by itself, so that a token may have
     another position m_d in each. One that was merged of n members has the positions of K of them: the channels of an
-    axis (time, height and width in M-RoPE; elsewhere there is one axis) are cut into K equal runs by falling θ_d, and
-    run k turns by the place of the k-th member on this axis. All other tokens have their one position in all channels.
-    There are no parameters, and which tokens merge, how, and how many are left is the business of the method before.
-    What merges behind it, at a later layer, has its members' positions too (the paper's cascade).
+    axis (time, height and width in M-RoPE, eq. 6; elsewhere there is one axis, eq. 5) are cut into K equal runs by
+    falling θ_d, and run k turns by the place of the k-th member on this axis. All other tokens have their one position
+    in all channels. There are no parameters, and which tokens merge, how, and how many are left is the business of the
+    method before. What merges behind it, at a later layer, has K of all its members' positions too, in the paper's
+    cascade those of its merged tokens, fewer of each (in the authors' code those of one of them).
 
-    Which K of more members the authors take is left to a sort of equal weights; here they are taken evenly in raster
-    order, and fewer than K in turn. Where K doesn't divide an axis, the authors cut all axes into single channels; here
+    Which K of more members: the paper's are nearest to the centre of their cluster, which a method doesn't say here,
+    and the authors' code leaves it to a sort of equal weights; here they are taken evenly in raster order, and fewer
+    than K in turn, as in the code. Where K doesn't divide an axis, the authors cut all axes into single channels; here
     the runs differ by one channel. Positions are those of the user's sequence: where the method before acts before the
     LLM, gaps that it closed are open again, as in M-RoPE, the only one that the authors have.
 

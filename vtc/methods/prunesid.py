@@ -19,24 +19,27 @@ class PruneSID(TowerCompressor):
 
     X [T, d] is what the projector reads of the T patches.
 
-    - PSCA (section 3.2): the principal components of σ(X)ᵀ, in which the patches are the variables: the eigenvectors of
-      the T×T covariance over the d features that have the K greatest eigenvalues, K = ⌊N / 4⌋ (at least 1) for a budget
-      of N tokens. A patch belongs to the component in which the magnitude of its entry is greatest.
-    - NMS (section 3.3): ρ is the mean cosine over all pairs of the image's patches (eq. 4). In a group the patch with
-      the best score stays and those with a cosine above τ = λ·ρ to it go, then the best of the others, and so on; λ =
-      18·N / T (N / 32 on 576 patches). The score is what CLS pays, mean over heads; in a tower without CLS it is the
-      magnitude in the patch's component.
-    - Of group k the n_k best stay, those that are left of the NMS before those that went (eq. 6). n_k is 1 and a share
-      of the other tokens, proportional to how many are left of the group and rounded so that the sums of the shares
-      are right; no more than there are left, nor than 5·⌈N / 64⌉, unless all groups together can't hold N so. What is
-      over goes to the groups of which most are left.
-    - Information-aware compression (section 3.4): φ = 1 − ρ (eq. 7), N′ ∝ φ. The paper doesn't say the factor and its
-      code has none of it; here it is the one of `budget=mean`, at which the images of a task have `tokens` in the mean.
-      All that depends on N above depends on N′ then. Where an image is seen in tiles its φ is their mean.
+    - PSCA: the principal components of σ(X)ᵀ, in which the patches are the variables: the eigenvectors of the T×T
+      covariance over the d features that have the K greatest eigenvalues, K = ⌊N / 4⌋ (at least 1) for a budget of N
+      tokens. A patch belongs to the component in which the magnitude of its entry is greatest.
+    - NMS: ρ is the mean cosine over all pairs of the image's patches. In a group the patch with the best score stays
+      and those with a cosine above τ = λ·ρ to it go, then the best of the others, and so on; λ = 18·N / T (N / 32 on
+      576 patches). The score is what CLS pays, mean over heads; in a tower without CLS it is the magnitude in the
+      patch's component, as in the paper.
+    - Of group k the n_k best stay, those that are left of the NMS before those that went. n_k is 1 and a share of the
+      other tokens, proportional to how many are left of the group and rounded so that the sums of the shares are right;
+      no more than there are left, nor than 5·⌈N / 64⌉, unless all groups together can't hold N so. What is over goes to
+      the groups of which most are left.
+    - Information-aware dynamic compression ratio: φ = 1 − ρ, N′ ∝ φ. The paper doesn't say the factor, but that a
+      benchmark has the same mean as without, and its code has none of it; here it is the one of `budget=mean`, at which
+      the images of a task have `tokens` in the mean. All that depends on N above depends on N′ then. Where an image is
+      seen in tiles its φ is their mean.
 
-    The authors pass the CLS token on as one of the N, which LLaVA doesn't; find the components by a randomised
-    decomposition, here it is exact; keep the tokens group by group, here in raster order; and have a λ of 1 at least
-    where there is no CLS.
+    Where paper and authors' code differ this is the code: it takes CLS for the score on LLaVA, centres each patch over
+    its features (the paper: each feature over the patches), and deals n_k out as above. Unlike the code, which passes
+    the CLS token on as one of the N, as LLaVA doesn't; finds the components by a randomised decomposition, here it is
+    exact; keeps the tokens group by group, here in raster order; and, where there is no CLS, has 4 components and a λ
+    of 1 at least, and the sum over pairs divided by T², about half of ρ.
 
     Args:
         tokens: default: a ninth (64 of 576).
@@ -69,12 +72,13 @@ class PruneSID(TowerCompressor):
 
     @torch.no_grad()
     def rate_images(self, tower: Tower) -> Tensor:
-        """φ = 1 − ρ, eq. 7."""
+        """φ = 1 − ρ."""
         return (1 - redundancy(cosines(tower.patch_features().float()))).clamp(min=1e-6)
 
     def own_flops(self, text: int) -> float:
-        """The covariance and the cosines."""
-        return 4.0 * (self.shape.visual_tokens or 0) ** 2 * self.shape.vision.width * self.acts
+        """The covariance, the cosines, and a symmetric eigenproblem with its vectors (9·T³; Golub and Van Loan, 8.3)."""
+        n = self.shape.visual_tokens or 0
+        return (4.0 * n**2 * self.shape.vision.width + 9.0 * n**3) * self.acts
 
 
 def components(features: Tensor, count: int) -> Tensor:
@@ -92,7 +96,7 @@ def cosines(features: Tensor) -> Tensor:
 
 
 def redundancy(similar: Tensor) -> Tensor:
-    """[J]: ρ, the mean over all pairs of different patches (eq. 4); 0 for a single one."""
+    """[J]: ρ, the mean over all pairs of different patches; 0 for a single one."""
     count = similar.shape[1]
     pairs = similar.sum((1, 2)) - similar.diagonal(dim1=1, dim2=2).sum(1)
     return pairs / max(1, count * (count - 1))
