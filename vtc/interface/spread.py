@@ -7,12 +7,13 @@ come later have theirs without another look at the set.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+
+CLOSE = 1e-6  # relative: complexities that differ by less are told apart by rounding alone
 
 
 def spread(complexity: Tensor, sizes: Tensor, scale: float) -> Tensor:
@@ -25,7 +26,7 @@ def scale_of(
 ) -> float:
     """The greatest scale at which images have at most `tokens` tokens in the mean.
 
-    As the scale rises, images gain their tokens one by one, alike ones together. What the mean lacks is less than what
+    As the scale rises, images gain their tokens one by one, alike ones together (those that `CLOSE` is between). What the mean lacks is less than what
     those that would gain the next token together would add: with one image among n, less than 1 / n.
 
     Args:
@@ -50,8 +51,11 @@ def scale_of(
         return high
     while low < (middle := (low + high) / 2) < high:
         low, high = (middle, high) if weight @ counts(middle) <= limit else (low, middle)
-    # Halfway between the last token that was gained and the next one, rounding in another batch decides nothing.
-    gained = counts(low)
-    last = max((n / c for n, c in zip(gained, given, strict=True) if n <= low * c), default=0.0)
-    between = (last + high) / 2
-    return between if math.isfinite(between) and (counts(between) == gained).all() else low
+    # Halfway between the last token that was gained and the next one, so that rounding in another batch decides
+    # nothing; where these two come together, before both.
+    while True:
+        gained = counts(low)
+        last = float((gained / given)[(gained > 1) & (gained <= low * given)].max(initial=0.0))
+        if last <= high * (1 - CLOSE):
+            return (last + high) / 2
+        low, high = last * (1 - 1e-12), last

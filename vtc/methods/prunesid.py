@@ -60,7 +60,7 @@ class PruneSID(TowerCompressor):
         group = loading.argmax(2)
         score = loading.amax(2) if not tower.extra else tower.patch_attention(self.tower_layer).mean(1)
         similar = cosines(features)
-        bound = 18 * count / similar.shape[1] * redundancy(similar)
+        bound = (18 * count / similar.shape[1] * redundancy(features)).float()
         same, place = group[:, :, None] == group[:, None], rank(score)
         left = survivors(same & (similar > bound[:, None, None]) & (place[:, :, None] < place[:, None]))
         place = place + place.shape[1] * ~left  # what went stands behind all that is left
@@ -73,10 +73,10 @@ class PruneSID(TowerCompressor):
     @torch.no_grad()
     def rate_images(self, tower: Tower) -> Tensor:
         """φ = 1 − ρ."""
-        return (1 - redundancy(cosines(tower.patch_features().float()))).clamp(min=1e-6)
+        return (1 - redundancy(tower.patch_features())).clamp(min=1e-6)
 
     def own_flops(self, text: int) -> float:
-        """The covariance, the cosines, and a symmetric eigenproblem with its vectors (9·T³; Golub and Van Loan, 8.3)."""
+        """Covariance, cosines, and the eigenvectors of a symmetric matrix (9·T³; Golub and Van Loan, section 8.3)."""
         n = self.shape.visual_tokens or 0
         return (4.0 * n**2 * self.shape.vision.width + 9.0 * n**3) * self.acts
 
@@ -95,10 +95,13 @@ def cosines(features: Tensor) -> Tensor:
     return unit @ unit.transpose(1, 2)
 
 
-def redundancy(similar: Tensor) -> Tensor:
-    """[J]: ρ, the mean over all pairs of different patches; 0 for a single one."""
-    count = similar.shape[1]
-    pairs = similar.sum((1, 2)) - similar.diagonal(dim1=1, dim2=2).sum(1)
+def redundancy(features: Tensor) -> Tensor:
+    """[J] float64: ρ, the mean cosine over all pairs of different patches; 0 for a single one.
+
+    The cosines of all ordered pairs, each patch with itself among them, sum up to |Σ x / |x||².
+    """
+    unit, count = F.normalize(features.double(), dim=-1), features.shape[1]
+    pairs = unit.sum(1).square().sum(1) - unit.square().sum((1, 2))
     return pairs / max(1, count * (count - 1))
 
 
@@ -108,9 +111,12 @@ def survivors(beats: Tensor) -> Tensor:
     Whoever is beaten is behind in rank: each round settles at least one more rank, and nothing that is settled moves.
     """
     left = torch.ones_like(beats[:, 0])
-    while not torch.equal(left, settled := ~(beats & left[:, :, None]).any(1)):
-        left = settled
-    return left
+    while True:
+        before = left
+        for _ in range(4):  # rounds between two looks at whether all is settled, for which a device waits
+            left = ~(beats & left[:, :, None]).any(1)
+        if torch.equal(left, before):
+            return left
 
 
 def shares(left: Sequence[int], sizes: Sequence[int], count: int) -> list[int]:
