@@ -26,8 +26,8 @@ def scale_of(
 ) -> float:
     """The greatest scale at which images have at most `tokens` tokens in the mean.
 
-    As the scale rises, images gain their tokens one by one, alike ones together (those that `CLOSE` is between). What the mean lacks is less than what
-    those that would gain the next token together would add: with one image among n, less than 1 / n.
+    As the scale rises, images gain their tokens one by one, alike ones (`CLOSE`) together. What the mean lacks is less
+    than what those that would gain the next token together would add: with one image among n, less than 1 / n.
 
     Args:
         complexity: of each image, > 0.
