@@ -14,7 +14,7 @@ from torch import Tensor
 from vtc.backbones.base import Backbone
 from vtc.engine import Complexities, compressing
 from vtc.interface import Compressor, TokenPruner, TokenSequence, TowerPruner, VideoPruner
-from vtc.interface.spread import scale_of
+from vtc.interface.spread import CLOSE, scale_of
 from vtc.methods.chain import Chain
 from vtc.testing.models import ALONG, Row, batch, collate, image_row, picture, rows, text_row, words
 from vtc.testing.runs import Make, close, generation, instance, logits, report_of, texts
@@ -175,7 +175,7 @@ def the_mean_is_kept(backbone: Backbone, make: Make, tokens: int) -> str | None:
     method.scale = scale_of(given, sizes, tokens)
     each = [min(size, max(1, int(method.scale * own))) for own, size in zip(given, sizes, strict=True)]
     later = [(min(size, n) + 1) / own for own, size, n in zip(given, sizes, each, strict=True) if n < size]
-    room, step = tokens * len(each) - sum(each), [c for c in later if c <= min(later) * (1 + 1e-9)]
+    room, step = tokens * len(each) - sum(each), [c for c in later if c <= min(later) * (1 + 2 * CLOSE)]
     assert room >= 0, f"images of {each} tokens have more than {tokens} in the mean"
     assert not step or room < len(step), f"images of {each} tokens could have more, with {tokens} in the mean"
     text = texts(backbone, inputs)
