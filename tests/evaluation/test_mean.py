@@ -68,7 +68,7 @@ def test_each_picture_has_what_its_complexity_gives_it(task, rows, workers, meth
 
 
 def test_the_mean_is_that_of_the_samples_within_the_limit(method, backbone, manager, data) -> None:
-    for limit in (2, 5):
+    for limit in (4, 7):
         model = adapter(backbone, method, batch_size=2, spreads=True)
         asked = requests_of(model, "pocket_counting", manager, data, limit)
         model.generate_until(asked)

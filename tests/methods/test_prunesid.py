@@ -14,10 +14,13 @@ from tower_reference import Seen, double, equals, every_case, look, rows
 from vtc.budget import Budget
 from vtc.engine import Complexities, compressing, spread_over
 from vtc.errors import UserError
-from vtc.interface import Tower
+from vtc.interface import Context, TokenPruner, TokenSequence, Tower, layer_option
 from vtc.interface.spread import scale_of, spread
 from vtc.methods import build, make
 from vtc.testing import batch, tiny_backbone
+from vtc.testing.models import collate
+from vtc.testing.models import rows as drawn_rows
+from vtc.testing.tiny_qwen import tiny_qwen2_vl
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -257,6 +260,43 @@ def test_images_of_ones_own_have_the_mean() -> None:
         spread_over(backbone, build("fastv", 4, backbone.shape), images)
     with pytest.raises(UserError, match="method=prunesid: a mean over images needs a budget to spread, and images"):
         spread_over(backbone, method, [])
+
+
+class Loud(TokenPruner):
+    """A method of one's own: the loudest tokens, and more of them of a louder image."""
+
+    name = "loud"
+    about = "loud"
+    spreads = True
+    layer: int = layer_option(0, "before this decoder layer")
+
+    def complexity(self, tokens: TokenSequence, context: Context) -> torch.Tensor:
+        _, real = tokens.images
+        return tokens.visual_hidden().norm(dim=2).masked_fill(~real, 0).sum(1)
+
+    def score(self, tokens: TokenSequence, context: Context) -> torch.Tensor:
+        return tokens.visual_hidden().norm(dim=2)
+
+
+def test_a_token_pruner_of_ones_own_spreads_too() -> None:
+    backbone = tiny_qwen2_vl()
+    inputs = collate(backbone, drawn_rows(backbone, images=(1, 2, 0, 1)))
+    method, seen = Loud(4, backbone.shape).build().eval(), Complexities()
+    seen.add(backbone, method, inputs)
+    with torch.no_grad():
+        pictures = [f.norm(dim=1).tolist() for f in backbone.image_features(dict(inputs))]
+    assert seen.complexity == pytest.approx([sum(own) for own in pictures], rel=1e-5)
+    assert seen.weights == [1.0, 0.5, 0.5, 1.0]
+    method.scale = seen.scale(4)
+    given = brute(seen.complexity, seen.sizes, seen.weights, 4 * 3)
+    assert len(set(given)) > 1
+    with torch.no_grad(), compressing(backbone, method) as engine:
+        backbone.model(**inputs, position_ids=backbone.positions(inputs))
+        kept = [place for row in engine.report.kept for place in row]
+    starts = [int(row.nonzero()[0, 0]) if row.any() else 0 for row in backbone.visual(inputs["input_ids"])]
+    assert engine.report.tokens_out == [given[0], given[1] + given[2], 0, given[3]]
+    first = sorted(sorted(range(len(pictures[0])), key=lambda n: -pictures[0][n])[: given[0]])
+    assert kept[: given[0]] == [starts[0] + n for n in first]
 
 
 def test_what_leaves_every_image_as_many_is_refused() -> None:
