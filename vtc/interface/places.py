@@ -69,8 +69,7 @@ def channels_of(axes: Tensor, several: int) -> Tensor:
         axes: [d], of which axis of the positions each channel is; all 0 where there is but one.
     """
     half = axes[: len(axes) // 2]
-    block = torch.zeros_like(half)
-    for axis in range(int(axes.max()) + 1):
-        own = (half == axis).nonzero()[:, 0]
-        block[own] = torch.arange(len(own), device=half.device) * min(several, len(own)) // max(1, len(own))
+    alike = half[:, None] == half
+    place, count = alike.tril(-1).sum(1), alike.sum(1)  # of a frequency among those of its axis, and how many these are
+    block = place * count.clamp(max=several) // count
     return torch.cat([block, block])

@@ -66,7 +66,7 @@ class PruneSID(TowerCompressor):
         place = place + place.shape[1] * ~left  # what went stands behind all that is left
         within = (same & (place[:, :, None] < place[:, None])).sum(1)  # better ones of the same group
         members = F.one_hot(group, loading.shape[2])
-        sizes, alive = members.sum(1).tolist(), (members * left[..., None]).sum(1).tolist()
+        sizes, alive = torch.stack([members.sum(1), (members * left[..., None]).sum(1)]).tolist()
         each = torch.tensor([shares(a, s, count) for a, s in zip(alive, sizes, strict=True)], device=group.device)
         return Condensed(within < each.gather(1, group))
 
