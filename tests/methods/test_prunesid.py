@@ -275,7 +275,7 @@ class Loud(TokenPruner):
         return tokens.visual_hidden().norm(dim=2).masked_fill(~real, 0).sum(1) ** 16
 
     def score(self, tokens: TokenSequence, context: Context) -> torch.Tensor:
-        return tokens.visual_hidden().norm(dim=2)
+        return tokens.hidden.norm(dim=2)
 
 
 def test_a_token_pruner_of_ones_own_spreads_too() -> None:
