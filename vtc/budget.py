@@ -97,9 +97,9 @@ class Budget:
             return None
         shape, full = method.shape, method.shape.visual_tokens
         key, value = next(iter(self.requested.items()))
+        if type(method).repairs and self.tokens != (full or 0) and self.ratio != 1:
+            raise UserError(f"{key}={value}: {method.name} leaves every token; put it behind a method that merges")
         if full is None:
-            if method.repairs:
-                raise UserError(f"{key}={value}: {method.name} leaves every token; put it behind a method that merges")
             if self.tokens is None:
                 raise UserError(f"{key}={value}: {shape.name} has no fixed number of visual tokens; use tokens=")
             method.offers()  # a method that can't do without one says so

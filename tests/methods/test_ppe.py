@@ -7,6 +7,7 @@ import torch
 from sequences import layout, sequence
 
 from vtc.backbones.base import Backbone
+from vtc.budget import Budget
 from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.interface.places import channels_of, member_positions
@@ -171,6 +172,19 @@ def test_the_end_is_the_budget_of_the_method_before() -> None:
         parts("avgpool+ppe", 5)
     with pytest.raises(UserError, match="tokens=5: kmeans.ppe on model offers 7"):
         parts("kmeans+ppe", 5, kmeans={"tokens": 7})
+
+
+@pytest.mark.parametrize("build_backbone", [tiny_backbone, tiny_qwen2_vl])
+def test_by_itself_it_has_no_budget(build_backbone) -> None:
+    shape = build_backbone().shape
+    for budget in (Budget(tokens=5), Budget(ratio=0.5), Budget(flops=0.5), Budget(compression=2.0)):
+        with pytest.raises(UserError, match="ppe leaves every token; put it behind a method that merges"):
+            make("ppe", budget.resolve, shape)
+    if shape.visual_tokens:
+        for budget in (Budget(), Budget(tokens=shape.visual_tokens), Budget(ratio=1.0)):
+            assert make("ppe", budget.resolve, shape).tokens == shape.visual_tokens
+    given = {part: {"layer": 0, "layer_scale": "none"} for part in ("kmeans", "ppe")}
+    assert [part.tokens for part in make("kmeans+ppe", Budget(tokens=5).resolve, shape, **given)] == [5, 5]
 
 
 def test_it_is_put_at_the_layer_of_the_method_before() -> None:

@@ -76,9 +76,8 @@ class PruneSID(TowerCompressor):
         return (1 - redundancy(tower.patch_features())).clamp(min=1e-6)
 
     def own_flops(self, text: int) -> float:
-        """Covariance, cosines, and the eigenvectors of a symmetric matrix (9·T³; Golub and Van Loan, section 8.3)."""
-        n = self.shape.visual_tokens or 0
-        return (4.0 * n**2 * self.shape.vision.width + 9.0 * n**3) * self.acts
+        """Covariance and cosines; eigenvectors, about 9·T³, are no product, and no counter has them."""
+        return 4.0 * (self.shape.visual_tokens or 0) ** 2 * self.shape.vision.width * self.acts
 
 
 def components(features: Tensor, count: int) -> Tensor:
