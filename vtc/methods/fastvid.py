@@ -20,7 +20,7 @@ from vtc.interface import (
     resolve_tower_layer,
 )
 from vtc.interface.tower import evenly, views
-from vtc.methods.scenes import density
+from vtc.methods.peaks import density
 
 NEAREST = 4  # of a token, itself among them, in the authors' code
 
