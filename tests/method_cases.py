@@ -14,7 +14,7 @@ from vtc.methods import build
 from vtc.registry import methods, parts
 from vtc.testing import tiny_backbone
 from vtc.testing.tiny_llava import tiny_llava_next, tiny_llava_onevision, tiny_video_llava
-from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl
+from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl, tiny_qwen3_vl_moe
 from vtc.testing.tiny_tiles import tiny_idefics3, tiny_internvl
 
 
@@ -180,6 +180,7 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
     "qwen2": tiny_qwen2_vl,
     "qwen2.5": tiny_qwen2_5_vl,
     "qwen3": tiny_qwen3_vl,
+    "qwen3_moe": tiny_qwen3_vl_moe,
     "internvl": tiny_internvl,
     "idefics3": tiny_idefics3,
     "idefics3_tiles": lambda: tiny_idefics3(image_size=32),  # an image's 80 visual tokens stand apart, tile by tile
@@ -270,6 +271,9 @@ APART = [  # each thing that is done to tokens, on an image whose tokens have te
 ]
 # Qwen2.5-VL is Qwen2-VL but for the windows of its tower.
 WINDOWS = TOWER | {"none", "random", "fastv", "victor", "fwd2bot", "voco"}
+# Qwen3-VL with experts is Qwen3-VL but for the MLPs of its LLM, which see each token alone.
+EXPERTS = {m.name for m in APART} | {"dart", "pyramiddrop", "llavolta", "m3"}
+EVERY = bool(os.environ.get("VTC_EVERY_CONTRACT"))
 # What chooses before the LLM never meets its heads.
 CASES = (
     [("gqa", m) for m in METHODS]
@@ -278,6 +282,7 @@ CASES = (
 )
 CASES += [("siglip", m) for m in FIRST if m.name in TOWER]
 CASES += [(b, m) for b in ("qwen2", "qwen2.5", "qwen3") for m in MERGING]
+CASES += [("qwen3_moe", m) for m in MERGING if EVERY or m.name in EXPERTS]
 CASES += [("llava_next", m) for m in GRIDLESS]
 CASES += [("video_llava", m) for m in GRIDLESS if not CHOOSING & {*parts(m.name).values()}]  # two towers
 CASES += [("llava_onevision", Case("vcc", 15, {"block": 4}) if m.name == "vcc" else m) for m in GRIDLESS]
@@ -285,7 +290,7 @@ CASES += [(b, Case(m, n)) for m in WHOLE for b, n in (("llava_next", 24), ("llav
 CASES += [(b, m) for b in ("internvl", "idefics3") for m in MERGING] + [("idefics3_tiles", m) for m in APART]
 
 # What the LLM does afterwards, whichever visual tokens it was given: `random` is held to it on every backbone, and each
-# method on the first. VTC_EVERY_CONTRACT=1 holds every method to it on each.
+# method on the first. VTC_EVERY_CONTRACT=1 holds every method to it on each, and to every contract on `qwen3_moe`.
 AFTERWARDS = {
     "beams_work",
     "cached_equals_uncached",

@@ -319,6 +319,7 @@ families = Registry(
         "qwen2_5_vl": "vtc.backbones.qwen_vl:Qwen2_5VL",
         "qwen2_vl": "vtc.backbones.qwen_vl:Qwen2VL",
         "qwen3_vl": "vtc.backbones.qwen_vl:Qwen3VL",
+        "qwen3_vl_moe": "vtc.backbones.qwen_vl:Qwen3VLMoe",
         "smolvlm": "vtc.backbones.idefics3:SmolVLM",
         "video_llava": "vtc.backbones.video_llava:VideoLlava",
     },
