@@ -85,6 +85,8 @@ METHODS = [
     Case("vscan", 5, {"layer": 1, "layer_scale": "none", "retained": 1.5, "local": 1.0, "window": 3, "renumber": True}),
     Case("prumerge", 5),
     Case("prumerge", 1),
+    Case("prunesid", 9),
+    Case("prunesid", 3),
     Case("prumerge", 7, {"plus": True, "neighbours": 3, "tower_layer": -1}),
     Case("llavolta", 4),
     Case("llavolta", 5, {"layer": 3, "layer_scale": "none"}),
@@ -136,6 +138,9 @@ METHODS = [
     Case("divprune+random+dart", 3, {"random": {"layer": 1, "ratio": 0.375}}),
     Case("downsample+fastervlm", 4),
     Case("tome+pyramiddrop", 3),
+    Case("ppe", 16),
+    Case("kmeans+ppe", 5, {"ppe": {"positions": 3}}),
+    Case("avgpool+ppe+fastv", 3, {"avgpool": {"tokens": 4, "dims": 1}, "ppe": {"layer": 0, "positions": 4}}),
     Case("pact+fastv", 3, {"pact": {"layer": 1, "tokens": 6}}),
     Case("vcc+fastv", 4, {"vcc": {"block": 4, "layer": 1}}),
     Case("quecc", 4),
@@ -203,6 +208,7 @@ POCKET_METHODS = [
     Case("mmtok", 16),
     Case("vscan", 16),
     Case("prumerge", 16),
+    Case("prunesid", 16),
     Case("prumerge", 16, {"plus": True}),
     Case("llavolta", 16),
     Case("pact", 16),
@@ -224,6 +230,7 @@ POCKET_METHODS = [
     Case("holitom", 16),
     Case("prunevid", 16),
     Case("visionzip+fastv", 16),
+    Case("kmeans+ppe", 16),
     Case("divprune+pyramiddrop", 16),
     Case("quecc", 16),
 ]
@@ -247,7 +254,8 @@ def _before_the_llm(case: Case) -> bool:
 CHOSEN = {case.name for case in FIRST if len(parts(case.name)) == 1 and _before_the_llm(case)}
 MERGING = [m for m in FIRST if not (TOWER - CHOOSING) & {*parts(m.name).values()}]  # where the projector merges patches
 GRIDLESS = [Case("avgpool", 5, {"dims": 1})]  # where an image is several tiles
-GRIDLESS += [m for m in MERGING if not GRID & {*parts(m.name).values()} and m.name != "none"]
+WHOLE = ("none", "ppe")  # methods that leave every token
+GRIDLESS += [m for m in MERGING if not GRID & {*parts(m.name).values()} and m.name not in WHOLE]
 APART = [  # each thing that is done to tokens, on an image whose tokens have text between them
     Case("none", 80),
     Case("random", 5),
@@ -278,7 +286,7 @@ CASES += [("qwen3_moe", m) for m in MERGING if EVERY or m.name in EXPERTS]
 CASES += [("llava_next", m) for m in GRIDLESS]
 CASES += [("video_llava", m) for m in GRIDLESS if not CHOOSING & {*parts(m.name).values()}]  # two towers
 CASES += [("llava_onevision", Case("vcc", 15, {"block": 4}) if m.name == "vcc" else m) for m in GRIDLESS]
-CASES += [("llava_next", Case("none", 24)), ("llava_onevision", Case("none", 51)), ("video_llava", Case("none", 17))]
+CASES += [(b, Case(m, n)) for m in WHOLE for b, n in (("llava_next", 24), ("llava_onevision", 51), ("video_llava", 17))]
 CASES += [(b, m) for b in ("internvl", "idefics3") for m in MERGING] + [("idefics3_tiles", m) for m in APART]
 
 # What the LLM does afterwards, whichever visual tokens it was given: `random` is held to it on every backbone, and each
