@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import ast
 import functools
+import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vtc import shipped
+from vtc.errors import UserError
 
 CALLS = ("option", "layer_option")  # of `vtc.interface.options`
 
@@ -27,11 +30,14 @@ class Declared:
         default: its value where none is given; `...` where one must be given.
         about: one line for the user.
         follows: the key of the configuration whose value it takes where none is given, such as `seed`.
+        file: whether its value may be the path of a JSON file, in whose place the file's content then stands: that is
+            what a run is known by, wherever the file is.
     """
 
     default: Any
     about: str
     follows: str | None = None
+    file: bool = False
 
 
 # The option of every class that has numbers of decoder layers among its options.
@@ -84,10 +90,29 @@ def read(path: str) -> Declaration:
             if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in CALLS:
                 default, line = map(ast.literal_eval, value.args)
                 named = {word.arg: word.value for word in value.keywords}
-                own = {key: ast.literal_eval(named[key]) for key in ("name", "follows") if key in named}
-                options[own.get("name", attribute)] = Declared(default, line, own.get("follows"))
+                own = {key: ast.literal_eval(named[key]) for key in ("name", "follows", "file") if key in named}
+                options[own.get("name", attribute)] = Declared(
+                    default, line, own.get("follows"), own.get("file", False)
+                )
                 scaled |= value.func.id == "layer_option"
     return Declaration(about or "", options | ({"layer_scale": LAYER_SCALE} if scaled else {}))
+
+
+def content(key: str, value: Any) -> Any:
+    """What the JSON file holds that a text names; any other value as it is.
+
+    Raises:
+        UserError: there is no such file, or it holds something else.
+    """
+    if not isinstance(value, str):
+        return value
+    file = Path(os.path.expanduser(value))
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{key}={value}: {'no such file' if not file.exists() else error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{key}={value}: not JSON ({error})") from None
 
 
 def _lineage(module: str, name: str) -> Iterator[ast.ClassDef]:

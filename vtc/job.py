@@ -27,6 +27,7 @@ from vtc.settings import (
     AblationSettings,
     BackboneSettings,
     BenchmarkSettings,
+    CalibrateSettings,
     CompareSettings,
     DemoSettings,
     LoraSettings,
@@ -64,8 +65,7 @@ class Job:
         seed: of whatever is random.
         batch_size: rows at a time; `auto`: as many as memory has room for (`vtc.evaluation.batches`).
         workers: threads that decode and preprocess pictures ahead of the device.
-        tower_cache: gigabytes of the tower's outputs that are kept for runs over the same pictures
-            (`vtc.evaluation.towers`).
+        tower_cache: gigabytes of the tower's outputs kept for runs over the same pictures (`vtc.evaluation.towers`).
         output_dir: where results, trainings and reports go.
         resume: False repeats what is finished.
         retry: which jobs of a sweep are run: `all` that aren't finished, those that `failed` the last time, or `none`
@@ -89,6 +89,7 @@ class Job:
     visualize: VisualizeSettings = setting(VisualizeSettings(), NOTHING)
     demo: DemoSettings = setting(DemoSettings(), NOTHING)
     tune: TuneSettings = setting(TuneSettings(), NOTHING)
+    calibrate: CalibrateSettings = setting(CalibrateSettings(), NOTHING)
     ablation: AblationSettings | None = setting(None, NOTHING)
     new_method: NewMethodSettings | None = setting(None, NOTHING)
     store: StoreSettings | None = setting(None, NOTHING)
