@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -25,7 +27,7 @@ def calibrated(tmp_path: Path, *words: str) -> int:
     [
         ("tokens=16", lambda recipe: 0 < recipe["layer_tokens"][-1] <= 16),
         ("ratio=0.25", lambda recipe: recipe["left"] <= 0.25),
-        ("compression=3", lambda recipe: 6 * 144 / sum(recipe["layer_tokens"]) >= 3),
+        ("compression=3", lambda recipe: 6 * 144 / sum(recipe["layer_tokens"]) >= 2.999),
         ("flops=0.6", lambda recipe: recipe["left"] < 0.5),
     ],
 )
@@ -40,11 +42,8 @@ def test_on_pocket_end_to_end(budget: str, holds, tmp_path: Path, capsys) -> Non
     assert 0 < recipe["alpha"] <= 1 and holds(recipe)
     assert recipe["layer_tokens"][0] == 144 and recipe["layer_tokens"] == sorted(recipe["layer_tokens"], reverse=True)
     line = next(line for line in out.splitlines() if line.startswith("use it: python -m vtc "))
-    assert (
-        line.endswith(f"method.recipe={file}")
-        and f" {budget} " in line
-        and "calibrate" not in line.split("json")[0][:40]
-    )
+    assert line.endswith(f"method.recipe={file}") and f" {budget} " in line
+    assert not any(word in line for word in ("action=", "calibrate.", "batch_size="))
     job = parse(line.removeprefix("use it: python -m vtc ").split())
     shares = job.compressor.recipe.recipes[0].shares
     assert shares == recipes_of(told, job.shape).recipes[0].shares == tuple(recipe["shares"])
@@ -61,8 +60,9 @@ def test_another_budget_joins_and_the_same_one_is_replaced(tmp_path: Path) -> No
     assert json.loads(file.read_text()) == told, "the same command, the same recipe"
 
 
-def test_it_reads_training_files(tmp_path: Path, capsys) -> None:
-    """LLaVA's layout, one entry of which has no picture."""
+def test_it_reads_training_files(tmp_path: Path, capsys, monkeypatch) -> None:
+    """LLaVA's layout; files without any picture are refused."""
+    monkeypatch.setenv("VTC_CACHE", str(tmp_path / "cache"))
     entries = []
     for number in range(6):
         Image.effect_noise((96, 96), 40 + number).convert("RGB").save(tmp_path / f"{number}.png")
@@ -89,10 +89,6 @@ def test_pocket_draws_scenes_that_no_test_has(monkeypatch, tmp_path: Path) -> No
     assert calibrated(tmp_path, "tokens=16") == 0
     drawn = [pixels for batch in read for pixels in batch.inputs["pixel_values"]]
     assert len(drawn) == 4
-    import io
-
-    import numpy as np
-
     of_test = [
         normalise(np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])))[None])[0]
         for task in ("pocket_existence", "pocket_counting")

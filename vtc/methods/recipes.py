@@ -16,7 +16,7 @@ from vtc.allowed import SHARE, number
 from vtc.errors import UserError
 from vtc.interface import BackboneShape
 
-FOLDER = "benchmarks/fitprune"  # recipes that come with vtc, by the name of the backbone
+FOLDER = "benchmarks/fitprune"  # recipes that come with vtc, by the name of the backbone; others are another version
 PAPERS = "llava15_7b"  # whose recipes its authors state
 COMMAND = "python -m vtc action=calibrate method=fitprune"
 
