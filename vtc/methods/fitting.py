@@ -81,7 +81,7 @@ def spared(paid: Tensor, real: Tensor, unpruned: Tensor, alpha: float) -> Tensor
     values = paid.double().masked_fill(~real, 0)
     order = values.masked_fill(~real, float("inf")).argsort(dim=1, stable=True)
     left = values.sum(1, keepdim=True) - values.gather(1, order).cumsum(1)  # behind the drop of each and all before it
-    goes = left >= (1 - alpha) * unpruned.double()[:, None]
+    goes = left.clamp(min=0) >= (1 - alpha) * unpruned.double()[:, None]
     return torch.zeros_like(real).scatter(1, order, goes) & real
 
 
