@@ -26,8 +26,8 @@ class FitPrune(Compressor):
     A recipe says for each layer which share of all drops is done before it, so that exactly `tokens` are left in the
     end of an image of any size; the authors' is a number of tokens for each layer, of 576. A file may have recipes for
     several budgets, between which shares are interpolated. `action=calibrate` fits one (`vtc.methods.fitting`). Where
-    none is given: what was fitted to pocket, on pocket; on LLaVA-1.5 7B the ten recipes of the authors, with which the
-    numbers of tokens are theirs; elsewhere these, scaled to the decoder's depth.
+    none is given, it is that of benchmarks/fitprune for the backbone (of LLaVA-1.5 7B the ten recipes that the authors
+    state, with which the numbers of tokens are theirs), and elsewhere these ten, scaled to the decoder's depth.
 
     Text counts as far as it is the prompt's (theirs: all that is there in the prefill), and several images of a row are
     rated by the visual tokens of all of them that see them.
@@ -42,7 +42,7 @@ class FitPrune(Compressor):
     reads_prompt = True
     recipe: Recipes = option(
         None,
-        "file of action=calibrate; null: pocket's own, else the authors' for LLaVA-1.5 7B, scaled in depth",
+        "file of action=calibrate; null: what comes for the backbone, else LLaVA-1.5 7B's, scaled in depth",
         file=True,
         resolve=recipes_of,
     )
