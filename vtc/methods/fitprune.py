@@ -89,9 +89,13 @@ class FitPrune(Compressor):
         return [full - self.dropped(surplus, layer) for layer in range(self.shape.depth)]
 
     def own_flops(self, text: int) -> float:
-        entering, width = self.layer_tokens(), self.shape.heads * self.shape.head_width
-        lengths = [entering[layer - 1] + text for layer in self.layers()] if self.acts else []
-        return sum(2.0 * n * (n + 1) * width for n in lengths)  # every token's scores, and the last one's once more
+        if not self.acts:
+            return 0.0
+        width, seen = self.shape.heads * self.shape.head_width, self.layer_tokens()
+        before = [seen[layer - 1] for layer in self.layers()]
+        # The scores of the last token, which are probed, and of all tokens, where there is one that is yet to go.
+        queries = [1 + (n + text if n > (self.tokens or 0) else 0) for n in before]
+        return sum(2.0 * (n + text) * rows * width for n, rows in zip(before, queries, strict=True))
 
 
 def attention(tokens: TokenSequence, context: Context) -> tuple[Tensor, Tensor]:
