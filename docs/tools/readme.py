@@ -158,9 +158,14 @@ def ranking(setting: Setting, runs: Sequence[Run], root: Path) -> tuple[list[str
     means, shown = tables.columns(setting)[1:], dict(tables.costs(setting))
     full = float(setting.runs[0].result["budget"]["visual_tokens_in"])
     if speed.rows(root, "promised"):
-        for number, name in enumerate(("speed-up", "own work")):
-            if name in shown:
-                shown[name] = lambda run, n=number: speed.at_shape(root, run.method, (run.tokens or full) / full)[n]
+
+        def at_shape(run: Run) -> tuple[str, str]:
+            return speed.at_shape(root, run.method, (run.tokens or full) / full)
+
+        if "speed-up" in shown:
+            shown["speed-up"] = lambda run: at_shape(run)[0]
+        if "own work" in shown:
+            shown["own work"] = lambda run: at_shape(run)[1]
     header = [
         "method",
         "mean",
