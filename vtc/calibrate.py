@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ import yaml
 
 from vtc import __version__, folders, results, shipped, terminal
 from vtc.budget import PROMPT
-from vtc.declarations import content
+from vtc.declarations import json_of
 from vtc.errors import UserError
 from vtc.job import AUTO, Job, written
 from vtc.registry import training_sources
@@ -67,7 +67,8 @@ def check(job: Job) -> tuple[Path, DataSettings]:
     """
     if job.method.name not in METHODS:
         raise UserError(f"action=calibrate method={job.method.name}: allowed: {', '.join(METHODS)}")
-    if job.method.options.get("recipe") is not None:
+    recipe = job.method.options.get("recipe")
+    if recipe is not None and not (isinstance(recipe, Mapping) and recipe.get("file") == job.backbone.name):
         raise UserError("method.recipe: action=calibrate makes one; leave it out")
     if not job.budget.requested:
         raise UserError("action=calibrate: a recipe is for a budget; give tokens=, ratio=, compression= or flops=")
@@ -101,7 +102,7 @@ def recipes_in(file: Path, job: Job) -> list[dict[str, Any]]:
     if not os.path.lexists(file):
         return []
     key = f"calibrate.output={file}"
-    found = content("calibrate.output", str(file))
+    found = json_of("calibrate.output", str(file))
     entries = found.get("recipes") if isinstance(found, dict) else None
     if not isinstance(entries, list) or not all(map(is_recipe, entries)):
         raise UserError(f"{key}: is there, and has no recipes; give another file")

@@ -68,8 +68,7 @@ class Job:
         tower_cache: gigabytes of the tower's outputs kept for runs over the same pictures (`vtc.evaluation.towers`).
         output_dir: where results, trainings and reports go.
         resume: False repeats what is finished.
-        retry: which jobs of a sweep are run: `all` that aren't finished, those that `failed` the last time, or `none`
-            of these.
+        retry: which jobs of a sweep are run: `all` that aren't finished, those that `failed` last, or `none` of these.
         dry_run: say what would be done, and stop.
         plugins: files that bring methods and families of the user's own.
         log: trackers that are told of an evaluation's scores and costs.
@@ -175,9 +174,10 @@ class Job:
             trained: whether trained weights are needed; training itself needs none.
 
         Raises:
-            UserError: as `shape`, `compressor`, `weights`; what the backbone can't be loaded with.
+            UserError: as `shape`, `compressor`, `weights`; what the method lacks; how the backbone can't be loaded.
         """
-        self.compressor  # noqa: B018  (made here, so that its errors come first)
+        if (lacking := self.compressor.lacking()) and not self.has_random_weights:  # the method's errors come first
+            raise UserError(lacking)
         if trained:
             self.weights  # noqa: B018
         if self.has_random_weights:

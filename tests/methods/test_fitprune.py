@@ -4,6 +4,7 @@ against loops."""
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import random
@@ -18,7 +19,9 @@ from test_vcc import one_layer_weights
 
 from vtc import shipped
 from vtc.budget import Budget
+from vtc.cli import main
 from vtc.configuration import parse
+from vtc.declarations import content
 from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.identity import SCORES
@@ -170,15 +173,17 @@ def test_budgets_in_every_form(llava) -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (3, "method.recipe: allowed: a file that python -m vtc action=calibrate"),
-        ({"recipes": []}, "allowed: a file"),
-        ({"recipes": [{"left": 0.2}]}, "allowed: a file"),
-        (recipe(0.5, 0.4, 1.0), "allowed: a file"),
-        (recipe(0.5, 0.9), "allowed: a file"),
-        (recipe(0.5, math.nan, 1.0), "allowed: a file"),
-        (recipe(0.5, 1.0, left=0.0), "allowed: a file"),
+        (3, "method.recipe: allowed: llava15_7b, pocket.*, a file that python -m vtc action=calibrate"),
+        ({"recipes": []}, "a file that python"),
+        ({"recipes": [{"left": 0.2}]}, "a file that python"),
+        (recipe(0.5, 0.4, 1.0), "a file that python"),
+        (recipe(0.5, 0.9), "a file that python"),
+        (recipe(0.5, math.nan, 1.0), "a file that python"),
+        (recipe(0.5, 1.0, left=0.0), "a file that python"),
         (recipe(0.5, 1.0), "is for 3 decoder layers, and model has 4; make its own: python -m vtc action=calibrate"),
+        ({"file": "nowhere"}, "a file that python"),
         ("nowhere.json", "method.recipe=nowhere.json: no such file"),
+        ("llava", "method.recipe=llava: allowed: llava15_7b, pocket.*, a .json file, null; did you mean 'llava15_7b'"),
     ],
 )
 def test_what_is_no_recipe_is_refused(value: Any, words: str) -> None:
@@ -205,6 +210,66 @@ def test_a_file_counts_by_what_it_holds(tmp_path: Path) -> None:
     files[0].write_text("{")
     with pytest.raises(UserError, match=r"method\.recipe=.*a.json: not JSON"):
         parse([*words, f"method.recipe={files[0]}"])
+
+
+def test_each_backbone_takes_the_recipe_that_was_fitted_to_it() -> None:
+    """And a run says which, in a composition too."""
+    for backbone, words in (("pocket", []), ("llava15_7b", ["backbone=llava15_7b"])):
+        file = shipped.path(f"benchmarks/fitprune/{backbone}.json")
+        own = {"file": backbone, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()[:12]}
+        job = parse(["method=fitprune", "tokens=16", *words])
+        job.check()
+        assert job.method.options == {"recipe": own} and job.config()["method"] == {"name": "fitprune", "recipe": own}
+        given = parse(["method=fitprune", "tokens=16", f"method.recipe={file}", *words])
+        assert job.compressor.parts == given.compressor.parts, "as if its file were given"
+        both = parse(["method=[visionzip,fitprune]", "tokens=[72,16]", *words])
+        both.check()
+        assert both.method.options["fitprune"]["recipe"] == own
+    authors = parse(["method=fitprune", "tokens=16", "method.recipe=llava15_7b"])
+    authors.check()
+    assert authors.method.options["recipe"]["file"] == "llava15_7b"
+    assert authors.compressor.recipe.recipes[0].shares == pytest.approx(scaled(AUTHORS["recipes"][0]["shares"], 6))
+    assert authors.deciding(SCORES) != parse(["method=fitprune", "tokens=16"]).deciding(SCORES)
+
+
+@pytest.mark.parametrize("name", ["llava15_13b", "qwen2vl_2b"])
+def test_a_run_without_a_recipe_is_refused(name: str, capsys, tmp_path: Path) -> None:
+    """In one line that says both ways out; what is only measured needs none."""
+    words = [f"backbone={name}", "method=fitprune", "tokens=16", f"output_dir={tmp_path}"]
+    assert main(words) == 2
+    error = capsys.readouterr().err.strip()
+    assert f"no recipe of fitprune comes with vtc for {name}" in error and "\n" not in error
+    assert f"python -m vtc action=calibrate method=fitprune backbone={name}" in error
+    assert "method.recipe=llava15_7b" in error
+    with pytest.raises(UserError, match="no recipe of fitprune"):
+        parse([*words, "action=train"]).check(trained=False)
+    parse([*words, "action=profile", "weights=random"]).check()
+    parse([*words, "method.recipe=llava15_7b"]).check()
+    if name == "llava15_13b":
+        with pytest.raises(UserError, match="no recipe of fitprune"):
+            parse([words[0], "method=[visionzip,fitprune]", "tokens=[72,16]"]).check()
+
+
+def test_a_recipe_that_comes_with_vtc_counts_by_what_it_holds(tmp_path: Path) -> None:
+    """Fitted anew, its runs are others."""
+    (tmp_path / "own.json").write_text(json.dumps(recipe(0.5, 1.0)))
+    first = content("method.recipe", "own", str(tmp_path))
+    assert content("method.recipe", "own", str(tmp_path)) == first and first["file"] == "own"
+    (tmp_path / "own.json").write_text(json.dumps(recipe(0.6, 1.0)))
+    assert content("method.recipe", "own", str(tmp_path)) != first
+
+
+@pytest.mark.parametrize("name", ["pocket"])
+def test_what_is_shipped_for_pocket_was_fitted_to_its_budgets(name: str) -> None:
+    told = json.loads(shipped.path(f"benchmarks/fitprune/{name}.json").read_text())
+    assert (told["backbone"], told["pretrained"], told["depth"]) == (name, None, 6)
+    assert [one["budget"] for one in told["recipes"]] == ["tokens=4", "tokens=16", "tokens=36", "tokens=64"]
+    for one in told["recipes"]:
+        tokens, seen = int(one["budget"].removeprefix("tokens=")), one["layer_tokens"]
+        assert one["data"] is None and one["samples"] == 256, "scenes of pocket's training"
+        assert 0.9 * tokens < seen[-1] <= tokens and one["left"] == pytest.approx(seen[-1] / 144, abs=1e-4)
+        drops = [(144 - n) / (144 - seen[-1]) for n in seen]
+        assert one["shares"] == pytest.approx(drops, abs=1e-3)
 
 
 # ---------------------------------------------------------------------- the fit

@@ -86,7 +86,7 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
             "plugins": tuple(values["plugins"]),
             "log": several_of(values["log"]) or (),
             "backbone": _backbone(values, profile),
-            "method": MethodSettings(name, with_files(method, name)),
+            "method": MethodSettings(name, with_files(method, name, values["backbone"]["name"])),
             "budget": Budget(**{key: values.get(key) for key in BUDGETS}),
             "benchmark": from_mapping(BenchmarkSettings, values["benchmark"], "benchmark"),
             "profile": profile,

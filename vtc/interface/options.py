@@ -124,7 +124,7 @@ def bind(method: Compressor, options: Mapping[str, Any]) -> None:
     scale = options.get("layer_scale", LAYER_SCALE.default)
     for name, (attribute, declared) in table.items():
         key, value = f"method.{name}", options.get(name, declared.default)
-        value = content(key, value) if declared.file else value
+        value = content(key, value, declared.file) if declared.file else value
         if declared.resolve is not None:
             value = declared.resolve(value, method.shape)
         elif declared.lowest is None:

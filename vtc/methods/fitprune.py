@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vtc.errors import UserError
 from vtc.interface import Compressor, Context, TokenSequence, keep_best, option
-from vtc.methods.recipes import Recipes, recipes_of
+from vtc.methods.recipes import Recipes, fitted_to, recipes_of, unfitted
 
 EXAMPLE = 127 / 576  # what the authors' recipe for 60 % fewer FLOPs leaves
 WHOLE = 2**20  # shares are counted in whole parts of it, so that they come to the same number of tokens on any device
@@ -26,8 +26,9 @@ class FitPrune(Compressor):
     A recipe says for each layer which share of all drops is done before it, so that exactly `tokens` are left in the
     end of an image of any size; the authors' is a number of tokens for each layer, of 576. A file may have recipes for
     several budgets, between which shares are interpolated. `action=calibrate` fits one (`vtc.methods.fitting`). Where
-    none is given, it is that of benchmarks/fitprune for the backbone (of LLaVA-1.5 7B the ten recipes that the authors
-    state, with which the numbers of tokens are theirs), and elsewhere these ten, scaled to the decoder's depth.
+    none is given, it is the backbone's own in benchmarks/fitprune (LLaVA-1.5 7B's are the ten that the authors state,
+    with which the numbers of tokens are theirs). On a backbone without one, runs are refused; `recipe=llava15_7b` takes
+    the authors' there, each layer those of its relative depth, as a method that is made without a run does.
 
     Text counts as far as it is the prompt's (theirs: all that is there in the prefill), and several images of a row are
     rated by the visual tokens of all of them that see them.
@@ -42,8 +43,8 @@ class FitPrune(Compressor):
     reads_prompt = True
     recipe: Recipes = option(
         None,
-        "file of action=calibrate; null: what comes for the backbone, else LLaVA-1.5 7B's, scaled in depth",
-        file=True,
+        "file of action=calibrate; null: what comes for the backbone; llava15_7b: the authors', scaled in depth",
+        file="benchmarks/fitprune",
         resolve=recipes_of,
     )
 
@@ -58,6 +59,9 @@ class FitPrune(Compressor):
         full = self.shape.visual_tokens
         left = self.tokens / full if self.tokens and full else EXAMPLE
         self.parts = [round(share * WHOLE) for share in self.recipe.shares(left)]
+
+    def lacking(self) -> str | None:
+        return None if self.options.get("recipe") is not None or fitted_to(self.shape) else unfitted(self.shape)
 
     def layers(self) -> set[int]:
         if self.tokens is None:

@@ -1,6 +1,4 @@
-"""How FitPrune's recipe is fitted (arXiv 2409.10197): what attention can spare at a strength alpha, and the least alpha
-at which the budget is met, by bisection.
-"""
+"""How FitPrune's recipe is fitted (arXiv 2409.10197): the least strength alpha at which the budget is met."""
 
 from __future__ import annotations
 
@@ -51,8 +49,8 @@ class Fitting(Compressor):
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
         index, real = (of_images.cpu() for of_images in tokens.images)  # not every device has float64
         self.left.setdefault(0, real.sum(1))
-        paid = (one.cpu().double().flatten()[index].masked_fill(~real, 0) for one in attention(tokens, context))
-        own, cross = paid
+        paid = attention(tokens, context)
+        own, cross = (one.cpu().double().flatten()[index].masked_fill(~real, 0) for one in paid)
         if not self.given:
             self.unpruned[layer - 1] = torch.stack([own.sum(1), cross.sum(1)])
             self.left[layer] = real.sum(1)
@@ -60,8 +58,7 @@ class Fitting(Compressor):
         whole = self.unpruned[layer - 1]
         goes = spared(own, real, whole[0], self.alpha) & spared(cross, real, whole[1], self.alpha)
         best = torch.zeros_like(real).scatter(1, (own * cross).masked_fill(~real, -1).argmax(1, keepdim=True), True)
-        everything = (goes == real).all(1, keepdim=True)
-        goes = goes & ~(everything & best)
+        goes &= ~((goes == real).all(1, keepdim=True) & best)
         self.left[layer] = (real & ~goes).sum(1)
         return tokens.keep_visual(~goes.to(tokens.mask.device))
 

@@ -11,13 +11,13 @@ from math import floor
 from pathlib import Path
 from typing import Any
 
-from vtc import shipped
 from vtc.allowed import SHARE, number
+from vtc.declarations import come_with
 from vtc.errors import UserError
 from vtc.interface import BackboneShape
 
-FOLDER = "benchmarks/fitprune"  # recipes that come with vtc, by the name of the backbone; others are another version
-PAPERS = "llava15_7b"  # whose recipes its authors state
+FOLDER = "benchmarks/fitprune"  # recipes that come with vtc, by the name of the backbone that they were fitted to
+PAPERS = "llava15_7b"  # whose recipes the authors state
 COMMAND = "python -m vtc action=calibrate method=fitprune"
 
 
@@ -53,17 +53,19 @@ def recipes_of(value: Any, shape: BackboneShape) -> Recipes:
     """What the option `recipe` comes to on a backbone.
 
     Args:
-        value: what a file of `action=calibrate` holds; None: what comes with vtc.
+        value: what a file of `action=calibrate` holds; or, as `file`, the name of one that comes with vtc, scaled to
+            the decoder's depth; None: the backbone's own that comes with vtc, else the authors', scaled.
 
     Raises:
-        UserError: something else, or recipes of a decoder with another number of layers.
+        UserError: something else, or a file for a decoder with another number of layers.
     """
-    if value is None:
-        own = _shipped(shape.name.partition(" ")[0]) or _shipped(PAPERS)  # of a composition: `pocket after visionzip`
-        return Recipes(tuple(Recipe(recipe.left, scaled(recipe.shares, shape.depth)) for recipe in own))
+    named = fitted_to(shape) or PAPERS if value is None else value.get("file") if isinstance(value, Mapping) else None
+    if named in (files := come_with(FOLDER)):
+        return Recipes(tuple(Recipe(one.left, scaled(one.shares, shape.depth)) for one in _shipped(files[named])))
     entries = value.get("recipes") if isinstance(value, Mapping) else None
     if not isinstance(entries, Sequence) or not entries or not all(map(is_recipe, entries)):
-        raise UserError(f"method.recipe: allowed: a file that {COMMAND} wrote, null")
+        names = ", ".join(files)
+        raise UserError(f"method.recipe: allowed: {names}, a file that {COMMAND} wrote, null")
     read = _read(entries)
     if depth := next((len(recipe.shares) for recipe in read if len(recipe.shares) != shape.depth), None):
         raise UserError(
@@ -71,6 +73,21 @@ def recipes_of(value: Any, shape: BackboneShape) -> Recipes:
             f"{COMMAND} backbone={shape.name} tokens=<number>"
         )
     return Recipes(read)
+
+
+def fitted_to(shape: BackboneShape) -> str | None:
+    """The name of the recipes that come with vtc for this backbone; None: there are none."""
+    name = shape.name.partition(" ")[0]  # of a composition: `pocket after visionzip`
+    return name if name in come_with(FOLDER) else None
+
+
+def unfitted(shape: BackboneShape) -> str:
+    """What is said where there are none."""
+    return (
+        f"method.recipe=null: no recipe of fitprune comes with vtc for {shape.name}; fit one ({COMMAND} "
+        f"backbone={shape.name} tokens=<number>) or take the authors' of LLaVA-1.5 7B, scaled in depth: "
+        f"method.recipe={PAPERS}"
+    )
 
 
 def is_recipe(entry: Any) -> bool:
@@ -102,7 +119,5 @@ def _read(entries: Sequence[Mapping[str, Any]]) -> tuple[Recipe, ...]:
 
 
 @functools.cache
-def _shipped(name: str) -> tuple[Recipe, ...]:
-    """The recipes that come with vtc for a backbone; none where there are none."""
-    file = Path(shipped.path(FOLDER), f"{name}.json")
-    return _read(json.loads(file.read_text(encoding="utf-8"))["recipes"]) if file.is_file() else ()
+def _shipped(file: Path) -> tuple[Recipe, ...]:
+    return _read(json.loads(file.read_text(encoding="utf-8"))["recipes"])
