@@ -81,14 +81,16 @@ def test_it_reads_training_files(tmp_path: Path, capsys, monkeypatch) -> None:
 
 def test_pocket_draws_scenes_that_no_test_has(monkeypatch, tmp_path: Path) -> None:
     from vtc import calibrate
+    from vtc.pocket import source
     from vtc.pocket.data import normalise
 
-    read = []
+    read, scenes, render = [], [], source.render
+    monkeypatch.setattr(source, "render", lambda shown: scenes.extend(shown) or render(shown))
     batches = calibrate.read
     monkeypatch.setattr(calibrate, "read", lambda *args: read.extend(batches(*args)) or read)
     assert calibrated(tmp_path, "tokens=16") == 0
     drawn = [pixels for batch in read for pixels in batch.inputs["pixel_values"]]
-    assert len(drawn) == 4
+    assert len(drawn) == len(scenes) == 4 and {scene.split for scene in scenes} == {"train"}
     of_test = [
         normalise(np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])))[None])[0]
         for task in ("pocket_existence", "pocket_counting")

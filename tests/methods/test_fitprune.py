@@ -259,7 +259,7 @@ def test_a_recipe_that_comes_with_vtc_counts_by_what_it_holds(tmp_path: Path) ->
     assert content("method.recipe", "own", str(tmp_path)) != first
 
 
-@pytest.mark.parametrize("name", ["pocket"])
+@pytest.mark.parametrize("name", ["pocket", "pocket2"])
 def test_what_is_shipped_for_pocket_was_fitted_to_its_budgets(name: str) -> None:
     told = json.loads(shipped.path(f"benchmarks/fitprune/{name}.json").read_text())
     assert (told["backbone"], told["pretrained"], told["depth"]) == (name, None, 6)

@@ -179,6 +179,7 @@ class Walk:
         except Exception as error:
             raise failure(self.method, error) from error
         del context.next_layer_attention, context.next_layer_states, context.last_layer_attention  # they hold the cache
+        self._probed = None
         return tokens
 
     def _run_layers(
