@@ -14,7 +14,7 @@ from vtc.methods import build
 from vtc.registry import methods, parts
 from vtc.testing import tiny_backbone
 from vtc.testing.tiny_llava import tiny_llava_next, tiny_llava_onevision, tiny_video_llava
-from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl
+from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl, tiny_qwen3_vl_moe
 from vtc.testing.tiny_tiles import tiny_idefics3, tiny_internvl
 
 
@@ -87,6 +87,8 @@ METHODS = [
     Case("vscan", 5, {"layer": 1, "layer_scale": "none", "retained": 1.5, "local": 1.0, "window": 3, "renumber": True}),
     Case("prumerge", 5),
     Case("prumerge", 1),
+    Case("prunesid", 9),
+    Case("prunesid", 3),
     Case("prumerge", 7, {"plus": True, "neighbours": 3, "tower_layer": -1}),
     Case("llavolta", 4),
     Case("llavolta", 5, {"layer": 3, "layer_scale": "none"}),
@@ -138,6 +140,9 @@ METHODS = [
     Case("divprune+random+dart", 3, {"random": {"layer": 1, "ratio": 0.375}}),
     Case("downsample+fastervlm", 4),
     Case("tome+pyramiddrop", 3),
+    Case("ppe", 16),
+    Case("kmeans+ppe", 5, {"ppe": {"positions": 3}}),
+    Case("avgpool+ppe+fastv", 3, {"avgpool": {"tokens": 4, "dims": 1}, "ppe": {"layer": 0, "positions": 4}}),
     Case("pact+fastv", 3, {"pact": {"layer": 1, "tokens": 6}}),
     Case("vcc+fastv", 4, {"vcc": {"block": 4, "layer": 1}}),
     Case("quecc", 4),
@@ -177,6 +182,7 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
     "qwen2": tiny_qwen2_vl,
     "qwen2.5": tiny_qwen2_5_vl,
     "qwen3": tiny_qwen3_vl,
+    "qwen3_moe": tiny_qwen3_vl_moe,
     "internvl": tiny_internvl,
     "idefics3": tiny_idefics3,
     "idefics3_tiles": lambda: tiny_idefics3(image_size=32),  # an image's 80 visual tokens stand apart, tile by tile
@@ -205,6 +211,7 @@ POCKET_METHODS = [
     Case("mmtok", 16),
     Case("vscan", 16),
     Case("prumerge", 16),
+    Case("prunesid", 16),
     Case("prumerge", 16, {"plus": True}),
     Case("llavolta", 16),
     Case("pact", 16),
@@ -226,6 +233,7 @@ POCKET_METHODS = [
     Case("holitom", 16),
     Case("prunevid", 16),
     Case("visionzip+fastv", 16),
+    Case("kmeans+ppe", 16),
     Case("divprune+pyramiddrop", 16),
     Case("quecc", 16),
 ]
@@ -249,7 +257,8 @@ def _before_the_llm(case: Case) -> bool:
 CHOSEN = {case.name for case in FIRST if len(parts(case.name)) == 1 and _before_the_llm(case)}
 MERGING = [m for m in FIRST if not (TOWER - CHOOSING) & {*parts(m.name).values()}]  # where the projector merges patches
 GRIDLESS = [Case("avgpool", 5, {"dims": 1})]  # where an image is several tiles
-GRIDLESS += [m for m in MERGING if not GRID & {*parts(m.name).values()} and m.name != "none"]
+WHOLE = ("none", "ppe")  # methods that leave every token
+GRIDLESS += [m for m in MERGING if not GRID & {*parts(m.name).values()} and m.name not in WHOLE]
 APART = [  # each thing that is done to tokens, on an image whose tokens have text between them
     Case("none", 80),
     Case("random", 5),
@@ -266,6 +275,9 @@ APART = [  # each thing that is done to tokens, on an image whose tokens have te
 ]
 # Qwen2.5-VL is Qwen2-VL but for the windows of its tower.
 WINDOWS = TOWER | {"none", "random", "fastv", "victor", "fwd2bot", "voco"}
+# Qwen3-VL with experts is Qwen3-VL but for the MLPs of its LLM, which see each token alone.
+EXPERTS = {m.name for m in APART} | {"dart", "pyramiddrop", "llavolta", "m3"}
+EVERY = bool(os.environ.get("VTC_EVERY_CONTRACT"))
 # What chooses before the LLM never meets its heads.
 CASES = (
     [("gqa", m) for m in METHODS]
@@ -274,14 +286,15 @@ CASES = (
 )
 CASES += [("siglip", m) for m in FIRST if m.name in TOWER]
 CASES += [(b, m) for b in ("qwen2", "qwen2.5", "qwen3") for m in MERGING]
+CASES += [("qwen3_moe", m) for m in MERGING if EVERY or m.name in EXPERTS]
 CASES += [("llava_next", m) for m in GRIDLESS]
 CASES += [("video_llava", m) for m in GRIDLESS if not CHOOSING & {*parts(m.name).values()}]  # two towers
 CASES += [("llava_onevision", Case("vcc", 15, {"block": 4}) if m.name == "vcc" else m) for m in GRIDLESS]
-CASES += [("llava_next", Case("none", 24)), ("llava_onevision", Case("none", 51)), ("video_llava", Case("none", 17))]
+CASES += [(b, Case(m, n)) for m in WHOLE for b, n in (("llava_next", 24), ("llava_onevision", 51), ("video_llava", 17))]
 CASES += [(b, m) for b in ("internvl", "idefics3") for m in MERGING] + [("idefics3_tiles", m) for m in APART]
 
 # What the LLM does afterwards, whichever visual tokens it was given: `random` is held to it on every backbone, and each
-# method on the first. VTC_EVERY_CONTRACT=1 holds every method to it on each.
+# method on the first. VTC_EVERY_CONTRACT=1 holds every method to it on each, and to every contract on `qwen3_moe`.
 AFTERWARDS = {
     "beams_work",
     "cached_equals_uncached",

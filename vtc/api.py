@@ -1,4 +1,4 @@
-"""vtc in Python: `vtc.load`, whose model has five verbs, and `vtc.compressing`, for a model that is in memory already.
+"""vtc in Python: `vtc.load`, whose model has six verbs, and `vtc.compressing`, for a model that is in memory already.
 
 m = vtc.load("pocket", method="fastv", tokens=16)
 m.generate("photo.png", "How many objects are there?").text
@@ -112,6 +112,17 @@ class Model:
         ratio = own / (flops.total(shape, plain) + flops.head(shape))
         said = tuple(ids[0, length:].tolist())
         return Answer(text, self._kept(report, places), len(places), left, layers, own, ratio, said)
+
+    def spread_over(self, images: Sequence[Image | str | Path]) -> None:
+        """Spreads the budget over images by how complex they are (`prunesid`): these have `tokens` in the mean, and
+        later ones as many as their complexity comes to.
+
+        Raises:
+            UserError: another method, or no images.
+        """
+        from vtc.engine import spread_over
+
+        spread_over(self.backbone, self.method, [_opened(image) for image in images])
 
     def compress(self, image: Image | str | Path, question: str | None = None) -> CompressedImage:
         """What the method leaves of an image.

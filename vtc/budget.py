@@ -10,9 +10,9 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vtc.allowed import SHARE, number, whole
+from vtc.allowed import SHARE, number, one_of, whole
 from vtc.errors import UserError
 from vtc.identity import setting
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vtc.interface import BackboneShape, Compressor
 
 BUDGETS = ("tokens", "ratio", "compression", "flops")
+EACH, MEAN = "each", "mean"  # whether every image has the budget, or images have it in the mean
 PROMPT = 64  # text tokens of the prompt in FLOPs budgets: Victor's efficiency protocol
 
 
@@ -27,12 +28,16 @@ PROMPT = 64  # text tokens of the prompt in FLOPs budgets: Victor's efficiency p
 class Budget:
     """At most one of the four is set; none set means the method's default.
 
+    What they come to is a number of visual tokens that each image has left, or, where `spread` is `mean`, that the
+    images of a task have in the mean.
+
     Attributes:
         tokens: visual tokens left per image at the end, exactly.
         ratio: the same as a share of the visual tokens that the backbone has, in (0, 1].
         compression: LLaVolta's compression ratio (eq. 3): visual tokens of all layers, uncompressed / compressed, in
             every pass of the decoder; ≥ 1.
         flops: at most these prefill FLOPs, of decoder and method, relative to uncompressed (64 text tokens), in (0, 1].
+        spread: `budget=` on the command line, `each` or `mean`.
     """
 
     tokens: int | None = setting(None, allowed=whole(1).or_null())
@@ -41,18 +46,34 @@ class Budget:
         None, allowed=number("a number from 1 on (5.57 is LLaVolta's 557 %)", least=1).or_null()
     )
     flops: float | None = setting(None, allowed=SHARE.or_null())
+    spread: str = setting(EACH, allowed=one_of(EACH, MEAN), later=True)
 
     def __post_init__(self) -> None:
         if len(self.requested) > 1:
             text = ", ".join(f"{k}={v}" for k, v in self.requested.items())
             raise UserError(f"{text}: give only one of tokens, ratio, compression, flops")
         for field in fields(self):
-            field.metadata["allowed"].check(field.name, getattr(self, field.name))
+            key = "budget" if field.name == "spread" else field.name
+            field.metadata["allowed"].check(key, getattr(self, field.name))
 
     @property
     def requested(self) -> dict[str, float]:
         """What the user set, e.g. `{"tokens": 16}`; empty if nothing."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return {key: getattr(self, key) for key in BUDGETS if getattr(self, key) is not None}
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether images differ in how many tokens they have left."""
+        return self.spread == MEAN
+
+    @property
+    def is_default(self) -> bool:
+        """Whether nothing was asked for."""
+        return not self.requested and not self.is_mean
+
+    def config(self) -> dict[str, Any]:
+        """In the words of the command line; `budget` where it isn't what goes without saying."""
+        return {key: getattr(self, key) for key in BUDGETS} | ({"budget": self.spread} if self.is_mean else {})
 
     def resolve(self, method: Compressor) -> int | None:
         """Visual tokens per image that are left at the end; None: the method's default.
@@ -67,10 +88,17 @@ class Budget:
         Raises:
             UserError: this method can't meet the budget on this backbone.
         """
+        if self.is_mean and not method.spreads:
+            raise UserError(
+                f"budget={MEAN}: {method.name} leaves every image as many tokens; allowed: budget={EACH}, or a method "
+                "that says how complex an image is (prunesid)"
+            )
         if not self.requested:
             return None
         shape, full = method.shape, method.shape.visual_tokens
         key, value = next(iter(self.requested.items()))
+        if type(method).repairs and self.tokens != (full or 0) and self.ratio != 1:
+            raise UserError(f"{key}={value}: {method.name} leaves every token; put it behind a method that merges")
         if full is None:
             if self.tokens is None:
                 raise UserError(f"{key}={value}: {shape.name} has no fixed number of visual tokens; use tokens=")

@@ -183,7 +183,7 @@ def fit_to(job: Job, data: DataSettings) -> Fit:
     shape, met, budget = backbone.shape, budget_of(job, backbone.shape), job.budget_in_words
     batches = read(job, data, backbone)
     whole = [one_pass(backbone, Fitting(shape), batch) for batch in batches]
-    counts = [row for fitting in whole for row in fitting.counts()]
+    counts = [row for fitting in whole for row in fitting.tokens_seen()]
     if not counts:
         raise UserError(f"calibrate.path={job.calibrate.path}: none of {job.calibrate.samples} samples has a picture")
     if met(counts):
@@ -192,7 +192,7 @@ def fit_to(job: Job, data: DataSettings) -> Fit:
     def run(alpha: float) -> list[list[int]]:
         pairs = [(batch, first) for batch, first in zip(batches, whole, strict=True) if first.left]
         passes = [one_pass(backbone, Fitting(shape, alpha, first.unpruned), batch) for batch, first in pairs]
-        return [row for fitting in passes for row in fitting.counts()]
+        return [row for fitting in passes for row in fitting.tokens_seen()]
 
     def tell(alpha: float, counts: Counts, is_met: bool) -> None:
         before, after = (fmean(row[at] for row in counts) for at in (0, -1))

@@ -63,18 +63,18 @@ class Comparison:
         self._loaded: OrderedDict[tuple[str, int | None], Model] = OrderedDict()
 
     def methods(self) -> list[str]:
-        """The methods that can be asked on this backbone: those it has what they need of, with weights where they need
-        some."""
-        out = []
-        for name in registry.methods.names():
-            for tokens in (None, *BUDGETS):
-                try:
-                    self._job(name, tokens)
-                except (UserError, ImportError):
-                    continue
-                out.append(name)
-                break
-        return out
+        """The methods that can be asked on this backbone."""
+        return [name for name in registry.methods.names() if self.can(name)]
+
+    def can(self, method: str) -> bool:
+        """Whether the backbone has what a method needs of it, and there are weights where it needs some."""
+        for tokens in (*BUDGETS, None):
+            try:
+                self._job(method, tokens)
+            except (UserError, ImportError):
+                continue
+            return True
+        return False
 
     def answer(self, picture: Image, question: str, one: str, other: str, tokens: int) -> tuple[Side, Side]:
         """What two methods, each at so many tokens, say to a question about a picture."""
@@ -83,10 +83,9 @@ class Comparison:
             return self._side(picture, question, one, tokens), self._side(picture, question, other, tokens)
 
     def _job(self, method: str, tokens: int | None) -> Job:
-        from vtc.visualize.panels import jobs
+        from vtc.visualize.panels import job_of
 
-        budgets = None if tokens is None or method == "none" else [f"tokens={tokens}"]
-        return jobs(self.job, [method], budgets)[-1]
+        return job_of(self.job, method, None if tokens is None or method == "none" else f"tokens={tokens}")
 
     def _model(self, method: str, tokens: int | None) -> Model:
         key = (method, None if method == "none" else tokens)
@@ -148,16 +147,15 @@ def serve(job: Job, browser: bool = False) -> tuple[Any, str]:
     """
     if find_spec("gradio") is None:
         raise UserError("action=demo: needs Gradio, which is not installed; pip install 'vtc[demo]'")
-    comparison = Comparison(job)
-    methods = comparison.methods()
     first = list(job.demo.methods or ("fastv", "divprune"))
     if len(first) > 2:
         raise UserError(f"method=[{','.join(first)}]: the page compares two; allowed: one or two")
-    for name in first:
-        if name not in methods:
-            comparison._job(name, None)  # which says why
-            methods.append(name)
+    comparison = Comparison(job)
     tokens = _tokens(job, comparison)
+    for name in first:
+        if not comparison.can(name):
+            comparison._job(name, None)  # which says why
+    methods = list(dict.fromkeys([*comparison.methods(), *first]))
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
     page = _page(comparison, methods, first, tokens)
     import gradio

@@ -129,7 +129,7 @@ class Job:
         """
         from vtc.methods import make
 
-        budget = self.budget.resolve if self.budget.requested else None
+        budget = None if self.budget.is_default else self.budget.resolve
         return make(self.method.name, budget, self.shape, **self.method.options)
 
     @cached_property
@@ -251,7 +251,8 @@ class Job:
 
     @property
     def budget_in_words(self) -> str:
-        """`tokens=16`; with those of a composition's earlier parts, where they are set, `tokens=36-16`."""
+        """`tokens=16`; with those of a composition's earlier parts, `tokens=36-16`; of a mean, `mean tokens=16`."""
+        mean = "mean " if self.budget.is_mean else ""
         earlier = [self.method.options.get(key) or {} for key in [*parts(self.method.name)][:-1]]
         budgets = [
             next(((key, part[key]) for key in BUDGETS if part.get(key) is not None), None)
@@ -261,8 +262,8 @@ class Job:
             budgets = budgets[-1:]
         keys = {budget[0] for budget in budgets if budget}
         if len(keys) == 1:
-            return f"{keys.pop()}={'-'.join(str(budget[1]) if budget else 'auto' for budget in budgets)}"
-        return "-".join(f"{budget[0]}={budget[1]}" if budget else "auto" for budget in budgets) if keys else ""
+            return f"{mean}{keys.pop()}={'-'.join(str(budget[1]) if budget else 'auto' for budget in budgets)}"
+        return "-".join(f"{b[0]}={b[1]}" if b else "auto" for b in budgets) if keys else mean.strip()
 
     @property
     def command(self) -> str:
@@ -280,7 +281,7 @@ class Job:
             "backbone": backbone,
             "method": {"name": self.method.name, **self.method.options},
             "benchmark": {k: v for k, v in dataclasses.asdict(self.benchmark).items() if v is not None},
-            **{key: getattr(self.budget, key) for key in BUDGETS},
+            **self.budget.config(),
             **({"profile": dataclasses.asdict(self.profile)} if self.profile else {}),
             **({"training": dataclasses.asdict(self.training)} if self.training else {}),
             "checkpoint": self.checkpoint,
@@ -296,7 +297,7 @@ def launched() -> int:
 
 def uncompressed(overrides: tuple[str, ...]) -> tuple[str, ...]:
     """The same overrides without those that say how to compress."""
-    dropped = ("method", "layer_scale", "checkpoint", "resume", *BUDGETS)
+    dropped = ("method", "layer_scale", "checkpoint", "resume", "budget", *BUDGETS)
     keys = {o: o.lstrip("+~").split("=")[0] for o in overrides}
     kept = [o for o, key in keys.items() if key.split(".")[0] not in dropped and key != "benchmark.picture"]
     return (*kept, "method=none")

@@ -58,7 +58,8 @@ FIELDS: dict[str, Any] = {
     "checkpoint": {"manifest": {"seconds": COUNT}},
     "budget": dict.fromkeys(
         ("visual_tokens_in", "visual_tokens_out", "layer_average_tokens", "compression_ratio", "flops_ratio"), COUNT
-    ),
+    )
+    | {"spread": dict.fromkeys(("tokens_sd", "tokens_least", "tokens_most", "flops_ratio"), COUNT)},
     "scores": [
         MEAN
         | {

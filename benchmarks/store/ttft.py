@@ -97,17 +97,10 @@ def flops(run: Callable[[], Any]) -> float:
 def limit(backbone: Any, run: Callable[[], Any]) -> float:
     """Seconds that the decoder's pass of `run` takes at best, see `vtc.profiling.limits`."""
     from vtc.profiling import machine
-    from vtc.profiling.counter import product_counter
-    from vtc.profiling.limits import Work
+    from vtc.profiling.limits import Work, counting
 
     work = Work()
-
-    def note(product: tuple[int, int, int, int] | None, attention: float) -> None:
-        work.attention += attention
-        if product is not None:
-            work.products[machine.Product(*product)] += 1
-
-    with product_counter(note):
+    with counting(lambda: work):
         run()
     read = [*backbone.decoder.layers.parameters(), *backbone.model.get_output_embeddings().parameters()]
     work.bytes = float(sum(p.numel() * p.element_size() for p in read))

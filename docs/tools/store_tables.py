@@ -51,7 +51,7 @@ def scale_part(root: Path) -> str:
     for size in content["sizes"]:
         rows.append(
             [
-                str(size["width"]), f"{size['rows']:,}", "IVF-PQ" if size["indexed"] else "none",
+                str(size["width"]), f"{size['rows']:,}", "IVF-RaBitQ" if size["indexed"] else "none",
                 _time(size["seconds_to_build"]) if size["indexed"] else "–", f"{size['p50_ms']:.1f}",
                 f"{size['p95_ms']:.1f}",
                 f"{size['processor_p95_ms']:.1f}", f"{size['recall_at_10']:.3f}", _bytes(size["memory_bytes"]),

@@ -18,6 +18,7 @@ REAL = {
     "llava_onevision_05b": (24, 896, 2, 152000),
     "llava_onevision_7b": (28, 3584, 4, 152128),
     "llava_onevision_72b": (80, 8192, 8, 152128),
+    "llava_video_7b": (28, 3584, 4, 152128),
 }
 
 
@@ -143,6 +144,12 @@ def test_any_folder_of_the_architecture_loads(tmp_path) -> None:
     assert torch.equal(inputs["input_ids"], again["input_ids"])
     with torch.no_grad():
         assert torch.allclose(backbone.model(**again).logits, plain.model(**inputs).logits, atol=1e-5)
+
+
+def test_llava_videos_own_layout_is_refused_by_its_name(tmp_path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llava_qwen", "hidden_size": 3584}')
+    with pytest.raises(UserError, match="a llava_qwen model; this backbone reads llava_onevision ones"):
+        shape_of({"name": "llava_video_7b", "pretrained": str(tmp_path)})
 
 
 @pytest.mark.parametrize("name", ["avgpool", "mqt", "qformer", "tome"])

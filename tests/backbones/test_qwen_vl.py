@@ -16,9 +16,22 @@ from vtc.engine import compressing
 from vtc.interface import REGISTER, Compressor, Context, TokenSequence
 from vtc.methods import build
 from vtc.testing.runs import generation
-from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl
+from vtc.testing.tiny_qwen import SIDE, tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl, tiny_qwen3_vl_moe
 
-TINY = {"qwen2vl_2b": tiny_qwen2_vl, "qwen25vl_3b": tiny_qwen2_5_vl, "qwen3vl_2b": tiny_qwen3_vl}
+
+def exact_experts(image_size: int | None = SIDE) -> QwenVL:
+    """What transformers takes for experts by default knows no float64."""
+    backbone = tiny_qwen3_vl_moe(image_size)
+    backbone.model.set_experts_implementation("eager")
+    return backbone
+
+
+TINY = {
+    "qwen2vl_2b": tiny_qwen2_vl,
+    "qwen25vl_3b": tiny_qwen2_5_vl,
+    "qwen3vl_2b": tiny_qwen3_vl,
+    "qwen3vl_30b_a3b": exact_experts,
+}
 families = pytest.mark.parametrize("tiny", TINY.values(), ids=list(TINY))
 QUESTIONS = ["what is this ?", "one two", "the red circle is", "left"]
 # rows: two images of different sizes and a video of 3 pictures · a video of 2 · an image · text
@@ -398,3 +411,36 @@ def test_attention_rows_are_what_eager_attention_pays(tiny) -> None:
                 backbone.model(**inputs, use_cache=cached)
         for row, layer in ((method.paid, 1), (method.ahead, 2)):
             torch.testing.assert_close(row, eager[layer][:, :, -1].mean(1), atol=1e-5, rtol=0)
+
+
+# ---------------------------------------------------------------------- experts
+def test_experts_see_each_token_alone_and_cost_what_a_token_goes_through() -> None:
+    """The choice is the token's own; the MLP is as wide as the experts that are chosen; LoRA is in no expert."""
+    backbone = exact_experts()
+    shape, layer = backbone.shape, backbone.decoder.layers[1]
+    assert (shape.experts, shape.intermediate) == (4, 2 * 32)
+    hidden = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        whole = layer.mlp(hidden)
+        assert torch.allclose(whole[:, [1, 4, 7]], layer.mlp(hidden[:, [1, 4, 7]]), atol=1e-6)
+        chosen = layer.mlp.gate(hidden.flatten(0, 1))[2]
+        assert chosen.shape == (9, 2) and len({tuple(sorted(row)) for row in chosen.tolist()}) > 1
+    backbone.add_adapters(["a"], rank=3, alpha=3.0)
+    lora = [p.numel() for n, p in backbone.decoder.named_parameters() if ".lora_" in n]
+    assert sum(lora) == shape.depth * shape.adapter_parameters(3)
+
+
+def test_flops_of_experts_are_what_torch_counts() -> None:
+    """Attention and two experts of four, and the router that chooses them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from vtc.interface import flops
+
+    backbone = exact_experts()
+    counter = FlopCounterMode(display=False)
+    layer, hidden = backbone.decoder.layers[1].mlp, torch.randn(1, 24, 32)
+    with torch.no_grad(), counter:
+        layer(hidden)
+    shape = backbone.shape
+    attention = 2 * 24 * 32 * 16 * (2 * 4 + 2 * 2) + 4 * (24 * 24 / 2) * 4 * 16
+    assert counter.get_total_flops() == flops.layer(shape, 24) - attention

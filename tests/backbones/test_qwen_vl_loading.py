@@ -74,7 +74,7 @@ def test_the_templates_are_the_families() -> None:
     image = "<|vision_start|><|image_pad|><|vision_end|>"
     user = f"<|im_start|>user\n{image}What is it?<|im_end|>\n<|im_start|>assistant\n"
     for name, tiny in TINY.items():
-        system = "" if name == "qwen3vl_2b" else "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        system = "" if name.startswith("qwen3vl") else "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         assert tiny().prompt("What is it?") == system + user
 
 
@@ -138,6 +138,8 @@ def test_methods_of_the_tower_say_no_by_name(size: int | None) -> None:
         ("qwen3vl_4b", 4438, 36, 32, 8, 32),
         ("qwen3vl_8b", 8767, 36, 32, 8, 32),
         ("qwen3vl_32b", 33357, 64, 64, 8, 32),
+        ("qwen3vl_30b_a3b", 31071, 48, 32, 4, 32),
+        ("qwen3vl_235b_a22b", 235670, 94, 64, 4, 32),
     ],
 )
 def test_released_sizes_need_no_network(

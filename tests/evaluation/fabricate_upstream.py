@@ -31,8 +31,8 @@ SENTENCES = (
 )
 
 
-def png(seed: int, size: int = 24) -> dict[str, Any]:
-    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+def png(seed: int, width: int = 24, height: int = 24) -> dict[str, Any]:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return {"bytes": buffer.getvalue(), "path": None}

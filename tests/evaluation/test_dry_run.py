@@ -57,6 +57,14 @@ def test_passes_that_a_method_runs_itself_are_counted(tmp_path: Path, monkeypatc
     assert "× uncompressed)" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_budget_that_is_a_mean_is_said_to_be_one(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given, mean in ((["budget=mean"], ", in the mean over a task"), ([], "")):
+        assert main(["method=prunesid", "tokens=16", *given, "dry_run=true"]) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert f"16 of 144 visual tokens an image at the end{mean}; by layer 6 × 16" in out
+
+
 def test_memory_of_quantised_weights(tmp_path: Path, monkeypatch, capsys) -> None:
     """6.476 B weights of the decoder's linear layers, by hand; the other 0.587 B stay at two bytes."""
     from vtc.backbones import loading

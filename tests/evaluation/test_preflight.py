@@ -154,6 +154,18 @@ def test_videos_that_are_not_there(refused, monkeypatch, tmp_path):
     assert "has no MSVD_Zero_Shot_QA/test_a.json" in line
 
 
+def test_videos_that_a_mirror_lacks(refused, monkeypatch, tmp_path):
+    """A group is spoken of as one; upstream would load 44 GB, or say of each sample that its video isn't there."""
+    from vtc.backbones.llava import Llava
+
+    line = refused("benchmark=long_video", "benchmark.tasks=[egoschema_subset,mvbench]")
+    assert "benchmark.tasks=egoschema_subset,mvbench: asks about videos, and backbone=pocket reads none" in line
+    monkeypatch.setattr(Llava, "video_text", "<video>")
+    data = lists(tmp_path / "data", "OpenGVLab/MVBench")
+    line = refused("benchmark=long_video", "benchmark.tasks=[mvbench]", data)
+    assert f"benchmark.tasks=mvbench: {data} has no mvbench_video, the folder of its videos" in line
+
+
 def test_questions_that_are_scored_as_one(refused):
     line = refused("benchmark=llava", "benchmark.tasks=[mme]", "benchmark.limit=5")
     assert line == "vtc: benchmark.limit=5: mme scores 2 questions as one; allowed: a multiple of 2"
@@ -192,8 +204,9 @@ def test_a_dry_run_of_every_suite_says_what_it_takes_and_what_is_missing(name, c
     out = capsys.readouterr().out
     for task, entry in suite.suites()[name]["about"].items():
         assert f"{task}: {entry['data']} (" in out
-    first = {"captions": "needs Java", "video": "reads none", "video_judged": "OPENAI_API_KEY is not set",
-             "victor12": "OPENAI_API_KEY is not set", "llavolta13": "OPENAI_API_KEY is not set"}  # fmt: skip
+    first = {"captions": "needs Java", "video": "reads none", "long_video": "reads none",
+             "video_judged": "OPENAI_API_KEY is not set", "victor12": "OPENAI_API_KEY is not set",
+             "llavolta13": "OPENAI_API_KEY is not set"}  # fmt: skip
     missing = [line for line in out.splitlines() if line.startswith("missing")]
     assert (len(missing) == 1 and first[name] in missing[0]) if name in first else not missing
     assert "would be written to" in out and not list(Path.cwd().iterdir())

@@ -98,15 +98,20 @@ def compressed(pocket) -> list[str]:
 
 
 @pytest.fixture(scope="module")
+def mean(compressed) -> list[str]:
+    return ["method=prunesid", "budget=mean", *compressed[1:]]
+
+
+@pytest.fixture(scope="module")
 def own(questions) -> list[str]:
     return ["method=none", "benchmark=jsonl", f"data={questions}", "backbone.device=cpu", "batch_size=1"]
 
 
 @pytest.fixture(scope="module")
-def two(compressed, own, tmp_path_factory):
+def two(compressed, mean, own, tmp_path_factory):
     """(folder, what two processes said, what each did) for all commands of the tests below, in one launch."""
     folder = tmp_path_factory.mktemp("two")
-    wanted = {"compressed": (compressed, None), "own": (own, None)}
+    wanted = {"compressed": (compressed, None), "mean": (mean, None), "own": (own, None)}
     wanted |= {fault: ([*own, f"seed={i}"], fault) for i, fault in enumerate(FAULTS, 1)}
     wanted |= {"again": ([*own, "seed=3"], None)}
     wanted |= {"profile": (["action=profile"], None), "spread": ([*own, "seed=9", "backbone.device_map=auto"], None)}
@@ -145,6 +150,19 @@ def test_two_processes_score_what_one_does_sample_by_sample(two, compressed, alo
     generated = frame[frame["task"].isin(TASKS[:3]) & frame["score"].notna()]
     assert set(generated["tokens_kept"]) == {16} and set(generated["tokens_in"]) == {144}
     assert b["run"]["device"] and "accelerate launch --num_processes 2 -m vtc" in results.load(twin)["run"]["command"]
+
+
+@pytest.mark.slow
+def test_a_mean_is_over_all_pictures_whoever_answers(two, mean, alone, tmp_path):
+    folder, told, did = two
+    assert codes(did["mean"]) == [0, 0], told
+    one = alone([*mean, f"output_dir={tmp_path}"])
+    frame = results.samples(folder / one.parent.name / one.name)
+    pd.testing.assert_frame_equal(results.samples(one), frame, check_exact=True)
+    left = frame.dropna(subset="tokens_kept").groupby("task")["tokens_kept"]
+    assert left.nunique().min() > 3 and left.mean().max() <= 16 and left.mean().min() > 15
+    # Each process looks at the four batches of each task, and answers two of them; the baseline is there already.
+    assert [each["batches"] for each in did["mean"]] == [len(TASKS) * (4 + 2)] * 2
 
 
 @pytest.mark.slow

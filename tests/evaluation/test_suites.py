@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fabricate_upstream import ANSWERS, FULL, NONSENSE, mirror
+from fabricate_recent import ANSWERS, mirror
+from fabricate_upstream import FULL, NONSENSE
 from judge import local_judge
 
 from vtc import results
@@ -19,6 +20,7 @@ SUITES = suite.suites()
 PATHS: dict[str, Path] = {}  # run id → its result
 QUICK = ProfileSettings(batch_size=1, prompt_tokens=8, new_tokens=(2, 4), repeats=1, first_token_repeats=1)
 TASKS = list(dict.fromkeys(task for content in SUITES.values() for task in content["about"]))
+NAMED = {member: task for task in TASKS for member in catalogue.members(task, catalogue.files())}  # a group's tasks: it
 
 pytestmark = pytest.mark.usefixtures("manager")
 
@@ -58,7 +60,7 @@ def score(data, weights, tmp_path_factory):
         for question in questions:
             request = self.requests[question.index]
             doc = self.task_dict[request.task_name][request.args[5]][request.doc_id]
-            text = ANSWERS[request.task_name](doc)[0 if answers_right else 1]
+            text = ANSWERS[NAMED[request.task_name]](doc)[0 if answers_right else 1]
             assert question.shown and question.text.strip()
             out.append((GenerationResult(text, TokenCounts(input_tokens=20, output_tokens=1)), kept))
         return out
@@ -204,6 +206,11 @@ def test_every_suite_of_the_issue_is_there():
         "video": 3,
         "hallucination": 4,
         "documents": 6,
+        "long_video": 6,
+        "grounding": 8,
+        "fine_detail": 5,
+        "reasoning": 2,
+        "multi_image": 2,
     }
     assert wanted.items() <= {name: len(content["about"]) for name, content in SUITES.items()}.items()
     assert set(TASKS) == set(ANSWERS), "every task is fabricated, and nothing else"
@@ -213,13 +220,18 @@ def test_every_suite_of_the_issue_is_there():
 def test_what_a_suite_says_is_what_the_task_is(task):
     entries = [content["about"][task] for content in SUITES.values() if task in content["about"]]
     assert all(entry == entries[0] for entry in entries), "the same in every suite that has it"
-    about, own = suite.about({}, task), catalogue.settings(catalogue.files()[task])
+    members = catalogue.members(task, catalogue.files())
+    about, (own, *rest) = suite.about({}, task), [catalogue.settings(catalogue.files()[name]) for name in members]
+    looked_at = ("metric_list", "dataset_path", "dataset_kwargs", "generation_kwargs")
+    assert all(own[key] == other[key] for other in rest for key in looked_at if key in own), "one stands for all"
     metrics = [m["metric"] for m in own["metric_list"]]
     assert about.metric in metrics and about.data == own["dataset_path"] and about.paper and about.licence
-    longest = own["generation_kwargs"].get("max_new_tokens")
+    longest = own.get("generation_kwargs", {}).get("max_new_tokens")
     assert (longest is None) == (about.max_new_tokens is not None), "set once: by the task, or by the suite"
-    source = Path(catalogue.files()[task]).parent
-    code = "".join(p.read_text(encoding="utf-8") for p in source.glob("*utils*.py"))
+    source = Path(catalogue.files()[members[0]]).parent
+    functions = [own.get("process_results", ""), *(m["aggregation"] for m in own["metric_list"])]
+    modules = {name.split(".")[0] for name in functions}  # RefCOCO's folder has captions, too, which need Java
+    code = "".join(p.read_text(encoding="utf-8") for p in source.glob("*utils*.py") if p.stem in modules)
     if source.is_relative_to(catalogue.upstream()):
         assert ("PTBTokenizer" in code) == ("java" in about.requires)
     if about.instead:

@@ -108,11 +108,15 @@ def method_of(case: Case, backbone: Backbone) -> Compressor:
     return method
 
 
+BEHIND = {"ppe": Case("kmeans+ppe", 5, {"ppe": {"positions": 3}})}  # what has nothing to do by itself
+
+
 def of_methods() -> Iterator[tuple[str, Any, Callable[[], Numbers]]]:
     """(name, version, how the numbers are computed) of every method, compositions apart."""
     for case in FIRST:
         if len(parts(case.name)) == 1:
-            yield case.name, methods.get(case.name).version, lambda case=case: _method(case)
+            run = BEHIND.get(case.name, case)
+            yield case.name, methods.get(case.name).version, lambda run=run: _method(run)
 
 
 def _method(case: Case) -> Numbers:

@@ -311,7 +311,7 @@ def test_a_pass_of_the_fit_equals_eager_attention_by_loops(alpha: float) -> None
         second = Fitting(backbone.shape, alpha, first.unpruned)
         with compressing(backbone, second):
             backbone.model(**inputs, position_ids=place_ids, use_cache=False)
-    assert first.counts() == [[16] * 4] * 3
+    assert first.tokens_seen() == [[16] * 4] * 3
     for row in range(3):
         real = inputs["attention_mask"][row].bool()
         ids = inputs["input_ids"][row, real]
@@ -345,7 +345,7 @@ def test_a_pass_of_the_fit_equals_eager_attention_by_loops(alpha: float) -> None
                         there[alive[columns[n]]] = False
                 hides[layer] = ~there
                 counts[rounds].append(int((there & ~text).sum()))
-        assert second.counts()[row] == counts["pruned"]
+        assert second.tokens_seen()[row] == counts["pruned"]
 
 
 def test_pruning_stops_once_the_budget_is_met() -> None:

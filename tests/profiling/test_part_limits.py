@@ -26,6 +26,7 @@ CHOICES = {
     "qwen2_vl": "qwen2vl_7b",
     "qwen2_5_vl": "qwen25vl_7b",
     "qwen3_vl": "qwen3vl_8b",
+    "qwen3_vl_moe": "qwen3vl_30b_a3b",
     "internvl": "internvl3_1b",
     "idefics3": "idefics3_8b",
     "smolvlm": "smolvlm2_2b",

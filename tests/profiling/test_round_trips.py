@@ -24,6 +24,7 @@ MOST = {
     "visionzip": 8, "vispruner": 2, "voco": 5,
     "scope": 2, "vtw": 2,
     "fastvid": 23, "hiprune": 5, "holitom": 32, "holov": 3, "mmtok": 3, "pact": 62, "prunevid": 32, "vscan": 13,
+    "ppe": 2, "prunesid": 4,
 }  # fmt: skip
 
 

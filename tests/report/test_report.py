@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fabricated import TASKS, make
+from fabricated import TASKS, edit, make
 
 from vtc import results
 from vtc.cli import main
@@ -56,6 +56,24 @@ def test_the_command_writes_everything(sweep: Path, tmp_path: Path, capsys, monk
     assert page.count('id="plotly"') == 1 and page.count('id="datatables"') == 1
     assert "http://" not in page and "https://" not in page and '.png"' not in page, "one file, nothing to fetch"
     assert (folder / "table.md").read_text().count("| fwd2bot |") >= 3
+
+
+def test_a_budget_that_is_a_mean_stands_beside_its_like(sweep: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    """It is told from the run in which each picture has as many, in the rows and in the tests of differences."""
+    make(sweep, "prunesid", 16, 0.8, stderr=0.001)
+    folder = make(sweep, "prunesid", 16, 0.85, stderr=0.001, budget="mean", run_id="mean")
+    spread = {"tokens_sd": 2.5, "tokens_least": 9.0, "tokens_most": 23.0, "flops_ratio": 0.4}
+    edit(folder, budget__visual_tokens_out=15.96, budget__spread=spread)
+    monkeypatch.chdir(tmp_path)
+    assert main(["action=report", "report.figures=[]"]) == 0
+    table = pd.read_csv(sweep / "report" / "table.csv").set_index("method")
+    rows = table[table.index.str.startswith("prunesid")]
+    each, mean = "prunesid (budget=each)", "prunesid (budget=mean)"
+    assert sorted(rows.index) == [each, mean] and set(rows.tokens) == {16}
+    assert rows.tokens_sd[mean] == 2.5 and math.isnan(rows.tokens_sd[each])
+    assert table.tokens_sd.notna().sum() == 1
+    page = (sweep / "report" / "table.md").read_text()
+    assert f"| 16 | {mean} | {each} |" in page or f"| 16 | {each} | {mean} |" in page
 
 
 def test_figures_for_a_paper(sweep: Path, tmp_path: Path, monkeypatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -164,6 +165,16 @@ def test_an_index_is_made_once_and_takes_new_rows_in(tmp_path) -> None:
     assert table.index() == name
     after = table._table.index_stats(str(name))
     assert (stats.num_indexed_rows, after.num_indexed_rows, after.num_unindexed_rows) == (1000, 1100, 0)
+
+
+def test_an_index_needs_whole_bytes_of_codes(tmp_path) -> None:
+    """Embeddings of 12 numbers have none, and are compared with all."""
+    table = Table.make(str(tmp_path / "store"), 12, "float16", {})
+    rows = [replace(row, vector=row.vector[:12] / np.linalg.norm(row.vector[:12])) for row in images(1000)]
+    table.put(rows)
+    table.tidy(indexed_from=1000)
+    assert table.index() is None
+    assert table.nearest(rows[7].vector, 1)[0].path == rows[7].path
 
 
 def test_what_is_no_store(tmp_path) -> None:

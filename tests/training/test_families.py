@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from vtc.configuration import parse
 from vtc.testing.tiny_llava import tiny_llava_next
-from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen3_vl
+from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_qwen3_vl_moe
 from vtc.testing.tiny_tiles import tiny_idefics3, tiny_internvl
 from vtc.training import train
 
@@ -26,6 +26,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "internvl3_1b": tiny_internvl,
     "llava_next_vicuna_7b": tiny_llava_next,
     "qwen25vl_7b": tiny_qwen2_5_vl,
+    "qwen3vl_30b_a3b": tiny_qwen3_vl_moe,
     "qwen3vl_4b": tiny_qwen3_vl,
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vtc.backbones import refused
 from vtc.errors import UserError
 from vtc.registry import families
 
@@ -25,6 +26,8 @@ def wrap(model: Any, processor: Any | None = None, image_size: int | None = None
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
     family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    if family in refused.WHY and family not in families.names():
+        raise UserError(f"model={family}: no backbone adapter for it: {refused.WHY[family]}")
     if family not in families.names():
         raise UserError(f"model={family}: no backbone adapter for it; there is one for {', '.join(families.names())}")
     return families.get(family).wrap(model, processor, image_size=image_size)

@@ -32,7 +32,7 @@ def tuner_layers(module: nn.Module) -> list[Any]:
 def activate(layers: list[Any], names: list[str]) -> None:
     """Makes these adapters the active ones, without touching `requires_grad` as peft's `set_adapter` does."""
     for layer in layers:
-        layer._active_adapter = names
+        vars(layer)["_active_adapter"] = names  # a module's own way to set an attribute looks for parameters first
 
 
 def remove(module: nn.Module) -> None:
@@ -48,7 +48,7 @@ def remove(module: nn.Module) -> None:
 
 
 @contextmanager
-def _active(layers: list[Any], names: list[str]) -> Iterator[None]:
+def active(layers: list[Any], names: list[str]) -> Iterator[None]:
     """These adapters, then those of before."""
     before = [layer._active_adapter for layer in layers]
     activate(layers, names)
@@ -56,7 +56,7 @@ def _active(layers: list[Any], names: list[str]) -> Iterator[None]:
         yield
     finally:
         for layer, was in zip(layers, before, strict=True):
-            layer._active_adapter = was
+            vars(layer)["_active_adapter"] = was
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def using(layers: Iterable[Any], name: str | None) -> Iterator[None]:
             replaced.append((layer, layer._gradient_checkpointing_func))
             layer._gradient_checkpointing_func = _remembering(layer._gradient_checkpointing_func, tuners, names)
     try:
-        with _active(every, names):
+        with active(every, names):
             yield
     finally:
         for layer, function in replaced:
@@ -87,7 +87,7 @@ def using(layers: Iterable[Any], name: str | None) -> Iterator[None]:
 def _remembering(checkpoint, layers: list[Any], names: list[str]):
     def wrapped(forward, *args):
         def under(*inner):
-            with _active(layers, names):
+            with active(layers, names):
                 return forward(*inner)
 
         return checkpoint(under, *args)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vtc.backbones import loading
+from vtc.backbones import loading, refused
 from vtc.backbones.parts import Parts
 from vtc.errors import UserError
 from vtc.interface import BackboneShape
@@ -24,10 +24,15 @@ def decoder_sizes(text: Any) -> dict[str, Any]:
     """What a decoder's configuration says of it, as `BackboneShape` names it."""
     width, heads = text.hidden_size, text.num_attention_heads
     head = getattr(text, "head_dim", None)
+    intermediate = text.intermediate_size
+    experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None)  # as transformers saves it
+    if experts:  # the expert MLPs that a token goes through are to arithmetic one of their width together
+        intermediate = text.num_experts_per_tok * text.moe_intermediate_size
     return {
         "depth": text.num_hidden_layers,
         "width": width,
-        "intermediate": text.intermediate_size,
+        "intermediate": intermediate,
+        **({"experts": experts} if experts else {}),
         "heads": heads,
         "kv_heads": getattr(text, "num_key_value_heads", None) or heads,
         "vocab": text.vocab_size,
@@ -91,8 +96,10 @@ class Backbone(Parts):
     def check_config(cls, config: Any, source: str) -> None:
         """Raises `UserError` unless this configuration, read at `source`, is of this family."""
         if config.model_type != cls.model_type:
+            why = refused.WHY.get(config.model_type)
             raise UserError(
                 f"backbone.pretrained={source}: a {config.model_type} model; this backbone reads {cls.model_type} ones"
+                + (f", and none reads these yet: {why}" if why else "")
             )
 
     @classmethod

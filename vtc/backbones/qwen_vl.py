@@ -303,9 +303,19 @@ class Qwen2_5VL(QwenVL):
 
 
 class Qwen3VL(QwenVL):
-    """Any `Qwen3VLForConditionalGeneration` (the dense ones)."""
+    """Any `Qwen3VLForConditionalGeneration`, the dense ones."""
 
     model_type, model_class = "qwen3_vl", "Qwen3VLForConditionalGeneration"
     version = 1
     template = chatml(QwenVL.image_text, str(QwenVL.video_text))
     pixels = 256**2, 4096**2
+
+
+class Qwen3VLMoe(Qwen3VL):
+    """Any `Qwen3VLMoeForConditionalGeneration`: the same, but that a router sends each token through some of many MLPs.
+
+    Which ones is told by the token's own hidden state, so that what is dropped changes nothing there.
+    """
+
+    model_type, model_class = "qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration"
+    version = 1

@@ -22,6 +22,7 @@ B = TypeVar("B", bound="Backbone")
 SEED = 0
 WIDTHS = ("hidden_size", "embed_dim", "out_hidden_size")
 HEADS = ("num_attention_heads", "num_heads")
+MLPS = ("intermediate_size", "moe_intermediate_size")
 
 
 # -- sizes
@@ -47,7 +48,7 @@ def narrowed(sizes: Mapping[str, Any], width: int, name: str) -> dict[str, Any]:
 
 
 def _narrowed_part(part: Mapping[str, Any], width: int) -> dict[str, Any]:
-    out = {**part} | {key: part[key] // width for key in (*WIDTHS, *HEADS, "intermediate_size") if key in part}
+    out = {**part} | {key: part[key] // width for key in (*WIDTHS, *HEADS, *MLPS) if key in part}
     if "num_key_value_heads" in part:
         out["num_key_value_heads"] = max(1, part["num_key_value_heads"] // width)
     return out
@@ -199,8 +200,10 @@ def _qwen(config: Any, family: type[Backbone]) -> tuple[Any, dict[str, int]]:
         "merge_size": vision.spatial_merge_size,
         "temporal_patch_size": vision.temporal_patch_size,
     }
-    clip = "Qwen3VLVideoProcessor" if family.model_type == "qwen3_vl" else "Qwen2VLVideoProcessor"
-    processor = getattr(transformers, family.model_class.replace("ForConditionalGeneration", "Processor"))(
+    new = family.model_type.startswith("qwen3_vl")
+    clip = "Qwen3VLVideoProcessor" if new else "Qwen2VLVideoProcessor"
+    name = "Qwen3VLProcessor" if new else family.model_class.replace("ForConditionalGeneration", "Processor")
+    processor = getattr(transformers, name)(
         image_processor=transformers.Qwen2VLImageProcessor(**sizes),
         video_processor=getattr(transformers, clip)(**sizes),
         tokenizer=words,
@@ -257,6 +260,7 @@ PROCESSORS: dict[str, Callable[[Any, type[Backbone]], tuple[Any, dict[str, int]]
     "qwen2_vl": _qwen,
     "qwen2_5_vl": _qwen,
     "qwen3_vl": _qwen,
+    "qwen3_vl_moe": _qwen,
     "internvl": _internvl,
     "idefics3": _idefics3,
     "smolvlm": _idefics3,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vtc import __version__, plugins
@@ -21,8 +21,10 @@ vtc {version}: visual-token compression for large vision-language models
 
   vtc method=fwd2bot tokens=16                                score one method
   vtc -m method=fwd2bot,victor,llavolta,fastv tokens=4,16,36  a sweep
+  vtc 'method=[visionzip,fastv]' tokens=[36,16]               methods one after the other
   vtc backbone=llava15_7b benchmark=llava method=fastv tokens=64
   vtc action=train method=victor tokens=8                     train one
+  vtc experiment=fwd2bot_table5                               a paper's ablation, trained and judged
   vtc action=new_method name=my_method kind=pruner            a method of your own: its file and its test
   vtc action=check method=./my_method.py                      whether it is right
   vtc action=report                                           tables, plots, one HTML page
@@ -42,6 +44,7 @@ Flags
   -m, --multirun      a sweep: every combination of the comma-separated values
   --cfg job           print the composed configuration and stop
   -sc install=bash    what completes `vtc` in your shell: eval "$(vtc -sc install=bash)"
+  --version, -h, --help
 """
 
 OPTIONS = """\
@@ -77,10 +80,19 @@ def text(words: Sequence[str] = ()) -> str:
 
 def _overview() -> str:
     """Commands, the names of all choices, where to read on."""
-    rows = [textwrap.fill(f"  {g + '=':<12}{', '.join(choices(g))}", _width(), subsequent_indent=" " * 14,
+    rows = [textwrap.fill(f"  {g + '=':<12}{', '.join(_braced(choices(g)))}", _width(), subsequent_indent=" " * 14,
                           break_on_hyphens=False) for g in GROUPS if choices(g)]  # fmt: skip
     names = "Choices\n" + "\n".join(rows) + "\n"
     return "\n".join([USAGE.format(version=__version__), names, MORE.format(topics=", ".join(topics())), FLAGS])
+
+
+def _braced(names: Iterable[str]) -> list[str]:
+    """Names that differ behind their last _ alone as one: `llava15_{7b, 13b}`."""
+    tails: dict[str, list[str]] = {}
+    for name in names:
+        head, line, tail = name.rpartition("_")
+        tails.setdefault(f"{head}_" if line else name, []).append(tail if line else "")
+    return [head + (f"{{{', '.join(own)}}}" if len(own) > 1 else own[0]) for head, own in tails.items()]
 
 
 def _topic(word: str) -> str:

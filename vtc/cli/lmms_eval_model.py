@@ -8,8 +8,10 @@ from typing import Any
 from lmms_eval.api.instance import GenerationResult, Instance
 
 from vtc.configuration import parse
+from vtc.errors import UserError
 from vtc.evaluation import harness, scorer
 from vtc.evaluation.model import FRAMES, VtcModel
+from vtc.job import launched
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +33,18 @@ class RegisteredModel(VtcModel):
         job = parse([f"{key}={_word(value)}" for key, value in overrides.items()])
         scorer.check_processes(job)
         job.check()
+        if job.budget.is_mean and (count := launched()) > 1:
+            raise UserError(
+                f"budget={job.budget.spread}: {count} processes were started, and lmms-eval shows each a part of a "
+                "task; start one, or python -m vtc under the launcher"
+            )
         backbone, method = scorer.load(job)
         given = batch_size is not None and str(batch_size).isdigit()
         rows = int(str(batch_size)) if given else job.batch_size
         words = ", ".join(f"{key}={value}" for key, value in sorted(overrides.items()))
         frames = job.backbone.frames or FRAMES
-        super().__init__(backbone, method, rows, f"{words}, checkpoint={job.checkpoint}", frames, workers=job.workers)
+        about, spreads = f"{words}, checkpoint={job.checkpoint}", job.budget.is_mean
+        super().__init__(backbone, method, rows, about, frames, workers=job.workers, spreads=spreads)
         harness.quiet_logging()
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from vtc import plugins, shipped
 from vtc.allowed import one_of
 from vtc.backbones.random_weights import narrowed
-from vtc.budget import BUDGETS, Budget
+from vtc.budget import BUDGETS, EACH, Budget
 from vtc.configuration import validation
 from vtc.configuration.methods import with_files
 from vtc.errors import UserError
@@ -87,7 +87,7 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
             "log": several_of(values["log"]) or (),
             "backbone": _backbone(values, profile),
             "method": MethodSettings(name, with_files(method, name, values["backbone"]["name"])),
-            "budget": Budget(**{key: values.get(key) for key in BUDGETS}),
+            "budget": Budget(**{key: values.get(key) for key in BUDGETS}, spread=values.get("budget", EACH)),
             "benchmark": from_mapping(BenchmarkSettings, values["benchmark"], "benchmark"),
             "profile": profile,
             "training": _training(values),

@@ -17,6 +17,7 @@ from vtc.job import Job
 from vtc.registry import parts
 
 OWN_DATA = ("jsonl", "hf")  # benchmarks of the user's own questions
+SPREAD = ("evaluate", "check", "report")  # actions to which a budget may be a mean over images
 POCKET = {"pocket": "pocket", "pocket2": "pocket2", "pocket2_video": "pocket2"}  # what their tasks' names begin with
 
 
@@ -27,14 +28,32 @@ def check(job: Job, values: Mapping[str, Any]) -> None:
         values: the resolved configuration, for keys that only stand for others (`data`, `schedule`).
 
     Raises:
-        UserError: two budgets of a part, stages for a method without any, an unknown task, a file that isn't there.
+        UserError: a mean over images that nobody knows, two budgets of a part, stages for a method without any, an
+            unknown task, a file that isn't there.
     """
     _check_parts(job)
+    _check_mean(job)
     _check_schedule(job, values)
     if job.action == "evaluate":
         _check_tasks(job)
         trackers.check(job.log, "log")
     _check_files(job, values)
+
+
+def _check_mean(job: Job) -> None:
+    """A budget that is a mean over images only where it is known which these are."""
+    if not job.budget.is_mean:
+        return
+    if job.action not in SPREAD:
+        raise UserError(
+            f"budget={job.budget.spread}, action={job.action}: which images have the mean is known to action=evaluate "
+            "alone; in Python, Model.spread_over says it"
+        )
+    if job.action == "evaluate" and job.benchmark.name == "mteb":
+        raise UserError(
+            f"budget={job.budget.spread}, benchmark=mteb: mteb doesn't say beforehand which images it brings; allowed: "
+            "budget=each"
+        )
 
 
 def _check_parts(job: Job) -> None:

@@ -7,10 +7,12 @@ from vtc.engine.embed import embed_images, embed_texts, encode_images, encode_te
 from vtc.engine.engine import Engine, compressing
 from vtc.engine.passes import run_decoder
 from vtc.engine.report import Report
+from vtc.engine.spreading import Complexities, spread_over
 from vtc.engine.stored import StoredImage, answer, check_storable, compress_images
 
 __all__ = [
     "VERSION",
+    "Complexities",
     "StoredImage",
     "Engine",
     "Report",
@@ -23,6 +25,7 @@ __all__ = [
     "encode_images",
     "encode_texts",
     "run_decoder",
+    "spread_over",
 ]
 
 VERSION = 1  # Raised when what a method computes through the engine changes: its numbers, not its speed.

@@ -158,7 +158,9 @@ def compiled(
         return torch.compile(own, backend=BACKEND, dynamic=False, fullgraph=True, mode="reduce-overhead")
     options: dict[str, Any] = {"guard_filter_fn": _guards}
     if not replayed and device.type == "cpu" and BACKEND == "inductor":
-        options["cpp_wrapper"] = True  # calls kernels from compiled code; the compiler takes some times as long
+        # Kernels are called from compiled code. It is compiled apart from them: of 32 layers, with the kernels in one
+        # file, the compiler had not finished after ten minutes.
+        options |= {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}
     return torch.compile(own, backend=BACKEND, dynamic=False if replayed else None, fullgraph=True, options=options)
 
 

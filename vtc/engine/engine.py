@@ -65,6 +65,7 @@ class Engine:
         self._call: Call | None = None  # the one that is running
         self._generation: Generation | None = None
         self._first_tokens: list[TokenSequence] | None = None  # where no layer is to run: what the first would get
+        self._complexities: list[tuple[Tensor, TokenSequence]] | None = None  # likewise: how complex the images are
         self._watch: AttentionWatch | None = None
         self._installed = ExitStack()
         self._handed_over = ExitStack()  # what the running call needs in the model, and no other
@@ -203,6 +204,19 @@ class Engine:
         finally:
             self._first_tokens = None
 
+    def complexities(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the images in the model's `inputs`, [I] each: how complex they are to the method, how many visual tokens
+        they have, and which row they are in; the decoder's layers don't run.
+        """
+        self._complexities = []
+        try:
+            self.backbone.core(**inputs, position_ids=self.backbone.positions(inputs), use_cache=False)
+            (said,) = self._complexities
+        finally:
+            self._complexities = None
+        complexity, tokens = said
+        return complexity, tokens.images[1].sum(1), tokens.frames[0]
+
     # ------------------------------------------------------------------ one call
     def _begin_call(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         questions, labels = self._questions, kwargs.get("labels")
@@ -263,6 +277,9 @@ class Engine:
         walk = Walk(self.backbone, self.method, call, mask, cache, use_cache, layer_arguments, self._watch)
         context = self._new_context(call) if walk.reductions else None
         self.context = context or self.context
+        if self._complexities is not None and context is not None:
+            self._complexities.append(walk.complexities(embeddings, position, context))
+            return BaseModelOutputWithPast(last_hidden_state=embeddings)
         if self._first_tokens is not None:
             self._first_tokens.append(walk.first_tokens(embeddings, position, context))
             return BaseModelOutputWithPast(last_hidden_state=embeddings)  # which nobody reads

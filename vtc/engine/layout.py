@@ -96,7 +96,7 @@ def common_tail(tokens: TokenSequence) -> Tensor:
 
 def same_layout(a: TokenSequence, b: TokenSequence) -> bool:
     """Whether masks, positions and sizes are the same tensors: what was made for one of the two holds for the other."""
-    return a.mask is b.mask and a.position is b.position and a.size is b.size
+    return a.mask is b.mask and a.position is b.position and a.size is b.size and a.several == b.several
 
 
 def change_shift(tokens: TokenSequence, old: Tensor | None, new: Tensor | None) -> TokenSequence:
@@ -105,5 +105,6 @@ def change_shift(tokens: TokenSequence, old: Tensor | None, new: Tensor | None) 
         return tokens
     nothing = torch.zeros_like(tokens.position[0, :, :1])
     delta = (nothing if new is None else new) - (nothing if old is None else old)
-    shift = delta if tokens.shift is None else tokens.shift + delta
-    return dataclasses.replace(tokens, position=tokens.position + delta, shift=shift)
+    shift, home_shift = (delta if s is None else s + delta for s in (tokens.shift, tokens.home_shift))
+    position, home = tokens.position + delta, tokens.home + delta
+    return dataclasses.replace(tokens, position=position, shift=shift, home=home, home_shift=home_shift)

@@ -7,6 +7,7 @@ code path for all families; the last hidden states are those of `Walk`, which st
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,6 +44,26 @@ class Kept:
         return key, value
 
 
+PASSES = 8  # that a backbone keeps
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What a pass has left in each layer: keys, values [B, H, L, d]."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    def cache(self, decoder: Any) -> DynamicCache:
+        """As transformers' layers go on from it. Making it takes longer than a layer does: nothing that ends with the
+        first token needs it.
+        """
+        cache = DynamicCache(config=decoder.config)
+        for layer, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
+            cache.update(key, value, layer)
+        return cache
+
+
 class Prefill:
     """The pass of a backbone's decoder, under the adapter that is active when it is compiled. Hooks of its modules, if
     they come later, aren't called."""
@@ -52,22 +73,10 @@ class Prefill:
         self._layers = decoding.compiled(self, Prefill.layers, backbone.device)
 
     @classmethod
-    def of(cls, backbone: Backbone, adapter: str | None, rows: int) -> Prefill:
-        """The one that the backbone keeps, made where there is none yet.
-
-        Raises:
-            UserError: what the decoder is can't be compiled.
-        """
-        passes: dict[Any, Prefill] = backbone.__dict__.setdefault("prefills", {})
-        key = (adapter, len(adapters.tuner_layers(backbone.decoder)), rows, backbone.dtype, backbone.device)
-        if key not in passes:
-            if why := decoding.uncompilable(backbone):
-                raise UserError(f"compiled=True: {why}")
-            passes[key] = cls(backbone)
-        return passes[key]
-
-    def run(self, hidden: Tensor, position: Tensor, mask: Tensor) -> tuple[Tensor, DynamicCache]:
-        """Last hidden states [B, L, D], and the cache.
+    def run(
+        cls, backbone: Backbone, adapter: str | None, hidden: Tensor, position: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Filled]:
+        """Last hidden states [B, L, D], and what the layers have left.
 
         Args:
             hidden: [B, L, D] embeddings. position: [P, B, L]. mask: [B, L] bool, the real tokens.
@@ -75,6 +84,26 @@ class Prefill:
         Raises:
             UserError: the pass can't be compiled.
         """
+        tuners = adapters.tuner_layers(backbone.decoder)
+        with adapters.active(tuners, [adapter] if adapter else []):
+            return cls._of(backbone, (adapter, len(tuners)), len(hidden))._run(hidden, position, mask)
+
+    @classmethod
+    def _of(cls, backbone: Backbone, tuned: tuple, rows: int) -> Prefill:
+        """The one that the backbone keeps, made where there is none yet; those asked for last are kept."""
+        passes: dict[Any, Prefill] = backbone.__dict__.setdefault("prefills", {})
+        key = (*tuned, rows, backbone.dtype, backbone.device)
+        found = passes.pop(key, None)
+        if found is None:
+            if why := decoding.uncompilable(backbone):
+                raise UserError(f"compiled=True: {why}")
+            found = cls(backbone)
+        passes[key] = found
+        while len(passes) > PASSES:
+            del passes[next(iter(passes))]
+        return found
+
+    def _run(self, hidden: Tensor, position: Tensor, mask: Tensor) -> tuple[Tensor, Filled]:
         length = mask.shape[1]
         allowed = (mask[:, None] & torch.ones_like(mask)[..., None]).tril()
         allowed |= torch.eye(length, dtype=torch.bool, device=mask.device)  # no softmax over nothing
@@ -86,10 +115,7 @@ class Prefill:
             last, keys, values = self._layers(hidden, position, pairs)
         except decoding.refusals() as error:
             raise UserError(f"compiled=True: the pass can't be compiled ({first_line(error)})") from None
-        cache = DynamicCache(config=self.decoder.config)
-        for layer, (key, value) in enumerate(zip(keys, values, strict=True)):
-            cache.update(key, value, layer)
-        return last, cache
+        return last, Filled(keys, values)
 
     def layers(self, hidden: Tensor, position: Tensor, pairs: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """All layers. pairs: [B, 1, L, L] additive."""

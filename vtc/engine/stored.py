@@ -19,7 +19,7 @@ from vtc.engine.call import Call
 from vtc.engine.embed import context_of
 from vtc.engine.engine import compressing
 from vtc.engine.limits import check_context
-from vtc.engine.prefill import Prefill
+from vtc.engine.prefill import Filled, Prefill
 from vtc.engine.questions import Questions
 from vtc.engine.walk import Walk
 from vtc.errors import NotFinite, SampleError, UserError
@@ -147,8 +147,8 @@ class Reading:
 
     def __init__(self, backbone: Backbone, method: Compressor, new_tokens: int = 0, compiled: bool = False) -> None:
         self.backbone, self.method, self.new_tokens, self.compiled = backbone, method, new_tokens, compiled
-        self.plain = Compressor(None, backbone.shape)  # whatever is to be dropped has been
         self.cache: Any = None
+        self.filled: Filled | None = None  # by a compiled pass
         self.mask, self.next = torch.empty(0), torch.empty(0)
 
     def begin(self, questions: Sequence[str], images: Sequence[StoredImage]) -> Tensor:
@@ -177,6 +177,8 @@ class Reading:
     def go_on(self, ids: Tensor) -> Tensor:
         """Last hidden states [B, 1, D] of one more token [B] a row."""
         self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
+        if self.filled is not None:
+            self.cache, self.filled = self.filled.cache(self.backbone.decoder), None
         hidden = self.backbone.decoder.embed_tokens(ids[:, None])
         position, self.next = self.next.expand(self.backbone.position_axes, -1, -1), self.next + 1
         return self._pass(hidden, position, None, {})
@@ -185,15 +187,14 @@ class Reading:
         if deep:
             raise UserError(f"compiled=True: backbone={self.backbone.name} adds to visual tokens between its layers")
         check_context(self.backbone, None, position * self.mask, self.new_tokens)
-        prefill = Prefill.of(self.backbone, self.method.adapter, len(hidden))
-        with adapters.using(self.backbone.decoder.layers, self.method.adapter):
-            last, self.cache = prefill.run(hidden, position, self.mask)
+        last, self.filled = Prefill.run(self.backbone, self.method.adapter, hidden, position, self.mask)
         return last
 
     def _pass(self, hidden: Tensor, position: Tensor, new_tokens: int | None, layered: dict) -> Tensor:
         call = Call(Questions(), new_tokens=new_tokens)
+        plain = Compressor(None, self.backbone.shape)  # whatever is to be dropped has been
         with adapters.using(self.backbone.decoder.layers, self.method.adapter):
-            walk = Walk(self.backbone, self.plain, call, self.mask, self.cache, True, layered)
+            walk = Walk(self.backbone, plain, call, self.mask, self.cache, True, layered)
             output = walk.run(hidden, position, None)
         self.cache = walk.cache
         assert output.last_hidden_state is not None
@@ -210,11 +211,12 @@ def _around(backbone: Backbone, question: str) -> tuple[Tensor, Tensor]:
     before, *behind = prompt.split(backbone.image_text)
     if len(behind) != 1:
         raise SampleError(f"question={question[:80]!r}: it has {backbone.image_text} in it, the place of a picture")
-    ids = torch.tensor(backbone.tokenizer(f"{before}{marker}{behind[0]}")["input_ids"], device=backbone.device)
-    place = (ids == backbone.image_token_id).nonzero()[:, 0].tolist()
-    if len(place) != 1:
+    ids = backbone.tokenizer(f"{before}{marker}{behind[0]}")["input_ids"]
+    if ids.count(backbone.image_token_id) != 1:
         raise SampleError(f"question={question[:80]!r}: it has {marker} in it, the place of a picture")
-    return ids[: place[0]], ids[place[0] + 1 :]
+    place = ids.index(backbone.image_token_id)
+    words = torch.tensor(ids, device=backbone.device)
+    return words[:place], words[place + 1 :]
 
 
 def _image_part(

@@ -6,10 +6,11 @@ Within a segment all layers see the same tokens: one mask, one set of positions,
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ from vtc.engine.report import Tally
 from vtc.errors import UserError
 from vtc.interface import VISUAL, Compressor, Context, LayerStates, TokenSequence
 from vtc.interface.checks import MethodError
+from vtc.interface.places import channels_of, member_positions
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,13 @@ class Walk:
         tokens = self._visual_tokens(embeddings, position)
         return self._reduce(tokens, 0, self.pasts[0], context) if context is not None else tokens
 
+    def complexities(
+        self, embeddings: Tensor, position: Tensor | None, context: Context
+    ) -> tuple[Tensor, TokenSequence]:
+        """[I]: how complex the images are to the method, and the tokens before layer 0; see `run`."""
+        tokens = self._visual_tokens(embeddings, position)
+        return self._asked(lambda t: self.method.complexity(t, context), tokens, 0, self.pasts[0], context), tokens
+
     def _visual_tokens(self, embeddings: Tensor, position: Tensor | None) -> TokenSequence:
         """The tokens before layer 0, visual and text, as the user passed them in."""
         rows, count = embeddings.shape[:2]
@@ -162,6 +173,16 @@ class Walk:
 
     def _reduce(self, tokens: TokenSequence, layer: int, past: Past, context: Context) -> TokenSequence:
         """What the method leaves before `layer`."""
+
+        def reduced(before: TokenSequence) -> TokenSequence:
+            return dataclasses.replace(self.method.reduce(before, layer, context), compact=False)
+
+        return self._asked(reduced, tokens, layer, past, context)
+
+    def _asked(
+        self, verb: Callable[[TokenSequence], T], tokens: TokenSequence, layer: int, past: Past, context: Context
+    ) -> T:
+        """What a verb of the method gives of the tokens before `layer`."""
         if tokens.hidden.device != tokens.mask.device:  # a model spread over devices
             tokens = tokens.to(tokens.hidden.device)
         tokens = dataclasses.replace(tokens, compact=layer == 0 and len(tokens.position) == 1)
@@ -171,7 +192,7 @@ class Walk:
         if self.watch is not None:
             self.watch.reducing = tokens
         try:
-            tokens = dataclasses.replace(self.method.reduce(tokens, layer, context), compact=False)
+            given = verb(tokens)
         except MethodError as error:
             raise error.kind(f"method={self.method.name}: {error}") from None
         except (UserError, torch.OutOfMemoryError):
@@ -180,7 +201,7 @@ class Walk:
             raise failure(self.method, error) from error
         del context.next_layer_attention, context.next_layer_states, context.last_layer_attention  # they hold the cache
         self._probed = None
-        return tokens
+        return given
 
     def _run_layers(
         self, tokens: TokenSequence, layers: range, inputs: LayerInputs, context: Context | None
@@ -275,8 +296,20 @@ class Walk:
 
     def _rope(self, tokens: TokenSequence) -> tuple[Tensor, Tensor]:
         """(cos, sin) [B, L, d] of the tokens' positions."""
-        position = tokens.position[0] if len(tokens.position) == 1 else tokens.position
-        return self.decoder.rotary_emb(tokens.hidden, position)
+        if tokens.several == 1:
+            return self._turned(tokens.hidden, tokens.position)
+        axes = len(tokens.position)
+        one = torch.eye(axes, dtype=torch.long, device=tokens.mask.device)[..., None]  # row r is at 1 on axis r
+        axis = self._turned(tokens.hidden, one)[1][:, 0].abs().argmax(0)  # which one turns a channel
+        block, channel = channels_of(axis, tokens.several), torch.arange(len(axis), device=axis.device)
+        tables = zip(*(self._turned(tokens.hidden, position) for position in member_positions(tokens)), strict=True)
+        cos, sin = (torch.stack(table)[block, :, :, channel].permute(1, 2, 0) for table in tables)
+        return cos, sin
+
+    def _turned(self, hidden: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """(cos, sin) [B, L, d] of positions [P, B, L], in the type of `hidden`."""
+        cos, sin = self.decoder.rotary_emb(hidden, position[0] if len(position) == 1 else position)
+        return cos, sin
 
     def _evict(self, tokens: TokenSequence, layers: range, past: Past) -> Tensor | None:
         """Takes the visual tokens, which nothing will see any more, out of the cache of layers that have run; the mask

@@ -80,6 +80,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 def title(result: dict[str, Any]) -> str:
     budget, method = result["budget"], result["method"]
     name = method["name"] + (f", {method['tokens']} tokens" if method.get("tokens") is not None else "")
+    name += " in the mean" if budget.get("spread") is not None else ""
     if method.get("parts"):
         name = " + ".join(f"{part['name']} {part['tokens']}" for part in method["parts"]) + " tokens"
     kept = f"{budget['visual_tokens_in']:.4g} → {budget['visual_tokens_out']:.4g} visual tokens"
@@ -91,11 +92,17 @@ def costs_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     budget = result["budget"]
     tokens = budget["visual_tokens_in"]
     return [
-        ("visual tokens at the end", f"{budget['visual_tokens_out']:.4g}", f"{tokens:.4g}"),
+        ("visual tokens at the end", f"{budget['visual_tokens_out']:.4g}{_spread(budget)}", f"{tokens:.4g}"),
         ("visual tokens, mean over layers", f"{budget['layer_average_tokens']:.4g}", f"{tokens:.4g}"),
         ("compression ratio", f"{budget['compression_ratio']:.2f}×", "1.00×"),
         *profiling.rows(result["efficiency"], 2 * tokens * result["backbone"]["shape"]["width"]),
     ]
+
+
+def _spread(budget: dict[str, Any]) -> str:
+    """How the images differ, where the budget is a mean over them."""
+    spread = budget.get("spread")
+    return f" ± {spread['tokens_sd']:.3g}, {spread['tokens_least']:g} to {spread['tokens_most']:g}" if spread else ""
 
 
 def remarks(result: dict[str, Any]) -> list[str]:

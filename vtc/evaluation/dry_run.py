@@ -106,8 +106,9 @@ def _costs(job: Job, shape: BackboneShape, weights: int, item: int, about: str) 
     cost, stored = relative_flops(method), relative_flops(method, beforehand=True)
     cache = rows * flops.cache_bytes(shape, [count + PROMPT + ANSWER for count in method.cached_tokens()], item)
     widest = rows * item * (max(layers) + PROMPT) * (2 * shape.width + 2 * shape.intermediate)
+    mean = ", in the mean over a task" if job.budget.is_mean else ""
     return [
-        f"tokens      {left} of {full} visual tokens an image at the end; by layer "
+        f"tokens      {left} of {full} visual tokens an image at the end{mean}; by layer "
         f"{_runs(layers)} (compression ratio {compression(method):.2f}){about}",
         f"FLOPs       {number(cost * flops.uncompressed(shape, PROMPT))} a prefill of one image and {PROMPT} text "
         f"tokens in decoder and method ({cost:.2f}× uncompressed"

@@ -94,14 +94,19 @@ def quiet_datasets() -> Iterator[None]:
 
 @contextlib.contextmanager
 def inside(folder: str | Path | None) -> Iterator[None]:
-    """Run in `folder`: a mirror of the hub there is found by the tasks' own names."""
+    """Run in `folder`: a mirror of the hub there is found by the tasks' own names, and their videos, which upstream's
+    tasks look for below HF_HOME, in the same folders of it."""
     if folder is None:
         yield
         return
-    before = os.getcwd()
-    os.chdir(Path(folder).expanduser())
+    import datasets
+
+    before, mirror = os.getcwd(), Path(folder).expanduser().resolve()
+    caches = {"HF_DATASETS_CACHE": os.environ.get("HF_DATASETS_CACHE") or str(datasets.config.HF_DATASETS_CACHE)}
+    os.chdir(mirror)
     try:
-        yield
+        with mock.patch.dict(os.environ, {"HF_HOME": str(mirror), **caches}):
+            yield
     finally:
         os.chdir(before)
 
@@ -133,7 +138,7 @@ def alone(crew: Crew) -> Iterator[None]:
 
 def task_manager(tasks: Sequence[str], include: Sequence[str | Path] = ()) -> TaskManager:
     """An index of the shipped tasks, those in `include`, and the folders of lmms-eval's that are asked for; of all its
-    1,985 (6 s) only for groups, and for what its files don't name.
+    1,985 (6 s) only for what its files don't name.
 
     Raises:
         UserError: a task that nobody has.
@@ -142,7 +147,8 @@ def task_manager(tasks: Sequence[str], include: Sequence[str | Path] = ()) -> Ta
     from lmms_eval.tasks import TaskManager
 
     known = catalogue.files(include)
-    folders = {str(known[task].parent) for task in tasks if catalogue.members(task, known) == [task]}
+    inside = {task: [task, *catalogue.members(task, known)] for task in tasks if catalogue.members(task, known)}
+    folders = {str(known[name].parent) for names in inside.values() for name in names}
     paths = [*_folders(include), *sorted(folders)]
     manager = TaskManager(include_path=paths, include_defaults=False, model_name="vtc")
     if any(t not in manager.all_tasks for t in tasks):

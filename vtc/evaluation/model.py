@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableMessagesTask
 
 from vtc.data.pictures import IN_FLIGHT, whole
+from vtc.engine import Complexities
 from vtc.errors import MethodFailure, SampleError, UserError
 from vtc.evaluation import ahead, controls
 from vtc.evaluation.ahead import Ready
@@ -62,6 +63,7 @@ class VtcModel(lmms):
         picture: which picture a question is asked about, see `vtc.evaluation.controls`.
         workers: threads that read pictures ahead of the device; 0: none.
         towers: where the tower's outputs are kept; None: nowhere.
+        spreads: the method's tokens are a mean over the pictures of a task (`budget=mean`).
 
     Attributes:
         rows: requests at a time, now: fewer than at first where memory had no room for them.
@@ -82,13 +84,15 @@ class VtcModel(lmms):
         picture: str = controls.OWN,
         workers: int = 0,
         towers: TowerCache | None = None,
+        spreads: bool = False,
     ) -> None:
         super().__init__()
         self.backbone, self.method = backbone, method
         self.batch_size, self.description, self.frames = batch_size, description, int(frames)
         self.rows = USUAL if batch_size == AUTO else max(1, int(batch_size))
         self._most: int | None = None  # of `rows`, once memory has had no room for more
-        self.workers, self.towers = workers, towers
+        self.workers, self.towers, self.spreads = workers, towers, spreads
+        self._seen: Any = None  # `Complexities` of a task's pictures, while these are only looked at
         self.on_start, self.on_sample = on_start, on_sample
         self.crew = crew or Crew()
         self.bad: list[BadSample] = []
@@ -137,7 +141,8 @@ class VtcModel(lmms):
         if self.on_start:
             self.on_start(sum(not _padding(r) for r in requests))
         for i, request in enumerate(requests):
-            groups.setdefault(json.dumps(request.args[2], sort_keys=True, default=str), []).append(i)
+            alike = [request.args[2], request.task_name if self.spreads else None]
+            groups.setdefault(json.dumps(alike, sort_keys=True, default=str), []).append(i)
         self.rows = self.crew.agreed(self._rows(requests))
         batches: list[list[int]] = []
         for members in groups.values():
@@ -145,11 +150,10 @@ class VtcModel(lmms):
             members = sorted(members, key=lambda i: len(str(requests[i].args[0])))
             batches += [members[start : start + self.rows] for start in range(0, len(members), self.rows)]
         own = [batch for number, batch in enumerate(batches) if self.crew.owns(number)]
-        with contextlib.closing(
-            ahead.in_order(own, lambda batch: self._reader.ahead(batch, requests, self._read), self.workers)
-        ) as reading:
+        with self._scales(batches, requests) as scales, self._reading(own, requests) as reading:
             for number, batch in enumerate(batches):
                 if self.crew.mine(number):
+                    self.method.scale = scales.get(str(requests[batch[0]].task_name))
                     self._answer_batch(batch, next(reading)[1], requests, answers)
                 if self.on_sample:
                     self.on_sample(sum(not _padding(requests[i]) for i in batch))
@@ -168,6 +172,29 @@ class VtcModel(lmms):
                 if not _padding(request):
                     self._set_aside(request, str(reason))
         return [answers[i] for i in range(len(requests))]  # type: ignore[misc]
+
+    def _reading(self, batches: Sequence[list[int]], requests: Sequence[Instance]) -> Any:
+        ahead_of = partial(self._reader.ahead, requests=requests, read=self._read)
+        return contextlib.closing(ahead.in_order(batches, ahead_of, self.workers))
+
+    @contextlib.contextmanager
+    def _scales(self, batches: Sequence[list[int]], requests: Sequence[Instance]) -> Iterator[dict[str, float | None]]:
+        """Where the budget is a mean, each task's scale at which its pictures have it; each process looks at all."""
+        seen: dict[str, Complexities] = {}
+        try:
+            with self._reading(batches if self.spreads else [], requests) as reading:
+                for batch, ready in reading:
+                    self._seen = seen.setdefault(str(requests[batch[0]].task_name), Complexities())
+                    self._answer_batch(batch, ready, requests, {})
+            self._seen = None
+            yield {task: one.scale(self.method.tokens) for task, one in seen.items()}
+        finally:
+            self.method.scale = self._seen = None
+
+    def _look(self, questions: Sequence[Prompt]) -> list[tuple[str, None]]:
+        """How complex the pictures of some questions are, in place of answers; whatever is asked about them."""
+        self._seen.add(self.backbone, self.method, self._inputs_of(questions))
+        return [("", None)] * len(questions)
 
     def _rows(self, requests: Sequence[Instance]) -> int:
         """Of the batches of a task."""
@@ -226,9 +253,9 @@ class VtcModel(lmms):
                 self._answer(questions[start : start + self.rows], requests, answers)
             return
         try:
-            run = self._embed if questions[0].options.get("vtc_embed") else self._generate
-            with self.towers.sharing(self.backbone, self.method) if self.towers else nullcontext():
-                pairs = run(questions)
+            answered: Any = self._embed if questions[0].options.get("vtc_embed") else self._generate
+            with self.towers.sharing(self.backbone, self.method) if self.towers else contextlib.nullcontext():
+                pairs = (self._look if self._seen else answered)(questions)
             for question, (answer, kept) in zip(questions, pairs, strict=True):
                 answers[question.index] = answer
                 request = requests[question.index]

@@ -140,7 +140,20 @@ def _data(needs: Needs, network: bool) -> None:
         if "folder" in entry.requires or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             continue  # a folder of its own, a builder such as parquet or json, or the tasks of a group
         token = bool((content.get("dataset_kwargs") or {}).get("token"))
-        check_data_set(task, name, needs.job.benchmark.data, network, token)
+        data = needs.job.benchmark.data
+        check_data_set(task, name, data, network, token)
+        videos = video_folder(content)
+        if data and videos and not (Path(data).expanduser() / videos).is_dir():
+            raise UserError(
+                f"benchmark.tasks={task}: benchmark.data={data} has no {videos}, the folder of its videos; "
+                f"needed: what the archives of {name} unpack to; see {DOCS}"
+            )
+
+
+def video_folder(content: Mapping[str, Any]) -> str | None:
+    """Where a task of lmms-eval has its videos, below HF_HOME or in a mirror of the hub; None: it has none."""
+    kwargs = content.get("dataset_kwargs") or {}
+    return str(kwargs["cache_dir"]) if kwargs.get("video") and kwargs.get("cache_dir") else None
 
 
 def check_data_set(task: str, name: str, folder: str | None, network: bool = True, token: bool = False) -> None:

@@ -77,7 +77,7 @@ def scores_of(spec: TaskSpec, results: Mapping[str, Any], model: VtcModel) -> Ta
         scale=about.scale,
         rows=model.rows if model.batch_size == AUTO else None,
         unjudged=sum(map(_unjudged, records)) if "judge" in about.requires else 0,
-        version=str(metadata.get("version", results.get("versions", {}).get(task, ""))),
+        version=str(metadata.get("version", _version(results, [task, *names]))),
     )
 
 
@@ -95,10 +95,16 @@ def _metrics(results: Mapping[str, Any], names: Sequence[str]) -> dict[str, floa
     }
 
 
+def _version(results: Mapping[str, Any], names: Sequence[str]) -> str:
+    """What lmms-eval says of the first that has one: a group need not."""
+    versions = results.get("versions", {})
+    return next((str(versions[name]) for name in names if versions.get(name)), "")
+
+
 def _number(record: Any) -> float | None:
-    """A sample's score in lmms-eval's two customs: a number, or a dict or a pair that ends with it."""
+    """A sample's score in lmms-eval's customs: a number, a dict that names it, or a pair that ends with it."""
     if isinstance(record, dict):
-        record = record.get("score")
+        record = record.get("score", record.get("is_correct"))
     elif isinstance(record, (tuple, list)) and len(record) == 2:
         record = record[1]
     return float(record) if isinstance(record, (int, float)) else None

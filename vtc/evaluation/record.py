@@ -7,16 +7,17 @@ import datetime
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc import results, statistics
 from vtc.backbones.loading import count
+from vtc.budget import relative_flops
 from vtc.checkpoint import read_manifest
 from vtc.evaluation.run_folder import RunFolder
-from vtc.evaluation.spec import TaskScores
+from vtc.evaluation.spec import ScoredSample, TaskScores
 from vtc.job import AUTO, Job
 from vtc.methods.chain import Chain
 
@@ -192,6 +193,27 @@ def budget_section(job: Job, tasks: list[TaskScores], costs: Mapping[str, Any], 
         "layer_average_tokens": average,
         "compression_ratio": tokens_in / (average + own) if average else None,
         "flops_ratio": costs["flops_ratio"],
+        **({"spread": spread_section(job.compressor, kept)} if job.budget.is_mean else {}),
+    }
+
+
+def spread_section(method: Compressor, kept: Sequence[ScoredSample]) -> dict[str, Any]:
+    """Of a budget that is a mean over images: how their numbers of tokens differ (of a sample with several images it is
+    their mean), and the mean of what their prefills cost, relative to no compression: of decoder and method, with 64
+    text tokens. `flops_ratio` beside it is that of an image with exactly as many as the mean."""
+    import statistics
+
+    left = [sample.tokens_kept or 0.0 for sample in kept]
+    if not left:
+        return {}
+    costs = {}
+    if method.shape.visual_tokens is not None:
+        costs = {n: relative_flops(method.with_tokens(n)) for n in {max(1, round(n)) for n in left}}
+    return {
+        "tokens_sd": statistics.pstdev(left),
+        "tokens_least": min(left),
+        "tokens_most": max(left),
+        "flops_ratio": statistics.fmean(costs[max(1, round(n))] for n in left) if costs else None,
     }
 
 

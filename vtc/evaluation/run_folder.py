@@ -52,7 +52,7 @@ class RunFolder:
         if job.is_baseline:
             self.folder = root / "baselines" / self.id
         else:
-            budget = job.budget_in_words.replace("=", "") or "default"
+            budget = job.budget_in_words.replace("=", "").replace(" ", "-") or "default"
             self.folder = root / f"{job.backbone.name}-{job.method.name}-{budget}-{self.id}"
 
     def costs_id_of(self, level: str) -> str:

@@ -68,6 +68,7 @@ class Scorer:
                 crew=crew,
                 picture=job.benchmark.picture,
                 workers=job.workers,
+                spreads=job.budget.is_mean,
                 towers=TowerCache(cache_folder() / FOLDER, job.tower_cache * GIGABYTE) if job.tower_cache else None,
             )
             self.close = stack.pop_all().close

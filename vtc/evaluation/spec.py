@@ -30,7 +30,7 @@ class About:
         instead: a task that asks the same and requires less.
         max_new_tokens: for a task that sets none; without, a rambling answer would go on for 1,024 tokens.
         samples_mean: the headline is the mean of the samples' scores, where upstream divides by the size of the whole
-            set however many were scored.
+            set however many were scored, states a hundred times as much, or has no score for a group as a whole.
         together: questions in a row that are scored as one: `benchmark.limit` must be a multiple of it, and where one
             of them can't be answered, none of them counts.
         note: what a reader of the score should know.

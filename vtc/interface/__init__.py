@@ -9,7 +9,6 @@ from vtc.interface.compressor import (
     AttachableBackbone,
     Compressor,
     Embedded,
-    Resampler,
     TokenMerger,
     TokenPruner,
     VideoPruner,
@@ -27,6 +26,7 @@ from vtc.interface.needs import (
     refuse_lacking,
 )
 from vtc.interface.options import layer_option, option, resolve_layer, scaled_layer
+from vtc.interface.resampler import Resampler
 from vtc.interface.selection import keep_best, merge_images, rank
 from vtc.interface.self_compressor import Captions, SelfCompressor
 from vtc.interface.shape import BackboneShape, TowerShape

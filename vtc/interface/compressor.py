@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from vtc.declarations import Declared
 from vtc.interface.context import Context
@@ -23,6 +22,7 @@ from vtc.interface.needs import Need, refuse_lacking
 from vtc.interface.options import bind, check_names, options_of
 from vtc.interface.selection import keep_best, keep_best_of_rows, merge_images
 from vtc.interface.shape import BackboneShape
+from vtc.interface.spread import spread
 from vtc.interface.tokens import TokenSequence
 
 if TYPE_CHECKING:
@@ -102,6 +102,10 @@ class Compressor(nn.Module, Evidence):
         reads_prompt: what is left of an image depends on the text behind it, by `Context.prompt` or
             `Context.next_layer_attention` (one that has `probes` need not say so).
         across_images: what is left of an image depends on the others of its row, and images differ in how much.
+        repairs: it leaves all tokens, and changes where they stand: in a composition it has no budget of its own.
+        spreads: it says how complex an image is (`complexity`) and acts before the LLM alone, so that its budget may be
+            a mean over images (`budget=mean`).
+        scale: under such a budget, tokens of an image for each unit of its complexity; None: each image has `tokens`.
 
     Args:
         tokens: visual tokens per image that are left at the end; None: `default_tokens`; a function of the method, such
@@ -130,6 +134,9 @@ class Compressor(nn.Module, Evidence):
     adapter: str | None = None
     reads_prompt: bool = False
     across_images: bool = False
+    repairs: bool = False
+    spreads: ClassVar[bool] = False
+    scale: float | None = None
     layer_scale: str = "auto"  # an option of every class that has a `layer_option`
 
     def __init__(
@@ -185,6 +192,17 @@ class Compressor(nn.Module, Evidence):
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
         """The tokens that `layer` gets to see; called where there are visual ones."""
         return tokens
+
+    def complexity(self, tokens: TokenSequence, context: Context) -> Tensor:
+        """[I] > 0: how much of the budget each image should have, relative to other images (as in `tokens.images`)."""
+        raise NotImplementedError
+
+    def counts(self, tokens: TokenSequence, context: Context) -> Tensor:
+        """[I]: how many visual tokens each image is to have left, at most all that it has."""
+        sizes = tokens.images[1].sum(1)
+        if self.scale is None:
+            return sizes if self.tokens is None else sizes.clamp(max=self.tokens)
+        return spread(self.complexity(tokens, context), sizes, self.scale)
 
     def embed(self, source: Embedded) -> Tensor:
         """[I, D]: one vector for each image or text, for retrieval."""
@@ -289,6 +307,8 @@ class Compressor(nn.Module, Evidence):
             return "what is left of an image depends on the others of its row"
         if self.bottleneck:
             return "the text reads keys and values of every layer, which no tokens before the LLM hold"
+        if self.repairs:
+            return "its tokens stand at several positions at once, of which a stored image holds one"
         later = max(self.layers(), default=0)
         return f"the layers before layer {later} read more than is left in the end" if later else ""
 
@@ -323,10 +343,9 @@ class TokenPruner(OneLayer):
         raise NotImplementedError
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        if self.tokens is None or tokens.fits(self.tokens):
+        if self.scale is None and (self.tokens is None or tokens.fits(self.tokens)):
             return tokens
-        _, real = tokens.images
-        return keep_best(tokens, self.score(tokens, context), real.sum(1).clamp(max=self.tokens))
+        return keep_best(tokens, self.score(tokens, context), self.counts(tokens, context))
 
 
 class VideoPruner(TokenPruner):
@@ -359,42 +378,3 @@ class TokenMerger(OneLayer):
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
         groups, weights = self.assign(tokens, context)
         return merge_images(tokens, groups, weights)
-
-
-class Resampler(Compressor):
-    """Makes M new tokens of each image before the LLM. Override `forward`."""
-
-    def layers(self) -> set[int]:
-        return {0}
-
-    def forward(self, features: Tensor, context: Context) -> Tensor:
-        """Projected visual tokens [I, N, D] → [I, M, D]."""
-        raise NotImplementedError
-
-    def example(self) -> tuple[Tensor, Context]:
-        """What `forward` is given for one image, of zeros."""
-        shape = self.shape
-        return torch.zeros(1, shape.visual_tokens or 0, shape.width), Context(shape, grids=[shape.grid])
-
-    def own_flops(self, text: int) -> float:
-        try:
-            return self._counted("meta")  # Nothing is stored or computed there; shapes are all that counts.
-        except (NotImplementedError, RuntimeError):  # `forward` looks at values.
-            return self._counted("cpu")
-
-    def _counted(self, device: str) -> float:
-        with torch.device(device):
-            twin, example = self.with_tokens(self.tokens).build(), self.example()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            twin.eval().requires_grad_(False)(*example)  # The counter trips over gradients of views.
-        return int(counter.get_total_flops())
-
-    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        _, real = tokens.images
-        features, sizes = tokens.visual_hidden(), real.sum(1)
-        resampled: dict[int, Tensor] = {}
-        for size in sizes.unique().tolist():  # Images of one size are resampled together.
-            same = (sizes == size).nonzero()[:, 0].tolist()
-            alike = dataclasses.replace(context, grids=[g for i, g in enumerate(context.grids) if i in same])
-            resampled |= zip(same, self(features[same, :size], alike), strict=True)
-        return tokens.replace(torch.stack([resampled[i] for i in range(len(features))]))

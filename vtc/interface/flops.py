@@ -51,7 +51,8 @@ class OwnPass:
 
 
 def layer(shape: BackboneShape, queries: int, keys: int | None = None, causal: bool = True) -> float:
-    """One decoder layer: projections (with grouped keys and values), scores and their sum over values, gated MLP.
+    """One decoder layer: projections (with grouped keys and values), scores and their sum over values, gated MLP (of
+    the experts that a token goes through, and what chooses them).
 
     Args:
         queries: tokens that go through it.
@@ -60,7 +61,7 @@ def layer(shape: BackboneShape, queries: int, keys: int | None = None, causal: b
     """
     keys = queries if keys is None else keys
     head = shape.head_width
-    weights = shape.width * head * (2 * shape.heads + 2 * shape.kv_heads) + 3 * shape.width * shape.intermediate
+    weights = shape.width * (head * (2 * shape.heads + 2 * shape.kv_heads) + 3 * shape.intermediate + shape.experts)
     pairs = queries * (keys - queries) + (queries * queries / 2 if causal else queries * queries)
     return 2.0 * queries * weights + 4.0 * pairs * shape.heads * head
 

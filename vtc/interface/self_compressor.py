@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vtc.interface.compressor import Embedded, Resampler
+from vtc.interface.compressor import Embedded
 from vtc.interface.context import Context
+from vtc.interface.resampler import Resampler
 from vtc.interface.tokens import TokenSequence
 
 

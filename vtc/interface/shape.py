@@ -55,12 +55,13 @@ class BackboneShape:
         width: hidden size d of the decoder.
         visual_tokens: per image; None if it depends on the image.
         grid: (height, width) of the visual tokens, None if there is no fixed one.
-        intermediate: MLP width of the decoder.
+        intermediate: MLP width of the decoder: of the experts that a token goes through, all of them together.
         heads, kv_heads: attention heads of the decoder, and those of keys and values.
         vocab: vocabulary size.
         places: whether the i-th visual tokens of two images of one size stand for the same place.
         vision: of the tower.
         head_dim: width of an attention head, where it is not `width / heads`.
+        experts: MLPs of each layer that a router chooses among, token by token; 0: there is one, which all go through.
     """
 
     name: str
@@ -75,6 +76,7 @@ class BackboneShape:
     vision: TowerShape
     places: bool = True
     head_dim: int | None = None
+    experts: int = 0
 
     @property
     def head_width(self) -> int:
@@ -82,7 +84,10 @@ class BackboneShape:
         return self.head_dim or self.width // self.heads
 
     def adapter_parameters(self, rank: int) -> int:
-        """Of a LoRA adapter in all linear maps of one decoder layer: r·(in + out) each."""
+        """Of a LoRA adapter in all linear maps of one decoder layer: r·(in + out) each. Experts are no maps of their
+        own in transformers, but one tensor, and have none.
+        """
         queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
         sides = [(self.width, queries), (self.width, keys), (self.width, keys), (queries, self.width)]
-        return rank * sum(i + o for i, o in [*sides, *[(self.width, self.intermediate)] * 3])
+        sides += [] if self.experts else [(self.width, self.intermediate)] * 3
+        return rank * sum(i + o for i, o in sides)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vtc.interface.checks import require
+from vtc.interface.places import closed
 
 TEXT, VISUAL, REGISTER = 0, 1, 2
 
@@ -49,6 +50,9 @@ class TokenSequence:
             log size) from here on (`merge`); None: each counts once.
         deep: [B, L, S, D] what is still added to a token behind each of the first S layers (deepstack, Qwen3-VL); None:
             nothing. It goes along with its token, is averaged where tokens merge, and zero for what a method made.
+        home: [P, B, T] the positions of the user's tokens, with `home_shift` as later ones then had it; None, where a
+            sequence begins: `position`.
+        several: at how many positions a merged token stands at once, each in channels of its own (`restored`).
     """
 
     hidden: Tensor
@@ -65,11 +69,16 @@ class TokenSequence:
     padded: bool = True
     place: Tensor = None  # type: ignore[assignment]  # always a tensor behind __post_init__
     holder: Tensor = None  # type: ignore[assignment]
+    home: Tensor = None  # type: ignore[assignment]
+    home_shift: Tensor | None = None
+    several: int = 1
 
     def __post_init__(self) -> None:
         self.place = self.origin if self.place is None else self.place
         if self.holder is None:
             self.holder = torch.arange(self.mask.shape[1], device=self.mask.device).expand_as(self.mask)
+        if self.home is None:
+            self.home, self.home_shift = self.position, self.shift
 
     # ------------------------------------------------------------------ what is there
     @property
@@ -314,38 +323,24 @@ class TokenSequence:
         view = dataclasses.replace(self, hidden=source, compact=flat, deep=None)
         marked = rows * length + torch.arange(count * m, device=dev).view(count, m, 1)
         if not flat:
-            view = view._closed()
+            view = closed(view)
         out = view.insert(marked, role=VISUAL)
         new = out.hidden[..., 0] >= rows * length
         out = out.keep(new | (out.role != VISUAL))
         return dataclasses.replace(out, compact=self.compact, deep=self.deep)._from_pool(self._with(embeddings))
 
-    # ------------------------------------------------------------------ mechanics
-    def _closed(self) -> TokenSequence:
-        """Images take up no places of the grid (M-RoPE): the tokens of each stand just before its first place, and what
-        is behind it moves up to there.
-
-        The frames of a video share one place: transformers lets them begin at the same one, as text goes on behind all.
+    def restored(self, several: int) -> TokenSequence:
+        """Every token at the position that it has in the user's sequence, whatever is gone, and a merged one at those
+        of `several` of its members at once, each in channels of its own. What a method made stands where the token
+        before it does.
         """
-        index, real = self.images
-        row, _ = self.frames
-        at = self.position.flatten(1)[:, index]  # [3, I, N]
-        low = at.masked_fill(~real, torch.iinfo(at.dtype).max).amin((0, 2))
-        high = at[-2:].masked_fill(~real, -1).amax((0, 2))
-        first = torch.ones_like(row, dtype=torch.bool)
-        first[1:] = (row[1:] != row[:-1]) | (low[1:] != low[:-1])
-        place = first.cumsum(0) - 1
-        high = high.new_zeros(len(row)).scatter_reduce(0, place, high, "amax")[place]
-        last = torch.cat([first[1:], first.new_ones(1)])
-        closes = torch.zeros_like(self.role).flatten()
-        closes[index.masked_fill(~real, -1).amax(1)] = (high + 1 - low) * last
-        closes = closes.view_as(self.role)
-        before = closes.cumsum(1) - closes
-        at_start = self.per_token((low - 1)[:, None].expand_as(index)) - before
-        position = torch.where(self.visual, at_start, self.position - before)
-        total = closes.sum(1, keepdim=True)
-        return dataclasses.replace(self, position=position, shift=-total if self.shift is None else self.shift - total)
+        column = torch.arange(self.mask.shape[1], device=self.mask.device)
+        stands = torch.where(self.place >= 0, column, 0).cummax(1).values
+        place = self.place.gather(1, stands).clamp(min=0)
+        position = self.home.gather(2, place.expand_as(self.position))
+        return dataclasses.replace(self, position=position, shift=self.home_shift, compact=False, several=several)
 
+    # ------------------------------------------------------------------ mechanics
     def _take(
         self,
         order: Tensor,

@@ -168,7 +168,7 @@ class Tower:
 
         chosen: dict[str, Any] = {
             name: {layer: states.index_select(0, index) for layer, states in getattr(self, name).items()}
-            for name in ("queries", "keys", "levels")
+            for name in ("queries", "keys", "levels", "rotated")
         }
         return dataclasses.replace(self, features=self.features.index_select(0, index), **chosen)
 
@@ -270,23 +270,29 @@ class View:
     count: int | None
 
 
-def views(tower: Tower, count: int | None, grids: Sequence[tuple[int, int] | None] | None = None) -> Iterator[View]:
+def views(
+    tower: Tower, counts: Sequence[int] | None, grids: Sequence[tuple[int, int] | None] | None = None
+) -> Iterator[View]:
     """What the tower saw at once, in groups that can be computed together.
 
     Args:
-        count: tokens that an image may leave. Its tiles have equal shares of it, as far as they have patches, and the
-            earlier ones what is over.
+        counts: tokens that each image may leave; None: there is no budget. Its tiles have equal shares of it, as far as
+            they have patches, and the earlier ones what is over.
         grids: height and width of each image in visual tokens, None where they are no rectangle (`Context.grids`);
             None: nobody asks for `Tower.spots`.
     """
     device, cells = tower.features.device, tower.features.shape[1]
+    own_counts: Sequence[int | None] = [None] * len(tower) if counts is None else counts
     if tower.patches is None:
-        number = torch.arange(len(tower), device=device)
-        every = torch.arange(cells, device=device).expand(len(tower), -1)
-        spots: Tensor | None = None
-        if grids is not None:
-            spots = torch.stack([_spots(row, row, cells, grid) for row, grid in zip(every, grids, strict=True)])
-        yield View(dataclasses.replace(tower, spots=spots), number, every, [0] * len(tower), count)
+        index, every = torch.arange(len(tower), device=device), torch.arange(cells, device=device)
+        for count in dict.fromkeys(own_counts):
+            alike = [image for image, own_count in enumerate(own_counts) if own_count == count]
+            number = index if len(alike) == len(tower) else index[alike]
+            seen = tower if number is index else tower.images(number)
+            if grids is not None:
+                spots_of = [_spots(every, every, cells, grids[image]) for image in alike]
+                seen = dataclasses.replace(seen, spots=torch.stack(spots_of))
+            yield View(seen, number, every.expand(len(alike), -1), [0] * len(alike), count)
         return
     groups: dict[tuple[int, int | None], list[tuple[int, int, Tensor]]] = {}
     for image, patch in enumerate(tower.patches):
@@ -294,6 +300,7 @@ def views(tower: Tower, count: int | None, grids: Sequence[tuple[int, int] | Non
         tile = torch.div(first, cells, rounding_mode="floor")
         token = [(tile == t).nonzero()[:, 0] for t in tile[first >= 0].unique().tolist()]
         sizes = [len(t) for t in token]
+        count = own_counts[image]
         shares: Sequence[int | None] = [None] * len(sizes) if count is None else evenly(count, sizes)
         for part, (own, share) in enumerate(zip(token, shares, strict=True)):
             groups.setdefault((len(own), share), []).append((image, part, own))
@@ -302,7 +309,7 @@ def views(tower: Tower, count: int | None, grids: Sequence[tuple[int, int] | Non
         places = torch.stack([tower.patches[i][own] for i, own in zip(of, tokens, strict=True)])
         weights = tower.weights
         mix = None if weights is None else torch.stack([weights[i][own] for i, own in zip(of, tokens, strict=True)])
-        spots = None
+        spots: Tensor | None = None
         if grids is not None:
             named = zip(tokens, places, of, strict=True)
             spots = torch.stack([_spots(row, greatest(place), cells, grids[i]) for row, place, i in named])

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from vtc.interface.checks import require
-from vtc.interface.compressor import Compressor, Resampler
+from vtc.interface.compressor import Compressor
 from vtc.interface.context import Context
 from vtc.interface.needs import ONE_TOWER, PATCH_ATTENTION, Need
 from vtc.interface.options import option
+from vtc.interface.resampler import Resampler
 from vtc.interface.selection import rank
 from vtc.interface.tokens import REGISTER, TokenSequence
 from vtc.interface.tower import Tower, TowerUse, View, greatest, resolve_tower_layer, views
@@ -79,20 +80,38 @@ class TowerCompressor(Compressor):
         which of `tokens.images` the patches are."""
         return self.condense(view.tower, view.count)
 
+    def rate_images(self, tower: Tower) -> Tensor:
+        """[J] > 0: how complex each picture is, where the budget is a mean over images (`spreads`)."""
+        raise NotImplementedError
+
+    def complexity(self, tokens: TokenSequence, context: Context) -> Tensor:
+        """[I]: the mean over an image's pictures, each weighed by the visual tokens that it has."""
+        total = torch.zeros(len(tokens.images[0]), device=tokens.mask.device)
+        sizes = torch.zeros_like(total)
+        for view in views(context.seen(), None, context.grids if self.spatial else None):
+            rated, size = self.rate_images(view.tower), view.token.shape[1]
+            require("a complexity", rated, view.image.shape, read=True)
+            total = total.index_add(0, view.image, size * rated.float())
+            sizes = sizes.index_add(0, view.image, torch.full_like(rated, size, dtype=torch.float))
+        return total / sizes.clamp(min=1)
+
     def leaves_of_tower(self) -> int | None:
         """Tokens that are left of an image before the LLM; None where there is no budget."""
         return self.tokens
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
         count = self.leaves_of_tower()
-        if tokens.fits(count) and not (self.adaptive and count is None):
+        if self.scale is None and tokens.fits(count) and not (self.adaptive and count is None):
             return tokens
         tower, (_, real) = context.seen(), tokens.images
+        counts = None if count is None else [count] * len(real)
+        if self.scale is not None:
+            counts = self.counts(tokens, context).tolist()
         kept, changed, values = torch.zeros_like(real), torch.zeros_like(real), None
-        if tower.patches is not None and count is not None:
-            kept = self._untouched(tower.patches, real, count)
+        if tower.patches is not None and counts is not None:
+            kept = self._untouched(tower.patches, real, counts)
         added: list[tuple[View, Tensor]] = []
-        for view in views(tower, count, context.grids if self.spatial else None):
+        for view in views(tower, counts, context.grids if self.spatial else None):
             at = view.image[:, None], view.token
             if view.count is not None and (view.count == 0 or view.count >= view.token.shape[1]):
                 kept[at] = view.count > 0
@@ -111,10 +130,11 @@ class TowerCompressor(Compressor):
         return _behind(out, added, context) if added else out
 
     @staticmethod
-    def _untouched(patches: Sequence[Tensor], real: Tensor, count: int) -> Tensor:
+    def _untouched(patches: Sequence[Tensor], real: Tensor, counts: Sequence[int]) -> Tensor:
         """[I, N] bool: of images with fewer patches than they may leave tokens, the first of those without a patch."""
+        most = torch.tensor(counts, device=real.device)
         bare = torch.nn.utils.rnn.pad_sequence([greatest(p) < 0 for p in patches], batch_first=True)
-        return bare & (bare.cumsum(1) <= count - (real & ~bare).sum(1, keepdim=True))
+        return bare & (bare.cumsum(1) <= most[:, None] - (real & ~bare).sum(1, keepdim=True))
 
 
 def _behind(tokens: TokenSequence, added: Sequence[tuple[View, Tensor]], context: Context) -> TokenSequence:

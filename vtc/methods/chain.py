@@ -36,6 +36,7 @@ class Chain(Budgeted):
         check_order(self.name, self.steps, self.shape)
         self.reads_prompt = any(part.reads_prompt for part in self)
         self.across_images = any(part.across_images for part in self)
+        self.repairs = any(part.repairs for part in self)
         self.tower()
 
     def make_parameters(self) -> None:

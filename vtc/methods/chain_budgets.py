@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from vtc.budget import listed
 from vtc.declarations import Declared
 from vtc.errors import UserError
-from vtc.interface import BackboneShape, Compressor
+from vtc.interface import Compressor
+from vtc.methods.chain_ends import budgets_of
 from vtc.registry import PART_BUDGETS, methods
 
 
@@ -73,13 +74,13 @@ class Budgeted(Compressor):
                 raise UserError(
                     f"method.{key}={options}: {key} is a part of {self.name}; its options are method.{key}.<option>=…"
                 )
-        budgets = [_budget(self.options.get(key, {}), self.shape) for key in self.parts][:-1] + [tokens]
+        budgets, ends = budgets_of(self.parts, self.options, self.shape, tokens)
         left = self.shape
         for n, (key, name) in enumerate(self.parts.items()):
             is_last, options = n == len(budgets) - 1, self.options.get(key, {})
             own = {k: v for k, v in options.items() if is_last or k not in PART_BUDGETS}
-            exact = is_last or options.get("tokens") is not None
-            choice = functools.partial(self._tokens_of, key, tokens, budgets[n:], exact)
+            exact = ends[n] or options.get("tokens") is not None
+            choice = functools.partial(self._tokens_of, key, tokens, budgets[n:], exact, ends[n])
             try:
                 part = methods.get(name)(choice, left, **own)
             except NotOffered:
@@ -99,14 +100,14 @@ class Budgeted(Compressor):
                 left = dataclasses.replace(smaller, name=f"{self.shape.name} after {key}")
 
     def _tokens_of(
-        self, key: str, end: int | None, budgets: Sequence[float | None], exact: bool, part: Compressor
+        self, key: str, end: int | None, budgets: Sequence[float | None], exact: bool, ends: bool, part: Compressor
     ) -> int:
         """What a part leaves of an image.
 
         Args:
             end: what is to be left by the last part; None: each takes its default.
             budgets: of this part and those behind it, as far as they are set.
-            exact: whether its own budget must be met, not only approached.
+            exact: whether its own budget must be met, not only approached; ends: whether that is the end's.
         """
         shape, count = part.shape, budgets[0]
         if shape.visual_tokens is None:
@@ -134,16 +135,9 @@ class Budgeted(Compressor):
         if not exact:
             return min(offers, key=lambda offer: (abs(offer - count), offer))
         if count not in offers:
-            error = NotOffered if len(budgets) == 1 else UserError
+            error = NotOffered if ends else UserError
             raise error(
                 f"tokens={count}: {key} finds {shape.visual_tokens} visual tokens of {shape.name} and offers "
                 f"{listed(offers)}"
             )
         return int(count)
-
-
-def _budget(options: Mapping[str, Any], shape: BackboneShape) -> float | None:
-    """The budget of an earlier part; a ratio as the number of tokens that it comes to."""
-    if options.get("ratio") is not None and shape.visual_tokens is not None:
-        return options["ratio"] * shape.visual_tokens
-    return options.get("tokens")

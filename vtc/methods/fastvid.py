@@ -20,6 +20,7 @@ from vtc.interface import (
     resolve_tower_layer,
 )
 from vtc.interface.tower import evenly, views
+from vtc.methods.peaks import density
 
 NEAREST = 4  # of a token, itself among them, in the authors' code
 
@@ -92,7 +93,7 @@ class FastVID(Compressor):
                     pool.append(hidden[t, rest[t]])
                 for t in frames:
                     if dense[t - first]:
-                        score = density(hidden[t, rest[t]].detach())
+                        score = density(hidden[t, rest[t]].detach(), NEAREST)[0]
                         chosen = rest[t][score.argsort(descending=True, stable=True)[: dense[t - first]]]
                         values[t, chosen] = self.absorbed(hidden[t, chosen], torch.cat(pool))
                         kept[t, chosen] = changed[t, chosen] = True
@@ -140,11 +141,3 @@ class FastVID(Compressor):
         few = int((self.tokens or 0) * self.context)
         rest = (self.shape.visual_tokens or 0) - (self.tokens or 0) + few
         return 4.0 * rest * few * self.shape.width * self.acts  # of one image: compared and added up
-
-
-def density(x: Tensor) -> Tensor:
-    """[R]: ρ·δ of the tokens x [R, D] of one frame."""
-    apart = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[1] ** 0.5
-    rho = (-apart.topk(min(NEAREST, len(x)), largest=False).values.square().mean(1)).exp()
-    place = rank(rho[None])[0]
-    return rho * torch.where(place[None] < place[:, None], apart, apart.amax()).amin(1)

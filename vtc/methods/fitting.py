@@ -62,7 +62,7 @@ class Fitting(Compressor):
         self.left[layer] = (real & ~goes).sum(1)
         return tokens.keep_visual(~goes.to(tokens.mask.device))
 
-    def counts(self) -> list[list[int]]:
+    def tokens_seen(self) -> list[list[int]]:
         """Of each image the visual tokens that each layer saw; none where the pass brought no image."""
         return torch.stack([self.left[layer] for layer in sorted(self.left)], 1).tolist() if self.left else []
 

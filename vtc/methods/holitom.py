@@ -20,7 +20,8 @@ from vtc.interface import (
     resolve_tower_layer,
 )
 from vtc.interface.tower import views
-from vtc.methods.scenes import Part, SceneMerger, peaks
+from vtc.methods.peaks import peaks
+from vtc.methods.scenes import Part, SceneMerger
 
 NEAREST = 7  # of a token, itself among them, in the authors' code
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from vtc.allowed import number
 from vtc.interface import PLACES, Context, TokenSequence, layer_option, option
 from vtc.interface.flops import next_layer_attention
-from vtc.methods.scenes import Part, SceneMerger, peaks, shares
+from vtc.methods.peaks import peaks
+from vtc.methods.scenes import Part, SceneMerger, shares
 
 NEAREST = 7  # of a frame or a token, itself among them, in the authors' code
 

@@ -127,24 +127,3 @@ def shares(sizes: Sequence[int], count: int) -> list[int]:
     total = sum(sizes)
     ends = [end * min(count, total) // max(1, total) for end in accumulate(sizes, initial=0)]
     return [b - a for a, b in pairwise(ends)]
-
-
-@torch.no_grad()
-def peaks(x: Tensor, count: int, nearest: int) -> tuple[Tensor, Tensor]:
-    """Density peaks (DPC-kNN) of x [n, D]: the places of the `count` centres, in order, and which of these each of x
-    belongs to, [n].
-
-    Centres have the greatest ρ·δ: ρ = exp(−mean of the squared distances to the `nearest`, itself one of them), δ the
-    distance to the nearest that is denser, or of equal ρ and earlier, else the greatest of all; distances Euclidean
-    over √D. All others join the nearest centre. (Of equal frames only the first is far from denser ones.)
-    """
-    number = torch.arange(len(x), device=x.device)
-    apart = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[1] ** 0.5
-    near = apart.topk(min(nearest, len(x)), largest=False).values
-    rho = (-near.square().mean(1)).exp()
-    denser = (rho[None] > rho[:, None]) | ((rho[None] == rho[:, None]) & (number[None] < number[:, None]))
-    delta = torch.where(denser, apart, apart.amax()).amin(1)
-    centre = (rho * delta).argsort(descending=True, stable=True)[:count].sort().values
-    joins = apart[:, centre].argmin(1)
-    joins[centre] = number[: len(centre)]
-    return centre, joins

@@ -23,7 +23,7 @@ SAME = 0.98  # a time to the first token that isn't told from that without compr
 
 SUBJECT = ("backbone", "benchmark")  # what names a table, where there is but one of these
 # Sections of a configuration that say which run of a table it is; of several with the same the newest is shown.
-CONFIGURATION = ("backbone", "method", *BUDGETS, "checkpoint", "layer_scale", "seed", "batch_size")
+CONFIGURATION = ("backbone", "method", *BUDGETS, "budget", "checkpoint", "layer_scale", "seed", "batch_size")
 # Sections that tell no two runs of one table apart.
 ALIKE = {
     "action",
@@ -339,6 +339,7 @@ def _flat(config: Mapping[str, Any], alike: set[str]) -> dict[str, Any]:
     for key in config.keys() - alike:
         out.update(_leaves(key, config[key]))
     out.pop("backbone.name", None)
+    out["budget"] = config.get("budget") or "each"
     out["picture"] = (config.get("benchmark") or {}).get("picture") or "own"
     if out.get("backbone.quantization") == "none":  # results of before it was an option don't have it
         del out["backbone.quantization"]

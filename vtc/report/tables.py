@@ -70,6 +70,7 @@ def frame(setting: Setting) -> pd.DataFrame:
             "setting": setting.name,
             "method": run.label,
             "tokens": run.tokens,
+            "tokens_sd": (budget.get("spread") or {}).get("tokens_sd"),
             "tokens_in": budget.get("visual_tokens_in"),
             "layer_average_tokens": budget.get("layer_average_tokens"),
             "compression_ratio": budget.get("compression_ratio"),

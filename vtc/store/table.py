@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 
 NAME, ABOUT, VECTOR = "images", b"vtc", "vector"
 INDEXED_FROM = 8_000_000  # numbers in all embeddings, 16 MB: comparing with all reads them, in some 40 ms of a core
-LEAST = 1_000  # rows of an index: 256 centroids are learned from them
+LEAST = 1_000  # rows of an index: fewer are compared with all at once
 RESCORED = 300  # rows that an index proposes, which are compared again exactly
-PROBED = 32  # of the index's lists of neighbours, in each search
+PROBED = 16  # of the index's lists of neighbours, in each search
+# An index's lists are longer than the root of the number of rows by this: to find a row's list takes the most of the
+# time to build it, and a list's codes of one bit a number are read fast.
+LONGER = 4
+CODED = 8  # numbers that make a byte of an index's codes
 COMPACTED_FROM = 64  # pieces of the table: each commit adds one, and each is a file that a search opens
 REMOTE = re.compile(r"\w+://")
 
@@ -235,18 +239,14 @@ class Table:
             self.refresh()
             if self._table.stats()["fragment_stats"]["num_fragments"] >= COMPACTED_FROM or self.index() is not None:
                 self._table.optimize()
-            if self.index() is None and self.rows >= indexed_from:
+            if self.index() is None and self.rows >= indexed_from and self.width % CODED == 0:
                 self._make_index()
 
     def _make_index(self) -> None:
-        from lancedb.index import IvfPq
+        from lancedb.index import IvfRq
 
-        width = self.width
-        lists = max(1, round(math.sqrt(self.rows)))
-        parts = max(part for part in range(1, width // 8 + 1) if width % part == 0) if width >= 8 else 1
-        config = IvfPq(
-            distance_type="cosine", num_partitions=lists, num_sub_vectors=parts, sample_rate=64, max_iterations=20
-        )  # with 256 and 50, as LanceDB has it, a million rows of 4,096 numbers would take an hour of two cores
+        lists = max(1, round(math.sqrt(self.rows) / LONGER))
+        config = IvfRq(distance_type="cosine", num_partitions=lists, sample_rate=64, max_iterations=20)
         self._table.create_index(VECTOR, config=config)
 
 

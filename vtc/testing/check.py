@@ -36,6 +36,7 @@ TINY = {
     "qwen2_vl": "vtc.testing.tiny_qwen:tiny_qwen2_vl",
     "qwen2_5_vl": "vtc.testing.tiny_qwen:tiny_qwen2_5_vl",
     "qwen3_vl": "vtc.testing.tiny_qwen:tiny_qwen3_vl",
+    "qwen3_vl_moe": "vtc.testing.tiny_qwen:tiny_qwen3_vl_moe",
     "internvl": "vtc.testing.tiny_tiles:tiny_internvl",
     "idefics3": "vtc.testing.tiny_tiles:tiny_idefics3",
     "smolvlm": "vtc.testing.tiny_tiles:tiny_smolvlm",

@@ -34,6 +34,7 @@ from vtc.testing.verb_contracts import (
     it_runs,
     padding_changes_nothing,
     the_best_are_kept,
+    the_mean_is_kept,
     the_question_is_declared,
 )
 
@@ -354,6 +355,7 @@ CONTRACTS = [
     it_runs,
     devices_and_dtypes_stay,
     budget_is_exact,
+    the_mean_is_kept,
     layers_are_as_announced,
     kept_are_sorted_and_unique,
     the_best_are_kept,

@@ -1,4 +1,5 @@
-"""Random-weight Qwen2-VL, Qwen2.5-VL and Qwen3-VL built in memory, with their processors and a tokenizer of words."""
+"""Random-weight Qwen2-VL, Qwen2.5-VL and Qwen3-VL (dense, and with experts) built in memory, with their processors and
+a tokenizer of words."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vtc.backbones.qwen_vl import SYSTEM, Qwen2_5VL, Qwen2VL, Qwen3VL, QwenVL
+from vtc.backbones.qwen_vl import SYSTEM, Qwen2_5VL, Qwen2VL, Qwen3VL, Qwen3VLMoe, QwenVL
 from vtc.backbones.words import WORDS, word_level
 from vtc.testing.models import drawn
 
@@ -14,6 +15,7 @@ MARKERS = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "ima
 SPECIAL = [f"<|{marker}|>" for marker in MARKERS]
 ID = {token: i for i, token in enumerate(SPECIAL)}
 PATCH, MERGE, SIDE = 4, 2, 32  # 4×4 visual tokens of an image of 32×32 pixels
+LEVELS: dict[str, Any] = {"num_position_embeddings": 64, "depth": 3, "deepstack_visual_indexes": [0, 1, 2]}
 WIDTHS = {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 32}  # of the later towers
 
 _MEDIA = (
@@ -41,9 +43,17 @@ def tiny_qwen2_5_vl(image_size: int | None = SIDE) -> QwenVL:
 def tiny_qwen3_vl(image_size: int | None = SIDE) -> QwenVL:
     """Qwen3-VL: deepstack from three layers of the tower into the first three of the LLM, interleaved M-RoPE, heads of
     another width than hidden size / heads."""
-    text = _text(head_dim=16, sections=(4, 2, 2), mrope_interleaved=True)
-    levels = {"num_position_embeddings": 64, "depth": 3, "deepstack_visual_indexes": [0, 1, 2]}
-    return _backbone(Qwen3VL, image_size, text, **WIDTHS, **levels)
+    return _backbone(Qwen3VL, image_size, _text3(), **WIDTHS, **LEVELS)
+
+
+def tiny_qwen3_vl_moe(image_size: int | None = SIDE) -> QwenVL:
+    """Qwen3-VL with experts: each token goes through two of four, as their hidden states say."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "mlp_only_layers": []}
+    return _backbone(Qwen3VLMoe, image_size, _text3() | experts, **WIDTHS, **LEVELS)
+
+
+def _text3() -> dict[str, Any]:
+    return _text(head_dim=16, sections=(4, 2, 2), mrope_interleaved=True)
 
 
 def _text(head_dim: int = 8, sections: tuple[int, ...] = (2, 1, 1), **rope: Any) -> dict[str, Any]:
@@ -86,13 +96,15 @@ def _backbone(cls: type[QwenVL], image_size: int | None, text: dict[str, Any], *
     special = {"unk_token": "<unk>", "pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
     sizes: dict[str, Any] = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
     limits = {"shortest_edge": (PATCH * MERGE) ** 2, "longest_edge": 96 * 96}
-    clip = transformers.Qwen3VLVideoProcessor if cls is Qwen3VL else transformers.Qwen2VLVideoProcessor
-    processor = getattr(transformers, cls.model_class.replace("ForConditionalGeneration", "Processor"))(
+    third = issubclass(cls, Qwen3VL)
+    clip = transformers.Qwen3VLVideoProcessor if third else transformers.Qwen2VLVideoProcessor
+    name = "Qwen3VLProcessor" if third else cls.model_class.replace("ForConditionalGeneration", "Processor")
+    processor = getattr(transformers, name)(
         image_processor=transformers.Qwen2VLImageProcessor(size=limits, **sizes),
         video_processor=clip(size=limits | {"longest_edge": 8 * 96 * 96}, cap_pixels_per_frame=False, **sizes),
         tokenizer=transformers.PreTrainedTokenizerFast(
             tokenizer_object=word_level([*SPECIAL, *words], SPECIAL), **special
         ),
-        chat_template=TEMPLATE.replace("SYSTEM", "" if cls is Qwen3VL else SYSTEM),
+        chat_template=TEMPLATE.replace("SYSTEM", "" if third else SYSTEM),
     )
     return cls.wrap(drawn(make), processor, image_size=image_size)

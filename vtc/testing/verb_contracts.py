@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc.backbones.base import Backbone
-from vtc.engine import compressing
+from vtc.engine import Complexities, compressing
 from vtc.interface import Compressor, TokenPruner, TokenSequence, TowerPruner, VideoPruner
+from vtc.interface.spread import CLOSE, scale_of
 from vtc.methods.chain import Chain
 from vtc.testing.models import ALONG, Row, batch, collate, image_row, picture, rows, text_row, words
-from vtc.testing.runs import Make, close, generation, instance, logits, texts
+from vtc.testing.runs import Make, close, generation, instance, logits, report_of, texts
 
 VERBS = ("reduce", "score", "rate", "assign", "condense", "forward", "summarise")  # that a method may override
 
@@ -157,6 +158,40 @@ def _compare_kept(before: TokenSequence, after: TokenSequence, score: Tensor, co
 def _best(scores: list[float], count: int) -> list[int]:
     """Places of the `count` highest, of equal ones the earlier, in order; by sorting."""
     return sorted(sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:count])
+
+
+def the_mean_is_kept(backbone: Backbone, make: Make, tokens: int) -> str | None:
+    """Of a budget that is a mean over images (`spreads`), each has what its complexity gives it, in any batch, and one
+    token more for whichever comes next would be too many.
+    """
+    method = instance(backbone, make, tokens)
+    if not method.spreads:
+        return "every image has as many tokens"
+    several = rows(backbone, images=(1, 2, 1))
+    inputs, seen = collate(backbone, several), Complexities()
+    seen.add(backbone, method, inputs)
+    given, sizes = seen.complexity, seen.sizes
+    assert len(given) == sum(len(row.images) for row in several), f"{len(given)} images have a complexity"
+    method.scale = scale_of(given, sizes, tokens)
+    each = [min(size, max(1, int(method.scale * own))) for own, size in zip(given, sizes, strict=True)]
+    later = [(min(size, n) + 1) / own for own, size, n in zip(given, sizes, each, strict=True) if n < size]
+    room, step = tokens * len(each) - sum(each), [c for c in later if c <= min(later) * (1 + 2 * CLOSE)]
+    assert room >= 0, f"images of {each} tokens have more than {tokens} in the mean"
+    assert not step or room < len(step), f"images of {each} tokens could have more, with {tokens} in the mean"
+    text = texts(backbone, inputs)
+    with compressing(backbone, method) as engine:
+        together = logits(backbone, inputs)
+        left = report_of(engine).tokens_out
+        queue = iter(each)
+        owed = [sum(next(queue) for _ in row.images) for row in several]
+        assert left == owed, f"rows have {left} tokens left; by the complexity of their images {owed}"
+        for n, (row, count) in enumerate(zip(several, owed, strict=True)):
+            real = inputs["attention_mask"][n].bool()
+            alone = logits(backbone, collate(backbone, [row]))[0, text[n, real]]
+            kept = report_of(engine).tokens_out
+            assert kept == [count], f"row {n} has {kept[0]} tokens left alone, and {count} in a batch"
+            close(together[n, text[n]], alone, f"row {n}")
+    return None
 
 
 def the_question_is_declared(backbone: Backbone, make: Make, tokens: int) -> str | None:

@@ -96,19 +96,26 @@ def jobs(job: Job, methods: Sequence[str] | None, budgets: Sequence[str] | None)
     Raises:
         UserError: a method, a budget or weights that there are not.
     """
-    words = [o for o in job.overrides or () if not _is_own(o)]
-    names = methods or (job.method.name,)
     out = []
-    for name in dict.fromkeys(["none", *names]):
-        # The uncompressed backbone has no options of a method, and weights of its own.
-        kept = words if name != "none" else [w for w in words if _key(w).split(".")[0] not in ("method", "checkpoint")]
-        for budget in () if name == "none" else budgets or ():
-            out.append(parse([*kept, f"method={name}", budget]))
-        if name == "none" or not budgets:
-            out.append(parse([*kept, f"method={name}"]))
-    for one in out:
-        one.check()
+    for name in dict.fromkeys(["none", *(methods or (job.method.name,))]):
+        # The uncompressed backbone has no budget.
+        own = [None] if name == "none" or not budgets else budgets
+        out += [job_of(job, name, budget) for budget in own]
     return out
+
+
+def job_of(job: Job, method: str, budget: str | None) -> Job:
+    """The job of one panel, checked.
+
+    Raises:
+        UserError: as `jobs`.
+    """
+    words = [o for o in job.overrides or () if not _is_own(o)]
+    if method == "none":  # it has no options of a method, and weights of its own
+        words = [w for w in words if _key(w).split(".")[0] not in ("method", "checkpoint")]
+    one = parse([*words, f"method={method}", *([budget] if budget else [])])
+    one.check()
+    return one
 
 
 def _key(override: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from vtc.errors import UserError, unknown
@@ -35,15 +35,20 @@ class UpstreamTasks(TaskSource):
     def spec(self, task: str, seed: int) -> TaskSpec:
         contents = {member: self._content(member) for member in self.members(task)}
         data = {
-            name: {"definition": content, "files": self.mirrored(content.get("dataset_path"))}
+            name: {"definition": content, "files": self.mirrored(content.get("dataset_path")), **self._videos(content)}
             for name, content in contents.items()
         }
         return self._spec(task, seed, contents.values(), mirror=self.benchmark.data, data=data)
 
     def check(self, job: Job, tasks: Sequence[str], network: bool = True) -> None:
-        members = [member for inside in self.names(tasks).values() for member in inside]
-        entries = {member: suite.about(self.benchmark.about, member) for member in members}
-        preflight.check(preflight.Needs(job, entries, {task: self._content(task) for task in members}), network)
+        entries, contents = {}, {}
+        for name, inside in self.names(tasks).items():
+            # A group that a suite speaks of is one thing, whose tasks differ in nothing that is looked at here.
+            whole = suite.about(self.benchmark.about, name).data is not None
+            for task in [name] if whole else inside:
+                entries[task] = suite.about(self.benchmark.about, task)
+                contents[task] = self._content(inside[0] if whole else task)
+        preflight.check(preflight.Needs(job, entries, contents), network)
 
     def location(self, task: str, look_up: Callable[[str], str]) -> str:
         folder = f"{self.benchmark.data}/" if self.benchmark.data else ""
@@ -53,6 +58,11 @@ class UpstreamTasks(TaskSource):
                 raise UserError(f"benchmark.tasks={member}: its data can't be told")
             names[str(self._content(member)["dataset_path"])] = None
         return ", ".join(look_up(folder + name) for name in names)
+
+    def _videos(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """The videos of a mirror, where the task has some: they are in a folder beside its data set."""
+        folder = preflight.video_folder(content)
+        return {"videos": self.mirrored(folder)} if folder and self.benchmark.data else {}
 
     def _content(self, task: str) -> dict[str, Any]:
         return catalogue.settings(self.files[task]) if task in self.files else {}
