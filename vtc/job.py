@@ -180,10 +180,7 @@ class Job:
             raise UserError(lacking)
         if trained:
             self.weights  # noqa: B018
-        if self.has_random_weights:
-            self.family.check_drawing(self.backbone)
-        else:
-            self.family.check_loading(self.backbone)
+        (self.family.check_drawing if self.has_random_weights else self.family.check_loading)(self.backbone)
 
     def load(self, trained: bool = True) -> tuple[Backbone, Compressor]:
         """The backbone and the method in eval mode, trained weights loaded; it decodes greedily.
