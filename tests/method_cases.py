@@ -59,6 +59,8 @@ METHODS = [
     Case("pyramiddrop", 3),
     Case("pyramiddrop", 5, {"layers": [0, 2, 3], "layer_scale": "none"}),
     Case("pyramiddrop", 4, {"layers": [1, 3], "layer_scale": "none", "ratios": [0.6], "renumber": True}),
+    Case("fitprune", 5),
+    Case("fitprune", 3, {"recipe": {"recipes": [{"left": 0.2, "shares": [0.0, 0.0, 0.6, 1.0]}]}}),
     Case("sparsevlm", 4),
     Case("sparsevlm", 6, {"layers": [1, 3], "layer_scale": "none", "recycle": 0.8}),
     Case("kmeans", 5),
@@ -195,6 +197,7 @@ POCKET_METHODS = [
     Case("dart", 16),
     Case("cdpruner", 16),
     Case("pyramiddrop", 16),
+    Case("fitprune", 16),
     Case("sparsevlm", 16),
     Case("kmeans", 16),
     Case("fastervlm", 16),
@@ -268,6 +271,7 @@ APART = [  # each thing that is done to tokens, on an image whose tokens have te
     Case("victor", 3),
     Case("voco", 2),
     Case("fwd2bot", 4, {"rank": 4}),
+    Case("fitprune", 5),
 ]
 # Qwen2.5-VL is Qwen2-VL but for the windows of its tower.
 WINDOWS = TOWER | {"none", "random", "fastv", "victor", "fwd2bot", "voco"}

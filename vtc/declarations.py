@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import ast
 import functools
+import hashlib
+import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vtc import shipped
+from vtc.errors import UserError, nearest
 
 CALLS = ("option", "layer_option")  # of `vtc.interface.options`
 
@@ -27,11 +31,14 @@ class Declared:
         default: its value where none is given; `...` where one must be given.
         about: one line for the user.
         follows: the key of the configuration whose value it takes where none is given, such as `seed`.
+        file: the folder of the JSON files that come with vtc for it. Its value may be the name of one, and is that of
+            the backbone's own where none is given, or the path of another JSON file (`content`).
     """
 
     default: Any
     about: str
     follows: str | None = None
+    file: str | None = None
 
 
 # The option of every class that has numbers of decoder layers among its options.
@@ -84,10 +91,46 @@ def read(path: str) -> Declaration:
             if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in CALLS:
                 default, line = map(ast.literal_eval, value.args)
                 named = {word.arg: word.value for word in value.keywords}
-                own = {key: ast.literal_eval(named[key]) for key in ("name", "follows") if key in named}
-                options[own.get("name", attribute)] = Declared(default, line, own.get("follows"))
+                own = {key: ast.literal_eval(named[key]) for key in ("name", "follows", "file") if key in named}
+                options[own.get("name", attribute)] = Declared(default, line, own.get("follows"), own.get("file"))
                 scaled |= value.func.id == "layer_option"
     return Declaration(about or "", options | ({"layer_scale": LAYER_SCALE} if scaled else {}))
+
+
+def come_with(folder: str) -> dict[str, Path]:
+    """The JSON files in a folder that comes with vtc, by name."""
+    return {file.stem: file for file in sorted(Path(shipped.root(), folder).glob("*.json"))}
+
+
+def content(key: str, value: Any, folder: str) -> Any:
+    """What a run is known by, in the place of an option's text that names a file: of one that comes with vtc its name
+    and its hash, of a path what the file holds, wherever it is. Any other value as it is.
+
+    Raises:
+        UserError: there is no such file, or it holds no JSON.
+    """
+    if not isinstance(value, str):
+        return value
+    if value.endswith(".json") or os.sep in value:
+        return json_of(key, value)
+    if value not in (files := come_with(folder)):
+        raise UserError(f"{key}={value}: allowed: {', '.join(files)}, a .json file, null{nearest(value, files)}")
+    return {"file": value, "sha256": hashlib.sha256(files[value].read_bytes()).hexdigest()[:12]}
+
+
+def json_of(key: str, value: str) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        UserError: there is no such file, or it holds something else.
+    """
+    file = Path(os.path.expanduser(value))
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{key}={value}: {'no such file' if not file.exists() else error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{key}={value}: not JSON ({error})") from None
 
 
 def _lineage(module: str, name: str) -> Iterator[ast.ClassDef]:

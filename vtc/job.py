@@ -27,6 +27,7 @@ from vtc.settings import (
     AblationSettings,
     BackboneSettings,
     BenchmarkSettings,
+    CalibrateSettings,
     CompareSettings,
     DemoSettings,
     LoraSettings,
@@ -64,12 +65,10 @@ class Job:
         seed: of whatever is random.
         batch_size: rows at a time; `auto`: as many as memory has room for (`vtc.evaluation.batches`).
         workers: threads that decode and preprocess pictures ahead of the device.
-        tower_cache: gigabytes of the tower's outputs that are kept for runs over the same pictures
-            (`vtc.evaluation.towers`).
+        tower_cache: gigabytes of the tower's outputs kept for runs over the same pictures (`vtc.evaluation.towers`).
         output_dir: where results, trainings and reports go.
         resume: False repeats what is finished.
-        retry: which jobs of a sweep are run: `all` that aren't finished, those that `failed` the last time, or `none`
-            of these.
+        retry: which jobs of a sweep are run: `all` that aren't finished, those that `failed` last, or `none` of these.
         dry_run: say what would be done, and stop.
         plugins: files that bring methods and families of the user's own.
         log: trackers that are told of an evaluation's scores and costs.
@@ -89,6 +88,7 @@ class Job:
     visualize: VisualizeSettings = setting(VisualizeSettings(), NOTHING)
     demo: DemoSettings = setting(DemoSettings(), NOTHING)
     tune: TuneSettings = setting(TuneSettings(), NOTHING)
+    calibrate: CalibrateSettings = setting(CalibrateSettings(), NOTHING)
     ablation: AblationSettings | None = setting(None, NOTHING)
     new_method: NewMethodSettings | None = setting(None, NOTHING)
     store: StoreSettings | None = setting(None, NOTHING)
@@ -174,15 +174,13 @@ class Job:
             trained: whether trained weights are needed; training itself needs none.
 
         Raises:
-            UserError: as `shape`, `compressor`, `weights`; what the backbone can't be loaded with.
+            UserError: as `shape`, `compressor`, `weights`; what the method lacks; how the backbone can't be loaded.
         """
-        self.compressor  # noqa: B018  (made here, so that its errors come first)
+        if (lacking := self.compressor.lacking()) and not self.has_random_weights:  # the method's errors come first
+            raise UserError(lacking)
         if trained:
             self.weights  # noqa: B018
-        if self.has_random_weights:
-            self.family.check_drawing(self.backbone)
-        else:
-            self.family.check_loading(self.backbone)
+        (self.family.check_drawing if self.has_random_weights else self.family.check_loading)(self.backbone)
 
     def load(self, trained: bool = True) -> tuple[Backbone, Compressor]:
         """The backbone and the method in eval mode, trained weights loaded; it decodes greedily.

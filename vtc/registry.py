@@ -269,6 +269,7 @@ methods = Registry(
         "fastervlm": "vtc.methods.fastervlm:FasterVLM",
         "fastv": "vtc.methods.fastv:FastV",
         "fastvid": "vtc.methods.fastvid:FastVID",
+        "fitprune": "vtc.methods.fitprune:FitPrune",
         "fwd2bot": "vtc.methods.fwd2bot:Fwd2Bot",
         "hiprune": "vtc.methods.hiprune:HiPrune",
         "holitom": "vtc.methods.holitom:HoliTom",

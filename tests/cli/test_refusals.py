@@ -71,6 +71,10 @@ def test_stand_ins_refuse_what_torch_refuses() -> None:
         (["method=fwd2bot", "tokens=5"], "method=fwd2bot tokens=5: it needs training"),
         (["action=train", "method=victor", "tokens=500"], "tokens=500: victor on pocket offers 1 to 144"),
         (["method=tome", "tokens=5", "backbone=qwen2vl_2b"], "method=tome: it needs one visual token a patch"),
+        (
+            ["method=fitprune", "tokens=5", "backbone=qwen2vl_2b"],
+            "method.recipe=null: no recipe of fitprune comes with",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

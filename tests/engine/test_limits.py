@@ -243,7 +243,7 @@ def test_embeddings_that_are_no_numbers_are_named_too() -> None:
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("name", ["fastv", "pyramiddrop", "vcc", "sparsevlm", "quecc"])
+@pytest.mark.parametrize("name", ["fastv", "pyramiddrop", "fitprune", "vcc", "sparsevlm", "quecc"])
 def test_without_a_cache_the_choice_is_the_prompts(name: str, beams: int) -> None:
     """Rows of different lengths, padded on either side; no one says where the prompts end."""
     backbone = tiny_backbone()

@@ -87,7 +87,7 @@ def test_squares_stand_on_the_planted_object(case: str, where) -> None:
     assert top * height <= y + 2 and bottom * height >= y - 2, f"{boxes[token]} for an object at {where}"
 
 
-@pytest.mark.parametrize("name", ["fastv", "divprune", "pyramiddrop", "dart"])
+@pytest.mark.parametrize("name", ["fastv", "divprune", "pyramiddrop", "fitprune", "dart"])
 def test_kept_tokens_are_the_ones_that_the_cache_holds(name: str) -> None:
     """`holders` say of methods that only choose what `kept` says in the numbers of input_ids."""
     backbone = tiny_backbone(grid=4)

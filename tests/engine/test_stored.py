@@ -22,7 +22,7 @@ ONE_EACH = {
     (b, m.name): (b, m) for b, m in reversed(CASES) if b == "gqa" or (b not in ("pocket", "mha") and m.name in DONE)
 }
 WHY = {
-    "depends on the question": {"cdpruner", "fastv", "sparsevlm", "pyramiddrop", "dart", "quecc", "vcc"},
+    "depends on the question": {"cdpruner", "fastv", "sparsevlm", "pyramiddrop", "fitprune", "dart", "quecc", "vcc"},
     "others of its row": {"evs", "vidcom2", "dycoke", "avgpool+evs"},
     "keys and values of every layer": {"voco"},
     "read more than is left": {"victor", "llavolta", "kmeans"},

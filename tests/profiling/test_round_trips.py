@@ -18,8 +18,8 @@ from vtc.testing import tiny_backbone
 # centres, in each of 20 halvings.
 MOST = {
     "avgpool": 11, "cdpruner": 3, "dart": 4, "divprune": 3, "downsample": 3, "dycoke": 3, "evs": 3,
-    "fastervlm": 3, "fastv": 4, "fwd2bot": 6, "kmeans": 19, "llavolta": 10, "m3": 11, "mqt": 15, "none": 0,
-    "perceiver": 8, "prumerge": 9, "pyramiddrop": 16, "qformer": 4, "quecc": 9, "random": 3,
+    "fastervlm": 3, "fastv": 4, "fitprune": 20, "fwd2bot": 6, "kmeans": 19, "llavolta": 10, "m3": 11, "mqt": 15,
+    "none": 0, "perceiver": 8, "prumerge": 9, "pyramiddrop": 16, "qformer": 4, "quecc": 9, "random": 3,
     "single_forward": 3, "sparsevlm": 27, "tokenpacker": 4, "tome": 3, "vcc": 20, "victor": 4, "vidcom2": 12,
     "visionzip": 8, "vispruner": 2, "voco": 5,
     "scope": 2, "vtw": 2,

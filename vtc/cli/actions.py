@@ -27,6 +27,7 @@ ACTIONS = {
     "visualize": ("vtc.visualize:visualize", False),  # it checks each method that it draws
     "demo": ("vtc.demo:demo", False),
     "tune": ("vtc.tune:tune", False),  # each of its runs is checked
+    "calibrate": ("vtc.calibrate:calibrate", False),  # what it needs of the job it checks itself
     "check": ("vtc.testing.check:check", False),
     "new_method": ("vtc.authoring:new_method", False),
     "index": ("vtc.store.actions:index", False),  # these load the model of the store

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from vtc import declarations
-from vtc.declarations import Declaration, Declared
-from vtc.registry import methods
+from vtc.declarations import Declaration, Declared, come_with, content
+from vtc.registry import methods, parts
 
 
 def declaration(name: str) -> Declaration:
@@ -36,6 +37,25 @@ def _value(option: Declared) -> Any:
     if option.follows:
         return f"${{oc.select:{option.follows},{option.default}}}"
     return list(option.default) if isinstance(option.default, tuple) else option.default
+
+
+def with_files(options: Mapping[str, Any], name: str, backbone: str, where: str = "method") -> dict[str, Any]:
+    """The options of a method, those that are files as a run is known by them (`vtc.declarations.content`), those of a
+    composition's parts too. Where none is given, it is the file of that name that comes with vtc for the backbone.
+
+    Raises:
+        UserError: a file that isn't there, or is no JSON.
+    """
+    members = parts(name)
+    if len(members) > 1:
+        own = {key: options[key] for key in members if isinstance(options.get(key), Mapping)}  # else refused later on
+        own = {key: with_files(part, members[key], backbone, f"{where}.{key}") for key, part in own.items()}
+        return {**options, **own}
+    declared = declaration(name).options
+    files = {key: folder for key in options if key in declared and (folder := declared[key].file)}
+    given = {key: options[key] for key in files}
+    own = {key: backbone for key, folder in files.items() if given[key] is None and backbone in come_with(folder)}
+    return {**options, **{key: content(f"{where}.{key}", v, files[key]) for key, v in (given | own).items()}}
 
 
 def options_in_words(name: str) -> dict[str, str]:

@@ -42,7 +42,8 @@ SHORT = {
 TEXTS = {"output_dir", "data", "checkpoint", "pretrained", "backbone.pretrained", "benchmark.data", "report.output",
          "report.title", "training.folder", "training.start", "training.pretrained", "a", "b", "compare.a", "compare.b",
          "compare.output", "visualize.image", "visualize.question", "visualize.output", "store", "images", "image",
-         "query", "question", "html"}  # fmt: skip
+         "query", "question", "html", "method.recipe", "calibrate.path", "calibrate.images",
+         "calibrate.output"}  # fmt: skip
 
 
 def read(word: str) -> Override:

@@ -17,6 +17,7 @@ from vtc.allowed import one_of
 from vtc.backbones.random_weights import narrowed
 from vtc.budget import BUDGETS, EACH, Budget
 from vtc.configuration import validation
+from vtc.configuration.methods import with_files
 from vtc.errors import UserError
 from vtc.job import Job
 from vtc.settings import (
@@ -24,6 +25,7 @@ from vtc.settings import (
     AblationSettings,
     BackboneSettings,
     BenchmarkSettings,
+    CalibrateSettings,
     CompareSettings,
     DemoSettings,
     MethodSettings,
@@ -75,6 +77,7 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
     PLUGINS.check("plugins", values["plugins"])
     plugins.load_all(values["plugins"])  # once more where a launcher's worker has the configuration alone
     method = dict(values["method"])
+    name = method.pop("name")
     profile = from_mapping(ProfileSettings, values["profile"], "profile") if values.get("profile") else None
     job = from_mapping(
         Job,
@@ -83,7 +86,7 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
             "plugins": tuple(values["plugins"]),
             "log": several_of(values["log"]) or (),
             "backbone": _backbone(values, profile),
-            "method": MethodSettings(method.pop("name"), method),
+            "method": MethodSettings(name, with_files(method, name, values["backbone"]["name"])),
             "budget": Budget(**{key: values.get(key) for key in BUDGETS}, spread=values.get("budget", EACH)),
             "benchmark": from_mapping(BenchmarkSettings, values["benchmark"], "benchmark"),
             "profile": profile,
@@ -93,6 +96,7 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Job:
             "visualize": from_mapping(VisualizeSettings, values.get("visualize") or {}, "visualize"),
             "demo": from_mapping(DemoSettings, values.get("demo") or {}, "demo"),
             "tune": from_mapping(TuneSettings, values.get("tune") or {}, "tune"),
+            "calibrate": from_mapping(CalibrateSettings, values.get("calibrate") or {}, "calibrate"),
             "ablation": _ablation(values, overrides),
             "new_method": _new_method(values),
             "store": _store(values),

@@ -5,6 +5,9 @@ layer itself projects them (LoRA included), so nothing runs twice, and the layer
 it has: none is asked to return its weights. Packed questions share their images, whose tokens are dropped once for all
 of them: their row is the mean over the questions of what the last token of each one's prompt pays.
 
+Of the layer that ran last it can be what any tokens paid (`greatest_attention`), from the same projections, for a
+method that asks both what the image and what the question looked at (FitPrune).
+
 Of a layer that is about to run (`next_layer_attention`), for a method that ranks tokens before layer K by layer K
 itself (PyramidDrop, VCC), queries and keys are computed from its own norm and projections, of the queries that are
 asked about alone; the layer doesn't run. No cache is written to in either case.
@@ -13,7 +16,7 @@ asked about alone; the layer doesn't run. No cache is written to in either case.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -21,6 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from vtc.interface import LayerStates, TokenSequence
+
+CHUNK = 128  # queries whose attention is in memory at once
 
 
 @contextmanager
@@ -108,6 +113,44 @@ def attention_row(
     q = rotated(attention, projected["q"][row, query], cos[row, query], sin[row, query])
     k = rotated(attention, projected["k"], cos, sin) if cached is None else cached
     return _paid(attention, q, k, query, real, block, None if mask is None else mask.to(device), size)
+
+
+@torch.no_grad()
+def greatest_attention(
+    attention: Any,
+    projected: dict[str, Tensor],
+    rope: tuple[Tensor, Tensor],
+    tokens: TokenSequence,
+    queries: Sequence[Tensor],
+    mask: Tensor | None,
+    cached: Tensor | None,
+    size: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """[B, L] for each of `queries`: what these tokens paid to each of the L tokens that just ran, of each of them the
+    greatest over the heads, mean over them; zeros in a row without any.
+
+    Args:
+        attention, projected, rope, cached, size: as of `attention_row`.
+        tokens: as the layer saw them.
+        queries: [B, L] bool each.
+        mask: [B, S] bool, the real tokens among the S = past + L keys; None: all.
+    """
+    device = projected["q"].device  # a model may be spread over devices
+    block, real = tokens.block.to(device), None if mask is None else mask.to(device)
+    counts = [(chosen.to(device) & tokens.mask.to(device)).float() for chosen in queries]
+    cos, sin = (t.to(device).expand(len(block), -1, -1) for t in rope)
+    q = rotated(attention, projected["q"], cos, sin)
+    k = rotated(attention, projected["k"], cos, sin) if cached is None else cached
+    total, length = k.shape[2], block.shape[1]
+    paid = [torch.zeros(block.shape, device=device) for _ in counts]
+    for start in range(0, length, CHUNK):
+        part = slice(start, min(start + CHUNK, length))
+        column = torch.arange(part.start, part.stop, device=device).expand(len(block), -1)
+        sees = seen(column, block, total, real)
+        greatest = weights(attention, q[:, :, part], k, sees, size).amax((1, 2))[..., total - length :]
+        for sums, count in zip(paid, counts, strict=True):
+            sums += (greatest * count[:, part, None]).sum(1)
+    return tuple(sums / count.sum(1, keepdim=True).clamp(min=1) for sums, count in zip(paid, counts, strict=True))
 
 
 @torch.no_grad()

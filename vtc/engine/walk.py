@@ -82,6 +82,7 @@ class Walk:
         self.backbone, self.method, self.decoder, self.call = backbone, method, backbone.decoder, call
         self.reductions: set[int] = method.layers() if call.images is not None else set()
         self.tally: Tally | None = None
+        self._probed: tuple[int, dict[str, Tensor], LayerInputs] | None = None  # of the last layer that was, its number
         self.mask, self.use_cache, self.layer_arguments = mask, use_cache, layer_arguments
         self.watch = watch if call.images is not None else None
         self.cache: Any = DynamicCache(config=self.decoder.config) if use_cache and cache is None else cache
@@ -187,6 +188,7 @@ class Walk:
         tokens = dataclasses.replace(tokens, compact=layer == 0 and len(tokens.position) == 1)
         context.next_layer_attention = partial(self._next_layer_attention, layer, past)
         context.next_layer_states = partial(self._next_layer_states, layer)
+        context.last_layer_attention = partial(self._last_layer_attention, layer - 1, tokens)
         if self.watch is not None:
             self.watch.reducing = tokens
         try:
@@ -197,7 +199,8 @@ class Walk:
             raise
         except Exception as error:
             raise failure(self.method, error) from error
-        del context.next_layer_attention, context.next_layer_states  # the first one holds the cache
+        del context.next_layer_attention, context.next_layer_states, context.last_layer_attention  # they hold the cache
+        self._probed = None
         return given
 
     def _run_layers(
@@ -220,6 +223,7 @@ class Walk:
             if tokens.deep is not None and i < tokens.deep.shape[2]:
                 hidden = hidden + tokens.deep[:, :, i].to(hidden)
             if context is not None and i in probes:
+                self._probed = i, projected, inputs
                 context.keys[i] = projected["k"]
                 context.rotated_keys[i] = partial(probe.rotated_states, layer.self_attn, projected["k"], inputs.rope)
                 context.attention_rows[i] = probe.attention_row(
@@ -315,6 +319,17 @@ class Walk:
         left = dataclasses.replace(tokens, hidden=column[..., None]).hide(tokens.visual)
         self.cache.keep(layers, past.length, left.hidden[..., 0])
         return past.extended(None if bool(left.mask.all()) else left.mask, left.mask)
+
+    def _last_layer_attention(self, layer: int, tokens: TokenSequence, *queries: Tensor) -> tuple[Tensor, ...]:
+        """`Context.last_layer_attention` behind `layer`, of the `tokens` that it saw."""
+        if self._probed is None or self._probed[0] != layer:
+            raise RuntimeError(f"layer {layer} is none that probes() names")
+        _, projected, inputs = self._probed
+        keys = None if self.cache is None else self.cache.layers[layer].keys
+        attention = self.decoder.layers[layer].self_attn
+        return probe.greatest_attention(
+            attention, projected, inputs.rope, tokens, queries, inputs.mask, keys, inputs.size
+        )
 
     def _next_layer_attention(
         self,

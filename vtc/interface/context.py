@@ -50,6 +50,10 @@ class Context:
         embed: token ids [...] → embeddings [..., D].
         prompt: `prompt(tokens) -> [B, L]` bool: the prompt's text behind the first image of each row (of each packed
             question), without any answer; where there is none, the last prompt token.
+        last_layer_attention: `last_layer_attention(*queries) -> ([B, L], …)`, one for each `queries` [B, L] bool: the
+            attention that these tokens paid to each of the tokens that came, in the layer that has just run and that
+            `probes` names: of each query the greatest over the heads, mean over the queries; zeros in a row without
+            any. No gradients.
         next_layer_attention: `next_layer_attention(tokens, queries=None, over=None, greatest=False) -> [B, L]`: the
             attention that `queries` [B, L] bool (None: the last prompt token) would pay to `tokens` in the layer about
             to run, mean over heads and queries (`greatest`: the greatest of them); the softmax runs over the tokens
@@ -72,6 +76,7 @@ class Context:
     run_decoder: Callable[..., Tensor] = _nothing
     embed: Callable[[Tensor], Tensor] = _nothing
     prompt: Callable[[TokenSequence], Tensor] = _nothing
+    last_layer_attention: Callable[..., tuple[Tensor, ...]] = _nothing
     next_layer_attention: Callable[..., Tensor] = _nothing
     next_layer_states: Callable[[TokenSequence], LayerStates] = _nothing
     project: Callable[[Tensor], Tensor] = _nothing

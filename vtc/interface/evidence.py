@@ -1,4 +1,4 @@
-"""What stands behind a method: what its class says of that, as data."""
+"""What stands behind a method: what its class says of that."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import ClassVar
 
 
 class Evidence:
-    """Two lines of a method's class; what else stands behind it is read from committed files (docs/tools/evidence.py).
+    """Lines of a method's class; what else stands behind it is read from committed files (docs/tools/evidence.py).
 
     Attributes:
         reference: the test that holds the method to its source's equations, independently written, `file::test` of
@@ -16,3 +16,8 @@ class Evidence:
 
     reference: ClassVar[str] = ""
     incomparable: ClassVar[str] = ""
+
+    def lacking(self) -> str | None:
+        """Why its answers on this backbone would say nothing of it, trained weights aside, and what to give; None: they
+        do. A run is refused with it; what is only measured, or checked on tiny models, isn't."""
+        return None

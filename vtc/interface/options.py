@@ -14,7 +14,7 @@ from math import floor
 from typing import TYPE_CHECKING, Any
 
 from vtc.allowed import BOOLEAN, Allowed, anything, number, one_of, text, whole
-from vtc.declarations import LAYER_SCALE, Declaration, Declared, line_of
+from vtc.declarations import LAYER_SCALE, Declaration, Declared, content, line_of
 from vtc.errors import UserError, nearest, unknown
 from vtc.identity import EVERYTHING, Decides
 
@@ -57,7 +57,7 @@ def option(default: Any, about: str, **fields: Any) -> Any:
     Args:
         default: a literal, immutable; `...`: the user must give a value.
         about: one line for `--help` and the docs.
-        fields: the others of `Option`; `name` and `follows` are literals too.
+        fields: the others of `Option`; `name`, `follows` and `file` are literals too.
     """
     return Option(default, about, **fields)
 
@@ -93,7 +93,7 @@ def options_of(cls: type) -> dict[str, tuple[str, Option]]:
 
 def declaration(cls: type) -> Declaration:
     """What an imported class says of itself."""
-    options = {key: Declared(o.default, o.about, o.follows) for key, (_, o) in options_of(cls).items()}
+    options = {key: Declared(o.default, o.about, o.follows, o.file) for key, (_, o) in options_of(cls).items()}
     return Declaration(line_of(cls), options)
 
 
@@ -124,6 +124,7 @@ def bind(method: Compressor, options: Mapping[str, Any]) -> None:
     scale = options.get("layer_scale", LAYER_SCALE.default)
     for name, (attribute, declared) in table.items():
         key, value = f"method.{name}", options.get(name, declared.default)
+        value = content(key, value, declared.file) if declared.file else value
         if declared.resolve is not None:
             value = declared.resolve(value, method.shape)
         elif declared.lowest is None:

@@ -42,6 +42,9 @@ class Chain(Budgeted):
     def make_parameters(self) -> None:
         self.members = nn.ModuleList(part.build() for part in self)
 
+    def lacking(self) -> str | None:
+        return next((said for part in self if (said := part.lacking())), None)
+
     def __iter__(self) -> Iterator[Compressor]:
         return (step.part for step in self.steps)
 

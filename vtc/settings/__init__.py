@@ -2,6 +2,7 @@
 decides. `vtc.configuration.resolve` fills them from the command line; nothing behind it sees anything else.
 """
 
+from vtc.settings.calibrate import CalibrateSettings
 from vtc.settings.run import (
     DTYPES,
     FOLDER,
@@ -48,6 +49,7 @@ __all__ = [
     "AblationSettings",
     "BackboneSettings",
     "BenchmarkSettings",
+    "CalibrateSettings",
     "CompareSettings",
     "DataSettings",
     "DemoSettings",

@@ -43,6 +43,15 @@ def answer_loss(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(head(hidden[:, :-1][counted]).float(), following[counted])
 
 
+def laid_out(engine: Engine, batch: Batch) -> AbstractContextManager[None]:
+    """Tells the engine how the rows of a batch are laid out, and where a prompt ends that an answer follows."""
+    if batch.blocks is not None:
+        return engine.blocks(batch.blocks, batch.labels)
+    counted = batch.labels[:, 1:] != IGNORE
+    last = batch.attention_mask.sum(1) - 1  # Of a row without an answer: its end, as rows are right-padded.
+    return engine.prompt_ends(torch.where(counted.any(1), counted.long().argmax(1), last))
+
+
 class MethodStage(Stage):
     """Questions about pictures under a compression method, and the losses that apply to each batch.
 
@@ -129,17 +138,9 @@ class MethodStage(Stage):
     # ------------------------------------------------------------------ what is computed
     def forward(self, batch: Batch) -> tuple[Tensor, Context | None]:
         """Last hidden states ``[B, L, D]`` in the layout of ``batch``, and what the method saw, if anything."""
-        with compressing(self.backbone, self.method) as engine, self.layout(engine, batch):
+        with compressing(self.backbone, self.method) as engine, laid_out(engine, batch):
             out = self.backbone.core(**batch.inputs, use_cache=False)
         return out.last_hidden_state, engine.context
-
-    def layout(self, engine: Engine, batch: Batch) -> AbstractContextManager[None]:
-        """Tells the engine how the rows are laid out, and where a prompt ends that an answer follows."""
-        if batch.blocks is not None:
-            return engine.blocks(batch.blocks, batch.labels)
-        counted = batch.labels[:, 1:] != IGNORE
-        last = batch.attention_mask.sum(1) - 1  # Of a row without an answer: its end, as rows are right-padded.
-        return engine.prompt_ends(torch.where(counted.any(1), counted.long().argmax(1), last))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """L_AR where the batch has answers, L_disc where it has captions, as far as `losses` takes each; of an elastic
