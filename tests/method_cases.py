@@ -142,6 +142,7 @@ METHODS = [
     Case("tome+pyramiddrop", 3),
     Case("ppe", 16),
     Case("kmeans+ppe", 5, {"ppe": {"positions": 3}}),
+    Case("kmeans+ppe", 5, {"kmeans": {"layer": 0}, "ppe": {"layer": 2, "layer_scale": "none", "positions": 2}}),
     Case("avgpool+ppe+fastv", 3, {"avgpool": {"tokens": 4, "dims": 1}, "ppe": {"layer": 0, "positions": 4}}),
     Case("pact+fastv", 3, {"pact": {"layer": 1, "tokens": 6}}),
     Case("vcc+fastv", 4, {"vcc": {"block": 4, "layer": 1}}),
