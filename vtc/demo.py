@@ -30,7 +30,7 @@ BUDGETS = (16, 64, 4, 36, 8, 1, 144, 576)  # tokens at which a trained method is
 LOADED = 2  # models with weights of their own that are kept in memory
 NEW_TOKENS = 64
 NAMES = ("One method", "Another")
-BUTTONS = ["download", "fullscreen"]  # of a picture; Gradio's own third one shares it on a website
+BUTTONS: Any = ["download", "fullscreen"]  # of a picture; Gradio's own third one shares it on a website
 
 
 @dataclass(frozen=True)
@@ -204,8 +204,9 @@ def _page(comparison: Comparison, methods: list[str], first: list[str], tokens: 
     with gradio.Blocks(title="vtc: two methods, one picture", analytics_enabled=False) as page:
         gradio.Markdown(f"## Two methods, one picture\nBackbone: **{job.backbone.name}**" + _note(job))
         with gradio.Row():
-            sources = ["upload", "clipboard"]
-            picture = gradio.Image(label="Picture", type="pil", sources=sources, height=320, buttons=BUTTONS)
+            picture = gradio.Image(
+                label="Picture", type="pil", sources=["upload", "clipboard"], height=320, buttons=BUTTONS
+            )
             with gradio.Column():
                 question = gradio.Textbox(label="Question", placeholder=description_prompt(job))
                 with gradio.Row():
@@ -214,7 +215,7 @@ def _page(comparison: Comparison, methods: list[str], first: list[str], tokens: 
                 budget = gradio.Slider(1, full, value=tokens, step=1, label=f"Visual tokens left, of {full}")
                 button = gradio.Button("Ask", variant="primary")
                 if job.backbone.name == "pocket":
-                    gradio.Button("Draw a scene").click(_scene, outputs=picture, api_name=False)
+                    gradio.Button("Draw a scene").click(_scene, outputs=picture, api_visibility="private")
         outputs = []
         with gradio.Row():
             for name in NAMES:
@@ -226,7 +227,7 @@ def _page(comparison: Comparison, methods: list[str], first: list[str], tokens: 
                     ]
         asked = [picture, question, one, other, budget]
         for event in (button.click, question.submit):
-            event(ask, asked, outputs, api_name=False)
+            event(ask, asked, outputs, api_visibility="private")
     return page
 
 

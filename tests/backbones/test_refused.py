@@ -38,17 +38,15 @@ def tiny_gemma3():
 
 
 def test_gemma3_is_refused_for_what_its_layers_are() -> None:
-    """What is said is so: windows in some layers, rotary frequencies by kind, and an image's tokens see what follows."""
+    """What is said is so: windows in some layers, and rotary frequencies by kind."""
     model = tiny_gemma3()
     text = model.config.text_config
     assert {*text.layer_types} == {"sliding_attention", "full_attention"}
     assert {*text.rope_parameters} >= {"sliding_attention", "full_attention"}
     for refuses in (lambda: wrap(model), lambda: compressing(model, None).__enter__()):  # type: ignore[arg-type]
-        with pytest.raises(
-            UserError, match="^model=gemma3: no backbone adapter for it: .*sliding window.*both ways"
-        ) as e:
+        with pytest.raises(UserError, match="^model=gemma3: no backbone adapter for it: .*sliding window") as error:
             refuses()
-        assert "\n" not in str(e.value)
+        assert "both ways" in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", refused.WHY)

@@ -11,7 +11,7 @@ from vtc.methods import build
 from vtc.testing import batch, tiny_backbone
 from vtc.testing.runs import instance
 from vtc.testing.tiny_llava import tiny_llava_next
-from vtc.testing.tiny_qwen import tiny_qwen2_vl, tiny_qwen3_vl
+from vtc.testing.tiny_qwen import tiny_qwen2_vl, tiny_qwen3_vl, tiny_qwen3_vl_moe
 from vtc.testing.tiny_tiles import tiny_internvl
 
 NEW = 20
@@ -20,6 +20,7 @@ FAMILIES = {
     "llava_next": tiny_llava_next,
     "qwen2_vl": tiny_qwen2_vl,
     "qwen3_vl": tiny_qwen3_vl,
+    "qwen3_vl_moe": tiny_qwen3_vl_moe,
     "internvl": tiny_internvl,
 }
 METHODS = {

@@ -96,7 +96,7 @@ def common_tail(tokens: TokenSequence) -> Tensor:
 
 def same_layout(a: TokenSequence, b: TokenSequence) -> bool:
     """Whether masks, positions and sizes are the same tensors: what was made for one of the two holds for the other."""
-    return a.mask is b.mask and a.position is b.position and a.size is b.size and a.several == b.several
+    return a.mask is b.mask and a.position is b.position and a.size is b.size
 
 
 def change_shift(tokens: TokenSequence, old: Tensor | None, new: Tensor | None) -> TokenSequence:
