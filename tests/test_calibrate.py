@@ -92,7 +92,7 @@ def test_pocket_draws_scenes_that_no_test_has(monkeypatch, tmp_path: Path) -> No
     drawn = [pixels for batch in read for pixels in batch.inputs["pixel_values"]]
     assert len(drawn) == len(scenes) == 4 and {scene.split for scene in scenes} == {"train"}
     of_test = [
-        normalise(np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])))[None])[0]
+        normalise(np.array(Image.open(io.BytesIO(row["image"]["bytes"])))[None])[0]
         for task in ("pocket_existence", "pocket_counting")
         for row in splits.rows(task)
     ]

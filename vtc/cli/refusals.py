@@ -136,7 +136,8 @@ def _reason(job: Job, trained: bool) -> str:
     """The refusal, in a process of its own: what is imported here is of no use for anything else."""
     sys.meta_path.insert(0, _Finder())
     try:
-        job.compressor  # noqa: B018
+        if (lacking := job.compressor.lacking()) and not job.has_random_weights:
+            return lacking
         if trained:
             job.weights  # noqa: B018
     except UserError as error:
