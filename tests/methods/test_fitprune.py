@@ -384,3 +384,8 @@ def test_the_least_strength_is_bisected(seed: int) -> None:
     assert fit.left == pytest.approx(sum(row[-1] / 64 for row in stopped) / 4)
     assert fit.layer_tokens == pytest.approx([sum(row[layer] for row in stopped) / 4 for layer in range(4)])
     assert fitted(run, met(0.5), lambda *_: None) is None
+
+
+def test_a_fit_ends_where_its_pruning_stopped() -> None:
+    fit = fitted(lambda alpha: [[16, 8, 4, 2] if alpha >= 0.5 else [16] * 4], lambda c: c[0][-1] <= 9, lambda *_: None)
+    assert (fit.alpha, fit.left, fit.shares, fit.layer_tokens) == (0.5, 0.5, [0, 1, 1, 1], [16, 8, 8, 8])
