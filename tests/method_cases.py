@@ -274,11 +274,10 @@ APART = [  # each thing that is done to tokens, on an image whose tokens have te
     Case("fwd2bot", 4, {"rank": 4}),
     Case("fitprune", 5),
 ]
-# Qwen2.5-VL is Qwen2-VL but for the windows of its tower.
+# Qwen2.5-VL is Qwen2-VL but for the windows of its tower, and Qwen3-VL with experts is Qwen3-VL but for the MLPs of its
+# LLM, which see each token alone.
+KIN = {"qwen2.5", "qwen3_moe"}
 WINDOWS = TOWER | {"none", "random", "fastv", "victor", "fwd2bot", "voco"}
-# Qwen3-VL with experts is Qwen3-VL but for the MLPs of its LLM, which see each token alone.
-EXPERTS = {m.name for m in APART} | {"dart", "pyramiddrop", "llavolta", "m3"}
-EVERY = bool(os.environ.get("VTC_EVERY_CONTRACT"))
 # What chooses before the LLM never meets its heads.
 CASES = (
     [("gqa", m) for m in METHODS]
@@ -286,8 +285,7 @@ CASES = (
     + [("pocket", m) for m in POCKET_METHODS]
 )
 CASES += [("siglip", m) for m in FIRST if m.name in TOWER]
-CASES += [(b, m) for b in ("qwen2", "qwen2.5", "qwen3") for m in MERGING]
-CASES += [("qwen3_moe", m) for m in MERGING if EVERY or m.name in EXPERTS]
+CASES += [(b, m) for b in ("qwen2", "qwen2.5", "qwen3", "qwen3_moe") for m in MERGING]
 CASES += [("llava_next", m) for m in GRIDLESS]
 CASES += [("video_llava", m) for m in GRIDLESS if not CHOOSING & {*parts(m.name).values()}]  # two towers
 CASES += [("llava_onevision", Case("vcc", 15, {"block": 4}) if m.name == "vcc" else m) for m in GRIDLESS]
@@ -295,7 +293,7 @@ CASES += [(b, Case(m, n)) for m in WHOLE for b, n in (("llava_next", 24), ("llav
 CASES += [(b, m) for b in ("internvl", "idefics3") for m in MERGING] + [("idefics3_tiles", m) for m in APART]
 
 # What the LLM does afterwards, whichever visual tokens it was given: `random` is held to it on every backbone, and each
-# method on the first. VTC_EVERY_CONTRACT=1 holds every method to it on each, and to every contract on `qwen3_moe`.
+# method on the first. VTC_EVERY_CONTRACT=1 holds every method to it on each.
 AFTERWARDS = {
     "beams_work",
     "cached_equals_uncached",
@@ -308,5 +306,5 @@ AFTERWARDS = {
 
 def held(contract: str, backbone: str, case: Case) -> bool:
     """Whether a case of a backbone is held to a contract."""
-    elsewhere = backbone != "gqa" and case.name in CHOSEN or backbone == "qwen2.5" and case.name not in WINDOWS
+    elsewhere = backbone != "gqa" and case.name in CHOSEN or backbone in KIN and case.name not in WINDOWS
     return contract not in AFTERWARDS or not elsewhere or bool(os.environ.get("VTC_EVERY_CONTRACT"))
