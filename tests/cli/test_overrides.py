@@ -97,6 +97,8 @@ def test_odd_lines(line: str, capsys) -> None:
         ("schedule=null,two", "several values are a sweep"),
         ("output_dir='~no_such_user/x'", "~no_such_user is nobody's home folder"),
         ("output_dir=a,b", "-m …; a text with commas is quoted: 'output_dir=\"a,b\"'"),
+        ("limit=40", "limit=40: unknown key 'limit'; did you mean 'benchmark.limit'?"),
+        ("zzz=1", "zzz=1: unknown key 'zzz'; `python -m vtc --help` lists every key"),
     ],
 )
 def test_what_is_said(line: str, words: str, capsys) -> None:

@@ -300,7 +300,9 @@ def _check_key(config: DictConfig, key: str, word: str) -> None:
             if not prefix:
                 allowed = sorted({*allowed, *SHORT, *(d.name for d in config_dir().iterdir() if d.is_dir())})
             close = nearest(part, allowed)
-            if not close and not prefix:
+            if not prefix and (inside := " or ".join(f"'{name}.{part}'" for name in _sections_with(config, part))):
+                close = f"; did you mean {inside}?"
+            elif not prefix and not close:
                 close = "; `python -m vtc --help` lists every key"
             name = f"method={config.method.get('name')}" if prefix == "method" else prefix
             where = f"; {name} has {', '.join(allowed) or 'no options'}" if prefix else ""
@@ -311,6 +313,12 @@ def _check_key(config: DictConfig, key: str, word: str) -> None:
         if OmegaConf.is_interpolation(node, inner) or OmegaConf.is_missing(node, inner):
             return
         node = node[inner]
+
+
+def _sections_with(config: DictConfig, key: str) -> list[str]:
+    """The sections of the configuration that have this key."""
+    named = [name for name in map(str, config) if name != "hydra" and not OmegaConf.is_interpolation(config, name)]
+    return [name for name in named if isinstance(section := config._get_node(name), DictConfig) and key in section]
 
 
 def _is_group(key: str) -> bool:
