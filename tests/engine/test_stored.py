@@ -7,7 +7,7 @@ import pytest
 import torch
 from method_cases import BACKBONES, CASES, Case
 
-from vtc.engine import answer, compress_images, compressing, decoding, embed_images
+from vtc.engine import answer, compress_images, compressing, decoding, embed_images, prefill
 from vtc.engine.stored import Reading
 from vtc.errors import SampleError, UserError
 from vtc.testing.models import picture
@@ -124,6 +124,21 @@ def test_a_compiled_pass_gives_the_same(name: str, monkeypatch) -> None:
                 answer(backbone, method, QUESTIONS, images, NEW, compiled=True)
         else:
             _same_when_compiled(backbone, method, images)
+
+
+def test_a_backbone_keeps_the_passes_that_were_asked_for_last(monkeypatch) -> None:
+    """Each number of rows is compiled by itself, and what was made first is thrown away first."""
+    monkeypatch.setattr(decoding, "BACKEND", "eager")
+    monkeypatch.setattr(prefill, "PASSES", 2)
+    backbone = BACKBONES["gqa"]()
+    method = Case("avgpool", 4).make(backbone, 4)
+    images, _ = compress_images(backbone, method, _pictures(backbone))
+    for rows in (1, 2, 1, 3):
+        some = [images[i % len(images)] for i in range(rows)]
+        expected = answer(backbone, method, [QUESTIONS[0]] * rows, some, NEW)
+        got = answer(backbone, method, [QUESTIONS[0]] * rows, some, NEW, compiled=True)
+        assert all(map(torch.equal, got, expected))
+    assert [key[2] for key in backbone.prefills] == [1, 3]
 
 
 def test_a_pass_by_the_compiler_itself(monkeypatch) -> None:
