@@ -46,7 +46,7 @@ FIELDS = [
 
 def test_all_sections_are_here() -> None:
     names = {"Backbone", "Method", "Benchmark", "Profile", "Report", "Compare", "Ablation", "Store", "NewMethod"}
-    names |= {"Data", "Stage", "Lora", "Training", "Visualize", "Demo", "Tune"}
+    names |= {"Data", "Stage", "Lora", "Training", "Visualize", "Demo", "Tune", "Calibrate"}
     assert {cls.__name__ for cls in SECTIONS} == {f"{name}Settings" for name in names} and len(FIELDS) > 90
 
 

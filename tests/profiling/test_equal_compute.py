@@ -18,11 +18,17 @@ from vtc.testing import tiny_backbone
 SHAPE = BackboneShape(
     "llava", 32, 512, 144, (12, 12), 1376, 4, 4, 32064, TowerShape(24, 128, 512, 2, 168, 14, -2, cls=1, tokens=145)
 )
-COMPOSED = ["divprune+fastv", "visionzip+pyramiddrop", "tome+pyramiddrop"]
+COMPOSED = ["divprune+fastv", "visionzip+pyramiddrop", "tome+pyramiddrop", "kmeans+ppe"]
 NAMES = [*registry.methods._builtin, *COMPOSED]
 OWN_PASSES = ("fwd2bot", "voco")  # whose first pass costs more than an uncompressed prefill
 NETWORKS = ("mqt", "perceiver", "qformer", "quecc", "tokenpacker")  # counting all of their offers takes a minute
-SEARCHED = [name for name in NAMES if name not in NETWORKS]
+SEARCHED = [name for name in NAMES if name not in (*NETWORKS, "ppe")]
+
+
+@pytest.mark.parametrize("budget", [{"flops": 0.5}, {"compression": 4.0}, {"ratio": 0.5}])
+def test_what_repairs_has_no_budget_of_its_own(budget: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="ppe leaves every token"):
+        make("ppe", Budget(**budget).resolve, SHAPE)
 
 
 @functools.cache
