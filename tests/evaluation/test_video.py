@@ -196,11 +196,12 @@ def test_an_answer_is_in_what_was_said(said, answer, contains, exact, manager):
 
 
 def test_backbones_that_read_videos_say_how_many_frames(manager):
-    """`backbone.frames=16` is a key of theirs, and of no other's."""
+    """`backbone.frames=16` is a key of theirs, and of no other's; what was trained on videos alone reads more of them."""
     from vtc.configuration import parse
     from vtc.configuration.choices import configured
 
     for name in configured("backbone"):
         job = parse([f"backbone={name}"])
         reads = getattr(job.family, "video_text", None) is not None
-        assert job.backbone.frames == (8 if reads else None), name
+        frames = 32 if name == "llava_video_7b" else 8
+        assert job.backbone.frames == (frames if reads else None), name
