@@ -196,7 +196,7 @@ def test_an_answer_is_in_what_was_said(said, answer, contains, exact, manager):
 
 
 def test_backbones_that_read_videos_say_how_many_frames(manager):
-    """`backbone.frames=16` is a key of theirs, and of no other's; what was trained on videos alone reads more of them."""
+    """`backbone.frames=16` is a key of theirs, and of no other's; what was made for videos reads more of them."""
     from vtc.configuration import parse
     from vtc.configuration.choices import configured
 
