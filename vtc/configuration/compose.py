@@ -317,8 +317,9 @@ def _check_key(config: DictConfig, key: str, word: str) -> None:
 
 def _sections_with(config: DictConfig, key: str) -> list[str]:
     """The sections of the configuration that have this key."""
-    named = [name for name in map(str, config) if name != "hydra" and not OmegaConf.is_interpolation(config, name)]
-    return [name for name in named if isinstance(section := config._get_node(name), DictConfig) and key in section]
+    content: Any = OmegaConf.to_container(config, resolve=False)
+    sections = {name: section for name, section in content.items() if name != "hydra" and isinstance(section, dict)}
+    return [name for name, section in sections.items() if key in section]
 
 
 def _is_group(key: str) -> bool:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -156,29 +155,22 @@ def _counted(backbone: Backbone, method: Compressor, inputs: Any) -> dict[str, W
 
     work = {name: Work() for name in (*PARTS, parts.DECODE)}
     meter = parts.Meter(lambda: 0.0)
+
+    def note(product: tuple[int, int, int, int] | None, attention: float) -> None:
+        part = work[meter.region or parts.PREFILL]
+        part.attention += attention
+        if product is not None:
+            part.products[machine.Product(*product)] += 1
+
     with (
         torch.inference_mode(),
         without_gradients(method),
-        counting(lambda: work[meter.region or parts.PREFILL]),
+        product_counter(note),
         compressing(backbone, method),
         parts.regions(backbone, method, meter, parts.PREFILL),
     ):
         latency.generate(backbone, inputs, 2)
     return work
-
-
-@contextmanager
-def counting(part: Callable[[], Work]) -> Iterator[None]:
-    """Adds what is computed within to the work of the part that it belongs to at that time."""
-
-    def note(product: tuple[int, int, int, int] | None, attention: float) -> None:
-        work = part()
-        work.attention += attention
-        if product is not None:
-            work.products[machine.Product(*product)] += 1
-
-    with product_counter(note):
-        yield
 
 
 def _prefill_flops(backbone: Backbone, method: Compressor, one: Any) -> float:
