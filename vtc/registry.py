@@ -355,6 +355,7 @@ sources = Registry(
     {
         "pocket": "vtc.pocket.tasks:PocketTasks",
         "pocket2": "vtc.pocket.tasks:PocketTasks",
+        "pocket2_dense": "vtc.pocket.tasks:PocketTasks",
         "pocket2_video": "vtc.pocket.tasks:PocketTasks",
         "jsonl": "vtc.evaluation.sources.user_data:JsonlTasks",
         "hf": "vtc.evaluation.sources.user_data:HubTasks",

@@ -255,9 +255,9 @@ def find(roots: Iterable[str | Path], unreadable: Callable[[OSError], Any] | Non
 
 
 def samples(path: str | Path, columns: Iterable[str] | None = None) -> Any:
-    """The samples beside a result, as a pandas DataFrame: task, id, prediction, target, score, stratum, tokens_in,
-    tokens_kept, error, question, document, pictures, images (`vtc.evaluation.spec.ScoredSample`). `score` is NaN for a
-    bad sample. Results of earlier versions lack the last four.
+    """The samples beside a result, as a pandas DataFrame: task, id, prediction, target, score, cluster, stratum,
+    tokens_in, tokens_kept, error, question, document, pictures, images (`vtc.evaluation.spec.ScoredSample`). `score` is
+    NaN for a bad sample. Results of earlier versions lack the last four and `cluster`.
 
     Args:
         columns: those of these to read, as far as the file has them; None: all but `images`, which take most room.
@@ -283,9 +283,9 @@ def write_samples(folder: Path, rows: list[dict[str, Any]]) -> Path:
     image = pa.struct([("holders", pa.list_(pa.int32())), ("made", pa.int32()), ("regions", pa.list_(region))])
     schema = pa.schema(
         [("task", pa.string()), ("id", pa.string()), ("prediction", pa.string()), ("target", pa.string()),
-         ("score", pa.float64()), ("stratum", pa.string()), ("tokens_in", pa.float64()), ("tokens_kept", pa.float64()),
-         ("error", pa.string()), ("question", pa.string()), ("document", pa.string()),
-         ("pictures", pa.list_(pa.string())), ("images", pa.list_(image))]
+         ("score", pa.float64()), ("cluster", pa.string()), ("stratum", pa.string()),
+         ("tokens_in", pa.float64()), ("tokens_kept", pa.float64()), ("error", pa.string()), ("question", pa.string()),
+         ("document", pa.string()), ("pictures", pa.list_(pa.string())), ("images", pa.list_(image))]
     )  # fmt: skip
     table = pa.Table.from_pylist([{n: row.get(n) for n in schema.names} for row in rows], schema=schema)
     with whole(Path(folder) / SAMPLES) as file:

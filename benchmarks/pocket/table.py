@@ -3,14 +3,14 @@
     python benchmarks/pocket/table.py --dry-run          # the jobs, which are done, and the time that is left
     python benchmarks/pocket/table.py --only victor      # of one method or control
     python benchmarks/pocket/table.py --minutes 90       # begins nothing that would end later
-    python benchmarks/pocket/table.py --share 1/2        # every other method: two of these use two cores
     python benchmarks/pocket/table.py --show             # what there is
 
-`table.yaml` says what it is made of. Each method is trained at three learning rates with seed 0 and 16 tokens; the one
-with the best score on validation scenes serves all its budgets and seeds. Every finished piece is a file below
-`benchmarks/results/pocket2`, which is committed, and isn't made again while what decides it stays:
-`rates/<method>.json` with all rates that were tried, `rows/<method>-<tokens>-s<seed>` with scores and training. Weights
-and states of trainings stay below `--work`; an interrupted one goes on where it was.
+`table.yaml` says what it is made of, and in which order: each budget and seed of all methods before the next one. Each
+method is trained at three learning rates with seed 0 and 16 tokens; the one with the best score on validation scenes
+serves all its budgets and seeds. Every finished piece is a file below `benchmarks/results/pocket2`, which is committed,
+and isn't made again while what decides it stays: `rates/<method>.json` with all rates that were tried,
+`rows/<method>-<tokens>-s<seed>` with scores and training. Weights and states of trainings stay below `--work`; an
+interrupted one goes on where it was. Each process uses one core; several at once, in the same `--work`, share the work.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import Timeout
 
 from vtc import results
 from vtc.ablations.page import without_paths
 from vtc.ablations.run import keep
 from vtc.configuration import parse
-from vtc.errors import UserError
+from vtc.folders import lock_of
 from vtc.identity import digest
 from vtc.job import Job, written
 
@@ -41,6 +42,11 @@ HERE = Path(__file__).parent
 TABLE = HERE / "table.yaml"
 TARGET = HERE.parent / "results" / "pocket2"
 PIECE = "piece.json"  # beside a row: what decided it, and how long it took
+WAIT = 20.0  # seconds until it is asked again whether another process has left a method
+
+
+class Late(Exception):
+    """A piece would end too late."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,11 @@ class Row:
     tokens: int | None
     seed: int
     training: Training | None = None
+
+    @property
+    def owner(self) -> str:
+        """Whose trainings it needs, which one process at a time makes."""
+        return self.training.name if self.training else self.method
 
     @property
     def folder(self) -> Path:
@@ -145,8 +156,10 @@ class Table:
                 words = (*score, f"method={of.get('method', about['of'])}", *about["score"])
             yield Row(name, name, words, about.get("tokens"), 0, training)
         elif name in values["free"]:
-            for tokens in values["free"][name].get("budgets", values["budgets"]):
-                yield Row(name, f"{name}-{tokens}-s0", (*score, f"method={name}"), tokens, 0)
+            about = values["free"][name]
+            words = (*score, f"method={about.get('method', name)}", *about.get("score", ()))
+            for tokens in about.get("budgets", values["budgets"]):
+                yield Row(name, f"{name}-{tokens}-s0", words, tokens, 0)
         else:
             about = values["trained"][name]
             words = (*score, f"method={about.get('method', name)}", *about.get("both", ()))
@@ -196,31 +209,60 @@ class Table:
             yield row, row.piece is not None
 
     # -- the work
-    def run(self, name: str, until: float) -> None:
-        """Makes what isn't there of a method; stops before what would end after `until`.
+    def run(self, names: Sequence[str], until: float, trials: bool = False) -> bool:
+        """Makes what isn't there of some methods, a row at a time; those that another process is at are left to it.
 
-        Raises:
-            TimeoutError: there is more to do.
+        Args:
+            trials: none of their rows, the trainings that choose their rates alone.
+
+        Returns:
+            Whether all of it is there now: not where something would have ended after `until`, or is made elsewhere.
         """
-        if name in self.values["trained"]:
-            for rate in self.values["rates"]:
-                if f"{rate:g}" not in self.tried(name):
-                    self._in_time(self.seconds(name, "training"), until)
-                    self._try(name, rate)
-        for row in self.rows(name):
-            if row.piece is None:
-                weights = None
-                if row.training is not None:
-                    if not row.training.rate:
-                        raise UserError(f"{row.label}: needs the rates of {row.training.name} first")
-                    self._in_time(self.seconds(row.training.name, "training"), until)
-                    weights = self._weights(row.training)
-                self._in_time(self.seconds(name, "row"), until)
-                self._score(row, weights)
+        late: set[str] = set()
+        busy: set[str] = set()
+        while row := self._next(names, late | busy, trials):
+            try:
+                with lock_of(self.work / "methods" / row.owner).acquire(blocking=False):
+                    self._try_rates(row.owner, until) if trials else self._make(row, until)
+                busy = set()
+            except Timeout:
+                busy.add(row.owner)
+                if self._next(names, late | busy, trials) is None:
+                    time.sleep(WAIT)
+                    busy = set()
+            except Late:
+                late.add(row.owner)
+        return self._next(names, trials=trials) is None
 
-    def _in_time(self, seconds: float, until: float) -> None:
+    def _next(self, names: Collection[str], without: Collection[str] = (), trials: bool = False) -> Row | None:
+        """The first row that isn't there, in the order of budgets and seeds.
+
+        Args:
+            without: owners whose rows are left out.
+            trials: a row counts as there when its rate is known.
+        """
+        rows = [row for name in self.methods if name in names for row in self.rows(name) if row.owner not in without]
+        rows = [row for row in rows if not (row.training is None or row.training.rate if trials else row.piece)]
+        order = [tuple(each) for each in self.values["order"]]
+        return min(rows, key=lambda row: order.index((row.tokens or self.values["grid"], row.seed)), default=None)
+
+    def _make(self, row: Row, until: float) -> None:
+        """A row, with the trials of rates and the training that it needs."""
+        weights, training = None, row.training
+        if training is not None:
+            self._try_rates(training.name, until)
+            training = dataclasses.replace(training, rate=self.rate(training.name) or 0.0)
+            row = dataclasses.replace(row, training=training)
+            self._in_time(self.seconds(training.name, "training"), until)
+            weights = self._weights(training)
+        self._in_time(self.seconds(row.method, "row"), until)
+        if row.piece is None:
+            self._score(row, weights)
+
+    @staticmethod
+    def _in_time(seconds: float, until: float) -> None:
         if time.time() + seconds > until:
-            raise TimeoutError
+            raise Late
 
     def _weights(self, training: Training) -> Path:
         """The checkpoint of a training, made where it isn't there."""
@@ -230,6 +272,12 @@ class Table:
         words = [*training.command, written("training.folder", folder)]
         print(f"train · {training.label}", flush=True)
         return Path(train(parse(words)))
+
+    def _try_rates(self, name: str, until: float) -> None:
+        for rate in self.values["rates"]:
+            if f"{rate:g}" not in self.tried(name):
+                self._in_time(self.seconds(name, "training"), until)
+                self._try(name, rate)
 
     def _try(self, name: str, rate: float) -> None:
         training = self.trial(name, rate)
@@ -277,7 +325,7 @@ class Table:
                 print(f"{'done' if done else f'{seconds:5.0f} s'}  {kind:8}  {job.label}")
         size = sum(f.stat().st_size for f in TARGET.rglob("*") if f.is_file()) / 1e6
         print(f"{counts['trainings']} trainings and {counts['rows']} rows to do, {counts['done']} done ({size:.1f} MB)")
-        print(f"{left / 3600:.1f} hours of one core, {left / 7200:.1f} on two (--share 1/2, --share 2/2)")
+        print(f"{left / 3600:.1f} hours of one core")
 
     def show(self, names: list[str]) -> None:
         """Mean over the tasks, and over the seeds with their spread (one standard deviation)."""
@@ -313,27 +361,21 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what there is to do")
     parser.add_argument("--show", action="store_true", help="print what there is")
     parser.add_argument("--only", nargs="*", default=[], help="methods and controls")
+    parser.add_argument("--trials", action="store_true", help="choose the rates alone")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing that would end later")
-    parser.add_argument("--share", default="1/1", help="i/n: every n-th method, from the i-th")
     parser.add_argument("--work", type=Path, default=Path("outputs/pocket2-table"), help="states and weights")
     options = parser.parse_args()
     table = Table(yaml.safe_load(TABLE.read_text(encoding="utf-8")), options.work)
     for name in options.only:
         if name not in table.methods:
             parser.error(f"--only {name}: allowed: {', '.join(table.methods)}")
-    part, whole = map(int, options.share.split("/"))
-    names = options.only or table.methods[part - 1 :: whole]
+    names = options.only or table.methods
     if options.dry_run or options.show:
         table.plan(names) if options.dry_run else table.show(names)
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    until = time.time() + 60 * options.minutes
-    for name in names:
-        try:
-            table.run(name, until)
-        except TimeoutError:
-            print(f"{name}: no time for the next piece; the same command goes on with it", flush=True)
-            break
+    whole = table.run(names, time.time() + 60 * options.minutes, options.trials)
+    print("All of it is there." if whole else "There is more to do: the same command goes on with it.", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import optimize, stats
 
@@ -27,6 +28,42 @@ def test_strata_count_alike():
     assert statistics.weights(strata).sum() == pytest.approx(1.0)
     assert statistics.stderr(scores, strata) == pytest.approx(np.sqrt(0 + 0.25 / 2) / 2)
     assert statistics.stderr(scores[:-1] + [0.5], strata[:-1] + ["third"]) is None, "of one sample nothing is known"
+
+
+def test_samples_that_belong_together_are_one_each():
+    """Clusters of four alike tell as much as their number, and flip as one."""
+    rng = np.random.default_rng(2)
+    ones, names = rng.random(12).round(), np.arange(12)
+    scores, clusters = np.repeat(ones, 4), np.repeat(names, 4).astype(str).tolist()
+    assert statistics.stderr(scores, clusters=clusters) == pytest.approx(stats.sem(ones))
+    own = [str(i) for i in range(len(scores))]
+    assert statistics.stderr(scores, clusters=own) == pytest.approx(stats.sem(scores))
+    assert statistics.stderr([1.0, 0.0], clusters=["a", "a"]) is None, "of one cluster nothing is known"
+    other = rng.random(48).round()
+    differences = (scores - other).reshape(12, 4).sum(1)
+    expected = stats.permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=np.inf)
+    assert statistics.paired(scores, other, clusters=clusters) == pytest.approx(expected.pvalue)
+    assert statistics.paired(scores, other, clusters=own) == pytest.approx(statistics.mcnemar(scores, other))
+
+
+def test_clusters_are_flipped_as_one_in_means_over_tasks():
+    rng = np.random.default_rng(5)
+    frames = []
+    for _ in range(2):
+        look_alikes = {"task": "r", "id": [f"r{i}" for i in range(24)], "cluster": np.repeat(range(6), 4).astype(str)}
+        alone = {"task": "q", "id": [f"q{i}" for i in range(5)], "cluster": ""}
+        frames.append(pd.concat([pd.DataFrame(part) for part in (look_alikes, alone)], ignore_index=True))
+        frames[-1]["score"] = rng.random(29).round()
+    rows = [{"task": name, "group": "understanding"} for name in "rq"]
+    found = statistics.compare_samples(*frames, rows)
+    d = (frames[0]["score"] - frames[1]["score"]).to_numpy()
+    sums = [d[:24].reshape(6, 4).sum(1) / 24, d[24:] / 5]
+    for name, values in (("r", sums[0]), ("q", sums[1]), ("understanding", np.concatenate(sums) / 2)):
+        expected = stats.permutation_test((values,), np.sum, permutation_type="samples", n_resamples=np.inf)
+        assert found[name]["p_value"] == pytest.approx(expected.pvalue), name
+    unstated = [frame.drop(columns="cluster") if i else frame for i, frame in enumerate(frames)]
+    without = statistics.compare_samples(*unstated, rows)["r"]
+    assert without["p_value"] == pytest.approx(statistics.mcnemar(frames[0]["score"][:24], frames[1]["score"][:24]))
 
 
 @pytest.mark.parametrize("wins, losses, ties", [(9, 2, 30), (5, 5, 3), (0, 8, 0), (40, 18, 100)])

@@ -9,7 +9,6 @@ import yaml
 
 from vtc import shipped
 from vtc.configuration import parse
-from vtc.errors import UserError
 
 FILE = shipped.path("benchmarks/pocket/table.py")
 VALUES = yaml.safe_load(FILE.with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -50,7 +49,7 @@ def test_every_row_is_a_command_that_can_be_run(table, name):
     for row in {row.tokens: row for row in rows}.values():
         job = parse(row.command)
         job.check(trained=False)
-        assert job.backbone.name == "pocket2" and job.benchmark.name == "pocket2"
+        assert job.backbone.name == "pocket" and job.benchmark.name == "pocket2"
         assert row.tokens in (None, job.compressor.tokens)
 
 
@@ -77,7 +76,54 @@ def test_what_is_stored_counts_until_the_table_says_otherwise(table, module):
     module.results.write_text(row.folder / module.PIECE, module.json.dumps({"identity": row.identity, "seconds": 1.0}))
     assert row.piece is not None and dict(table.jobs("fastv"))[row]
     assert dataclasses.replace(row, words=(*row.words, "batch_size=8")).piece is None
-    with pytest.raises(TimeoutError):
-        table.run("fastv", until=0.0)
-    with pytest.raises(UserError, match="needs the rates of victor first"):
-        table.run("victor-16-grey", until=float("inf"))
+    assert not table.run(["fastv", "victor-16-grey"], until=0.0), "nothing is begun that would end too late"
+
+
+@pytest.fixture
+def made(table, module, monkeypatch):
+    """What is made, in its order, with nothing trained or scored."""
+    made = []
+
+    def trained(training):
+        made.append(training.label)
+        folder = table.work / "training" / training.label
+        stage = {"validation": {"mean": training.rate}, "seconds": 1.0, "steps": 1}
+        module.results.write_text(folder / "manifest.json", module.json.dumps({"stages": [stage]}))
+        return folder
+
+    def scored(row, weights):
+        made.append(row.label)
+        piece = {"identity": row.identity, "seconds": 1.0}
+        module.results.write_text(row.folder / module.PIECE, module.json.dumps(piece))
+
+    monkeypatch.setattr(table, "_weights", trained)
+    monkeypatch.setattr(table, "_score", scored)
+    return made
+
+
+def test_each_budget_and_seed_of_all_methods_comes_before_the_next_one(table, made):
+    assert table.run(["victor", "tokenpacker", "fastv", "victor-4-withdrawn"], until=float("inf"))
+    rows = [label for label in made if "-lr" not in label]
+    of_16 = ["victor-16-s0", "tokenpacker-16-s0", "fastv-16-s0"]
+    of_4 = ["victor-4-s0", "tokenpacker-4-s0", "fastv-4-s0", "victor-4-withdrawn"]
+    assert rows[:7] == of_16 + of_4 and rows[-2:] == ["victor-64-s0", "fastv-64-s0"]
+    trials = [f"victor-16-s0-lr{rate:g}" for rate in VALUES["rates"]]
+    assert made[: len(trials)] == trials and made[len(trials)] == trials[-1], "the best one serves the row"
+    made.clear()
+    assert table.run(["victor", "fastv"], until=float("inf")) and not made
+
+
+def test_rates_can_be_chosen_before_any_row(table, made):
+    assert table.run(["victor", "fastv", "victor-4-withdrawn"], until=float("inf"), trials=True)
+    assert made == [f"victor-16-s0-lr{rate:g}" for rate in VALUES["rates"]]
+
+
+def test_a_method_that_another_process_is_at_is_left_to_it(table, made, module, monkeypatch):
+    monkeypatch.setattr(module, "WAIT", 0.0)
+    held = module.lock_of(table.work / "methods" / "victor")
+    waited = []
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: (waited.append(seconds), held.release()))
+    held.acquire()
+    assert table.run(["victor", "fastv"], until=float("inf"))
+    assert waited and made[:4] == ["fastv-16-s0", "fastv-4-s0", "fastv-36-s0", "fastv-64-s0"]
+    assert made[4].startswith("victor")

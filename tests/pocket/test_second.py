@@ -7,8 +7,13 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
+from vtc import results
+from vtc.configuration import parse
 from vtc.errors import UserError
+from vtc.evaluation import evaluate
+from vtc.job import written
 from vtc.pocket import dense, second, tasks, video
 from vtc.pocket.scenes import COLORS, NAMES
 
@@ -99,6 +104,21 @@ def test_look_alikes_are_named_as_a_group_and_seeds_draw_others():
         assert len(set(captions)) == 4 and len({tuple(sorted(spoken(c))) for c in captions}) == 1
     assert samples("retrieval", 12) == drawn
     assert [s.answer for s in samples("retrieval", 12, seed=1)] != [s.answer for s in drawn]
+
+
+def test_look_alikes_count_as_one_in_a_result(tmp_path):
+    """Errors and p-values of a run are those of its groups of four, against the sums of these."""
+    job = parse(["benchmark=pocket2", "benchmark.tasks=[pocket2_retrieval]", "benchmark.limit=40", "method=random",
+                 "tokens=4", "costs=none", written("output_dir", tmp_path)])  # fmt: skip
+    file = evaluate(job)
+    (row,), frame = results.load(file)["scores"], results.samples(file)
+    assert frame["cluster"].tolist() == [str(i // 4) for i in range(40)]
+    sums = frame["score"].to_numpy().reshape(10, 4).mean(1)
+    assert row["stderr"] == pytest.approx(stats.sem(sums)) and 0 < row["value"] < 1
+    plain = results.samples(next((tmp_path / "baselines").glob("*/result.json")))
+    differences = sums - plain.set_index("id")["score"][frame["id"]].to_numpy().reshape(10, 4).mean(1)
+    expected = stats.permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=np.inf)
+    assert row["p_value"] == pytest.approx(expected.pvalue)
 
 
 def test_an_edition_is_found_by_its_tasks():

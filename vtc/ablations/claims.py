@@ -22,6 +22,7 @@ import numpy as np
 from vtc import results
 from vtc.ablations.experiments import FLOORS, Claim
 from vtc.statistics import by_question, holm, paired_estimate, question_weights, side_by_side
+from vtc.statistics.compare import cells, clusters
 
 AGREES, DISAGREES, OPEN, MISSING, UNTESTED = "agrees", "disagrees", "can't tell", "not run", "not tested"
 LEVEL = 0.05
@@ -137,9 +138,9 @@ def _scores(claim: Claim, runs: Runs, seeds: Sequence[int]) -> Judgement:
     if not len(shared):
         return Judgement(claim, MISSING, note="no sample that both were scored on")
     weights = question_weights(shared, {})
-    cells = [f"{question[0]}\n{question[-1]}" for question in shared]  # task and stratum
     table = np.stack([(f.loc[shared, 0] - f.loc[shared, 1]).to_numpy(float) for f in frames])  # [seeds, samples]
-    estimate = paired_estimate(table, weights, cells, claim.within, flips=claim.worse not in FLOORS)
+    flips = claim.worse not in FLOORS
+    estimate = paired_estimate(table, weights, cells(shared), claim.within, flips, clusters(shared))
     return Judgement(claim, OPEN, **estimate, n=len(shared), seeds=len(seeds), spread=tuple(table @ weights))
 
 

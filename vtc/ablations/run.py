@@ -192,7 +192,7 @@ def keep(result: Path, weights: Path | None, target: Path) -> Path:
     from vtc.checkpoint import MANIFEST
     from vtc.folders import replacing
 
-    frame = results.samples(result, ["task", "id", "score", "stratum", "tokens_in", "tokens_kept", "error"])
+    frame = results.samples(result, ["task", "id", "score", "cluster", "stratum", "tokens_in", "tokens_kept", "error"])
     with replacing(target) as fresh:
         shutil.copyfile(result / results.RESULT, fresh / results.RESULT)
         frame.to_parquet(fresh / results.SAMPLES, index=False)

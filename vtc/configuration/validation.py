@@ -18,7 +18,8 @@ from vtc.registry import parts
 
 OWN_DATA = ("jsonl", "hf")  # benchmarks of the user's own questions
 SPREAD = ("evaluate", "check", "report")  # actions to which a budget may be a mean over images
-POCKET = {"pocket": "pocket", "pocket2": "pocket2", "pocket2_video": "pocket2"}  # what their tasks' names begin with
+SECOND_EDITION = ("pocket2", "pocket2_dense", "pocket2_video")
+POCKET = {"pocket": "pocket"} | dict.fromkeys(SECOND_EDITION, "pocket2")  # what their tasks' names begin with
 
 
 def check(job: Job, values: Mapping[str, Any]) -> None:

@@ -39,7 +39,7 @@ def scores_of(spec: TaskSpec, results: Mapping[str, Any], model: VtcModel) -> Ta
     records = [s.get(headline) for s in logged]
     kind = metadata.get("samples")
     scores: list[float | None] = list(scoring.OVER_ALL[kind](records)) if kind else [_number(r) for r in records]
-    strata = [str(d.get(metadata["strata"], "")) if "strata" in metadata else "" for d in docs]
+    strata, clusters = ([_column(metadata.get(which), d) for d in docs] for which in ("strata", "clusters"))
     value = metrics.get(headline)
     known = [x for x in scores if x is not None]
     if about.samples_mean and known:
@@ -53,9 +53,12 @@ def scores_of(spec: TaskSpec, results: Mapping[str, Any], model: VtcModel) -> Ta
     if len(set(ids)) < len(ids):  # samples are paired by their id: where one stands names it too
         ids = [f"{name}:{sample['doc_id']}" for name, sample in named]
     answers = _predictions(metadata, logged, records)
-    for (name, sample), i, answer, score, stratum in zip(named, ids, answers, scores, strata, strict=True):
+    for (name, sample), i, answer, score, stratum, cluster in zip(
+        named, ids, answers, scores, strata, clusters, strict=True
+    ):
         key = name, int(sample["doc_id"])
         scored = ScoredSample(i, answer, _text(sample["target"]), score, stratum, document=f"{name}:{key[1]}")
+        scored.cluster = cluster
         if kept := model.kept.get(key):
             scored.tokens_in, scored.tokens_kept, scored.images = kept.tokens_in, kept.tokens_out, kept.images
         if shown := model.shown.get(key):
@@ -79,6 +82,12 @@ def scores_of(spec: TaskSpec, results: Mapping[str, Any], model: VtcModel) -> Ta
         unjudged=sum(map(_unjudged, records)) if "judge" in about.requires else 0,
         version=str(metadata.get("version", _version(results, [task, *names]))),
     )
+
+
+def _column(name: str | None, doc: Mapping[str, Any]) -> str:
+    """What a document says in a column that its task names; empty where there is none."""
+    value = doc.get(name, "") if name else ""
+    return "" if value is None or value == -1 else str(value)
 
 
 def _metrics(results: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:

@@ -93,6 +93,7 @@ class ScoredSample:
 
     Attributes:
         score: None where the sample is bad, or where its task has no score a sample.
+        cluster: names the samples that belong together, as those of look-alikes do; empty: it is its own.
         question: the text that the model was shown.
         document: which row of which task of lmms-eval it is, `task:number`: where its pictures can be opened again.
         pictures: a hash of each picture's pixels (`vtc.data.pictures.hash_picture`).
@@ -114,6 +115,7 @@ class ScoredSample:
     document: str | None = None
     pictures: list[str] = field(default_factory=list)
     images: list[dict[str, Any]] | None = None
+    cluster: str = ""
 
 
 @dataclass
@@ -157,7 +159,9 @@ class TaskScores:
 
     def stderr(self) -> float | None:
         scored = self.scored
-        return statistics.stderr([s.score for s in scored], [s.stratum for s in scored]) if scored else None
+        clusters = [s.cluster or s.id for s in scored] if any(s.cluster for s in scored) else None
+        strata = [s.stratum for s in scored]
+        return statistics.stderr([s.score for s in scored], strata, clusters=clusters) if scored else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, which are not copied: there are millions of numbers in the samples' `images`."""

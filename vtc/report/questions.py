@@ -13,9 +13,9 @@ import numpy as np
 from vtc import results
 from vtc.allowed import brief
 from vtc.statistics import by_question
+from vtc.statistics.compare import CELL, QUESTION
 
 MOST = 5_000_000  # samples of a run: a small file can state billions
-QUESTION = ("task", "id", "target", "stratum")  # columns that say which question a row is of
 
 
 @dataclass(eq=False)
@@ -32,8 +32,8 @@ class Questions:
     cell_of: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        codes = [self.index.codes[self.index.names.index(level)].astype(np.int64) for level in ("task", "stratum")]
-        names = [self.index.levels[self.index.names.index(level)] for level in ("task", "stratum")]
+        codes = [self.index.codes[self.index.names.index(level)].astype(np.int64) for level in CELL]
+        names = [self.index.levels[self.index.names.index(level)] for level in CELL]
         both, self.cell_of = np.unique(codes[0] * len(names[1]) + codes[1], return_inverse=True)
         self.cells = [(names[0][at // len(names[1])], names[1][at % len(names[1])]) for at in both.tolist()]
 

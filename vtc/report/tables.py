@@ -15,10 +15,8 @@ from vtc.report.split import Split
 from vtc.statistics import (
     Estimate,
     Z,
-    contributions,
     ends,
     holm,
-    question_weights,
     resampled,
     side_by_side,
     sign_flips,
@@ -26,6 +24,7 @@ from vtc.statistics import (
     standard_errors,
     verdict,
 )
+from vtc.statistics.compare import shares
 from vtc.terminal import table
 
 if TYPE_CHECKING:
@@ -225,9 +224,9 @@ class Samples:
             self.designs[key] = self._design(scored, a)
         if (design := self.designs[key]) is None:
             return None
-        places, shares, cell_of, drawn = design
+        places, added, cell_of, drawn = design
         x, y = places[pair]
-        differences = shares[:, x] - shares[:, y]
+        differences = added[:, x] - added[:, y]
         (low, high), (error,) = (
             ends(drawn[:, [x]] - drawn[:, [y]], differences.sum())[0],
             standard_errors(differences, cell_of),
@@ -237,19 +236,17 @@ class Samples:
 
     def _design(self, scored: np.ndarray, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
         """Of runs that have a score on the same questions at least: their columns in what follows, what each question
-        adds to each of their means, its cell, and the means resampled."""
+        (or cluster of them) adds to each of their means, its cell, and the means resampled."""
         shared = self.questions[scored]
         if not set(shared.unique("task")) >= set(run.rows):
             return None
         whole = ~np.isnan(self.scores[scored]).any(axis=0)
         places = np.where(whole, np.cumsum(whole) - 1, -1)
-        cells = [f"{task}\n{stratum}" for task, stratum in zip(*map(shared.get_level_values, CELL), strict=True)]
         table = self.scores[np.ix_(scored, whole)].T
-        shares, cell_of = contributions(table, question_weights(shared, run.scales), cells)
-        return places, shares.T, cell_of, resampled(shares.T, cell_of)
+        added, cell_of = shares(table, shared, run.scales)
+        return places, added.T, cell_of, resampled(added.T, cell_of)
 
 
-CELL = ("task", "stratum")  # levels of a question within which samples vary
 CERTAIN = 1e-12  # of a p-value that is surely smaller the report states its bound
 
 

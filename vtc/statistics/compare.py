@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 
 from vtc.statistics import scores as statistics
+from vtc.statistics.differences import contributions
 
-QUESTION = ["task", "id", "target", "stratum"]  # columns of samples that say which question a row is of
+QUESTION = ["task", "id", "target", "cluster", "stratum"]  # columns of samples that say which question a row is of
+OPTIONAL = ("target", "cluster")  # … of which not every run states these
+CELL = ("task", "stratum")  # … and within which samples vary
 
 
 def compare(a: str | Path, b: str | Path) -> dict[str, dict[str, Any]]:
     """Paired comparison of two result files (or their folders), on the samples that both scored.
 
     A sample is paired where task, id and target are the same, and where both results state the task's data, those too.
+    Samples of one `cluster` are flipped as one.
 
     Returns:
         task → `{n, a, b, difference, p_value}`, and under `understanding`, `discriminative` and `all` the same for the
@@ -48,7 +52,8 @@ def compare_samples(a: Any, b: Any, rows: Sequence[Mapping[str, Any]] = ()) -> d
         x, y = of_task[0].to_numpy(float), of_task[1].to_numpy(float)
         strata = of_task.index.get_level_values("stratum").tolist()
         means = {"a": statistics.mean(x, strata), "b": statistics.mean(y, strata)}
-        out[str(task)] = {"n": len(of_task), **means, "p_value": statistics.paired(x, y, strata)}
+        p_value = statistics.paired(x, y, strata, clusters(of_task.index))
+        out[str(task)] = {"n": len(of_task), **means, "p_value": p_value}
     tasks = list(out)
     for name in ("understanding", "discriminative", "all"):
         members = [t for t in tasks if name in ("all", groups.get(t))]
@@ -59,7 +64,7 @@ def compare_samples(a: Any, b: Any, rows: Sequence[Mapping[str, Any]] = ()) -> d
                 "n": len(of_group),
                 "a": float(np.mean([out[t]["a"] / scales.get(t, 1.0) for t in members])),
                 "b": float(np.mean([out[t]["b"] / scales.get(t, 1.0) for t in members])),
-                "p_value": statistics.sign_flips(question_weights(of_group.index, scales) * differences),
+                "p_value": statistics.sign_flips(shares(differences[None], of_group.index, scales)[0][0]),
             }
     for row in out.values():
         row["difference"] = row["a"] - row["b"]
@@ -93,7 +98,7 @@ def by_question(frame: Any) -> Any:
     """
     import pandas as pd
 
-    known = [c for c in QUESTION if c != "target" or ("target" in frame and frame["target"].notna().any())]
+    known = [c for c in QUESTION if c not in OPTIONAL or (c in frame and frame[c].fillna("").ne("").any())]
     keys = frame[["task", "id"]].join(frame.reindex(columns=known[2:])).fillna("").astype(str)
     return pd.Series(pd.to_numeric(frame["score"]).to_numpy(float), pd.MultiIndex.from_frame(keys))
 
@@ -101,13 +106,36 @@ def by_question(frame: Any) -> Any:
 def side_by_side(runs: Sequence[Any]) -> Any:
     """Scores of several runs (`by_question`) in one frame, `[questions, runs]`: NaN where a run has none.
 
-    The target is part of a question where all runs have one.
+    The target, and the cluster, are part of a question where all runs have one.
     """
     import pandas as pd
 
-    if not all("target" in run.index.names for run in runs):
-        runs = [run.droplevel("target") if "target" in run.index.names else run for run in runs]
+    for level in OPTIONAL:
+        if not all(level in run.index.names for run in runs):
+            runs = [run.droplevel(level) if level in run.index.names else run for run in runs]
     return pd.concat(runs, axis=1, keys=range(len(runs)))
+
+
+def cells(questions: Any) -> list[str]:
+    """The task and the stratum of each question, within which samples vary, `[questions]`."""
+    return [f"{task}\n{stratum}" for task, stratum in zip(*map(questions.get_level_values, CELL), strict=True)]
+
+
+def clusters(questions: Any) -> list[str] | None:
+    """Which questions belong together, by any name, `[questions]`; None where each is its own."""
+    if "cluster" not in questions.names:
+        return None
+    ids, named = (questions.get_level_values(level) for level in ("id", "cluster"))
+    return [f"cluster {cluster}" if cluster else f"id {own}" for own, cluster in zip(ids, named, strict=True)]
+
+
+def shares(table: np.ndarray, questions: Any, scales: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """What each cluster of questions adds to the means over the tasks, and the number of its cell, as `contributions`.
+
+    Args:
+        table: `[runs, questions]`.
+    """
+    return contributions(table, question_weights(questions, scales), cells(questions), clusters(questions))
 
 
 def question_weights(questions: Any, scales: Mapping[str, float]) -> np.ndarray:

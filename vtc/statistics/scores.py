@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from vtc.statistics.differences import contributions, standard_errors
+
 Scores = Any  # [n] numbers: a sequence or an array
 
 ENUMERATED = 1 << 13  # ways to flip signs
@@ -42,13 +44,25 @@ def is_binary(scores: Scores) -> bool:
     return bool(np.isin(np.asarray(scores, dtype=float), (0.0, 1.0)).all())
 
 
-def stderr(scores: Scores, strata: Sequence[str] | None = None, seed: int = SEED) -> float | None:
+def stderr(
+    scores: Scores, strata: Sequence[str] | None = None, seed: int = SEED, clusters: Sequence[str] | None = None
+) -> float | None:
     """Standard error of `mean`: binomial, sqrt(p(1-p)/n), for 0/1 scores, else bootstrap over the samples, each
-    stratum resampled within itself. None where there is no sample, or a stratum has a single one."""
+    stratum resampled within itself. None where there is no sample, or a stratum has a single one.
+
+    Args:
+        clusters: which samples belong together, as look-alikes do, by any name: of clusters' sums it is
+            sqrt(n/(n-1) Σ (sum - mean)²) within each stratum (Miller, arXiv 2411.00640, section 2.2). None: each
+            sample is its own.
+    """
     if len(scores) < 2:
         return None
     x = np.asarray(scores, dtype=float)
-    _, index = np.unique(np.asarray(strata or [""] * len(x), dtype=str), return_inverse=True)
+    strata = strata or [""] * len(x)
+    if clusters is not None:
+        shares, cell_of = contributions(x[None], weights(strata), strata, clusters)
+        return float(standard_errors(shares.T, cell_of)[0]) if np.bincount(cell_of).min() > 1 else None
+    _, index = np.unique(np.asarray(strata, dtype=str), return_inverse=True)
     groups = [x[index == g] for g in range(index.max() + 1)]
     if min(map(len, groups)) < 2:
         return None
@@ -160,14 +174,22 @@ def _unit(sizes: np.ndarray, finest: float) -> float:
     return unit
 
 
-def paired(a: Scores, b: Scores, strata: Sequence[str] | None = None) -> float | None:
+def paired(
+    a: Scores, b: Scores, strata: Sequence[str] | None = None, clusters: Sequence[str] | None = None
+) -> float | None:
     """p-value that `a` and `b`, scores of the same samples, differ: exact McNemar for 0/1, else sign flips of the
-    weighted differences. None where there is no sample."""
+    weighted differences. None where there is no sample.
+
+    Args:
+        clusters: as of `stderr`; the differences of a cluster are flipped as one.
+    """
     if len(a) != len(b):
         raise ValueError(f"{len(a)} scores against {len(b)}: a paired test needs the same samples")
     if len(a) == 0:
         return None
-    if is_binary(a) and is_binary(b):
+    if clusters is None and is_binary(a) and is_binary(b):
         return mcnemar(a, b)
-    w = weights(strata or [""] * len(a))
-    return sign_flips(w * (np.asarray(a, dtype=float) - np.asarray(b, dtype=float)))
+    strata = strata or [""] * len(a)
+    differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    shares, _ = contributions(differences[None], weights(strata), strata, clusters)
+    return sign_flips(shares[0])
