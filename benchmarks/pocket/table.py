@@ -115,7 +115,7 @@ class Table:
 
     def __init__(self, values: Mapping[str, Any], work: Path) -> None:
         self.values, self.work = values, work
-        self.methods = [*values["trained"], *values["free"], *values["controls"]]
+        self.methods = [*values["trained"], *values["free"], *values["options"], *values["controls"]]
 
     # -- what there is to do
     def rates_file(self, name: str) -> Path:
@@ -155,10 +155,12 @@ class Table:
                 training = self.training(about["of"], about["tokens"], 0, self.rate(about["of"]) or 0.0)
                 words = (*score, f"method={of.get('method', about['of'])}", *about["score"])
             yield Row(name, name, words, about.get("tokens"), 0, training)
-        elif name in values["free"]:
-            about = values["free"][name]
+        elif name in values["free"] or name in values["options"]:
+            about, budgets = values["free"].get(name), values["budgets"]
+            if about is None:
+                about, budgets = values["options"][name], [values["grid"]]
             words = (*score, f"method={about.get('method', name)}", *about.get("score", ()))
-            for tokens in about.get("budgets", values["budgets"]):
+            for tokens in about.get("budgets", budgets):
                 yield Row(name, f"{name}-{tokens}-s0", words, tokens, 0)
         else:
             about = values["trained"][name]

@@ -8,7 +8,8 @@ A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`: `result` is
 `sweep` the comparison of all committed runs with its plots, `method` the example method's file, `orders` the papers'
 order of methods against that of the runs, `claims` what the papers conclude, `pairs` Fwd2Bot and Victor against others
 at equal tokens, `stages` what LLaVolta's stages cost and what they lead to, `shape` the memory of every method on a
-LLaVA-1.5 of 7B's shape, `suites` what the benchmark suites are made of, `floors` what can be guessed at pocket's tasks.
+LLaVA-1.5 of 7B's shape, `suites` what the benchmark suites are made of, `floors` what can be guessed at pocket's tasks,
+`equal` and `rates` the table of methods that are trained alike, and the learning rates that were tried (`equal.py`).
 They are made of committed files; `suites` and `options`, what there is, by `catalogue.py`; `support`, which method
 works on which family, of the code (`support.py`); `evidence`, what stands behind each method, of both (`evidence.py`).
 `store_…` are made by `store_tables.py`, `speed_…`, what docs/speed.md states, by `speed.py`.
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import catalogue
+import equal
 import orders
 import pocket
 import speed
@@ -343,6 +345,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "orders": orders_part,
     "claims": claims_part,
     "floors": pocket.floors_part,
+    **equal.PARTS,
     "pairs": pairs_part,
     "stages": stages_part,
     "shape": shape_part,
@@ -382,6 +385,7 @@ def main(argv: list[str]) -> int:
         for axis in ("tokens", "flops"):
             plots.pareto(setting, axis, root / image(axis))
     speed.plot(root)
+    equal.plot(root)
     for name in PAGES:
         if name in stale:
             results.write_text(root / name, stale[name])

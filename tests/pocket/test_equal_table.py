@@ -42,7 +42,7 @@ def test_trained_methods_learn_alike(table):
         assert (recipe.stages[0].train == first.stages[0].train) == (name not in ADAPTERS), name
 
 
-@pytest.mark.parametrize("name", [*VALUES["trained"], *VALUES["free"], *VALUES["controls"]])
+@pytest.mark.parametrize("name", [*VALUES["trained"], *VALUES["free"], *VALUES["options"], *VALUES["controls"]])
 def test_every_row_is_a_command_that_can_be_run(table, name):
     rows = list(table.rows(name))
     assert len({row.label for row in rows}) == len(rows)

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 NAME, ABOUT, VECTOR = "images", b"vtc", "vector"
 INDEXED_FROM = 8_000_000  # numbers in all embeddings, 16 MB: comparing with all reads them, in some 40 ms of a core
 LEAST = 1_000  # rows of an index: fewer are compared with all at once
-RESCORED = 300  # rows that an index proposes, which are compared again exactly
-PROBED = 16  # of the index's lists of neighbours, in each search
+WIDE = 2_048  # numbers of an embedding from which an index's codes, of one bit each, tell neighbours well
+RESCORED, WIDE_RESCORED = 300, 100  # rows that an index proposes, which are read and compared again exactly
+PROBED, WIDE_PROBED = 16, 8  # of the index's lists of neighbours, in each search
 # An index's lists are longer than the root of the number of rows by this: to find a row's list takes the most of the
 # time to build it, and a list's codes of one bit a number are read fast.
 LONGER = 4
@@ -183,7 +184,8 @@ class Table:
             if self.index() is None:
                 search = search.bypass_vector_index()
             else:
-                search = search.nprobes(PROBED).refine_factor(max(1, math.ceil(RESCORED / top)))
+                probed, rescored = (WIDE_PROBED, WIDE_RESCORED) if self.width >= WIDE else (PROBED, RESCORED)
+                search = search.nprobes(probed).refine_factor(max(1, math.ceil(rescored / top)))
             rows = search.select([*SHOWN, "_distance"]).limit(top).to_arrow().to_pylist()
         hits = [Hit(score=1 - row.pop("_distance"), **row) for row in rows]
         return sorted(hits, key=lambda hit: (-(hit.score or 0), hit.path))

@@ -1,0 +1,226 @@
+"""The one table of pocket's second edition (`benchmarks/pocket/table.py`): what is finished of it, and its loss curves.
+
+A score is the mean over the nine tasks, each a share of its full score. Its interval is over samples, look-alikes as
+one, and where there are several seeds over these too (`vtc.statistics.paired_estimate`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from vtc import results
+from vtc.report import plots, tables
+from vtc.statistics import by_question, paired_estimate, question_weights
+from vtc.statistics.compare import cells, clusters
+
+RESULTS = "benchmarks/results/pocket2"
+TABLE = "benchmarks/pocket/table.yaml"
+IMAGE = "docs/images/pocket2-losses.png"
+LOG, MANIFEST, PIECE = "training.jsonl", "training.json", "piece.json"
+FLOORS = {"blind": "floor: text alone", "bag": "floor: text, and a bag of attributes"}
+LEARNING = "none"  # of the trained ones: no compression, learning for as many steps
+COMMAND = "`python benchmarks/pocket/table.py`"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A finished row.
+
+    Attributes:
+        name: of a method or a control in table.yaml; tokens: None: without a budget.
+    """
+
+    folder: Path
+    name: str
+    tokens: int | None
+    seed: int
+
+    @cached_property
+    def result(self) -> Mapping[str, Any]:
+        return results.load(self.folder)
+
+    @cached_property
+    def scores(self) -> Any:
+        """Those of the samples, as shares of their tasks' full scores."""
+        scales = {row["task"]: float(row.get("scale") or 1.0) for row in self.result["scores"]}
+        scores = by_question(results.samples(self.folder))
+        return scores / scores.index.get_level_values("task").map(scales).to_numpy(float)
+
+    @cached_property
+    def training(self) -> Mapping[str, Any] | None:
+        """The manifest of its weights, where it was trained."""
+        file = self.folder / MANIFEST
+        manifest: Mapping[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return manifest
+
+
+def pieces(root: Path) -> dict[str, dict[int | None, list[Piece]]]:
+    """Every finished row: name → tokens → seeds."""
+    found: dict[str, dict[int | None, list[Piece]]] = {}
+    for file in sorted((root / RESULTS / "rows").glob(f"*/{PIECE}")):
+        about = json.loads(file.read_text(encoding="utf-8"))
+        piece = Piece(file.parent, about["method"], about["tokens"], about["seed"])
+        found.setdefault(piece.name, {}).setdefault(piece.tokens, []).append(piece)
+    return found
+
+
+def estimate(seeds: Sequence[Piece], against: Sequence[Piece] | None = None) -> dict[str, Any]:
+    """Mean score over the seeds of a method at a budget with its interval; or what it is above that of others, with
+    its p-value."""
+    index = seeds[0].scores.index
+    table = np.stack([piece.scores[index].to_numpy(float) for piece in seeds])
+    if against:
+        table = table - np.stack([piece.scores[index].to_numpy(float) for piece in against]).mean(axis=0)
+    weights = question_weights(index, {})
+    return paired_estimate(table, weights, cells(index), flips=against is not None, groups=clusters(index))
+
+
+def _mean(seeds: Sequence[Piece] | None) -> str:
+    if not seeds:
+        return "–"
+    found = estimate(seeds)
+    return f"{found['difference']:.3f} ±{(found['high'] - found['low']) / 2:.3f}"
+
+
+def _apart(seeds: Sequence[Piece]) -> str:
+    """The smallest and the largest mean of several seeds."""
+    means = [estimate([piece])["difference"] for piece in seeds]
+    return f"{min(means):.3f} to {max(means):.3f}" if len(means) > 1 else "–"
+
+
+def _learned(seeds: Sequence[Piece]) -> list[str]:
+    """The learning rate and the FLOPs of a training; dashes without one."""
+    manifest = seeds[0].training
+    if manifest is None:
+        return ["–", "–"]
+    flops = [(stage.get("flops_per_step"), stage["steps"]) for stage in manifest["stages"]]
+    total = None if any(each is None for each, _ in flops) else sum(each * steps for each, steps in flops)
+    return [f"{manifest['training']['stages'][-1]['lr']:g}", "–" if total is None else f"{total / 1e12:.0f} T"]
+
+
+def _budget(seeds: Sequence[Piece]) -> str:
+    """Prefill FLOPs relative to the uncompressed model's."""
+    return tables.percent(seeds[0].result["budget"].get("flops_ratio"))
+
+
+def table_part(root: Path) -> str:
+    """Methods by budget, the controls below them."""
+    values, done = yaml.safe_load((root / TABLE).read_text(encoding="utf-8")), pieces(root)
+    if not done:
+        return f"Nothing of it is finished yet: {COMMAND}.\n"
+    budgets, grid = values["budgets"], values["grid"]
+    rows = []
+    for name in [name for name in (*values["trained"], *values["free"]) if name in done and name != LEARNING]:
+        own = done[name]
+        shown = own.get(grid) or next(iter(own.values()))
+        cells_of = [_mean(own.get(tokens)) for tokens in budgets]
+        row = [f"`{name}`", *cells_of, _apart(shown), _budget(shown), *_learned(shown)]
+        rows.append((bool(own.get(grid)), estimate(shown)["difference"], row))
+    rows.sort(key=lambda row: (not row[0], -row[1]))
+    costs = [f"seeds at {grid}", f"FLOPs at {grid}", "rate", "training FLOPs"]
+    header = ["method", *(f"{tokens} tokens" for tokens in budgets), *costs]
+    lines = [tables.markdown(header, [row for *_, row in rows]), "", *_controls(values, done)]
+    inside = [f"`{name}`" for name in (*values["trained"], *values["free"]) if name in done and _inside(done[name])]
+    if inside:
+        why = "act inside the LLM, where the prompt has read the picture before anything is dropped"
+        floor = "`in-llm-floor-2` is what is answered with NOTHING of it left behind layer 2 of 6"
+        lines += ["", f"{', '.join(inside)} {why}: {floor}."]
+    return "\n".join(lines) + "\n"
+
+
+def _inside(own: Mapping[int | None, list[Piece]]) -> bool:
+    """Whether a method leaves more visual tokens in its first layers than in the last one."""
+    budgets = [seeds[0].result["budget"] for seeds in own.values()]
+    return any(b["layer_average_tokens"] > b["visual_tokens_out"] for b in budgets)
+
+
+def _controls(values: Mapping[str, Any], done: Mapping[str, Mapping[int | None, list[Piece]]]) -> list[str]:
+    """What a score is held against."""
+    rows = []
+    for name in [name for name in (LEARNING, *values["controls"]) if name in done]:
+        seeds = next(iter(done[name].values()))
+        words = "uncompressed, trained as long" if name == LEARNING else name
+        rows.append([words, _mean(seeds), _apart(seeds), _budget(seeds), *_learned(seeds)])
+    any_row = next(iter(next(iter(done.values())).values()))[0]
+    for floor, words in FLOORS.items():
+        known = [share for row in any_row.result["scores"] if (share := results.share(row, floor)) is not None]
+        if len(known) == len(any_row.result["scores"]):
+            rows.append([words, f"{np.mean(known):.3f}", *["–"] * 4])
+    header = ["control", "mean", "seeds", "FLOPs", "rate", "training FLOPs"]
+    return [tables.markdown(header, rows)] if rows else []
+
+
+def options_part(root: Path) -> str:
+    """What an option of a method changes at the budget of the grid."""
+    values, done = yaml.safe_load((root / TABLE).read_text(encoding="utf-8")), pieces(root)
+    grid, rows = values["grid"], []
+    for name, about in values["options"].items():
+        own, plain = (done.get(of, {}).get(grid) for of in (name, about["method"]))
+        if own and plain:
+            found = estimate(own, plain)
+            ends = f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+            option = " ".join(word.removeprefix("method.") for word in about["score"])
+            rows.append([f"`{about['method']}`", f"`{option}`", _mean(own), ends, tables.p_text(found["p"])])
+    if not rows:
+        return f"None was scored yet: {COMMAND}.\n"
+    return tables.markdown(["method", "option", f"mean at {grid}", "against its default", "p"], rows) + "\n"
+
+
+def rates_part(root: Path) -> str:
+    """The mean on validation scenes after each rate that was tried."""
+    files = sorted((root / RESULTS / "rates").glob("*.json"))
+    tried = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    if not tried:
+        return f"None was tried yet: {COMMAND}.\n"
+    rates = sorted({rate for each in tried.values() for rate in each}, key=float)
+    rows = []
+    for name, each in tried.items():
+        means = {rate: each[rate]["validation"]["mean"] for rate in each}
+        best = max(means, key=means.__getitem__) if set(means) == set(rates) else None
+        words = [f"{means[rate]:.3f}" if rate in means else "–" for rate in rates]
+        rows.append([f"`{name}`", *(f"**{w}**" if r == best else w for r, w in zip(rates, words, strict=True))])
+    lines = [tables.markdown(["method", *(f"rate {rate}" for rate in rates)], rows)]
+    if (root / IMAGE).is_file():
+        lines += ["", f"![Loss of answers in training, method by method](images/{Path(IMAGE).name})"]
+    return "\n".join(lines) + "\n"
+
+
+def plot(root: Path) -> None:
+    """The loss of answers in each method's training at the budget of the grid, seed 0."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    values, done = yaml.safe_load((root / TABLE).read_text(encoding="utf-8")), pieces(root)
+    shown = {}
+    for name in values["trained"]:
+        own = done.get(name, {})
+        seeds = own.get(values["grid"]) or own.get(None) or []
+        if seeds and (seeds[0].folder / LOG).is_file():
+            shown[name] = seeds[0].folder / LOG
+    if not shown:
+        return
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    styles = cycle(zip(plots.PALETTE * len(plots.DASHES), np.repeat(plots.DASHES, len(plots.PALETTE)), strict=True))
+    for (name, file), (color, dash) in zip(shown.items(), styles, strict=False):
+        log = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        steps = [(line["step"], line["answer"]) for line in log if "answer" in line]
+        axes.plot(*zip(*steps, strict=True), color=color, linestyle=str(dash), linewidth=1.2, label=name)
+    axes.set(xlabel="step", ylabel="loss of answers (log scale)", yscale="log")
+    axes.legend(frameon=False, fontsize=8, ncols=2)
+    figure.tight_layout()
+    figure.savefig(root / IMAGE, dpi=130)
+    plt.close(figure)
+
+
+PARTS = {"equal": table_part, "option_effects": options_part, "rates": rates_part}
