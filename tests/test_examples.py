@@ -94,4 +94,4 @@ def test_a_notebook_runs_from_top_to_bottom(notebook: Path, monkeypatch, tmp_pat
     for source in code:
         exec(compile(source.replace("limit=20", "limit=2"), notebook.name, "exec", dont_inherit=True), names)
     said = capsys.readouterr().out
-    assert ("16 of 144 tokens" in said) if notebook.stem == "first_steps" else ("unusual {'pocket_existence'" in said)
+    assert ("16 of 144 tokens" in said) if notebook.stem == "first_steps" else ("unusual {'pocket2_existence'" in said)

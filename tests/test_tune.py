@@ -92,7 +92,7 @@ def test_on_pocket_it_looks_at_validation_questions(tmp_path: Path, capsys) -> N
     """Three settings, one of which there are no weights for, scored for real; the same command reads them."""
     pytest.importorskip("optuna")
     words = ["action=tune", "method=avgpool,fwd2bot", "tokens=9,4", "tune.retained=0.01", "benchmark.limit=4"]
-    words += ["benchmark.tasks=[pocket_existence]", f"output_dir={tmp_path}"]
+    words += ["benchmark.tasks=[pocket2_existence]", f"output_dir={tmp_path}"]
     assert main(words) == 0
     out = capsys.readouterr().out
     assert "cheapest that keeps 1%: method=avgpool tokens=4" in out
@@ -106,10 +106,10 @@ def test_on_pocket_it_looks_at_validation_questions(tmp_path: Path, capsys) -> N
     score = run["scores"][0]
     assert told["best"]["retained"] == pytest.approx(score["value"] / score["baseline"])
     # On none of the test split's pictures.
-    from vtc.pocket import splits
+    from vtc.pocket import second
 
-    of_test = {row["image"]["bytes"] for row in splits.rows("pocket_existence")[:300]}
-    seen = {row["image"]["bytes"] for row in splits.rows("pocket_existence", "validation")[:300]}
+    of_test = {row["image"]["bytes"] for row in second.rows("pocket2_existence")}
+    seen = {row["image"]["bytes"] for row in second.rows("pocket2_existence", "validation")}
     assert not of_test & seen
     line = next(line for line in out.splitlines() if line.startswith("on the test questions: python -m vtc "))
     assert "benchmark.data" not in line and line.endswith("method=avgpool tokens=4")

@@ -354,7 +354,7 @@ sources = Registry(
     "vtc.sources",
     {
         "pocket": "vtc.pocket.tasks:PocketTasks",
-        "pocket2": "vtc.pocket.tasks:PocketTasks",
+        "pocket1": "vtc.pocket.tasks:PocketTasks",
         "pocket2_dense": "vtc.pocket.tasks:PocketTasks",
         "pocket2_video": "vtc.pocket.tasks:PocketTasks",
         "jsonl": "vtc.evaluation.sources.user_data:JsonlTasks",

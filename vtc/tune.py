@@ -193,7 +193,7 @@ def _validated(job: Job, words: list[str]) -> list[str]:
     """
     benchmark = job.benchmark
     if benchmark.name == "pocket" and benchmark.data is None:
-        return [*words, written("benchmark.data", _pocket_validation())]
+        return [*words, written("benchmark.data", _pocket_validation(benchmark.tasks))]
     if benchmark.name == "jsonl" or (benchmark.name == "pocket" and benchmark.data is not None):
         return words  # of the user's own, who says what they are for
     if benchmark.name == "hf" and benchmark.split not in (None, "test"):
@@ -206,17 +206,19 @@ def _validated(job: Job, words: list[str]) -> list[str]:
     )
 
 
-def _pocket_validation() -> Path:
-    """The folder with pocket's validation questions, in the layout of files of the user's own."""
-    from vtc.pocket import splits
+def _pocket_validation(tasks: Sequence[str]) -> Path:
+    """The folder with pocket's validation questions of some tasks, in the layout of files of the user's own."""
+    from vtc.pocket.tasks import edition_of
     from vtc.shipped import cache_folder
 
-    folder = cache_folder() / f"{VALIDATION}-v{splits.VERSION}"
-    for task, file in splits.materialise(folder, "validation").items():
-        own = folder / f"{task}.parquet"
-        if not own.is_file():
-            with results.whole(own) as stream:
-                stream.write(file.read_bytes())
+    editions = list(dict.fromkeys(map(edition_of, tasks)))
+    folder = cache_folder() / "-".join([VALIDATION, *(f"v{edition.VERSION}" for edition in editions)])
+    for edition in editions:
+        for task, file in edition.materialise(folder, "validation").items():
+            own = folder / f"{task}.parquet"
+            if not own.is_file():
+                with results.whole(own) as stream:
+                    stream.write(file.read_bytes())
     return folder
 
 

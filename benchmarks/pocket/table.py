@@ -153,7 +153,7 @@ class Table:
             if "of" in about:
                 of = values["trained"][about["of"]]
                 training = self.training(about["of"], about["tokens"], 0, self.rate(about["of"]) or 0.0)
-                words = (*score, f"method={of.get('method', about['of'])}", *about["score"])
+                words = (*score, f"method={of.get('method', about['of'])}", *of.get("both", ()), *about["score"])
             yield Row(name, name, words, about.get("tokens"), 0, training)
         elif name in values["free"] or name in values["options"]:
             about, budgets = values["free"].get(name), values["budgets"]

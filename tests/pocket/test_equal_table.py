@@ -49,7 +49,7 @@ def test_every_row_is_a_command_that_can_be_run(table, name):
     for row in {row.tokens: row for row in rows}.values():
         job = parse(row.command)
         job.check(trained=False)
-        assert job.backbone.name == "pocket" and job.benchmark.name == "pocket2"
+        assert job.backbone.name == "pocket" and job.benchmark.name == "pocket"
         assert row.tokens in (None, job.compressor.tokens)
 
 

@@ -108,7 +108,7 @@ def test_look_alikes_are_named_as_a_group_and_seeds_draw_others():
 
 def test_look_alikes_count_as_one_in_a_result(tmp_path):
     """Errors and p-values of a run are those of its groups of four, against the sums of these."""
-    job = parse(["benchmark=pocket2", "benchmark.tasks=[pocket2_retrieval]", "benchmark.limit=40", "method=random",
+    job = parse(["benchmark.tasks=[pocket2_retrieval]", "benchmark.limit=40", "method=random",
                  "tokens=4", "costs=none", written("output_dir", tmp_path)])  # fmt: skip
     file = evaluate(job)
     (row,), frame = results.load(file)["scores"], results.samples(file)

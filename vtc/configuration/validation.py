@@ -18,8 +18,7 @@ from vtc.registry import parts
 
 OWN_DATA = ("jsonl", "hf")  # benchmarks of the user's own questions
 SPREAD = ("evaluate", "check", "report")  # actions to which a budget may be a mean over images
-SECOND_EDITION = ("pocket2", "pocket2_dense", "pocket2_video")
-POCKET = {"pocket": "pocket"} | dict.fromkeys(SECOND_EDITION, "pocket2")  # what their tasks' names begin with
+POCKET = ("pocket", "pocket1", "pocket2_dense", "pocket2_video")  # benchmarks of drawn scenes
 
 
 def check(job: Job, values: Mapping[str, Any]) -> None:
@@ -95,8 +94,7 @@ def _check_tasks(job: Job) -> None:
         raise UserError("benchmark.tasks=[]: at least one task is needed")
     if job.benchmark.name in POCKET:
         # The names of the task files: vtc.pocket knows them too, but takes seconds to import.
-        prefix = POCKET[job.benchmark.name]
-        known = [f.stem for f in shipped.path("benchmarks/tasks").glob(f"{prefix}_*.yaml")]
+        known = sorted(f.stem for f in shipped.path("benchmarks/tasks").glob("pocket*_*.yaml"))
         for task in job.benchmark.tasks:
             if task not in known:
                 raise unknown("benchmark.tasks", task, known)
