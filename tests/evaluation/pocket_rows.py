@@ -83,7 +83,7 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
         [("id", pa.string()), ("image", image), ("question", pa.string()), ("answer", pa.string())]
         + [("options", pa.list_(pa.string())), ("kind", pa.string()), ("references", pa.list_(pa.string()))]
         + [("blind", pa.float64()), ("bag", pa.float64())]
-        + [("blind_prediction", pa.string()), ("bag_prediction", pa.string())]
+        + [("blind_prediction", pa.string()), ("bag_prediction", pa.string()), ("group", pa.int64())]
     )
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
     return path

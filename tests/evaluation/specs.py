@@ -8,5 +8,5 @@ def spec_of(task: str, **benchmark):
     from vtc.evaluation.sources import source_of
     from vtc.settings import BenchmarkSettings
 
-    name = benchmark.pop("name", "pocket" if task.startswith("pocket_") else "mine")
+    name = benchmark.pop("name", "pocket" if task.startswith("pocket") else "mine")
     return source_of(BenchmarkSettings(name=name, tasks=(task,), **benchmark)).spec(task, seed=0)

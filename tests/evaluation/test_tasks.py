@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from pocket_rows import N, caption_of, make_rows, write_rows
 from specs import spec_of
@@ -9,6 +11,7 @@ from specs import spec_of
 from vtc import shipped
 from vtc.evaluation import harness
 from vtc.evaluation.spec import TaskScores
+from vtc.pocket import second
 
 TASKS = [
     "pocket_existence", "pocket_counting", "pocket_attributes", "pocket_relations", "pocket_reading", "pocket_choice",
@@ -27,7 +30,22 @@ def test_reference_answers_score_one_and_wrong_ones_nothing(task, oracle, manage
     assert [s.id for s in wrong.samples] == [f"{task.removeprefix('pocket_')}-{i}" for i in range(N)]
 
 
+@pytest.mark.parametrize("task", second.TASKS)
+def test_reference_answers_of_the_second_edition(task, oracle, tmp_path):
+    """Right answers score one and wrong ones nothing, on a dozen samples as the test sets have them."""
+    name = task.removeprefix("pocket2_")
+    drawn = itertools.islice(second.drawn(name, "validation", seed=3), N)
+    write_rows(tmp_path / f"{task}.parquet", [each.row() | {"id": f"{name}-{i}"} for i, each in enumerate(drawn)])
+    manager = harness.task_manager([task])
+    for right in (True, False):
+        run = harness.run_task(oracle(right), spec_of(task, data=tmp_path), manager)
+        assert run.value == pytest.approx(float(right)) and run.n == N and not run.bad, task
+        clusters = [s.cluster for s in run.samples]
+        assert clusters == ([str(i // 4) for i in range(N)] if name == "retrieval" else [""] * N)
+
+
 def test_there_is_a_yaml_for_every_task_of_the_benchmark(tasks):
+    assert {p.stem for p in shipped.path("benchmarks/tasks").glob("pocket2_*.yaml")} == {*second.TASKS}
     assert sorted(tasks) == sorted(TASKS)
     assert sorted(p.stem for p in shipped.path("benchmarks/tasks").glob("pocket_*.yaml")) == sorted(TASKS)
 
