@@ -131,9 +131,9 @@ def table_part(root: Path) -> str:
     lines = [tables.markdown(header, [row for *_, row in rows]), "", *_controls(values, done)]
     inside = [f"`{name}`" for name in (*values["trained"], *values["free"]) if name in done and _inside(done[name])]
     if inside:
-        why = "act inside the LLM, where the prompt has read the picture before anything is dropped"
+        where = "Inside the LLM, where the prompt has read the picture before anything is dropped, act"
         floor = "`in-llm-floor-2` is what is answered with NOTHING of it left behind layer 2 of 6"
-        lines += ["", f"{', '.join(inside)} {why}: {floor}."]
+        lines += ["", f"{where} {', '.join(inside)}: {floor}."]
     return "\n".join(lines) + "\n"
 
 
@@ -181,10 +181,10 @@ def rates_part(root: Path) -> str:
     tried = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
     if not tried:
         return f"None was tried yet: {COMMAND}.\n"
-    rates = sorted({rate for each in tried.values() for rate in each}, key=float)
+    rates = [f"{rate:g}" for rate in yaml.safe_load((root / TABLE).read_text(encoding="utf-8"))["rates"]]
     rows = []
     for name, each in tried.items():
-        means = {rate: each[rate]["validation"]["mean"] for rate in each}
+        means = {rate: each[rate]["validation"]["mean"] for rate in rates if rate in each}
         best = max(means, key=means.__getitem__) if set(means) == set(rates) else None
         words = [f"{means[rate]:.3f}" if rate in means else "–" for rate in rates]
         rows.append([f"`{name}`", *(f"**{w}**" if r == best else w for r, w in zip(rates, words, strict=True))])
