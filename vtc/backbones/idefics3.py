@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vtc.backbones.parts import part
 from vtc.backbones.tiles import Frames, Tiled, one_tile
@@ -39,6 +39,7 @@ class Idefics3(Tiled):
     version = 1
     tower_outputs = ("last_hidden_state",)
     most_tiles = 4
+    of_any_size: ClassVar[Mapping[str, Any]] = {"pixel_attention_mask": None}  # tiles are full
     decoder, projector, vision_tower = part("model.text_model"), part("model.connector"), part("model.vision_model")
     template, turn_end = "{{ bos_token }}" + MESSAGES, "<end_of_utterance>"
 

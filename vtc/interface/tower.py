@@ -25,6 +25,8 @@ class TowerUse:
         watch: layers (0…) whose queries and keys it wants to see.
         levels: layers (0…) whose output it wants to see.
         image_size: side in pixels to which images are resized before the tower; None: as the processor made them.
+        grid: the same where images have any size: (height, width) of an image in visual tokens → those of the image
+            that the tower sees in its place, no more of them.
         merge: called in each layer up to the one that is projected, between attention and MLP (ToMe):
             `merge(layer, hidden [I, T, C], keys [I, H, T, d], size [I, T]) -> (hidden [I, T', C], size [I, T'])`. The
             tokens before the patches (CLS) come first and stay; `size` says how many patches each token stands for,
@@ -39,6 +41,7 @@ class TowerUse:
     watch: frozenset[int] = frozenset()
     levels: frozenset[int] = frozenset()
     image_size: int | None = None
+    grid: Callable[[tuple[int, int]], tuple[int, int]] | None = None
     merge: Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     summary: Tensor | None = None
     adapter: str | None = None

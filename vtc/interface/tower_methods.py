@@ -15,6 +15,7 @@ from vtc.interface.compressor import Compressor
 from vtc.interface.context import Context
 from vtc.interface.needs import ONE_TOWER, PATCH_ATTENTION, Need
 from vtc.interface.options import option
+from vtc.interface.places import as_smaller
 from vtc.interface.resampler import Resampler
 from vtc.interface.selection import rank
 from vtc.interface.tokens import REGISTER, TokenSequence
@@ -178,16 +179,19 @@ class FewerPatches(Compressor):
     def layers(self) -> set[int]:
         return set() if self.tokens is None else {0}
 
+    def smaller(self, grid: tuple[int, int] | None) -> tuple[int, int] | None:
+        """The grid in which the tokens stand that are left of an image of this grid; None: in none."""
+        return None
+
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
         if tokens.fits(self.tokens):
             return tokens
-        _, real = tokens.images
         remade = dataclasses.replace(
             tokens,
             origin=tokens.origin.masked_fill(tokens.visual, -1),
             place=tokens.place.masked_fill(tokens.visual, -1),  # which patches it is made of is the tower's to know
         )
-        return remade.keep_visual(real.cumsum(1) <= (self.tokens or 0))
+        return as_smaller(remade, [self.smaller(grid) for grid in context.grids], self.tokens or 0)
 
 
 class TowerResampler(Resampler):
