@@ -64,6 +64,9 @@ class Idefics3(Tiled):
     def project(self, features: Tensor) -> Tensor:
         return self.projector.modality_projection(features)
 
+    def unprojected(self, features: Tensor) -> Tensor:
+        return features.new_zeros(len(features), features.shape[1] // self.shuffle**2, self.shape.width)
+
     def last_tiles(self, input_ids: Tensor, row: Tensor, column: Tensor) -> Tensor:
         """The one behind `<global-img>`, at the latest the last one of its row."""
         ends = self._behind_global(input_ids, row, column)

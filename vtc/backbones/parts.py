@@ -115,6 +115,10 @@ class Parts:
         """What the projector makes of cells [..., C'] (`Tower.features`), one by one: [..., D]."""
         return self.projector(features)
 
+    def unprojected(self, features: Tensor) -> Tensor:
+        """Zeros in the form of what the projector makes of the features that it is called with."""
+        return features.new_zeros(*features.shape[:-1], self.shape.width)
+
     @property
     def tower_embeddings(self) -> Any:
         """The module whose output [I, T, C] the vision tower's layers work on."""

@@ -23,7 +23,7 @@ def repacked(
     """The same for pictures of any size in one sequence of patches: [P, 3·frames·patch²] and their grids [S, 3] → both
     of the resized ones.
 
-    The patches of a visual token follow each other, as Qwen-VL's processors put them, and a patch holds `frames` frames.
+    The patches of a visual token follow each other, as Qwen-VL's processors put them; a patch holds `frames` frames.
 
     Args:
         grids: time, height and width in patches.

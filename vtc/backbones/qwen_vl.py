@@ -133,6 +133,9 @@ class QwenVL(Chat):
         patches = features.unflatten(-1, (self._merge**2, -1)).flatten(0, -2)
         return self.projector(patches).view(*features.shape[:-1], -1)
 
+    def unprojected(self, features: Tensor) -> Tensor:
+        return features.new_zeros(features[..., 0].numel() // self._merge**2, self.shape.width)
+
     @property
     def _merge(self) -> int:
         """Patches along a side of the square that becomes a visual token."""

@@ -140,11 +140,10 @@ class TowerWatch:
         stack.callback(self.backbone.projector.register_forward_pre_hook(cut).remove)
 
     def _leave_unprojected(self, stack: ExitStack) -> None:
-        """Zeros of the LLM's width [I, N, D] in place of what the projector would compute."""
-        width = self.backbone.shape.width
+        """Zeros of the LLM's width in place of what the projector would compute."""
 
         def forward(features: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return features.new_zeros(*features.shape[:-1], width)
+            return self.backbone.unprojected(features)
 
         stand_in(stack, self.backbone.projector, "forward", forward)
 

@@ -102,6 +102,14 @@ class Tower:
         """[I, N, C']: what the projector read of each visual token's patches."""
         return self._placed(self.features)
 
+    def patches_of_images(self) -> list[Tensor]:
+        """[N_i, C] of each image, where `patches` says which cells are its own: what the projector would have read of
+        every patch, cell by cell.
+        """
+        each = 1 if self.cells is None else self.cells.shape[1]
+        cells = self.features.flatten(0, 1).unflatten(-1, (each, -1))
+        return [cells[own].flatten(0, 1) for own in self.patches or ()]
+
     def patch_keys(self, layer: int) -> Tensor:
         """[I, N, C]: the patches' keys of this layer, not rotated by position."""
         return self._placed(self._merged(self.keys[layer][:, self.extra :]))

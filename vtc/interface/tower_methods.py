@@ -208,8 +208,21 @@ class TowerResampler(Resampler):
         return features, Context(self.shape, grids=[self.shape.grid], tower=tower)
 
     def forward(self, features: Tensor, context: Context) -> Tensor:
-        """The tower's features [I, N, C] → [I, M, D]; `context.seen()` has what else `tower` asked for."""
+        """The tower's features [I, N, C] of all patches → [I, M, D]; `context.seen()` has what else `tower` asked for.
+
+        Where images are of several sizes, those of one size come together, and `context.seen()` is of all.
+        """
         raise NotImplementedError
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        return tokens.replace(self(context.seen().features, context))
+        tower = context.seen()
+        if tower.patches is None:
+            return tokens.replace(self(tower.features, context))
+        images = tower.patches_of_images()
+        made: list[Tensor] = [images[0]] * len(images)
+        for count in {len(image) for image in images}:  # Images of one size are resampled together.
+            same = [i for i, image in enumerate(images) if len(image) == count]
+            alike = dataclasses.replace(context, grids=[context.grids[i] for i in same])
+            for i, new in zip(same, self(torch.stack([images[i] for i in same]), alike), strict=True):
+                made[i] = new
+        return tokens.replace(torch.stack(made))
