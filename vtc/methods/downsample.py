@@ -48,9 +48,10 @@ class Downsample(FewerPatches):
         shape, vision = self.shape, self.shape.vision
         refuse_lacking(self.name, (ONE_TOWER,), shape)
         if shape.grid is None or shape.grid[0] != shape.grid[1]:
+            has = f"has {shape.grid}" if vision.tile_tokens is None else "cuts an image into tiles"
             raise UserError(
                 f"method={self.name}: it needs a square grid of visual tokens, one picture in the tower; "
-                f"{shape.name} has {shape.grid}"
+                f"{shape.name} {has}"
             )
         if shape.grid[0] * vision.merge != vision.grid_side:
             raise UserError(
