@@ -39,7 +39,7 @@ class Idefics3(Tiled):
     version = 1
     tower_outputs = ("last_hidden_state",)
     most_tiles = 4
-    of_any_size: ClassVar[Mapping[str, Any]] = {"pixel_attention_mask": None}  # tiles are full
+    of_any_size: ClassVar[dict[str, Any]] = {"pixel_attention_mask": None}  # tiles are full
     decoder, projector, vision_tower = part("model.text_model"), part("model.connector"), part("model.vision_model")
     template, turn_end = "{{ bos_token }}" + MESSAGES, "<end_of_utterance>"
 

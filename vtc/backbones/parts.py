@@ -59,7 +59,7 @@ class Parts:
     )
 
     tower_outputs: ClassVar[tuple[str, ...]] = ()
-    of_any_size: ClassVar[Mapping[str, Any]] = {"interpolate_pos_encoding": True}
+    of_any_size: ClassVar[dict[str, Any]] = {"interpolate_pos_encoding": True}
 
     image_size: int | None = None
 

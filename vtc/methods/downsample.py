@@ -64,17 +64,20 @@ class Downsample(FewerPatches):
         if self.tokens is None or (not self.free and self.tokens >= self.side**2):
             return None
         if self.shape.vision.any_size:
-            return TowerUse(grid=self.smaller)
+            return TowerUse(grid=self.shown)
         return TowerUse(image_size=self.pixels(round(self.tokens**0.5)))
 
     def pixels(self, side: int) -> int:
         """Of a square picture of so many tokens a side."""
         return side * self.shape.vision.merge * self.shape.vision.patch_size
 
+    def shown(self, grid: Grid) -> Grid:
+        """What the tower sees in the place of an image of this grid of visual tokens: not more of them."""
+        fits = self.tokens is None or grid[0] * grid[1] <= self.tokens
+        return grid if fits else nearest(self.tokens or 0, grid)
+
     def smaller(self, grid: Grid | None) -> Grid | None:
-        if grid is None or self.tokens is None or grid[0] * grid[1] <= self.tokens:
-            return grid
-        return nearest(self.tokens, grid)
+        return None if grid is None else self.shown(grid)
 
     def default_tokens(self) -> int | None:
         return None if self.free else max(1, self.side // 2) ** 2
