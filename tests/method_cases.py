@@ -241,8 +241,9 @@ POCKET_METHODS = [
 FIRST = list({m.name: m for m in reversed(METHODS)}.values())  # one setting of each method
 # Methods of towers whose patches are the visual tokens.
 TOWER = {name for name in methods.names() if methods.get(name).tower is not Compressor.tower}
-GRID = {"avgpool", "m3", "mqt"}  # methods of images whose visual tokens are in a grid
-# Of these, methods that choose among visual tokens, whatever the projector makes them of.
+GRID = {"avgpool", "downsample", "m3", "mqt"}  # methods of images whose visual tokens are in a grid
+ONE_PICTURE = GRID | {"qformer"}  # methods of images that the tower sees as a whole
+# Of TOWER, methods that choose among visual tokens, whatever the projector makes them of.
 CHOOSING = {name for name in TOWER if any(PATCH_ATTENTION in vars(c).get("needs", ()) for c in methods.get(name).mro())}
 _SHAPE = BACKBONES["gqa"]().shape
 
@@ -256,10 +257,11 @@ def _before_the_llm(case: Case) -> bool:
 
 
 CHOSEN = {case.name for case in FIRST if len(parts(case.name)) == 1 and _before_the_llm(case)}
-MERGING = [m for m in FIRST if not (TOWER - CHOOSING) & {*parts(m.name).values()}]  # where the projector merges patches
+# Where the projector merges patches.
+MERGING = [m for m in FIRST if not (TOWER - CHOOSING - ONE_PICTURE) & {*parts(m.name).values()}]
 GRIDLESS = [Case("avgpool", 5, {"dims": 1})]  # where an image is several tiles
 WHOLE = ("none", "ppe")  # methods that leave every token
-GRIDLESS += [m for m in MERGING if not GRID & {*parts(m.name).values()} and m.name not in WHOLE]
+GRIDLESS += [m for m in MERGING if not ONE_PICTURE & {*parts(m.name).values()} and m.name not in WHOLE]
 APART = [  # each thing that is done to tokens, on an image whose tokens have text between them
     Case("none", 80),
     Case("random", 5),

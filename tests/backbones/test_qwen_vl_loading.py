@@ -119,7 +119,11 @@ def test_frames_that_say_when_they_are_reach_the_model_with_their_time() -> None
 @pytest.mark.parametrize("size", [SIDE, None])
 def test_methods_of_the_tower_say_no_by_name(size: int | None) -> None:
     shape = tiny_qwen3_vl(image_size=size).shape
-    for name in ("downsample", "tome", "qformer", "tokenpacker", "quecc", "single_forward"):
+    with pytest.raises(
+        UserError, match="method=tome: patches that merge in the tower leave no grid; .* of 2×2 patches"
+    ):
+        build("tome", 16, shape)
+    for name in ("tokenpacker", "quecc", "single_forward"):
         with pytest.raises(UserError, match=f"method={name}: .*model has (no|none|None|16 of 64)") as error:
             build(name, 4, shape)
         assert "\n" not in str(error.value)

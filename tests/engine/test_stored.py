@@ -17,7 +17,8 @@ from vtc.testing.tiny_llava import tiny_video_llava
 QUESTIONS = ["what is this", "red circle left one two three what is in this image"]
 NEW = 5
 FAMILIES = BACKBONES | {"video_llava": tiny_video_llava}  # whose pictures are pictures here, no frames
-DONE = ("none", "random", "avgpool", "visionzip", "fwd2bot")  # to tokens: all are kept, some, merged, both, made anew
+# To tokens: all are kept, some, merged, both, made anew; those of a smaller picture; made of the tower's patches.
+DONE = ("none", "random", "avgpool", "visionzip", "fwd2bot", "downsample", "qformer")
 ONE_EACH = {
     (b, m.name): (b, m) for b, m in reversed(CASES) if b == "gqa" or (b not in ("pocket", "mha") and m.name in DONE)
 }

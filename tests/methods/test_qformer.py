@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from projectors import (
     attend,
     context_of,
@@ -17,13 +19,20 @@ from projectors import (
     shape_of,
     states,
 )
+from reference import decoder
 from torch import Tensor, nn
 from tower_reference import double, equals, rows
 
+from vtc.backbones.base import Backbone
+from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.methods import build
 from vtc.methods.qformer import QFormer
 from vtc.testing import tiny_backbone
+from vtc.testing.runs import generation, logits
+from vtc.testing.tiny_llava import tiny_llava_next, tiny_llava_onevision
+from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl
+from vtc.testing.tiny_tiles import tiny_idefics3, tiny_internvl, tiny_smolvlm
 
 
 def linear(x: Tensor, module: nn.Linear) -> Tensor:
@@ -74,6 +83,102 @@ def test_the_llm_reads_what_it_makes_of_each_image(seed: int, grid: int, tokens:
     inputs = rows(backbone, (1, 2, 0), seed)
     seen = states(backbone, inputs["pixel_values"])[-2]
     equals(backbone, method, inputs, [read(method, image, 2) for image in seen])
+
+
+def noise(height: int, width: int, seed: int) -> Image.Image:
+    draw = torch.Generator().manual_seed(seed)
+    return Image.fromarray(torch.randint(0, 256, (height, width, 3), generator=draw, dtype=torch.uint8).numpy())
+
+
+def patches_of_clip(backbone: Backbone, clip: list[Image.Image]) -> list[Tensor]:
+    """The same as `patches_of`, of each picture of a video."""
+    inputs = backbone.inputs(["one"], [[]], [[clip]])
+    pixels, grids = inputs["pixel_values_videos"].to(backbone.dtype), inputs["video_grid_thw"]
+    return list(backbone.vision_tower(pixels, grid_thw=grids).last_hidden_state.chunk(int(grids[0, 0])))
+
+
+def patches_of(backbone: Backbone, image: Image.Image) -> Tensor:
+    """[N, C] what the tower makes of every patch of one picture that it sees alone, by its own output."""
+    inputs = backbone.inputs(["one"], [[image]])
+    pixels, tower = inputs["pixel_values"].to(backbone.dtype), backbone.vision_tower
+    if "image_grid_thw" in inputs:
+        return tower(pixels, grid_thw=inputs["image_grid_thw"]).last_hidden_state
+    pixels = pixels.flatten(0, -4)
+    if backbone.shape.vision.cls:
+        return tower(pixel_values=pixels).last_hidden_state[0, 1:]
+    patch = backbone.shape.vision.patch_size
+    mask = torch.ones(1, *(side // patch for side in pixels.shape[-2:]), dtype=torch.bool)
+    return tower(pixel_values=pixels, patch_attention_mask=mask).last_hidden_state[0]
+
+
+def in_place(backbone: Backbone, ids: Tensor, images: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """[L, D] of a row in which each image is its new tokens, and [L] which of them are text."""
+    embedded, visual = backbone.decoder.embed_tokens(ids), backbone.visual(ids).tolist()
+    parts, text, at, image = [], [], 0, 0
+    while at < len(ids):
+        parts.append(images[image] if visual[at] else embedded[at : at + 1])
+        text += [not visual[at]] * len(parts[-1])
+        at, image = (at + sizes[image], image + 1) if visual[at] else (at + 1, image)
+    return torch.cat(parts), torch.tensor(text)
+
+
+SIZES = [[(32, 32), (40, 16)], [(8, 24)], []]  # of the images of each row, in pixels
+FAMILIES = {
+    "qwen2": (lambda: tiny_qwen2_vl(image_size=None), SIZES),
+    "qwen2.5": (lambda: tiny_qwen2_5_vl(image_size=None), SIZES),
+    "qwen3": (lambda: tiny_qwen3_vl(image_size=None), SIZES),
+    "internvl": (tiny_internvl, [[(16, 16)] * 2, [(20, 30)], []]),
+    "idefics3": (tiny_idefics3, [[(16, 16)] * 2, [(20, 30)], []]),
+    "smolvlm": (lambda: tiny_smolvlm(None, tiles=False), [[(16, 16)] * 2, [(20, 30)], []]),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_reads_every_patch_of_each_picture_by_itself(family: str) -> None:
+    """The merger, or pixel shuffle, and the projector aren't run; nothing of one picture is in the tokens of another,
+    and the text stands behind so many tokens as behind words.
+    """
+    make, rows_of = FAMILIES[family]
+    backbone = make()
+    backbone.model.double()
+    method = randomised(build("qformer", 3, backbone.shape, layers=3, heads=2), 1).eval()
+    images = [[noise(*size, 10 * r + i) for i, size in enumerate(row)] for r, row in enumerate(rows_of)]
+    clips = [[], [[noise(24, 40, 90 + i) for i in range(4)]], []] if "qwen" in family else [[], [], []]
+    inputs = dict(backbone.inputs(["what is this ?", "one two", "left"], images, clips))
+    ran: list[str] = []
+    hook = next(m for m in backbone.projector.modules() if isinstance(m, nn.Linear)).register_forward_hook(
+        lambda *_: ran.append("projector")
+    )
+    with compressing(backbone, method):
+        got, after = logits(backbone, inputs), torch.stack(generation(backbone, inputs, 2).logits, 1)
+        beams = generation(backbone, inputs, 2, num_beams=2).sequences
+        assert torch.equal(beams, generation(backbone, inputs, 2, num_beams=2, use_cache=False).sequences)
+    hook.remove()
+    assert not ran
+    for row, pictures in enumerate(images):
+        seen = [patches_of(backbone, image) for image in pictures]
+        seen += [picture for clip in clips[row] for picture in patches_of_clip(backbone, clip)]
+        merged = backbone.shape.vision.merge**2
+        ids = inputs["input_ids"][row][inputs["attention_mask"][row].bool()]
+        x, text = in_place(backbone, ids, [read(method, p, 2) for p in seen], [len(p) // merged for p in seen])
+        want = backbone.model.lm_head(decoder(backbone, x, torch.arange(len(x))))
+        real = got[row][inputs["attention_mask"][row].bool()]
+        assert (real[~backbone.visual(ids)] - want[text]).abs().max() < 1e-5
+        assert (after[row, 0] - want[-1]).abs().max() < 1e-5
+
+
+def test_tiles_of_one_picture_are_refused() -> None:
+    for shape in (
+        tiny_internvl(image_size=32).shape,
+        tiny_idefics3(image_size=None).shape,
+        tiny_llava_next().shape,
+        tiny_llava_onevision().shape,
+    ):
+        with pytest.raises(
+            UserError, match="method=qformer: it reads an image as one picture, .* its tiles one by one"
+        ):
+            build("qformer", 4, shape)
 
 
 def test_sizes_follow_the_tower_and_parameters_are_those_of_the_paper() -> None:

@@ -47,6 +47,9 @@ def test_reasons_are_the_methods_own(table) -> None:
         assert {f for f, verdict in table[method].items() if verdict.answer != support.YES} == {"VideoLlava"}
     assert table["fastervlm"]["VideoLlava"].answer == "it reads the vision tower, and the backbone has 2 of them"
     one = table["tome"]["InternVL"]
+    assert one.answer == "patches that merge in the tower leave no grid"
+    assert one.detail == "it projects squares of 2×2 patches behind it"
+    one = table["tokenpacker"]["InternVL"]
     assert one.answer == "it needs one visual token a patch" and one.detail == "it has 256 of 1024"
     assert table["m3"]["SmolVLM"].answer == support.FIXED, "its pictures have a grid where they are one tile"
     assert table["fastv"]["SmolVLM"].answer == support.YES

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vtc.backbones.parts import part
 from vtc.backbones.tiles import Frames, Tiled, one_tile
@@ -39,6 +39,7 @@ class Idefics3(Tiled):
     version = 1
     tower_outputs = ("last_hidden_state",)
     most_tiles = 4
+    of_any_size: ClassVar[dict[str, Any]] = {"pixel_attention_mask": None}  # tiles are full
     decoder, projector, vision_tower = part("model.text_model"), part("model.connector"), part("model.vision_model")
     template, turn_end = "{{ bos_token }}" + MESSAGES, "<end_of_utterance>"
 
@@ -62,6 +63,9 @@ class Idefics3(Tiled):
 
     def project(self, features: Tensor) -> Tensor:
         return self.projector.modality_projection(features)
+
+    def unprojected(self, features: Tensor) -> Tensor:
+        return features.new_zeros(len(features), features.shape[1] // self.shuffle**2, self.shape.width)
 
     def last_tiles(self, input_ids: Tensor, row: Tensor, column: Tensor) -> Tensor:
         """The one behind `<global-img>`, at the latest the last one of its row."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vtc.backbones import regions
 from vtc.backbones.regions import Region
 from vtc.errors import UserError
-from vtc.interface import BackboneShape, Tower, projected_layer
+from vtc.interface import BackboneShape, Tower, TowerUse, projected_layer
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +48,7 @@ class Parts:
         linear_layers: names of the linear layers in a layer of the decoder.
         tower_outputs: the entries of the vision tower's output that the family reads, where nothing else of a call of
             the tower is needed: they can be kept and read again (`vtc.evaluation.towers`); empty: they can't.
+        of_any_size: what the encoder is told beside pictures that are smaller than the tower's own.
     """
 
     image_text: ClassVar[str] = "<image>"
@@ -58,6 +59,7 @@ class Parts:
     )
 
     tower_outputs: ClassVar[tuple[str, ...]] = ()
+    of_any_size: ClassVar[dict[str, Any]] = {"interpolate_pos_encoding": True}
 
     image_size: int | None = None
 
@@ -112,6 +114,10 @@ class Parts:
     def project(self, features: Tensor) -> Tensor:
         """What the projector makes of cells [..., C'] (`Tower.features`), one by one: [..., D]."""
         return self.projector(features)
+
+    def unprojected(self, features: Tensor) -> Tensor:
+        """Zeros in the form of what the projector makes of the features that it is called with."""
+        return features.new_zeros(*features.shape[:-1], self.shape.width)
 
     @property
     def tower_embeddings(self) -> Any:
@@ -220,6 +226,23 @@ class Parts:
             features: the projector's input.
         """
         return Tower(features)
+
+    def resized(self, medium: str, call: dict[str, Any], pixels: str, use: TowerUse) -> dict[str, Any]:
+        """The arguments of a call of the encoder with its pictures as small as `use` asks for.
+
+        Args:
+            pixels: which of them holds the pictures.
+        """
+        from vtc.backbones.pixels import resized
+
+        side = use.image_size
+        if side is None or side == call[pixels].shape[-1]:
+            return call
+        return call | {pixels: resized(call[pixels], (side, side))} | self.of_any_size
+
+    def places(self, medium: str, call: Mapping[str, Any], count: int) -> list[int]:
+        """Visual tokens that the prompt has places for, of each of the `count` pictures in a call of the encoder."""
+        return [self.shape.vision.tile_tokens or self.shape.visual_tokens or 0] * count
 
     def encoded_lengths(self, encoded: Sequence[Tensor], tower: Tower) -> list[int]:
         """Visual tokens of each of the pictures that an encoder put out."""

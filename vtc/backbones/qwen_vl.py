@@ -18,7 +18,7 @@ from vtc.backbones.base import decoder_sizes
 from vtc.backbones.chat import Chat, chatml
 from vtc.backbones.parts import part
 from vtc.errors import UserError
-from vtc.interface import BackboneShape, Tower, TowerShape
+from vtc.interface import BackboneShape, Tower, TowerShape, TowerUse
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -133,6 +133,9 @@ class QwenVL(Chat):
         patches = features.unflatten(-1, (self._merge**2, -1)).flatten(0, -2)
         return self.projector(patches).view(*features.shape[:-1], -1)
 
+    def unprojected(self, features: Tensor) -> Tensor:
+        return features.new_zeros(features[..., 0].numel() // self._merge**2, self.shape.width)
+
     @property
     def _merge(self) -> int:
         """Patches along a side of the square that becomes a visual token."""
@@ -147,6 +150,19 @@ class QwenVL(Chat):
         place = self._token_cells(grids).to(cells.device)
         sizes = [h * w // merged for t, h, w in grids.tolist() for _ in range(t)]
         return Tower(features.view(1, len(cells), -1), cells=cells, patches=list(place.split(sizes)), packed=True)
+
+    def resized(self, medium: str, call: dict[str, Any], pixels: str, use: TowerUse) -> dict[str, Any]:
+        from vtc.backbones.pixels import repacked
+
+        vision, grids = self.model.config.vision_config, f"{medium}_grid_thw"
+        if use.grid is None:
+            return call
+        sizes = vision.patch_size, self._merge, vision.temporal_patch_size
+        packed, left = repacked(call[pixels], call[grids], use.grid, *sizes)
+        return call | {pixels: packed, grids: left}
+
+    def places(self, medium: str, call: Mapping[str, Any], count: int) -> list[int]:
+        return [h * w // self._merge**2 for t, h, w in call[f"{medium}_grid_thw"].tolist() for _ in range(t)]
 
     def _token_cells(self, grids: Tensor) -> Tensor:
         """[M] which of the tower's cells each visual token is."""

@@ -40,6 +40,7 @@ class Tiled(Chat):
     """
 
     most_tiles: ClassVar[int]
+    of_any_size: ClassVar[dict[str, Any]] = {}
     size_options = ("image_size", "tiles")
     tiles: bool | None = None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -61,12 +61,12 @@ class TowerWatch:
             if use is None:
                 return original(*args, **kwargs)
             bound = signature.bind(*args, **kwargs).arguments
-            call = bound | bound.pop("kwargs", {})
-            if use.image_size is not None and use.image_size != call[pixels].shape[-1]:
-                call |= {pixels: resized(call[pixels], use.image_size), "interpolate_pos_encoding": True}
+            given = bound | bound.pop("kwargs", {})
+            call = self.backbone.resized(medium, given, pixels, use)
             with self._watching(use) as seen:
                 outputs = original(**call)
-            self._remember(outputs, self._as_tower(seen, medium, call | {encoders.PIXELS[medium]: call[pixels]}), use)
+            tower = self._as_tower(seen, medium, call | {encoders.PIXELS[medium]: call[pixels]})
+            self._remember(outputs, tower, use, partial(self.backbone.places, medium, given))
             return outputs
 
         get_features.vtc_original = original  # type: ignore[attr-defined]
@@ -140,11 +140,10 @@ class TowerWatch:
         stack.callback(self.backbone.projector.register_forward_pre_hook(cut).remove)
 
     def _leave_unprojected(self, stack: ExitStack) -> None:
-        """Zeros of the LLM's width [I, N, D] in place of what the projector would compute."""
-        width = self.backbone.shape.width
+        """Zeros of the LLM's width in place of what the projector would compute."""
 
         def forward(features: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return features.new_zeros(*features.shape[:-1], width)
+            return self.backbone.unprojected(features)
 
         stand_in(stack, self.backbone.projector, "forward", forward)
 
@@ -199,16 +198,22 @@ class TowerWatch:
             levels={layer: state if state.ndim == 3 else state[None] for layer, state in levels.items()},
         )
 
-    def _remember(self, outputs: Any, tower: Tower, use: TowerUse) -> None:
+    def _remember(self, outputs: Any, tower: Tower, use: TowerUse, places_of: Callable[[int], list[int]]) -> None:
         """Puts what was seen into what the encoder made: an entry goes along when the output is copied, as accelerate
-        does on its way to the next module's device. Where the tower gives fewer features than an image has places in
+        does on its way to the next module's device. Where the tower gives fewer features than a picture has places in
         the prompt, the other places are filled up.
+
+        Args:
+            places_of: how many places each of so many pictures has.
         """
-        places = self.backbone.shape.visual_tokens or 0
-        if use.merge is not None or use.summary is not None or use.image_size is not None:
-            features = outputs.pooler_output
-            outputs.pooler_output = [F.pad(f, (0, 0, 0, places - len(f))) if len(f) < places else f for f in features]
-        outputs[SEEN] = Seen(tower, self.backbone.encoded_lengths(outputs.pooler_output, tower))
+        lengths = self.backbone.encoded_lengths(outputs.pooler_output, tower)
+        if any(asked is not None for asked in (use.merge, use.summary, use.image_size, use.grid)):
+            places = [max(one) for one in zip(lengths, places_of(len(lengths)), strict=True)]
+            outputs.pooler_output = filled(outputs.pooler_output, lengths, places)
+            if deepstack := outputs.get("deepstack_features"):
+                outputs.deepstack_features = [filled(level, lengths, places) for level in deepstack]
+            lengths = places
+        outputs[SEEN] = Seen(tower, lengths)
 
 
 @dataclass(frozen=True)
@@ -216,7 +221,7 @@ class Seen:
     """What was seen in one call of the tower.
 
     Attributes:
-        lengths: visual tokens of each of the pictures that it encoded.
+        lengths: visual tokens of each of the pictures that it encoded, places that were filled up among them.
     """
 
     tower: Tower
@@ -247,10 +252,23 @@ def _note_level(levels: dict[int, Tensor], layer: int, module: Any, args: tuple,
     levels[layer] = output if isinstance(output, Tensor) else output[0]
 
 
-def resized(pixel_values: Tensor, side: int) -> Tensor:
-    """Pixels [I, 3, H, W] → [I, 3, side, side]: bicubic with antialiasing, as image libraries shrink pictures."""
-    small = F.interpolate(pixel_values.float(), size=(side, side), mode="bicubic", antialias=True)
-    return small.to(pixel_values.dtype)
+def filled(features: Any, lengths: Sequence[int], places: Sequence[int]) -> Any:
+    """What an encoder gives of pictures of `lengths` visual tokens, with zeros behind each, up to its `places`: [T, N,
+    D], [ΣN, D], or a sequence whose entries are one or several pictures.
+    """
+    flat = isinstance(features, Tensor) and features.ndim == 2
+    sizes = iter(zip(lengths, places, strict=True))
+    out = []
+    for entry in [features] if flat else features:
+        pieces, begin = [], 0
+        while begin < len(entry):
+            length, place = next(sizes)
+            pieces.append(F.pad(entry[begin : begin + length], (0, 0, 0, place - length)))
+            begin += length
+        out.append(torch.cat(pieces))
+    if isinstance(features, Tensor):
+        return out[0] if flat else torch.stack(out)
+    return type(features)(out)
 
 
 def stand_in(stack: ExitStack, owner: Any, name: str, value: Any) -> None:

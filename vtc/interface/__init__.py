@@ -18,8 +18,10 @@ from vtc.interface.flops import OwnPass
 from vtc.interface.needs import (
     FIXED_COUNT,
     GRID,
+    ONE_PICTURE,
     ONE_TOWER,
     PATCH_ATTENTION,
+    PATCHWISE,
     PLACES,
     WHOLE_IMAGES,
     Need,
@@ -42,9 +44,9 @@ from vtc.interface.tower_methods import (
 
 __all__ = [
     "AttachableBackbone", "BackboneShape", "Captions", "Compressor", "Condensed", "Context", "Embedded", "FIXED_COUNT",
-    "FewerPatches", "GRID", "LayerStates", "Need", "ONE_TOWER", "OwnPass", "PATCH_ATTENTION", "PLACES", "REGISTER",
-    "Resampler", "SUMMARY_PROMPT", "SelfCompressor", "TEXT", "TokenMerger", "TokenPruner", "TokenSequence", "Tower",
-    "TowerCompressor", "TowerPruner", "TowerResampler", "TowerShape", "TowerUse", "VISUAL", "VideoPruner",
-    "WHOLE_IMAGES", "keep_best", "layer_option", "merge_images", "option", "projected_layer", "rank", "refuse_lacking",
-    "resolve_layer", "resolve_tower_layer", "scaled_layer",
+    "FewerPatches", "GRID", "LayerStates", "Need", "ONE_PICTURE", "ONE_TOWER", "OwnPass", "PATCHWISE",
+    "PATCH_ATTENTION", "PLACES", "REGISTER", "Resampler", "SUMMARY_PROMPT", "SelfCompressor", "TEXT", "TokenMerger",
+    "TokenPruner", "TokenSequence", "Tower", "TowerCompressor", "TowerPruner", "TowerResampler", "TowerShape",
+    "TowerUse", "VISUAL", "VideoPruner", "WHOLE_IMAGES", "keep_best", "layer_option", "merge_images", "option",
+    "projected_layer", "rank", "refuse_lacking", "resolve_layer", "resolve_tower_layer", "scaled_layer",
 ]  # fmt: skip

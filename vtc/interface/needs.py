@@ -12,15 +12,17 @@ from vtc.interface.shape import BackboneShape
 class Need(Enum):
     """A property of backbones. What is lacking is said in the order in which they stand here."""
 
+    PATCHWISE = auto()  # what the tower gives becomes visual tokens one by one, whatever grid it stands in
     FIXED_COUNT = auto()  # every image has as many visual tokens, in a grid
     ONE_TOWER = auto()  # a single vision tower
     PATCH_ATTENTION = auto()  # patches that attend, each part of one visual token: by CLS, or what each receives
     WHOLE_IMAGES = auto()  # one visual token for each patch of an image that the tower sees as a whole
+    ONE_PICTURE = auto()  # the tower sees an image as a whole, whatever its visual tokens are made of
     GRID = auto()  # an image's visual tokens form a rectangle
     PLACES = auto()  # the i-th visual tokens of two frames stand for the same place
 
 
-FIXED_COUNT, ONE_TOWER, PATCH_ATTENTION, WHOLE_IMAGES, GRID, PLACES = Need
+PATCHWISE, FIXED_COUNT, ONE_TOWER, PATCH_ATTENTION, WHOLE_IMAGES, ONE_PICTURE, GRID, PLACES = Need
 
 
 def refuse_lacking(method: str, needs: Iterable[Need], shape: BackboneShape, instead: str = "") -> None:
@@ -40,6 +42,10 @@ def refuse_lacking(method: str, needs: Iterable[Need], shape: BackboneShape, ins
 def lacking(need: Need, shape: BackboneShape) -> str:
     """Why a backbone doesn't meet a need; empty where it does."""
     vision, name = shape.vision, shape.name
+    if need is PATCHWISE and (vision.merge > 1 or vision.tile_tokens is not None):
+        square = f"projects squares of {vision.merge}×{vision.merge} patches"
+        does = square if vision.merge > 1 else "cuts and pools the grid of its tiles"
+        return f"patches that merge in the tower leave no grid; {name} {does} behind it"
     if need is ONE_TOWER and vision.towers > 1:
         return f"it reads the vision tower, and {name} has {vision.towers} of them"
     tokens, cells = vision.tile_tokens or shape.visual_tokens, _patches(shape) // vision.merge**2
@@ -53,6 +59,8 @@ def lacking(need: Need, shape: BackboneShape) -> str:
             "no fixed number of them" if shape.visual_tokens is None else f"{shape.visual_tokens} of {_patches(shape)}"
         )
         return f"it needs one visual token a patch; {name} has {has}"
+    if need is ONE_PICTURE and vision.tile_tokens is not None and shape.visual_tokens != vision.tile_tokens:
+        return f"it reads an image as one picture, and the tower of {name} sees its tiles one by one"
     if need is GRID and shape.grid is None and (shape.visual_tokens is not None or vision.tile_tokens):
         return f"it needs a rectangular grid of visual tokens; {name} has none"
     if need is PLACES and not shape.places:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,42 @@ def closed(tokens: TokenSequence) -> TokenSequence:
 
     The frames of a video share one place: transformers lets them begin at the same one, as text goes on behind all.
     """
+    low, extent, last = _extents(tokens)
+    before, shift = _moved_up(tokens, extent * last)
+    at_start = tokens.per_token((low - 1)[:, None].expand_as(tokens.images[0])) - before
+    return dataclasses.replace(
+        tokens, position=torch.where(tokens.visual, at_start, tokens.position - before), shift=shift
+    )
+
+
+def as_smaller(tokens: TokenSequence, grids: Sequence[tuple[int, int] | None], most: int) -> TokenSequence:
+    """Of each image the first h·w visual tokens, where a picture of that grid would have stood.
+
+    Args:
+        grids: height and width of each of the images in visual tokens from now on; None: in no grid.
+        most: of an image in no grid.
+    """
+    _, real = tokens.images
+    rank = real.cumsum(1) - 1
+    if any(grid is None for grid in grids):
+        return tokens.keep_visual(rank < most)
+    side = torch.tensor(grids, device=rank.device)
+    kept = real & (rank < side.prod(1, keepdim=True))
+    if len(tokens.position) == 1:
+        return tokens.keep_visual(kept)
+    low, extent, last = _extents(tokens)
+    before, shift = _moved_up(tokens, (extent - side.amax(1)) * last)
+    width = side[:, 1:]
+    height_at, width_at = (tokens.per_token(low[:, None] + place) for place in (rank // width, rank % width))
+    inside = torch.stack([*tokens.position[:-2], height_at, width_at])
+    position = torch.where(tokens.visual, inside, tokens.position) - before
+    return dataclasses.replace(tokens, position=position, shift=shift).keep_visual(kept)
+
+
+def _extents(tokens: TokenSequence) -> tuple[Tensor, Tensor, Tensor]:
+    """[I] of each image in a grid of positions: its first place, how many places the text behind it goes on by, and
+    whether it is the last at its place: the frames of a video share one.
+    """
     index, real = tokens.images
     row, _ = tokens.frames
     at = tokens.position.flatten(1)[:, index]  # [3, I, N]
@@ -27,16 +64,19 @@ def closed(tokens: TokenSequence) -> TokenSequence:
     first[1:] = (row[1:] != row[:-1]) | (low[1:] != low[:-1])
     place = first.cumsum(0) - 1
     high = high.new_zeros(len(row)).scatter_reduce(0, place, high, "amax")[place]
-    last = torch.cat([first[1:], first.new_ones(1)])
+    return low, high + 1 - low, torch.cat([first[1:], first.new_ones(1)])
+
+
+def _moved_up(tokens: TokenSequence, by: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, L]: by how much each token moves up when what is behind each image does so `by` [I]; and the shift [B, 1] of
+    what comes later.
+    """
+    index, real = tokens.images
     closes = torch.zeros_like(tokens.role).flatten()
-    closes[index.masked_fill(~real, -1).amax(1)] = (high + 1 - low) * last
+    closes[index.masked_fill(~real, -1).amax(1)] = by
     closes = closes.view_as(tokens.role)
-    before = closes.cumsum(1) - closes
-    at_start = tokens.per_token((low - 1)[:, None].expand_as(index)) - before
-    position = torch.where(tokens.visual, at_start, tokens.position - before)
     total = closes.sum(1, keepdim=True)
-    shift = -total if tokens.shift is None else tokens.shift - total
-    return dataclasses.replace(tokens, position=position, shift=shift)
+    return closes.cumsum(1) - closes, -total if tokens.shift is None else tokens.shift - total
 
 
 def member_positions(tokens: TokenSequence) -> Tensor:

@@ -44,6 +44,11 @@ class TowerShape:
         """Patches along one side of an image."""
         return self.image_size // self.patch_size
 
+    @property
+    def any_size(self) -> bool:
+        """Whether it sees each image whole and as large as it is."""
+        return self.tokens is None and self.tile_tokens is None
+
 
 @dataclass(frozen=True)
 class BackboneShape:

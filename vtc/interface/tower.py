@@ -25,6 +25,8 @@ class TowerUse:
         watch: layers (0…) whose queries and keys it wants to see.
         levels: layers (0…) whose output it wants to see.
         image_size: side in pixels to which images are resized before the tower; None: as the processor made them.
+        grid: the same where images have any size: (height, width) of an image in visual tokens → those of the image
+            that the tower sees in its place, no more of them.
         merge: called in each layer up to the one that is projected, between attention and MLP (ToMe):
             `merge(layer, hidden [I, T, C], keys [I, H, T, d], size [I, T]) -> (hidden [I, T', C], size [I, T'])`. The
             tokens before the patches (CLS) come first and stay; `size` says how many patches each token stands for,
@@ -39,6 +41,7 @@ class TowerUse:
     watch: frozenset[int] = frozenset()
     levels: frozenset[int] = frozenset()
     image_size: int | None = None
+    grid: Callable[[tuple[int, int]], tuple[int, int]] | None = None
     merge: Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     summary: Tensor | None = None
     adapter: str | None = None
@@ -98,6 +101,14 @@ class Tower:
     def patch_features(self) -> Tensor:
         """[I, N, C']: what the projector read of each visual token's patches."""
         return self._placed(self.features)
+
+    def patches_of_images(self) -> list[Tensor]:
+        """[N_i, C] of each image, where `patches` says which cells are its own: what the projector would have read of
+        every patch, cell by cell.
+        """
+        each = 1 if self.cells is None else self.cells.shape[1]
+        cells = self.features.flatten(0, 1).unflatten(-1, (each, -1))
+        return [cells[own].flatten(0, 1) for own in self.patches or ()]
 
     def patch_keys(self, layer: int) -> Tensor:
         """[I, N, C]: the patches' keys of this layer, not rotated by position."""

@@ -15,6 +15,7 @@ from vtc.interface.compressor import Compressor
 from vtc.interface.context import Context
 from vtc.interface.needs import ONE_TOWER, PATCH_ATTENTION, Need
 from vtc.interface.options import option
+from vtc.interface.places import as_smaller
 from vtc.interface.resampler import Resampler
 from vtc.interface.selection import rank
 from vtc.interface.tokens import REGISTER, TokenSequence
@@ -178,16 +179,19 @@ class FewerPatches(Compressor):
     def layers(self) -> set[int]:
         return set() if self.tokens is None else {0}
 
+    def smaller(self, grid: tuple[int, int] | None) -> tuple[int, int] | None:
+        """The grid in which the tokens stand that are left of an image of this grid; None: in none."""
+        return None
+
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
         if tokens.fits(self.tokens):
             return tokens
-        _, real = tokens.images
         remade = dataclasses.replace(
             tokens,
             origin=tokens.origin.masked_fill(tokens.visual, -1),
             place=tokens.place.masked_fill(tokens.visual, -1),  # which patches it is made of is the tower's to know
         )
-        return remade.keep_visual(real.cumsum(1) <= (self.tokens or 0))
+        return as_smaller(remade, [self.smaller(grid) for grid in context.grids], self.tokens or 0)
 
 
 class TowerResampler(Resampler):
@@ -204,8 +208,21 @@ class TowerResampler(Resampler):
         return features, Context(self.shape, grids=[self.shape.grid], tower=tower)
 
     def forward(self, features: Tensor, context: Context) -> Tensor:
-        """The tower's features [I, N, C] → [I, M, D]; `context.seen()` has what else `tower` asked for."""
+        """The tower's features [I, N, C] of all patches → [I, M, D]; `context.seen()` has what else `tower` asked for.
+
+        Where images are of several sizes, those of one size come together, and `context.seen()` is of all.
+        """
         raise NotImplementedError
 
     def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        return tokens.replace(self(context.seen().features, context))
+        tower = context.seen()
+        if tower.patches is None:
+            return tokens.replace(self(tower.features, context))
+        images = tower.patches_of_images()
+        made: list[Tensor] = [images[0]] * len(images)
+        for count in {len(image) for image in images}:  # Images of one size are resampled together.
+            same = [i for i, image in enumerate(images) if len(image) == count]
+            alike = dataclasses.replace(context, grids=[context.grids[i] for i in same])
+            for i, new in zip(same, self(torch.stack([images[i] for i in same]), alike), strict=True):
+                made[i] = new
+        return tokens.replace(torch.stack(made))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vtc.allowed import number, whole
 from vtc.errors import UserError
 from vtc.identity import WEIGHTS
-from vtc.interface import ONE_TOWER, WHOLE_IMAGES, Context, TowerResampler, option
+from vtc.interface import ONE_PICTURE, ONE_TOWER, Context, TowerResampler, option
 
 
 class QFormer(TowerResampler):
@@ -24,6 +24,12 @@ class QFormer(TowerResampler):
     tower: its width, its heads and half of its layers (12 of width 1024 for CLIP ViT-L), at least 4. The features are
     normalised first, as BLIP-2's are by the norm that ends its tower. BLIP-2's dropout of 0.1 is off by default.
 
+    The queries read every patch, also where the family's projector would have merged them (Qwen-VL's merger, the pixel
+    shuffle of InternVL and Idefics3): that is part of what the Q-Former takes the place of, and isn't run. What the
+    tower does stays, and each picture of a packed sequence is read by itself. Qwen3-VL's deepstack, made of visual
+    tokens by mergers of its own, is added to none of the new ones. Tiles of one picture are refused: to the queries
+    they were one set of patches, which says of none in which tile it is.
+
     Args:
         tokens: M; default 32, as BLIP-2's, or all visual tokens where there are fewer.
     """
@@ -32,7 +38,7 @@ class QFormer(TowerResampler):
     about = "The Q-Former: learned queries in a BERT of their own, in the projector's place (BLIP-2, arXiv 2301.12597)."
     reference = "test_qformer.py::test_equals_loops_over_queries_and_heads"
     default_count = 32
-    needs = (ONE_TOWER, WHOLE_IMAGES)
+    needs = (ONE_TOWER, ONE_PICTURE)
     needs_training = True
     fixed_budget = True
     trained_options = ("layers", "width", "heads")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc.errors import UserError
-from vtc.interface import FIXED_COUNT, ONE_TOWER, WHOLE_IMAGES, FewerPatches, TowerUse, projected_layer
+from vtc.interface import FIXED_COUNT, ONE_TOWER, PATCHWISE, WHOLE_IMAGES, FewerPatches, TowerUse, projected_layer
 
 
 class ToMe(FewerPatches):
@@ -26,6 +26,10 @@ class ToMe(FewerPatches):
     The tower gets cheaper too. Budgets: from what halving in every layer leaves (16 → 8 in one layer) up.
     Proportional attention needs attention=sdpa or eager.
 
+    Where the projector makes one visual token of a square of patches (Qwen-VL's merger, pixel shuffle), or tiles are
+    unpadded and pooled by their grid (LLaVA-NeXT, LLaVA-OneVision), it is refused: what has merged stands in no grid,
+    so that no squares are left, and to unmerge it, as for dense prediction, would give every visual token back.
+
     Args:
         tokens: default: a quarter, or the fewest that it can leave.
     """
@@ -33,7 +37,7 @@ class ToMe(FewerPatches):
     name = "tome"
     about = "ToMe: similar patches merge in every layer of the vision tower (arXiv 2210.09461)."
     reference = "test_tome.py::test_equals_the_paper_by_loops"
-    needs = (ONE_TOWER, FIXED_COUNT, WHOLE_IMAGES)
+    needs = (PATCHWISE, ONE_TOWER, FIXED_COUNT, WHOLE_IMAGES)
 
     def tower(self) -> TowerUse | None:
         count = self.shape.visual_tokens or 0
