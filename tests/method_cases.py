@@ -13,6 +13,7 @@ from vtc.interface import PATCH_ATTENTION, Compressor, TokenPruner
 from vtc.methods import build
 from vtc.registry import methods, parts
 from vtc.testing import tiny_backbone
+from vtc.testing.tiny_gemma import tiny_gemma3
 from vtc.testing.tiny_llava import tiny_llava_next, tiny_llava_onevision, tiny_video_llava
 from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl, tiny_qwen3_vl_moe
 from vtc.testing.tiny_tiles import tiny_idefics3, tiny_internvl
@@ -184,6 +185,7 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
     "qwen2.5": tiny_qwen2_5_vl,
     "qwen3": tiny_qwen3_vl,
     "qwen3_moe": tiny_qwen3_vl_moe,
+    "gemma3": tiny_gemma3,
     "internvl": tiny_internvl,
     "idefics3": tiny_idefics3,
     "idefics3_tiles": lambda: tiny_idefics3(image_size=32),  # an image's 80 visual tokens stand apart, tile by tile
@@ -292,7 +294,7 @@ CASES += [("llava_next", m) for m in GRIDLESS]
 CASES += [("video_llava", m) for m in GRIDLESS if not CHOOSING & {*parts(m.name).values()}]  # two towers
 CASES += [("llava_onevision", Case("vcc", 15, {"block": 4}) if m.name == "vcc" else m) for m in GRIDLESS]
 CASES += [(b, Case(m, n)) for m in WHOLE for b, n in (("llava_next", 24), ("llava_onevision", 51), ("video_llava", 17))]
-CASES += [(b, m) for b in ("internvl", "idefics3") for m in MERGING] + [("idefics3_tiles", m) for m in APART]
+CASES += [(b, m) for b in ("gemma3", "internvl", "idefics3") for m in MERGING] + [("idefics3_tiles", m) for m in APART]
 
 # What the LLM does afterwards, whichever visual tokens it was given: `random` is held to it on every backbone, and each
 # method on the first. VTC_EVERY_CONTRACT=1 holds every method to it on each.

@@ -312,6 +312,7 @@ families = Registry(
     "backbone.family",
     "vtc.families",
     {
+        "gemma3": "vtc.backbones.gemma3:Gemma3",
         "idefics3": "vtc.backbones.idefics3:Idefics3",
         "internvl": "vtc.backbones.internvl:InternVL",
         "llava": "vtc.backbones.llava:Llava",

@@ -27,6 +27,7 @@ CHOICES = {
     "qwen2_5_vl": "qwen25vl_7b",
     "qwen3_vl": "qwen3vl_8b",
     "qwen3_vl_moe": "qwen3vl_30b_a3b",
+    "gemma3": "gemma3_4b",
     "internvl": "internvl3_1b",
     "idefics3": "idefics3_8b",
     "smolvlm": "smolvlm2_2b",
@@ -122,7 +123,7 @@ def test_a_choice_of_every_family_is_drawn_with_its_number_of_visual_tokens(fami
     """Its sizes, on two layers and without memory: what counts are the configuration, the processor and the prompt."""
     name = CHOICES[family]
     square = {"internvl": 896, "idefics3": 728, "smolvlm": 768, "llava_onevision": 384}.get(family, 672)
-    fixed = [] if family in ("llava", "video_llava") else [f"backbone.image_size={square}"]
+    fixed = [] if family in ("gemma3", "llava", "video_llava") else [f"backbone.image_size={square}"]
     job = parse([f"backbone={name}", "action=profile", "weights=random", "device=cpu", "dtype=fp32", *fixed])
     shallow = {
         "num_hidden_layers": 2,

@@ -16,12 +16,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vtc.configuration import parse
+from vtc.testing.tiny_gemma import tiny_gemma3
 from vtc.testing.tiny_llava import tiny_llava_next
 from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_qwen3_vl_moe
 from vtc.testing.tiny_tiles import tiny_idefics3, tiny_internvl
 from vtc.training import train
 
 FAMILIES: dict[str, Callable[[], Any]] = {
+    "gemma3_4b": tiny_gemma3,
     "idefics3_8b": tiny_idefics3,
     "internvl3_1b": tiny_internvl,
     "llava_next_vicuna_7b": tiny_llava_next,

@@ -45,6 +45,9 @@ class Parts:
         image_text, video_text: what stands for an image and for a video in a prompt that the processor reads; a family
             without videos has None.
         position_axes: of the decoder's position ids; 3 for M-RoPE.
+        windows: whether layers of the decoder attend in sliding windows, under rotary frequencies of their own.
+        both_ways: the input by which the visual tokens of an image see each other both ways in the decoder, where a
+            call brings it; None: there is none, and every token sees what is before it.
         linear_layers: names of the linear layers in a layer of the decoder.
         tower_outputs: the entries of the vision tower's output that the family reads, where nothing else of a call of
             the tower is needed: they can be kept and read again (`vtc.evaluation.towers`); empty: they can't.
@@ -54,6 +57,8 @@ class Parts:
     image_text: ClassVar[str] = "<image>"
     video_text: ClassVar[str | None] = None
     position_axes: ClassVar[int] = 1
+    windows: ClassVar[bool] = False
+    both_ways: ClassVar[str | None] = None
     linear_layers: ClassVar[tuple[str, ...]] = tuple(
         f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")
     )

@@ -252,7 +252,22 @@ def _idefics3(config: Any, family: type[Backbone]) -> tuple[Any, dict[str, int]]
     return processor, _ids(words, image="<image>")
 
 
+def _gemma3(config: Any, family: type[Backbone]) -> tuple[Any, dict[str, int]]:
+    import transformers
+
+    named = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    words = tokenizer([*named.values(), "<start_of_turn>", "<end_of_turn>"], named)
+    side = config.vision_config.image_size
+    processor = transformers.Gemma3Processor(
+        image_processor=transformers.Gemma3ImageProcessor(size={"height": side, "width": side}),
+        tokenizer=words,
+        image_seq_length=config.mm_tokens_per_image,
+    )
+    return processor, _ids(words, image=named["image_token"])
+
+
 PROCESSORS: dict[str, Callable[[Any, type[Backbone]], tuple[Any, dict[str, int]]]] = {
+    "gemma3": _gemma3,
     "llava": _llava,
     "llava_next": _llava_next,
     "llava_onevision": _llava_onevision,

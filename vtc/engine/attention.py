@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vtc.engine import probe
 from vtc.engine.call import Images
+from vtc.engine.views import View, kinds
 from vtc.interface import REGISTER, TEXT, VISUAL, TokenSequence
 
 Queries = Callable[[TokenSequence], Tensor]
@@ -98,6 +99,7 @@ class AttentionWatch:
         size: Tensor | None,
         bottleneck: bool,
         cached: Callable[[], Tensor | None],
+        view: View | None = None,
     ) -> Iterator[None]:
         """While the engine runs a layer on `tokens`.
 
@@ -105,6 +107,7 @@ class AttentionWatch:
             real: [B, S] bool, the real ones of the S keys; None: all are.
             size: [B, S] how often attention counts each key; None: once.
             cached: gives [B, Hkv, S, d] keys after RoPE where there is a cache, once the layer has run.
+            view: which keys are in a token's reach; None: all before it.
         """
         if not self.wants(number):
             yield
@@ -114,11 +117,15 @@ class AttentionWatch:
         columns = tuple(_columns(tokens, images))
         for name, choose in self.asked.items():
             self._note(name, number, layer.self_attn, projected, rope, tokens, choose(tokens), real, columns,
-                       bottleneck=bottleneck, keys=cached(), size=size)  # fmt: skip
+                       bottleneck=bottleneck, keys=cached(), size=size, view=view)  # fmt: skip
 
     @contextmanager
-    def own_pass(self, decoder: Any, embeddings: Tensor, mask: Tensor | None, bidirectional: bool) -> Iterator[None]:
-        """While a method runs the decoder itself on `embeddings` [I, L, D] with `mask` [I, L].
+    def own_pass(
+        self, decoder: Any, embeddings: Tensor, mask: Tensor | None, bidirectional: bool,
+        views: Mapping[str | None, View],
+    ) -> Iterator[None]:  # fmt: skip
+        """While a method runs the decoder itself on `embeddings` [I, L, D] with `mask` [I, L], and with these `views`
+        by kind of layer; none: a token sees all before it.
 
         What is an image's visual token, what is the method's own and what is text is told by the embeddings: they are
         those of the image, in none of the vocabulary's rows, or the rest.
@@ -128,12 +135,13 @@ class AttentionWatch:
         with ExitStack() as stack:
             for number, layer in enumerate(decoder.layers):
                 if self.wants(number):
-                    self._hook(stack, number, layer.self_attn, tokens, mask, columns, bidirectional)
+                    view = views.get(kinds(decoder)[number])
+                    self._hook(stack, number, layer.self_attn, tokens, mask, columns, bidirectional, view)
             yield
 
     def _hook(
         self, stack: ExitStack, number: int, attention: Any, tokens: TokenSequence, mask: Tensor | None,
-        columns: tuple[tuple[int, Tensor], ...], bidirectional: bool,
+        columns: tuple[tuple[int, Tensor], ...], bidirectional: bool, view: View | None,
     ) -> None:  # fmt: skip
         projected = stack.enter_context(probe.projections(attention))
         rope: list[tuple[Tensor, Tensor]] = []
@@ -144,7 +152,7 @@ class AttentionWatch:
         def behind(module: Any, args: tuple, output: Any) -> None:
             for name, choose in self.asked.items():
                 self._note(name, number, attention, projected, rope[-1], tokens, choose(tokens), mask, columns,
-                           own=True, bidirectional=bidirectional)  # fmt: skip
+                           own=True, bidirectional=bidirectional, view=view)  # fmt: skip
             rope.clear()
             projected.clear()
 
@@ -156,7 +164,7 @@ class AttentionWatch:
         self, name: str, number: int, attention: Any, projected: dict[str, Tensor], rope: tuple[Tensor, Tensor],
         tokens: TokenSequence, chosen: Tensor, real: Tensor | None, columns: tuple[tuple[int, Tensor], ...],
         own: bool = False, bidirectional: bool = False, bottleneck: bool = False, keys: Tensor | None = None,
-        size: Tensor | None = None,
+        size: Tensor | None = None, view: View | None = None,
     ) -> None:  # fmt: skip
         chosen = chosen & tokens.mask
         most = int(chosen.sum(1).max())
@@ -170,7 +178,8 @@ class AttentionWatch:
         q = probe.rotated(attention, projected["q"][row, column], cos[row, column], sin[row, column])
         k = probe.rotated(attention, projected["k"], cos, sin) if keys is None else keys.to(device)
         total = k.shape[2]
-        seen = probe.seen(column, tokens.block, total, None if real is None else real.to(device).bool(), bidirectional)
+        there = None if real is None else real.to(device).bool()
+        seen = probe.seen(column, tokens.block, total, there, bidirectional, view)
         if bottleneck:
             foreign = tokens.image[:, None] != tokens.image.gather(1, column)[..., None]
             seen[..., total - length :] &= ~(foreign & (tokens.role == VISUAL)[:, None])
@@ -212,7 +221,8 @@ def _own_tokens(embeddings: Tensor, mask: Tensor | None, reducing: TokenSequence
                     role[row, start : start + len(own)] = VISUAL
                     place[row, start : start + len(own)] = torch.arange(len(own), device=place.device)
                     break
-    words = embed.weight.to(embeddings)
+    # As embedded: some embeddings are scaled.
+    words = embed(torch.arange(len(embed.weight), device=embed.weight.device)).to(embeddings)
     for row, column in (role == REGISTER).nonzero().tolist():  # one by one: tokens by vocabulary is large
         if bool((words == embeddings[row, column]).all(1).any()):
             role[row, column] = TEXT

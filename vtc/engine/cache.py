@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from vtc.errors import UserError
@@ -35,18 +35,19 @@ class Past:
 
     Attributes:
         length: cached tokens, P.
-        mask, shift, size: as in `Segment`.
+        mask, shift, size, position: as in `Segment`.
     """
 
     length: int
     mask: Tensor | None
     shift: Tensor | None
     size: Tensor | None = None
+    position: Tensor | None = None
 
     def same_as(self, other: Past) -> bool:
         """Whether it is the same tensors: what was made for one of the two then holds for the other."""
         same = self.mask is other.mask and self.shift is other.shift and self.size is other.size
-        return same and self.length == other.length
+        return same and self.position is other.position and self.length == other.length
 
     def extended(self, new: Tensor | None, like: Tensor) -> Tensor | None:
         """Mask [B, P + L] of the cached tokens and L new ones behind them; None where all are real.
@@ -64,6 +65,22 @@ class Past:
             new: [B, L]; None: each counts once. like: [B, L], for sizes and device.
         """
         return self._extended(self.size, new, like)
+
+    def extended_position(self, new: Tensor, counted: bool) -> Tensor:
+        """Positions [B, P + L] of the cached tokens and L new ones at `new` [B, L] behind them.
+
+        Args:
+            counted: whether the positions of cached tokens that nothing has noted count the real ones alone, as
+                `generate` does; else padding too.
+        """
+        if not self.length:
+            return new
+        past = self.position
+        if past is None:
+            real = torch.ones_like(new[:, :1]).expand(-1, self.length)
+            real = real if self.mask is None or not counted else self.mask.to(real)
+            past = (real.cumsum(1) - 1).clamp(min=0)
+        return torch.cat([past.to(new.device), new], 1)
 
     def _extended(self, past: Tensor | None, new: Tensor | None, like: Tensor) -> Tensor | None:
         if past is None and new is None:
@@ -84,12 +101,14 @@ class Segment:
         mask: [B, P] bool, the real ones of the P cached tokens; None: all are.
         shift: [B, 1] added to the external positions of tokens to come; None: nothing.
         size: [B, P] how often attention counts each of the P cached tokens; None: once.
+        position: [B, P] of the cached tokens, by which windows are told; None: nobody has noted them.
     """
 
     layers: range
     mask: Tensor | None = None
     shift: Tensor | None = None
     size: Tensor | None = None
+    position: Tensor | None = None
 
     @property
     def start(self) -> int:
@@ -97,7 +116,8 @@ class Segment:
         return self.layers.start
 
     def past(self, cache: Cache | None) -> Past:
-        return Past(0 if cache is None else cache.get_seq_length(self.start), self.mask, self.shift, self.size)
+        length = 0 if cache is None else cache.get_seq_length(self.start)
+        return Past(length, self.mask, self.shift, self.size, self.position)
 
 
 @dataclass
@@ -125,9 +145,13 @@ class Ledger:
     segments: list[Segment] = field(default_factory=list)
 
 
-def require_dynamic(cache: Cache) -> None:
-    """Raises `UserError` for a cache whose layers can't hold different numbers of tokens."""
-    if type(cache) not in (DynamicCache, CompressedCache) or any(cache.is_sliding):
+def require_dynamic(cache: Cache, windows: bool = False) -> None:
+    """Raises `UserError` for a cache whose layers can't hold different numbers of tokens.
+
+    Args:
+        windows: whether the decoder has layers that attend in one, whose caches can be made whole.
+    """
+    if type(cache) not in (DynamicCache, CompressedCache) or (any(cache.is_sliding) and not windows):
         raise UserError(
             f"cache: compression drops tokens layer by layer, which a {type(cache).__name__} can't hold; "
             "allowed: a DynamicCache with full attention (generate's default)"
@@ -167,6 +191,8 @@ class CompressedCache(DynamicCache):
             mask: [B, cached] of the tokens that it already holds, uncompressed; None: none, or all real.
         """
         seen = DynamicCache.get_seq_length(cache)
+        if any(cache.is_sliding):
+            cache.layers = [_whole(layer, seen) for layer in cache.layers]
         cache.__class__ = cls
         compressed = cast(CompressedCache, cache)
         compressed.ledger = Ledger(seen, seen, [Segment(of_segment, mask) for of_segment in layers])
@@ -186,6 +212,7 @@ class CompressedCache(DynamicCache):
         for s in self.ledger.segments:
             s.mask = None if s.mask is None else s.mask[:, : s.mask.shape[1] - n]
             s.size = None if s.size is None else s.size[:, : s.size.shape[1] - n]
+            s.position = None if s.position is None else s.position[:, : s.position.shape[1] - n]
 
     def keep(self, layers: range, past: int, order: Tensor) -> None:
         """Of the tokens behind the first `past` ones only those at `order` [B, n], in these layers."""
@@ -213,7 +240,24 @@ class CompressedCache(DynamicCache):
 
     def _change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
         # Segments share tensors, and must go on doing so: they are compared by identity.
-        shared = {id(t): t for s in self.ledger.segments for t in (s.mask, s.shift, s.size) if t is not None}
+        held = [t for s in self.ledger.segments for t in (s.mask, s.shift, s.size, s.position)]
+        shared = {id(t): t for t in held if t is not None}
         changed = {key: change(t) for key, t in shared.items()}
         for s in self.ledger.segments:
-            s.mask, s.shift, s.size = (changed.get(id(t)) for t in (s.mask, s.shift, s.size))
+            s.mask, s.shift, s.size, s.position = (changed.get(id(t)) for t in (s.mask, s.shift, s.size, s.position))
+
+
+def _whole(layer: Any, seen: int) -> Any:
+    """A layer of a cache as one that holds all of the `seen` tokens.
+
+    One that slides has let go of those that nothing behind will see; zeros stand in their places, and windows leave
+    them out.
+    """
+    if not layer.is_sliding:
+        return layer
+    whole = DynamicLayer()
+    if layer.is_initialized:
+        whole.lazy_initialization(layer.keys, layer.values)
+        gone = seen - layer.keys.shape[2]
+        whole.keys, whole.values = (torch.nn.functional.pad(t, (0, 0, gone, 0)) for t in (layer.keys, layer.values))
+    return whole

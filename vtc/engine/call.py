@@ -77,10 +77,12 @@ class Call:
     Attributes:
         questions: where its questions are, and where each ends.
         images: None where it brings none.
+        both_ways: whether the visual tokens of an image see each other both ways.
         new_tokens: how many `generate` may still add, which must fit into the context too; None: the whole generation
             was found to fit.
     """
 
     questions: Questions
     images: Images | None = None
+    both_ways: bool = False
     new_tokens: int | None = 0

@@ -76,6 +76,8 @@ def uncompilable(backbone: Backbone) -> str | None:
         return "the weights are quantised"
     if (attention := backbone.decoder.config._attn_implementation) not in ("sdpa", "eager"):
         return f"attention={attention} takes no masks of fixed size"
+    if backbone.windows:
+        return "its layers attend in windows, whose masks change from step to step"
     return None
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
 
 
+WORDS = ("input_ids", "token_type_ids")  # what a prompt is, whatever its picture shows
 HERE = "(the text)"  # where a text goes in the family's prompt, in which nothing else is called so
 
 
@@ -46,10 +47,9 @@ def encode_images(backbone: Backbone, method: Compressor, pixel_values: Tensor) 
 
     side = backbone.image_size or backbone.shape.vision.image_size
     blank = Image.new("RGB", (side, side))  # of any image the processor makes the same tokens
-    ids = backbone.encode([backbone.prompt(SUMMARY_PROMPT)], [[blank]])["input_ids"]
-    return encode_inputs(
-        backbone, method, {"input_ids": ids.expand(len(pixel_values), -1), "pixel_values": pixel_values}
-    )
+    prompt = backbone.encode([backbone.prompt(SUMMARY_PROMPT)], [[blank]])
+    words = {name: prompt[name].expand(len(pixel_values), -1) for name in WORDS if name in prompt}
+    return encode_inputs(backbone, method, {**words, "pixel_values": pixel_values})
 
 
 class EmbeddedImages:

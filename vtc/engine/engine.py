@@ -22,6 +22,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from vtc.backbones import adapters, encoders, wrap
 from vtc.backbones.base import Backbone
+from vtc.engine import views
 from vtc.engine.attention import AttentionRows, AttentionWatch, Queries
 from vtc.engine.cache import CACHE, CompressedCache, cache_among
 from vtc.engine.call import Call, Images
@@ -53,12 +54,7 @@ class Engine:
         self.backbone, self.method, self.decoder = backbone, method, backbone.decoder
         if method.bottleneck and (method.probes() or method.reads_prompt):
             raise UserError(f"method={method.name}: attention is not probed behind a bottleneck; see Compressor")
-        config = self.decoder.config
-        windows = ["sliding_attention"] if getattr(config, "sliding_window", None) else []  # Mistral says no more of it
-        if others := {*(getattr(config, "layer_types", None) or windows)} - {"full_attention"}:
-            raise UserError(
-                f"backbone={backbone.name}: layers with {', '.join(sorted(others))}; only full attention is supported"
-            )
+        views.check(backbone)
         self.context: Context | None = None
         self._tally: Tally | None = None
         self._questions = Questions()  # of the calls to come
@@ -92,7 +88,7 @@ class Engine:
             embeddings = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
             cache = cache_among(kwargs)
             others = {k: v for k, v in kwargs.items() if k not in (CACHE, "past_key_values")}
-            return engine._walk(embeddings, attention_mask, position_ids, cache, use_cache, others)
+            return engine._walk(embeddings, views.taken(attention_mask), position_ids, cache, use_cache, others)
 
         def forward(decoder: Any, *args: Any, **kwargs: Any) -> Any:
             adapter = engine.method.adapter  # without one there is nothing to switch: outside the engine none is active
@@ -231,6 +227,9 @@ class Engine:
     def _find_images(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         self._call, before = self._current_call(), dict(kwargs)
         self._call.images = Images.of_call(self.backbone, kwargs.get("input_ids", args[0] if args else None), kwargs)
+        self._call.both_ways = kwargs.get(self.backbone.both_ways or "") is not None
+        if self.backbone.windows and self._acts(cache_among(kwargs)):  # else it would make masks by kind of layer
+            kwargs["attention_mask"] = views.given(kwargs.get("attention_mask"))
         return args, encoders.handed_over(module, before, kwargs, self._handed_over)
 
     def _end_call(self, *_: Any) -> None:
@@ -318,7 +317,8 @@ def compressing(model: nn.Module | Backbone, method: Compressor, compiled: bool 
             tokens, faster from the second batch of a size on. `Engine.decoding` says whether it could.
 
     Raises:
-        UserError: a model of no known family, or one that can't be compressed (sliding windows).
+        UserError: a model of no known family, or one that can't be compressed (sliding windows of a family that has
+            none).
     """
     backbone = model if isinstance(model, Backbone) else wrap(model)
     attach(backbone, method)

@@ -9,6 +9,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from vtc.engine.views import View
 from vtc.interface import TEXT, VISUAL, TokenSequence
 
 
@@ -48,7 +49,13 @@ def to_external(hidden: Tensor, tokens: TokenSequence, last: Tensor, length: int
     return out.masked_fill(empty[..., None], 0)
 
 
-def pair_mask(tokens: TokenSequence, past: Tensor, bottleneck: bool = False, size: Tensor | None = None) -> Tensor:
+def pair_mask(
+    tokens: TokenSequence,
+    past: Tensor,
+    bottleneck: bool = False,
+    size: Tensor | None = None,
+    view: View | None = None,
+) -> Tensor:
     """Additive mask [B, 1, L, P + L] in the type of `tokens.hidden`: causal AND (key.block == 0 or key.block ==
     query.block); behind a bottleneck AND (key isn't visual or key.image == query.image); log size of the key is added.
 
@@ -57,15 +64,22 @@ def pair_mask(tokens: TokenSequence, past: Tensor, bottleneck: bool = False, siz
     Args:
         past: [B, P] bool, the real ones of the cached tokens, none of which is hidden.
         size: [B, P + L] of the keys, see `TokenSequence`; None: each counts once.
+        view: what takes the place of "causal", of cached tokens too; None: nothing does.
     """
     mask, block, image, dtype = tokens.mask, tokens.block, tokens.image, tokens.hidden.dtype
     length = mask.shape[1]
     allowed = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])
     if bottleneck:
         allowed &= (tokens.role != VISUAL)[:, None, :] | (image[:, None, :] == image[:, :, None])
-    allowed = (allowed & mask[:, None, :]).tril_()
+    allowed, cached = allowed & mask[:, None, :], past.to(mask.device)[:, None].expand(-1, length, -1)
+    if view is None:
+        allowed.tril_()
+    else:
+        reach = view.every().to(mask.device)
+        allowed &= reach[..., reach.shape[2] - length :]
+        cached = cached & reach[..., : reach.shape[2] - length]
     allowed |= torch.eye(length, dtype=torch.bool, device=mask.device)
-    allowed = torch.cat([past.to(mask.device)[:, None].expand(-1, length, -1), allowed], 2)
+    allowed = torch.cat([cached, allowed], 2)
     logits = torch.zeros(allowed.shape, dtype=dtype, device=mask.device)
     if size is not None:
         logits += size.to(mask.device).log()[:, None]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vtc.backbones import adapters
 from vtc.backbones.base import Backbone
+from vtc.engine import views
 from vtc.engine.attention import AttentionWatch
 from vtc.engine.limits import check_context
 from vtc.interface import Compressor
@@ -42,6 +43,13 @@ def run_decoder(
     extra: dict = {"is_causal": False} if bidirectional else {}
     if mask is not None and not bool(mask.all()):
         extra |= {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
-    watched = watch.own_pass(decoder, embeddings, mask, bidirectional) if watch is not None else nullcontext()
+    own: dict[str | None, views.View] = {}
+    if backbone.windows:
+        real = torch.ones_like(embeddings[..., 0], dtype=torch.bool) if mask is None else mask.bool()
+        place = (real.long().cumsum(1) - 1).clamp(min=0)
+        own = views.of_own_pass(decoder, place, bidirectional)
+        masks = {kind: views.additive(view.every() & real[:, None], embeddings.dtype) for kind, view in own.items()}
+        extra = {"attention_mask": masks, "position_ids": place}
+    watched = watch.own_pass(decoder, embeddings, mask, bidirectional, own) if watch is not None else nullcontext()
     with adapters.using(decoder.layers, adapter), watched:
         return forward(inputs_embeds=embeddings, use_cache=False, **extra).last_hidden_state

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtc.engine.views import View
 from vtc.interface import LayerStates, TokenSequence
 
 CHUNK = 128  # queries whose attention is in memory at once
@@ -37,7 +38,8 @@ def projections(attention: Any) -> Iterator[dict[str, Tensor]]:
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-            projected[name] = output.detach().flatten(2)
+            given = output.detach()
+            projected[name] = (given if output.ndim == 3 else _by_token(attention, name, given, args[0])).flatten(2)
 
         return hook
 
@@ -46,6 +48,16 @@ def projections(attention: Any) -> Iterator[dict[str, Tensor]]:
             last = getattr(attention, f"{name}_norm", None) or getattr(attention, f"{name}_proj")
             stack.callback(last.register_forward_hook(note(name)).remove)
         yield projected
+
+
+def _by_token(attention: Any, name: str, normed: Tensor, given: Tensor) -> Tensor:
+    """[B, L, H, d]: what a norm made of `given` [B, L, H, d], or of that with tokens and heads exchanged (Gemma 3).
+
+    Where there are as many heads as tokens the strides say which of the two it is: both are views of [B, L, H·d].
+    """
+    heads = getattr(attention, f"{name}_proj").out_features // attention.head_dim
+    exchanged = normed.shape[1] == heads and (normed.shape[2] != heads or given.stride(1) < given.stride(2))
+    return normed.transpose(1, 2) if exchanged else normed
 
 
 @contextmanager
@@ -91,6 +103,7 @@ def attention_row(
     mask: Tensor | None,
     cached: Tensor | None,
     size: Tensor | None = None,
+    view: View | None = None,
 ) -> Tensor:
     """[B, L]: softmax over the whole row of a `query`, mean over heads (FastV) and over the queries of the row, of the
     L tokens that just ran.
@@ -105,6 +118,7 @@ def attention_row(
         mask: [B, S] bool, the real tokens among the S = past + L keys; None: all.
         cached: [B, Hkv, S, d] keys after RoPE where there is a cache, else None.
         size: [B, S] how often attention counts each key; None: once.
+        view: which keys are in reach, where it isn't all before a token.
     """
     device = projected["q"].device  # a model may be spread over devices
     query, real, block = query.to(device), real.to(device), block.to(device)
@@ -112,7 +126,7 @@ def attention_row(
     cos, sin = (t.expand(len(query), -1, -1) for t in rope)
     q = rotated(attention, projected["q"][row, query], cos[row, query], sin[row, query])
     k = rotated(attention, projected["k"], cos, sin) if cached is None else cached
-    return _paid(attention, q, k, query, real, block, None if mask is None else mask.to(device), size)
+    return _paid(attention, q, k, query, real, block, None if mask is None else mask.to(device), size, view)
 
 
 @torch.no_grad()
@@ -125,12 +139,13 @@ def greatest_attention(
     mask: Tensor | None,
     cached: Tensor | None,
     size: Tensor | None = None,
+    view: View | None = None,
 ) -> tuple[Tensor, ...]:
     """[B, L] for each of `queries`: what these tokens paid to each of the L tokens that just ran, of each of them the
     greatest over the heads, mean over them; zeros in a row without any.
 
     Args:
-        attention, projected, rope, cached, size: as of `attention_row`.
+        attention, projected, rope, cached, size, view: as of `attention_row`.
         tokens: as the layer saw them.
         queries: [B, L] bool each.
         mask: [B, S] bool, the real tokens among the S = past + L keys; None: all.
@@ -146,7 +161,7 @@ def greatest_attention(
     for start in range(0, length, CHUNK):
         part = slice(start, min(start + CHUNK, length))
         column = torch.arange(part.start, part.stop, device=device).expand(len(block), -1)
-        sees = seen(column, block, total, real)
+        sees = seen(column, block, total, real, view=view)
         greatest = weights(attention, q[:, :, part], k, sees, size).amax((1, 2))[..., total - length :]
         for sums, count in zip(paid, counts, strict=True):
             sums += (greatest * count[:, part, None]).sum(1)
@@ -164,6 +179,7 @@ def next_layer_attention(
     past_mask: Tensor | None = None,
     past_size: Tensor | None = None,
     greatest: bool = False,
+    view: View | None = None,
 ) -> Tensor:
     """[B, L]: what `queries` would pay to each of the L tokens in `layer`, mean over heads and over the queries.
 
@@ -177,6 +193,7 @@ def next_layer_attention(
         past_mask: [B, P] bool, the real ones of the cached keys; None: all.
         past_size: [B, P] how often attention counts each of them; None: once.
         greatest: the greatest of all heads and queries in place of the mean.
+        view: which keys are in reach, where it isn't all before a token.
     """
     attention, device = layer.self_attn, layer.input_layernorm.weight.device  # a model may be spread over devices
     tokens = tokens.to(device)
@@ -199,7 +216,7 @@ def next_layer_attention(
         if size is not None or past_size is not None:
             sizes = [torch.ones_like(cached) if past_size is None else past_size.to(device)]
             size = torch.cat([*sizes, torch.ones_like(tokens.mask) if size is None else size], 1)
-    return _paid(attention, q, k, column, queries.gather(1, column), tokens.block, keys, size, greatest)
+    return _paid(attention, q, k, column, queries.gather(1, column), tokens.block, keys, size, view, greatest)
 
 
 @torch.no_grad()
@@ -240,8 +257,7 @@ def rotated(attention: Any, projected: Tensor, cos: Tensor, sin: Tensor) -> Tens
 
 def _paid(
     attention: Any, q: Tensor, k: Tensor, column: Tensor, repeats: Tensor, block: Tensor, real: Tensor | None,
-    size: Tensor | None,
-    greatest: bool = False,
+    size: Tensor | None, view: View | None = None, greatest: bool = False,
 ) -> Tensor:  # fmt: skip
     """[B, L]: what queries pay to the last L of S keys, mean over heads and queries, or the greatest of them.
 
@@ -252,9 +268,10 @@ def _paid(
         block: [B, L], see `TokenSequence`.
         real: [B, S] bool, the keys that the softmax runs over; None: all.
         size: [B, S] how often attention counts each key; None: once.
+        view: see `seen`.
     """
     total, length = k.shape[2], block.shape[1]
-    sees = seen(column, block, total, real)
+    sees = seen(column, block, total, real, view=view)
     weight, counts = weights(attention, q, k, sees, size), repeats * sees.any(2)
     if greatest:
         return (weight.amax((1, 2)) * (counts > 0)[..., None]).amax(1)[:, total - length :]
@@ -262,7 +279,14 @@ def _paid(
     return weight[:, total - length :]
 
 
-def seen(column: Tensor, block: Tensor, total: int, real: Tensor | None, bidirectional: bool = False) -> Tensor:
+def seen(
+    column: Tensor,
+    block: Tensor,
+    total: int,
+    real: Tensor | None,
+    bidirectional: bool = False,
+    view: View | None = None,
+) -> Tensor:
     """[B, Q, S] bool: which of S keys each query sees, the last L of which are the tokens that it is among.
 
     Args:
@@ -271,11 +295,15 @@ def seen(column: Tensor, block: Tensor, total: int, real: Tensor | None, bidirec
         total: S.
         real: [B, S] bool, the keys that there are; None: all.
         bidirectional: a query sees what is behind it too.
+        view: which of the layer's keys, the last S of them, are in reach, where it isn't all before a query.
     """
     length = block.shape[1]
-    sees = torch.arange(total, device=column.device) <= (column + total - length)[..., None]
-    if bidirectional:
-        sees = torch.ones_like(sees)
+    if view is not None:
+        sees = view.reach(column)[..., -total:]
+    else:
+        sees = torch.arange(total, device=column.device) <= (column + total - length)[..., None]
+        if bidirectional:
+            sees = torch.ones_like(sees)
     if real is not None:
         sees = sees & real[:, None]
     sees[..., total - length :] &= (block[:, None] == 0) | (block[:, None] == block.gather(1, column)[..., None])

@@ -52,8 +52,15 @@ class StoredImage:
     deep: Tensor | None = None
 
 
-def check_storable(method: Compressor) -> None:
-    """Raises `UserError` for a method that makes no tokens that could be stored: it says why."""
+def check_storable(method: Compressor, family: type[Backbone]) -> None:
+    """Raises `UserError` for a method that makes no tokens that could be stored, which says why, and for a family that
+    couldn't read them.
+    """
+    if family.both_ways:
+        raise UserError(
+            f"backbone={method.shape.name}: no images can be stored, its visual tokens see each other both ways, and a "
+            "stored image doesn't tell them from those that a method made"
+        )
     if reason := method.unstorable():
         raise UserError(f"method={method.name}: no images can be stored, {reason}")
 
@@ -69,7 +76,7 @@ def compress_images(
         UserError: see `check_storable`.
         NotFinite: what is left of an image isn't all numbers.
     """
-    check_storable(method)
+    check_storable(method, type(backbone))
     inputs = backbone.inputs([SUMMARY_PROMPT] * len(images), [[image] for image in images])
     with compressing(backbone, method) as engine:
         tokens = engine.first_tokens(dict(inputs))

@@ -19,7 +19,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from vtc.backbones.base import Backbone
-from vtc.engine import layout, probe
+from vtc.engine import layout, probe, views
 from vtc.engine.attention import AttentionWatch
 from vtc.engine.cache import CACHE, Past, Segment, ledger_of, require_dynamic
 from vtc.engine.call import Call
@@ -35,19 +35,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """What the layers of a segment are given beside the hidden states of L tokens behind P cached ones.
+    """What the layers of one kind in a segment are given beside the hidden states of L tokens behind P cached ones.
 
     Attributes:
         mask: [B, P + L] bool, the real tokens; None: all are.
         attention_mask: the same, and which token sees which, in the form that the attention implementation takes.
         rope: (cos, sin) [B, L, d].
         size: [B, P + L] how often attention counts each key; None: once.
+        view: which keys are in a token's reach; None: all before it.
     """
 
     mask: Tensor | None
     attention_mask: Any
     rope: tuple[Tensor, Tensor]
     size: Tensor | None
+    view: views.View | None
+
+
+Inputs = dict[str | None, LayerInputs]  # by kind of layer
 
 
 class Walk:
@@ -85,11 +90,13 @@ class Walk:
         self._probed: tuple[int, dict[str, Tensor], LayerInputs] | None = None  # of the last layer that was, its number
         self.mask, self.use_cache, self.layer_arguments = mask, use_cache, layer_arguments
         self.watch = watch if call.images is not None else None
+        self.kinds, self.counted = views.kinds(self.decoder), True
         self.cache: Any = DynamicCache(config=self.decoder.config) if use_cache and cache is None else cache
         if self.cache is not None:
-            require_dynamic(self.cache)
-        if mask is not None and mask.ndim != 2:
-            raise UserError(f"attention_mask of {mask.ndim} dimensions: compression needs the 2-D padding mask")
+            require_dynamic(self.cache, backbone.windows)
+        if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
+            what = f"of {mask.ndim} dimensions" if isinstance(mask, Tensor) else f"as a {type(mask).__name__}"
+            raise UserError(f"attention_mask {what}: compression needs the 2-D padding mask")
         starts = sorted({0, *method.layers()})
         ends = [*starts[1:], self.decoder.config.num_hidden_layers]
         layers = list(map(range, starts, ends))
@@ -124,12 +131,14 @@ class Walk:
                 check_context(self.backbone, count, tokens.position * tokens.mask, self.call.new_tokens)
             if inputs is None or not (layout.same_layout(tokens, entering) and past.same_as(before)):
                 inputs = self._layer_inputs(tokens, first, segment.start, past)
-            segment.mask, segment.shift, segment.size = inputs.mask, tokens.shift, inputs.size
+            one = next(iter(inputs.values()))
+            segment.mask, segment.shift, segment.size = one.mask, tokens.shift, one.size
+            segment.position = None if one.view is None else one.view.position
             if self.tally is not None:
                 self.tally.add(tokens, len(segment.layers))
             tokens = self._run_layers(tokens, segment.layers, inputs, context)
             if self.ledger and self.reductions and self.method.bottleneck:
-                segment.mask = self._evict(tokens, segment.layers, past)
+                self._evict(tokens, segment, past)
             before = past
         self._close(tokens, first)
         hidden = self._external(self.decoder.norm(tokens.hidden), tokens, first)
@@ -151,6 +160,7 @@ class Walk:
         """The tokens before layer 0, visual and text, as the user passed them in."""
         rows, count = embeddings.shape[:2]
         axes, images, device = self.backbone.position_axes, self.call.images, embeddings.device
+        self.counted = position is not None
         if position is None:
             position = torch.arange(self.seen, self.seen + count, device=device)[None]
         position = position if position.ndim == 3 else position[None].expand(axes, -1, -1)
@@ -204,37 +214,33 @@ class Walk:
         return given
 
     def _run_layers(
-        self, tokens: TokenSequence, layers: range, inputs: LayerInputs, context: Context | None
+        self, tokens: TokenSequence, layers: range, inputs: Inputs, context: Context | None
     ) -> TokenSequence:
         """The tokens behind these layers. What the method wants to know of a layer's attention goes into `context`."""
         hidden, probes = tokens.hidden, set() if context is None else self.method.probes()
-        arguments = {
-            "attention_mask": inputs.attention_mask,
-            "position_embeddings": inputs.rope,
-            CACHE: self.cache,
-            "use_cache": self.use_cache,
-            **self.layer_arguments,
-        }  # No position_ids: layers would take gaps in them for the seams of packed sequences.
+        # No position_ids: layers would take gaps in them for the seams of packed sequences.
+        arguments = {CACHE: self.cache, "use_cache": self.use_cache, **self.layer_arguments}
         for i in layers:
-            layer = self.decoder.layers[i]
+            layer, own = self.decoder.layers[i], inputs[self.kinds[i]]
             watch: AbstractContextManager[dict] = probe.projections(layer.self_attn) if i in probes else nullcontext({})
-            with watch as projected, self._watching(i, tokens, inputs):
-                hidden = layer(hidden, **arguments)
+            with watch as projected, self._watching(i, tokens, own):
+                hidden = layer(hidden, attention_mask=own.attention_mask, position_embeddings=own.rope, **arguments)
             if tokens.deep is not None and i < tokens.deep.shape[2]:
                 hidden = hidden + tokens.deep[:, :, i].to(hidden)
             if context is not None and i in probes:
-                self._probed = i, projected, inputs
+                self._probed = i, projected, own
                 context.keys[i] = projected["k"]
-                context.rotated_keys[i] = partial(probe.rotated_states, layer.self_attn, projected["k"], inputs.rope)
+                context.rotated_keys[i] = partial(probe.rotated_states, layer.self_attn, projected["k"], own.rope)
                 context.attention_rows[i] = probe.attention_row(
                     layer.self_attn,
                     projected,
-                    inputs.rope,
+                    own.rope,
                     *self.call.questions.prompt_ends(tokens),
                     tokens.block,
-                    inputs.mask,
+                    own.mask,
                     None if self.cache is None else self.cache.layers[i].keys,
-                    inputs.size,
+                    own.size,
+                    own.view,
                 )
         return dataclasses.replace(tokens, hidden=hidden)
 
@@ -244,7 +250,7 @@ class Walk:
             return nullcontext()
         return self.watch.running(
             number, self.decoder.layers[number], tokens, self.call.images, inputs.rope, inputs.mask, inputs.size,
-            self.method.bottleneck, lambda: None if self.cache is None else self.cache.layers[number].keys,
+            self.method.bottleneck, lambda: None if self.cache is None else self.cache.layers[number].keys, inputs.view,
         )  # fmt: skip
 
     def _close(self, tokens: TokenSequence, first: TokenSequence) -> None:
@@ -264,7 +270,7 @@ class Walk:
         return layout.to_external(hidden, tokens.to(hidden.device), last, first.mask.shape[1])
 
     # ------------------------------------------------------------------ masks, positions, cache
-    def _layer_inputs(self, tokens: TokenSequence, first: TokenSequence, layer: int, past: Past) -> LayerInputs:
+    def _layer_inputs(self, tokens: TokenSequence, first: TokenSequence, layer: int, past: Past) -> Inputs:
         """For a segment that begins with `layer`. first: the tokens before layer 0."""
         new: Tensor | None = tokens.mask
         if tokens.mask is first.mask:  # As the user gave it: to look for padding in it would wait for the device.
@@ -272,19 +278,34 @@ class Walk:
         elif not tokens.padded or bool(tokens.mask.all()):
             new = None
         mask, size = past.extended(new, tokens.mask), past.extended_size(tokens.size, tokens.mask)
-        return LayerInputs(mask, self._attention_mask(tokens, mask, size, layer, past), self._rope(tokens), size)
+        inputs: Inputs = {}
+        for kind in dict.fromkeys(self.kinds):
+            view = self._view(tokens, past, kind)
+            pairs = self._attention_mask(tokens, mask, size, layer, past, view)
+            inputs[kind] = LayerInputs(mask, pairs, self._rope(tokens, kind), size, view)
+        return inputs
+
+    def _view(self, tokens: TokenSequence, past: Past, kind: str | None) -> views.View | None:
+        """What is in a token's reach in layers of this kind; None: all before it."""
+        if not self.backbone.windows:
+            return None
+        position = past.extended_position(tokens.position[0], self.counted)
+        image = torch.where(tokens.visual & self.call.both_ways, tokens.image, -1)
+        return views.View(position, image, views.window(self.decoder, kind))
 
     def _attention_mask(
-        self, tokens: TokenSequence, mask: Tensor | None, size: Tensor | None, layer: int, past: Past
-    ) -> Any:
+        self, tokens: TokenSequence, mask: Tensor | None, size: Tensor | None, layer: int, past: Past,
+        view: views.View | None,
+    ) -> Any:  # fmt: skip
         bottleneck = self.method.bottleneck and self.call.images is not None
         own = bottleneck or size is not None
-        if own or self.call.questions.block is not None:
+        if own or view is not None or self.call.questions.block is not None:
             if self.decoder.config._attn_implementation not in ("sdpa", "eager"):
                 what = f"method={self.method.name}: its mask needs" if own else "blocks: packed questions need"
+                what = what if view is None else f"backbone={self.backbone.name}: its windows need"
                 raise UserError(f"{what} attention=sdpa or eager")
             cached = tokens.mask.new_ones(len(tokens.mask), past.length) if past.mask is None else past.mask
-            return layout.pair_mask(tokens, cached, bottleneck, size)
+            return layout.pair_mask(tokens, cached, bottleneck, size, view)
         return create_causal_mask(
             config=self.decoder.config,
             inputs_embeds=tokens.hidden,
@@ -294,31 +315,29 @@ class Walk:
             **{CACHE: self.cache},
         )
 
-    def _rope(self, tokens: TokenSequence) -> tuple[Tensor, Tensor]:
-        """(cos, sin) [B, L, d] of the tokens' positions."""
+    def _rope(self, tokens: TokenSequence, kind: str | None) -> tuple[Tensor, Tensor]:
+        """(cos, sin) [B, L, d] of the tokens' positions, for layers of this kind."""
+        turned = partial(views.rotary, self.decoder, tokens.hidden, kind=kind)
         if tokens.several == 1:
-            return self._turned(tokens.hidden, tokens.position)
+            return turned(tokens.position)
         axes = len(tokens.position)
         one = torch.eye(axes, dtype=torch.long, device=tokens.mask.device)[..., None]  # row r is at 1 on axis r
-        axis = self._turned(tokens.hidden, one)[1][:, 0].abs().argmax(0)  # which one turns a channel
+        axis = turned(one)[1][:, 0].abs().argmax(0)  # which one turns a channel
         block, channel = channels_of(axis, tokens.several), torch.arange(len(axis), device=axis.device)
-        tables = zip(*(self._turned(tokens.hidden, position) for position in member_positions(tokens)), strict=True)
+        tables = zip(*(turned(position) for position in member_positions(tokens)), strict=True)
         cos, sin = (torch.stack(table)[block, :, :, channel].permute(1, 2, 0) for table in tables)
         return cos, sin
 
-    def _turned(self, hidden: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """(cos, sin) [B, L, d] of positions [P, B, L], in the type of `hidden`."""
-        cos, sin = self.decoder.rotary_emb(hidden, position[0] if len(position) == 1 else position)
-        return cos, sin
-
-    def _evict(self, tokens: TokenSequence, layers: range, past: Past) -> Tensor | None:
-        """Takes the visual tokens, which nothing will see any more, out of the cache of layers that have run; the mask
-        of what they hold then. Whatever is left keeps its position, and so do later tokens.
+    def _evict(self, tokens: TokenSequence, segment: Segment, past: Past) -> None:
+        """Takes the visual tokens, which nothing will see any more, out of the cache of a segment that has run.
+        Whatever is left keeps its position, and so do later tokens.
         """
         column = torch.arange(tokens.mask.shape[1], device=tokens.mask.device).expand_as(tokens.mask)
         left = dataclasses.replace(tokens, hidden=column[..., None]).hide(tokens.visual)
-        self.cache.keep(layers, past.length, left.hidden[..., 0])
-        return past.extended(None if bool(left.mask.all()) else left.mask, left.mask)
+        self.cache.keep(segment.layers, past.length, left.hidden[..., 0])
+        segment.mask = past.extended(None if bool(left.mask.all()) else left.mask, left.mask)
+        if segment.position is not None:
+            segment.position = past.extended_position(left.position[0], self.counted)
 
     def _last_layer_attention(self, layer: int, tokens: TokenSequence, *queries: Tensor) -> tuple[Tensor, ...]:
         """`Context.last_layer_attention` behind `layer`, of the `tokens` that it saw."""
@@ -328,7 +347,7 @@ class Walk:
         keys = None if self.cache is None else self.cache.layers[layer].keys
         attention = self.decoder.layers[layer].self_attn
         return probe.greatest_attention(
-            attention, projected, inputs.rope, tokens, queries, inputs.mask, keys, inputs.size
+            attention, projected, inputs.rope, tokens, queries, inputs.mask, keys, inputs.size, inputs.view
         )
 
     def _next_layer_attention(
@@ -341,17 +360,18 @@ class Walk:
         greatest: bool = False,
     ) -> Tensor:
         """`Context.next_layer_attention` before `layer`."""
-        rope = self._rope(tokens)
+        kind = self.kinds[layer]
+        rope, view = self._rope(tokens, kind), self._view(tokens, past, kind)
         if queries is None:
             queries = self.call.questions.end_counts(tokens)
         keys = self.cache.layers[layer].keys if past.length else None
         return probe.next_layer_attention(
-            self.decoder.layers[layer], rope, tokens, queries, over, keys, past.mask, past.size, greatest
+            self.decoder.layers[layer], rope, tokens, queries, over, keys, past.mask, past.size, greatest, view
         )
 
     def _next_layer_states(self, layer: int, tokens: TokenSequence) -> LayerStates:
         """`Context.next_layer_states` before `layer`."""
-        return probe.next_layer_states(self.decoder.layers[layer], self._rope(tokens), tokens)
+        return probe.next_layer_states(self.decoder.layers[layer], self._rope(tokens, self.kinds[layer]), tokens)
 
 
 def _take_deepstack(embeddings: Tensor, arguments: dict[str, Any]) -> Tensor | None:

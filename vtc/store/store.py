@@ -112,7 +112,7 @@ class Store:
             job = parse(words)
         from vtc.engine import check_storable
 
-        check_storable(job.compressor)
+        check_storable(job.compressor, job.family)
         job.check()
         return cls(where, job, words, precision or PRECISIONS[0], batch_size)
 

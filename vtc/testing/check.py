@@ -38,6 +38,7 @@ TINY = {
     "qwen3_vl": "vtc.testing.tiny_qwen:tiny_qwen3_vl",
     "qwen3_vl_moe": "vtc.testing.tiny_qwen:tiny_qwen3_vl_moe",
     "internvl": "vtc.testing.tiny_tiles:tiny_internvl",
+    "gemma3": "vtc.testing.tiny_gemma:tiny_gemma3",
     "idefics3": "vtc.testing.tiny_tiles:tiny_idefics3",
     "smolvlm": "vtc.testing.tiny_tiles:tiny_smolvlm",
 }

@@ -113,7 +113,9 @@ def each_layer_runs_once(backbone: Backbone, make: Make, tokens: int) -> str | N
 
 # ---------------------------------------------------------------------- the same as something simpler
 def keeping_everything_changes_nothing(backbone: Backbone, make: Make, tokens: int) -> str | None:
-    """With all visual tokens, bit for bit the unmodified model: prefill, greedy, sampling, beams."""
+    """With all visual tokens, bit for bit the unmodified model: prefill, greedy, sampling, beams. From a cache, where
+    layers attend in windows, up to rounding: the model's own has let go of keys over which the engine's sums run.
+    """
     if full(backbone) not in instance(backbone, make, tokens).offers():
         return "it never keeps everything"
     method = instance(backbone, make, full(backbone))
@@ -124,6 +126,9 @@ def keeping_everything_changes_nothing(backbone: Backbone, make: Make, tokens: i
         plain = _runs(backbone, inputs)
         with compressing(backbone, method):
             for way, result in _runs(backbone, inputs).items():
+                if way == "greedy" and backbone.windows:
+                    close(result, plain[way], f"{way}: with all tokens kept")
+                    continue
                 assert torch.equal(result, plain[way]), f"{way}: with all tokens kept it isn't the model's own"
     return None
 
@@ -280,6 +285,8 @@ def the_cache_can_be_cropped(backbone: Backbone, make: Make, tokens: int) -> str
     with compressing(backbone, method), torch.no_grad():
         out = generation(backbone, inputs)
         cache, whole = out[CACHE], appended(inputs, out.sequences[:, inputs["input_ids"].shape[1] :])
+        if any(cache.is_sliding):
+            return "the cache is the model's own, and what has left its windows can't be brought back"
         cache.crop(-3)
         seen = cache.get_seq_length()
         position = backbone.positions(whole)[..., seen:]

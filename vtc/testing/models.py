@@ -143,7 +143,7 @@ def extent(limits: Extent) -> Iterator[Extent]:
 
 
 # Inputs that run along the sequence; the others are images.
-ALONG = ("input_ids", "attention_mask", "mm_token_type_ids")
+ALONG = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 
 
 def full(backbone: Backbone) -> int:

@@ -14,6 +14,7 @@ from vtc.interface import Compressor
 from vtc.testing.models import ALONG
 
 Make = Callable[[Backbone, int | None], Compressor]
+WHOLE = ("attention_mask", "token_type_ids")  # given from the start of the sequence, also where a call goes on
 TOLERANCE = 3e-4  # float32 logits of magnitude 1-10
 
 
@@ -75,9 +76,9 @@ def appended(inputs: dict[str, Tensor], new: Tensor | dict[str, Tensor]) -> dict
 
 
 def cut(inputs: dict[str, Tensor], start: int, stop: int | None = None, images: bool = False) -> dict[str, Tensor]:
-    """Columns `start` to `stop`, with the mask of all that is before; `images`: and the images."""
+    """Columns `start` to `stop`, with what is said of all that is before, too; `images`: and the images."""
     out = {n: v[:, start:stop] for n, v in inputs.items() if n in ALONG}
-    out["attention_mask"] = inputs["attention_mask"][:, :stop]
+    out |= {n: inputs[n][:, :stop] for n in WHOLE if n in inputs}
     return out | ({n: v for n, v in inputs.items() if n not in ALONG} if images else {})
 
 

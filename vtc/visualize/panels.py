@@ -192,6 +192,7 @@ def _pass(
     ids = [*takewhile(lambda token: token not in backbone.placeholders, ids)]
     more = torch.tensor([ids], dtype=torch.long, device=inputs["input_ids"].device)
     behind = {"input_ids": more, "attention_mask": torch.ones_like(more), "mm_token_type_ids": torch.zeros_like(more)}
+    behind["token_type_ids"] = behind["mm_token_type_ids"]  # as Gemma 3 calls them
     for name in behind.keys() & inputs.keys():
         inputs[name] = torch.cat([inputs[name], behind[name].to(inputs[name])], 1)
 
