@@ -187,3 +187,23 @@ def test_text_in_a_methods_own_pass_is_known_though_embeddings_are_scaled() -> N
         made = torch.cat([words, torch.ones(1, 1, 32)], 1)
         tokens = attention._own_tokens(made, None, None, embed)
     assert tokens.role.tolist() == [[attention.TEXT, attention.TEXT, attention.REGISTER]]
+
+
+def test_a_smaller_picture_is_averaged_in_the_same_squares():
+    """Against loops over the cells, and with the size that the configuration states again afterwards."""
+    backbone = tiny_gemma3()
+    vision, projector = backbone.shape.vision, backbone.projector
+    generator = torch.Generator().manual_seed(3)
+    for cells in (2, backbone.shape.grid[0]):
+        side = cells * vision.merge
+        pixels = torch.randn(2, 3, *[side * vision.patch_size] * 2, generator=generator)
+        with torch.no_grad():
+            outputs = backbone.core.get_image_features(pixels, interpolate_pos_encoding=True)
+            patches = outputs.last_hidden_state.view(2, side, side, -1)
+            squares = [
+                patches[:, y : y + vision.merge, x : x + vision.merge].flatten(1, 2).mean(1)
+                for y in range(0, side, vision.merge)
+                for x in range(0, side, vision.merge)
+            ]
+            expected = projector.mm_soft_emb_norm(torch.stack(squares, 1)) @ projector.mm_input_projection_weight
+        torch.testing.assert_close(outputs.pooler_output, expected)

@@ -9,6 +9,7 @@ as in the released checkpoints.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 from vtc.backbones.base import decoder_sizes
@@ -41,6 +42,10 @@ class Gemma3(Chat):
         "{% elif part['type'] == 'text' %}{{ part['text'] | trim }}{% endif %}{% endfor %}{% endif %}"
         "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
     )
+
+    def __init__(self, name: str, model: Any, processor: Any, shape: BackboneShape, **options: Any) -> None:
+        super().__init__(name, model, processor, shape, **options)
+        self.projector.register_forward_pre_hook(_see_the_size)
 
     @classmethod
     def shape_from(cls, config: Any, name: str) -> BackboneShape:
@@ -95,7 +100,7 @@ class Gemma3(Chat):
         """Picture by picture; a cell is a square of patches, and its feature their mean."""
         import torch
 
-        merge, side = self.projector.kernel_size, self.projector.patches_per_image
+        merge, side = self.projector.kernel_size, isqrt(features.shape[1])
         number = torch.arange(side * side, device=features.device).view(side // merge, merge, side // merge, merge)
         cells = number.transpose(1, 2).reshape(-1, merge * merge)
         return Tower(features[:, cells].mean(2), cells=cells)
@@ -105,6 +110,10 @@ class Gemma3(Chat):
         projected: Tensor = projector.mm_soft_emb_norm(features) @ projector.mm_input_projection_weight
         return projected.type_as(features)
 
+    def unprojected(self, features: Tensor) -> Tensor:
+        merged = features.shape[1] // self.projector.kernel_size**2
+        return features.new_zeros(len(features), merged, self.shape.width)
+
     # -- pictures
     def _processed(self, text: list[str], images: list[list[Image]], videos: Clips) -> BatchFeature:
         pictures = {"images": images, "do_pan_and_scan": False} if any(images) else {}
@@ -113,3 +122,9 @@ class Gemma3(Chat):
     def row(self, text: str, images: Sequence[Image], **options: Any) -> Mapping[str, Any]:
         pictures = {"images": [list(images)], "do_pan_and_scan": False} if images else {}
         return self.processor(text=[text], return_tensors="pt", **pictures, **options)
+
+
+def _see_the_size(projector: Any, args: tuple[Tensor]) -> None:
+    """The projector takes every picture for one of the size that its configuration states; smaller ones it averages
+    in the same squares once it knows of how many patches a side they are."""
+    projector.patches_per_image = isqrt(args[0].shape[1])
