@@ -6,7 +6,9 @@ one, and where there are several seeds over these too (`vtc.statistics.paired_es
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,6 +75,18 @@ def pieces(root: Path) -> dict[str, dict[int | None, list[Piece]]]:
     return found
 
 
+def progress(root: Path) -> str:
+    """How many of the rows that table.yaml asks for are there."""
+    file = (root / TABLE).with_suffix(".py")
+    spec = importlib.util.spec_from_file_location("pocket_table", file)
+    assert spec is not None and spec.loader is not None
+    script = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    table = script.Table(yaml.safe_load((root / TABLE).read_text(encoding="utf-8")), root)
+    rows = [row for name in table.methods for row in table.rows(name)]
+    return f"{sum(row.piece is not None for row in rows)} of {len(rows)} rows are there; {COMMAND} goes on."
+
+
 def estimate(seeds: Sequence[Piece], against: Sequence[Piece] | None = None) -> dict[str, Any]:
     """Mean score over the seeds of a method at a budget with its interval; or what it is above that of others, with
     its p-value."""
@@ -134,6 +148,7 @@ def table_part(root: Path) -> str:
         where = "Inside the LLM, where the prompt has read the picture before anything is dropped, act"
         floor = "`in-llm-floor-2` is what is answered with NOTHING of it left behind layer 2 of 6"
         lines += ["", f"{where} {', '.join(inside)}: {floor}."]
+    lines += ["", progress(root)]
     return "\n".join(lines) + "\n"
 
 

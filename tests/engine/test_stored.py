@@ -20,7 +20,9 @@ FAMILIES = BACKBONES | {"video_llava": tiny_video_llava}  # whose pictures are p
 # To tokens: all are kept, some, merged, both, made anew; those of a smaller picture; made of the tower's patches.
 DONE = ("none", "random", "avgpool", "visionzip", "fwd2bot", "downsample", "qformer")
 ONE_EACH = {
-    (b, m.name): (b, m) for b, m in reversed(CASES) if b == "gqa" or (b not in ("pocket", "mha") and m.name in DONE)
+    (b, m.name): (b, m)
+    for b, m in reversed(CASES)
+    if b == "gqa" or (b not in ("pocket", "mha", "gemma3") and m.name in DONE)  # Gemma's can't be stored
 }
 WHY = {
     "depends on the question": {"cdpruner", "fastv", "sparsevlm", "pyramiddrop", "fitprune", "dart", "quecc", "vcc"},
