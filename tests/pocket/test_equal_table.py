@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.util
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -122,7 +124,9 @@ def test_a_method_that_another_process_is_at_is_left_to_it(table, made, module, 
     monkeypatch.setattr(module, "WAIT", 0.0)
     held = module.lock_of(table.work / "methods" / "victor")
     waited = []
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: (waited.append(seconds), held.release()))
+    # Its own `time`: other threads sleep too.
+    sleep = lambda seconds: (waited.append(seconds), held.release())  # noqa: E731
+    monkeypatch.setattr(module, "time", SimpleNamespace(time=time.time, sleep=sleep))
     held.acquire()
     assert table.run(["victor", "fastv"], until=float("inf"))
     assert waited and made[:4] == ["fastv-16-s0", "fastv-4-s0", "fastv-36-s0", "fastv-64-s0"]
