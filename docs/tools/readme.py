@@ -270,8 +270,9 @@ def stages_part(root: Path) -> str:
     lines = [tables.markdown(head, cells), ""]
     lines.append(f"`{measured['command']}`, {measured['rounds']} interleaved rounds, relative to an uncompressed step.")
     scored = []
-    for path in committed(root):
-        result = results.load(path)
+    setting = sweep_setting(root)
+    for run in setting.runs if setting else ():
+        result = run.result
         four = result["method"]["name"] == "llavolta" and result["config"]["tokens"] is None and result["checkpoint"]
         if result["method"]["name"] == "none" or four:
             name = "four stages" if four else "single stage (the base model)"
