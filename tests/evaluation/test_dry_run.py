@@ -89,7 +89,7 @@ def test_its_id_is_the_runs(weights, tmp_path: Path, capsys) -> None:
     assert main([*command, "dry_run=true"]) == 0
     out = capsys.readouterr().out
     assert f"run {RunFolder(parse(command)).id} " in out
-    assert "pocket_existence: drawn here" in out and f"{weights} (here)" in out
+    assert "pocket2_existence: drawn here" in out and f"{weights} (here)" in out
 
 
 def test_what_the_run_would_refuse_is_refused(weights, capsys) -> None:
