@@ -70,7 +70,10 @@ def test_stand_ins_refuse_what_torch_refuses() -> None:
         (["method=fastv", "tokens=4", "method.layer=99"], "method.layer=99: this decoder has 6 layers"),
         (["method=fwd2bot", "tokens=5"], "method=fwd2bot tokens=5: it needs training"),
         (["action=train", "method=victor", "tokens=500"], "tokens=500: victor on pocket offers 1 to 144"),
-        (["method=tome", "tokens=5", "backbone=qwen2vl_2b"], "method=tome: patches that merge in the tower leave no grid"),
+        (
+            ["method=tome", "tokens=5", "backbone=qwen2vl_2b"],
+            "method=tome: patches that merge in the tower leave no grid",
+        ),
         (
             ["method=fitprune", "tokens=5", "backbone=qwen2vl_2b"],
             "method.recipe=null: no recipe of fitprune comes with",

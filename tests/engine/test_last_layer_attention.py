@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from observer import Observer
 from reference import attention_weights, embedded
 
 from vtc.engine import compressing, probe
-from vtc.interface import Compressor, Context, TokenSequence
+from vtc.interface import Context, TokenSequence
 from vtc.testing import batch, tiny_backbone
 from vtc.testing.models import packed
-
-
-class Observer(Compressor):
-    """Notes what `ask` learns before `layer`, behind `probed`, and changes nothing."""
-
-    def __init__(self, shape: Any, layer: int, ask: Callable[[TokenSequence, Context], Any], probed: set[int]) -> None:
-        super().__init__(None, shape)
-        self.layer, self.ask, self.probed = layer, ask, probed
-
-    def layers(self) -> set[int]:
-        return {self.layer}
-
-    def probes(self) -> set[int]:
-        return self.probed
-
-    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        self.observed = self.ask(tokens, context)
-        return tokens
 
 
 def own_and_cross(tokens: TokenSequence, context: Context) -> tuple[torch.Tensor, ...]:

@@ -4,32 +4,17 @@ runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from observer import Observer
 from reference import attention_weights, embedded
 
 from vtc.engine import compressing
 from vtc.interface import Compressor, Context, TokenSequence, merge_images
 from vtc.testing import batch, tiny_backbone
 from vtc.testing.models import packed
-
-
-class Observer(Compressor):
-    """Notes what `ask` learns before `layer`, and changes nothing."""
-
-    def __init__(self, shape: Any, layer: int, ask: Callable[[TokenSequence, Context], Any]) -> None:
-        super().__init__(None, shape)
-        self.layer, self.ask = layer, ask
-
-    def layers(self) -> set[int]:
-        return {self.layer}
-
-    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        self.observed = self.ask(tokens, context)
-        return tokens
 
 
 def observed(backbone, layer: int, inputs: dict[str, torch.Tensor], ask, **extra: Any) -> Any:

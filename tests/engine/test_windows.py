@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from observer import Observer
 from reference import embedded
 from torch import Tensor
 
 from vtc.engine import compressing, probe, run_decoder
 from vtc.engine.cache import CACHE, CompressedCache
 from vtc.errors import UserError
-from vtc.interface import Compressor, Context, TokenSequence
+from vtc.interface import Context, TokenSequence
 from vtc.methods import build
 from vtc.testing import batch, tiny_backbone
 from vtc.testing.models import collate, image_row, packed, picture, rows, text_row, words
@@ -194,24 +195,6 @@ def test_an_image_behind_a_cache_whose_windows_have_let_go_of_tokens() -> None:
     assert torch.allclose(got[:, -1], expected[:, -1], atol=1e-9)
 
 
-class Observer(Compressor):
-    """Notes what `ask` learns before `layer`, and changes nothing."""
-
-    def __init__(self, shape: Any, layer: int, ask: Callable[[TokenSequence, Context], Any]) -> None:
-        super().__init__(None, shape)
-        self.layer, self.ask = layer, ask
-
-    def layers(self) -> set[int]:
-        return {self.layer}
-
-    def probes(self) -> set[int]:
-        return {self.layer - 1}
-
-    def reduce(self, tokens: TokenSequence, layer: int, context: Context) -> TokenSequence:
-        self.observed = self.ask(tokens, context)
-        return tokens
-
-
 @pytest.mark.parametrize("layer", [1, 2])
 @pytest.mark.parametrize("padding", ["left", "right"])
 def test_what_a_method_reads_of_attention_is_what_the_layers_pay(layer: int, padding: str) -> None:
@@ -227,7 +210,7 @@ def test_what_a_method_reads_of_attention_is_what_the_layers_pay(layer: int, pad
         greatest, following = context.last_layer_attention(tokens.visual)[0], context.next_layer_attention(tokens)
         return context.attention_rows[layer - 1], greatest, following, context.keys[layer - 1]
 
-    method = Observer(backbone.shape, layer, ask)
+    method = Observer(backbone.shape, layer, ask, {layer - 1})
     every = {"all": lambda tokens: tokens.mask}
     with torch.no_grad(), compressing(backbone, method) as engine, engine.watching_attention(every) as watched:
         backbone.model(**inputs)
@@ -294,7 +277,7 @@ def test_calls_that_dont_say_which_tokens_are_visual_are_causal() -> None:
     backbone = double()
     inputs = in_double(batch(backbone))
     silent = {name: value for name, value in inputs.items() if name != "token_type_ids"}
-    method = Observer(backbone.shape, 2, lambda tokens, context: None)
+    method = Observer(backbone.shape, 2, lambda tokens, context: None, {1})
     both, causal = logits(backbone, inputs), logits(backbone, silent)
     real = inputs["attention_mask"].bool()
     assert not torch.allclose(both[real], causal[real], atol=1e-3)
@@ -309,7 +292,7 @@ def test_packed_questions_stay_apart_in_windows() -> None:
     inputs, block = packed(backbone)
     inputs = in_double(inputs)
     assert int((block[0] == 1).sum()) < WINDOW
-    method = Observer(backbone.shape, 1, lambda tokens, context: None)
+    method = Observer(backbone.shape, 1, lambda tokens, context: None, {0})
     inputs.pop("labels")
     with torch.no_grad(), compressing(backbone, method) as engine, engine.blocks(block):
         together = backbone.model(**inputs).logits

@@ -40,6 +40,16 @@ def decoder_sizes(text: Any) -> dict[str, Any]:
     }
 
 
+def tower_sizes(vision: Any) -> dict[str, Any]:
+    """What a CLIP's or SigLIP's configuration says of its layers, as `TowerShape` names it."""
+    return {
+        "depth": vision.num_hidden_layers,
+        "width": vision.hidden_size,
+        "intermediate": vision.intermediate_size,
+        "heads": vision.num_attention_heads,
+    }
+
+
 class Backbone(Parts):
     """An LVLM of one family: `Parts` says where its parts are, this class how large it is and how it is loaded.
 

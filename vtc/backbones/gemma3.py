@@ -8,12 +8,13 @@ as in the released checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import isqrt
 from typing import TYPE_CHECKING, Any
 
-from vtc.backbones.base import decoder_sizes
+from vtc.backbones.base import decoder_sizes, tower_sizes
 from vtc.backbones.chat import Chat
+from vtc.backbones.clip_tower import ClipTower
 from vtc.errors import UserError
 from vtc.interface import BackboneShape, Tower, TowerShape
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from vtc.backbones.parts import Clips
 
 
-class Gemma3(Chat):
+class Gemma3(ClipTower, Chat):
     """Any `Gemma3ForConditionalGeneration`."""
 
     model_type, model_class = "gemma3", "Gemma3ForConditionalGeneration"
@@ -45,7 +46,8 @@ class Gemma3(Chat):
 
     def __init__(self, name: str, model: Any, processor: Any, shape: BackboneShape, **options: Any) -> None:
         super().__init__(name, model, processor, shape, **options)
-        self.projector.register_forward_pre_hook(_see_the_size)
+        if _see_the_size not in self.projector._forward_pre_hooks.values():  # a model may be wrapped again
+            self.projector.register_forward_pre_hook(_see_the_size)
 
     @classmethod
     def shape_from(cls, config: Any, name: str) -> BackboneShape:
@@ -58,11 +60,8 @@ class Gemma3(Chat):
             visual_tokens=side * side,
             grid=(side, side),
             vision=TowerShape(
-                depth=vision.num_hidden_layers,
                 feature_layer=-1,
-                width=vision.hidden_size,
-                intermediate=vision.intermediate_size,
-                heads=vision.num_attention_heads,
+                **tower_sizes(vision),
                 tokens=cells * cells,
                 image_size=vision.image_size,
                 patch_size=vision.patch_size,
@@ -73,25 +72,6 @@ class Gemma3(Chat):
         )
 
     # -- tower
-    @property
-    def tower_layers(self) -> Sequence[Any]:
-        return self.vision_tower.encoder.layers
-
-    @property
-    def tower_embeddings(self) -> Any:
-        return self.vision_tower.embeddings
-
-    def tower_halves(self, layer: int) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        block = self.tower_layers[layer]
-
-        def attend(hidden: Tensor, bias: Tensor) -> Tensor:
-            return hidden + block.self_attn(block.layer_norm1(hidden), attention_mask=bias)[0]
-
-        def mlp(hidden: Tensor) -> Tensor:
-            return hidden + block.mlp(block.layer_norm2(hidden))
-
-        return attend, mlp
-
     def image_features(self, kwargs: dict[str, Any]) -> list[Tensor] | None:
         outputs = self.encoded(kwargs).get("image")
         return None if outputs is None else list(outputs.pooler_output)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vtc.backbones.base import Backbone, decoder_sizes
+from vtc.backbones.base import Backbone, decoder_sizes, tower_sizes
+from vtc.backbones.clip_tower import ClipTower
 from vtc.interface import BackboneShape, TowerShape
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Llava(Backbone):
+class Llava(ClipTower, Backbone):
     """Any `LlavaForConditionalGeneration`."""
 
     model_type, model_class = "llava", "LlavaForConditionalGeneration"
@@ -26,18 +26,14 @@ class Llava(Backbone):
         count = side * side
         first = int(getattr(vision, "model_type", "clip_vision_model") != "siglip_vision_model")
         full = bool(first) and config.vision_feature_select_strategy == "full"  # keeps the CLS token
-        layers = vision.num_hidden_layers
         level = config.vision_feature_layer
         return BackboneShape(
             name=name,
             visual_tokens=count + full,
             grid=None if full else (side, side),
             vision=TowerShape(
-                depth=layers,
                 feature_layer=level if isinstance(level, int) else max(level),
-                width=vision.hidden_size,
-                intermediate=vision.intermediate_size,
-                heads=vision.num_attention_heads,
+                **tower_sizes(vision),
                 tokens=count + first,
                 cls=first,
                 image_size=vision.image_size,
@@ -45,25 +41,6 @@ class Llava(Backbone):
             ),
             **decoder_sizes(config.text_config),
         )
-
-    @property
-    def tower_layers(self) -> Sequence[Any]:
-        return self.vision_tower.encoder.layers
-
-    @property
-    def tower_embeddings(self) -> Any:
-        return self.vision_tower.embeddings
-
-    def tower_halves(self, layer: int) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        block = self.tower_layers[layer]
-
-        def attend(hidden: Tensor, bias: Tensor) -> Tensor:
-            return hidden + block.self_attn(block.layer_norm1(hidden), attention_mask=bias)[0]
-
-        def mlp(hidden: Tensor) -> Tensor:
-            return hidden + block.mlp(block.layer_norm2(hidden))
-
-        return attend, mlp
 
     def image_features(self, kwargs: dict[str, Any]) -> list[Tensor] | None:
         outputs = self.encoded(kwargs).get("image")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vtc.backbones import regions
-from vtc.backbones.base import decoder_sizes
+from vtc.backbones.base import decoder_sizes, tower_sizes
 from vtc.backbones.chat import Chat
 from vtc.errors import UserError
 from vtc.interface import BackboneShape, Tower, TowerShape
@@ -204,11 +204,8 @@ def one_tile(config: Any, name: str, shuffle: int, cls_tokens: int = 0, projecto
         visual_tokens=side * side,
         grid=(side, side),
         vision=TowerShape(
-            depth=vision.num_hidden_layers,
             feature_layer=level if isinstance(level, int) else max(level),
-            width=vision.hidden_size,
-            intermediate=vision.intermediate_size,
-            heads=vision.num_attention_heads,
+            **tower_sizes(vision),
             tokens=cells * cells + cls_tokens,
             cls=cls_tokens,
             image_size=image,
