@@ -93,6 +93,61 @@ def test_the_cross_attention_written_out(keys: str, tokens: int, most: int, seed
             assert (got[image] - expected).abs().max() < 1e-4
 
 
+def bicubic(distance: float) -> float:
+    """Keys's kernel with a = -3/4, as image libraries have it."""
+    a, x = -0.75, abs(distance)
+    if x <= 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+
+
+def resized(table: list[torch.Tensor], side: int, grid: tuple[int, int]) -> list[torch.Tensor]:
+    """The vectors of a raster at the centres of the cells of `grid`, its edges repeated outside."""
+    out = []
+    for r in range(grid[0]):
+        for c in range(grid[1]):
+            y, x = (r + 0.5) * side / grid[0] - 0.5, (c + 0.5) * side / grid[1] - 0.5
+            near = [(math.floor(y) + i, math.floor(x) + j) for i in range(-1, 3) for j in range(-1, 3)]
+            inside = lambda at: min(max(at, 0), side - 1)  # noqa: E731
+            out.append(sum(bicubic(y - i) * bicubic(x - j) * table[inside(i) * side + inside(j)] for i, j in near))
+    return out
+
+
+@pytest.mark.parametrize(("most", "grid"), [(256, (24, 24)), (256, (3, 5)), (9, (4, 4))])
+def test_positions_as_the_authors_have_them(most: int, grid: tuple[int, int]) -> None:
+    """Queries row by row; keys of the raster's table in half precision, resized."""
+    shape, side = tiny_backbone().shape, math.isqrt(most)
+    method = build("mqt", 4, shape, max_tokens=most, positions="raster")
+    table = [embedding(i % side, i // side, shape.width).half().double() for i in range(most)]
+    queries, keys = method.encodings(4, [grid], torch.device("cpu"))
+    assert (queries - torch.stack(table[:4])).abs().max() < 1e-6
+    assert (keys[0] - torch.stack(resized(table, side, grid))).abs().max() < 1e-5
+    own = build("mqt", 4, shape, max_tokens=most).encodings(4, [grid], torch.device("cpu"))[1]
+    apart = float((keys - own).abs().max())
+    assert apart > 0.01 and (grid != (24, 24) or abs(apart - 0.1056) < 1e-4), "what the docstring says"
+
+
+@pytest.mark.parametrize("keys", ["position", "image"])
+def test_the_authors_positions_are_read(keys: str) -> None:
+    """The layer is the same but for what is added to queries and keys."""
+    shape = tiny_backbone().shape
+    method = randomised(4, shape, 0, keys=keys, positions="raster")
+    x, context = torch.randn(1, 16, shape.width), Context(shape, grids=[(4, 4)])
+    queries, places = method.encodings(4, [(4, 4)], torch.device("cpu"))
+    with torch.no_grad():
+        got = method(x, context)
+        read = method.norm_k(places + x if keys == "image" else places)
+        q, k, v = (
+            method.q(method.norm_q(method.queries[:4] + queries)),
+            method.k(read)[0],
+            method.v(method.norm_v(x))[0],
+        )
+        heads = [t.unflatten(-1, (shape.heads, -1)).transpose(0, 1) for t in (q, k, v)]
+        weight = (heads[0] @ heads[1].transpose(1, 2) / math.sqrt(shape.width / shape.heads)).softmax(-1)
+        expected = method.out((weight @ heads[2]).transpose(0, 1).flatten(1))
+    assert (got[0] - expected).abs().max() < 1e-4
+
+
 def test_fewer_tokens_are_the_first_of_more() -> None:
     """What makes one checkpoint serve every budget."""
     shape = tiny_backbone().shape
@@ -169,6 +224,8 @@ def test_training_draws_even_numbers_uniformly() -> None:
         (10, {"max_tokens": 9}, "tokens=10: mqt on .* offers 1 to 9"),
         (None, {"max_tokens": 0}, "method.max_tokens=0: allowed: 1 or more"),
         (4, {"keys": "positions"}, "method.keys=positions.*position"),
+        (4, {"positions": "table"}, "method.positions=table.*spread"),
+        (4, {"positions": "raster", "max_tokens": 10}, "method.max_tokens=10 is no square"),
     ],
 )
 def test_what_it_can_not_do_is_refused(tokens: int | None, options: dict, words: str) -> None:

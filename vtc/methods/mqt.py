@@ -48,8 +48,11 @@ class MQT(Resampler):
     k_j = v_j + the position embedding. v are the projected features, where the authors' layer stands in the projector's
     place: it is as wide as the LLM, and needs no matrix from the tower's width to that. Their p_i is the i-th cell of a
     16×16 raster, so that the first 16 queries share the top row; here the p_i are a Halton sequence, whose first m
-    points are spread over the image for every m. W_q and W_k begin as one matrix, W_v and W_o as the identity: each
-    token begins as the mean of the features around its point, which the LLM can read already.
+    points are spread over the image for every m. Their keys are that raster's table, rounded to half precision and
+    resized to the patches by bicubic interpolation: at 24×24 up to 0.106 beside the sines and cosines of the patches'
+    own places, which stand here. `positions=raster` is both as theirs, for weights that were trained so. W_q and W_k
+    begin as one matrix, W_v and W_o as the identity: each token begins as the mean of the features around its point,
+    which the LLM can read already. M is at most a backbone's visual tokens; their layer would make 256 of fewer.
 
     Args:
         tokens: m; None: all queries.
@@ -61,12 +64,17 @@ class MQT(Resampler):
     needs = (GRID,)
     needs_training = True
     elastic = True
-    trained_options = ("max_tokens", "keys")
+    trained_options = ("max_tokens", "keys", "positions")
     max_tokens: int = option(256, "queries there are; at most the backbone's visual tokens", allowed=SOME)
     keys: str = option(
         "position",
         "of the patches' positions alone (the authors' code); image: of their features too (the text)",
         allowed=one_of("position", "image"),
+    )
+    positions: str = option(
+        "spread",
+        "of queries, in a Halton sequence; raster: row by row, and keys of a resized table (the authors' code)",
+        allowed=one_of("spread", "raster"),
     )
 
     def prepare(self) -> None:
@@ -76,6 +84,8 @@ class MQT(Resampler):
         if shape.visual_tokens is None and (self.tokens or 0) > self.most:
             raise UserError(f"tokens={self.tokens}: mqt has method.max_tokens={self.most} queries")
         self.side = math.sqrt(self.max_tokens)
+        if self.positions == "raster" and not self.side.is_integer():
+            raise UserError(f"method.positions=raster: method.max_tokens={self.max_tokens} is no square")
 
     @property
     def most(self) -> int:
@@ -97,19 +107,30 @@ class MQT(Resampler):
 
     def forward(self, features: Tensor, context: Context) -> Tensor:
         m, images, dtype = self.tokens or self.most, len(features), features.dtype
-        points = torch.stack([van_der_corput(m, 2), van_der_corput(m, 3)], -1) * self.side - 0.5
-        z = self.queries[:m] + sincos(points.to(features.device), self.shape.width).to(self.queries.dtype)
-        cells = torch.stack([self.cells(grid, features.device) for grid in context.grids])
-        place = sincos(cells, self.shape.width).to(dtype)
+        of_queries, of_keys = self.encodings(m, context.grids, features.device)
+        z, place = self.queries[:m] + of_queries.to(self.queries.dtype), of_keys.to(dtype)
         q, k = self.q(self.norm_q(z)), self.k(self.norm_k(place + features if self.keys == "image" else place))
         v = self.v(self.norm_v(features))
         q, k, v = (self.per_head(x) for x in (q.expand(images, -1, -1), k, v))
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
-    def cells(self, grid: tuple[int, int] | None, device: torch.device) -> Tensor:
-        """Places [N, 2] (column, row) of an image's patches, on the queries' scale."""
-        if grid is None:
+    def encodings(self, m: int, grids: Sequence[tuple[int, int] | None], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Position encodings of the queries [m, D], and of the patches [I, N, D] of images on these grids."""
+        known = [grid for grid in grids if grid is not None]
+        if len(known) < len(grids):
             raise UserError("method=mqt: an image whose visual tokens are no grid has no places for its keys")
+        width = self.shape.width
+        if self.positions == "raster":
+            number, side = torch.arange(self.max_tokens, device=device), int(self.side)
+            table = sincos(torch.stack([number % side, number // side], -1), width).half().float()
+            image = table.view(1, side, side, width).movedim(3, 1)
+            keys = [F.interpolate(image, grid, mode="bicubic")[0].flatten(1).T for grid in known]
+            return table[:m], torch.stack(keys)
+        points = torch.stack([van_der_corput(m, 2), van_der_corput(m, 3)], -1) * self.side - 0.5
+        return sincos(points.to(device), width), torch.stack([sincos(self.cells(g, device), width) for g in known])
+
+    def cells(self, grid: tuple[int, int], device: torch.device) -> Tensor:
+        """Places [N, 2] (column, row) of an image's patches, on the queries' scale."""
         height, width = grid
         raster = torch.arange(height * width, device=device)
         cell = torch.stack([(raster % width + 0.5) / width, (raster // width + 0.5) / height], -1)
