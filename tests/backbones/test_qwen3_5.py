@@ -9,6 +9,7 @@ import torch
 from checkpoints import load, settings_of, shape_of
 from PIL import Image
 
+from vtc.configuration import parse
 from vtc.engine import compressing
 from vtc.errors import UserError
 from vtc.interface import RecurrentShape, flops, resolve_layer
@@ -21,6 +22,7 @@ from vtc.registry import families
 from vtc.testing import batch
 from vtc.testing.runs import logits
 from vtc.testing.tiny_qwen import SIDE, TEMPLATE, tiny_qwen3_5
+from vtc.visualize.run import _check_layers as check_layers
 
 
 def noise(height: int, width: int, seed: int) -> Image.Image:
@@ -208,6 +210,14 @@ def test_attention_is_read_where_there_is_some() -> None:
     assert resolve_layer(2, 32, "auto", 1, among=[1, 3]) == 3 and resolve_layer(2, 32, "auto", 1) == 2
     with pytest.raises(UserError, match="allowed: none with"):
         resolve_layer(2, 32, "auto", 1, among=[])
+
+
+def test_no_attention_is_drawn_where_there_is_none() -> None:
+    job = parse(["action=visualize", "backbone=qwen35_4b", "image=one.png", "visualize.layers=[3,4]"])
+    with pytest.raises(
+        UserError, match="^visualize.layers: 4: it has linear attention, none to draw; allowed: 3, 7, 11"
+    ):
+        check_layers(job)
 
 
 def test_queries_have_heads_where_those_of_the_decoder_dont_divide_its_width() -> None:

@@ -62,9 +62,9 @@ class Rows:
         out = moved.flatten(0, 1).index_select(0, back.clamp(min=0).flatten()).view(*back.shape, -1)
         return torch.where((back >= 0)[..., None], out, padding)
 
-    def run(self, layer: Callable[[Tensor, Tensor], Tensor], hidden: Tensor) -> Tensor:
-        """What `layer(hidden [R, N, D], mask [R, N])` makes of the tokens, [B, L, D]."""
-        return self.again(layer(self.there(hidden), self.mask.to(hidden.device)), hidden)
+    def run(self, layer: Callable[..., Tensor], hidden: Tensor) -> Tensor:
+        """What `layer(hidden [R, N, D], attention_mask [R, N])` makes of the tokens, [B, L, D]."""
+        return self.again(layer(self.there(hidden), attention_mask=self.mask.to(hidden.device)), hidden)
 
 
 def questions(block: Tensor, mask: Tensor) -> Rows:

@@ -231,8 +231,7 @@ class Walk:
                 if own.rows is None:
                     hidden = run(hidden, attention_mask=own.attention_mask)
                 else:  # of packed questions nothing is decoded: their states are left nowhere
-                    alone = partial(run, **{CACHE: None, "use_cache": False})
-                    hidden = own.rows.run(lambda there, mask, alone=alone: alone(there, attention_mask=mask), hidden)
+                    hidden = own.rows.run(partial(run, **{CACHE: None, "use_cache": False}), hidden)
             if tokens.deep is not None and i < tokens.deep.shape[2]:
                 hidden = hidden + tokens.deep[:, :, i].to(hidden)
             if context is not None and i in probes:
