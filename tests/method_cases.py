@@ -15,7 +15,7 @@ from vtc.registry import methods, parts
 from vtc.testing import tiny_backbone
 from vtc.testing.tiny_gemma import tiny_gemma3
 from vtc.testing.tiny_llava import tiny_llava_next, tiny_llava_onevision, tiny_video_llava
-from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl, tiny_qwen3_vl_moe
+from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_5, tiny_qwen3_vl, tiny_qwen3_vl_moe
 from vtc.testing.tiny_tiles import tiny_idefics3, tiny_internvl
 
 
@@ -185,6 +185,7 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
     "qwen2.5": tiny_qwen2_5_vl,
     "qwen3": tiny_qwen3_vl,
     "qwen3_moe": tiny_qwen3_vl_moe,
+    "qwen3.5": tiny_qwen3_5,
     "gemma3": tiny_gemma3,
     "internvl": tiny_internvl,
     "idefics3": tiny_idefics3,
@@ -290,6 +291,8 @@ CASES = (
 )
 CASES += [("siglip", m) for m in FIRST if m.name in TOWER]
 CASES += [(b, m) for b in ("qwen2", "qwen2.5", "qwen3", "qwen3_moe") for m in MERGING]
+# Linear attention hides nothing behind a mask, and every other layer has none that could be read: no two after another.
+CASES += [("qwen3.5", m) for m in MERGING if m.name not in ("voco", "fitprune", "fastv+fastv")]
 CASES += [("llava_next", m) for m in GRIDLESS]
 CASES += [("video_llava", m) for m in GRIDLESS if not CHOOSING & {*parts(m.name).values()}]  # two towers
 CASES += [("llava_onevision", Case("vcc", 15, {"block": 4}) if m.name == "vcc" else m) for m in GRIDLESS]

@@ -105,7 +105,7 @@ class Model:
         words = length - len(places)
         layers = tuple(layer[0] for layer in report.layers) if report else (len(places),) * shape.depth
         calls = [call for own in self.method.own_passes(len(places), words) for call in own.calls(shape.depth)]
-        calls += [flops.Call(i, n + words, n + words, self.method.adapter_flops) for i, n in enumerate(layers)]
+        calls += [flops.Call(i, n + words, n + words, self.method.adapter_flops(i)) for i, n in enumerate(layers)]
         plain = [flops.Call(i, length, length) for i in range(shape.depth)]
         own = flops.total(shape, calls) + flops.head(shape) + self.method.own_flops(words)
         left = report.tokens_out[0] if report else len(places)

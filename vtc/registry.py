@@ -320,6 +320,7 @@ families = Registry(
         "llava_onevision": "vtc.backbones.llava_onevision:LlavaOnevision",
         "qwen2_5_vl": "vtc.backbones.qwen_vl:Qwen2_5VL",
         "qwen2_vl": "vtc.backbones.qwen_vl:Qwen2VL",
+        "qwen3_5": "vtc.backbones.qwen3_5:Qwen3_5",
         "qwen3_vl": "vtc.backbones.qwen_vl:Qwen3VL",
         "qwen3_vl_moe": "vtc.backbones.qwen_vl:Qwen3VLMoe",
         "smolvlm": "vtc.backbones.idefics3:SmolVLM",

@@ -15,10 +15,10 @@ from vtc.errors import UserError
 from vtc.registry import families
 
 
-def test_qwen3_5_is_refused_for_what_its_layers_are() -> None:
-    model = SimpleNamespace(config=transformers.AutoConfig.for_model("qwen3_5"))
+def test_qwen3_5_with_experts_is_refused_for_what_its_layers_are() -> None:
+    model = SimpleNamespace(config=transformers.AutoConfig.for_model("qwen3_5_moe"))
     for refuses in (lambda: wrap(model), lambda: compressing(model, None).__enter__()):  # type: ignore[arg-type]
-        with pytest.raises(UserError, match="^model=qwen3_5: no backbone adapter for it: .*linear attention") as error:
+        with pytest.raises(UserError, match="^model=qwen3_5_moe: no backbone adapter for it: .*shared one") as error:
             refuses()
         assert "\n" not in str(error.value)
 
@@ -32,6 +32,6 @@ def test_a_folder_of_one_says_why_under_any_backbone(kind: str, tmp_path) -> Non
     assert refused.WHY[kind] in str(error.value) and "\n" not in str(error.value)
 
 
-def test_qwen3_5_has_the_layers_that_it_is_refused_for() -> None:
-    kinds = transformers.AutoConfig.for_model("qwen3_5").get_text_config().layer_types
-    assert kinds.count("linear_attention") == 3 * kinds.count("full_attention") > 0
+def test_qwen3_5_with_experts_has_what_it_is_refused_for() -> None:
+    text = transformers.AutoConfig.for_model("qwen3_5_moe").get_text_config()
+    assert text.num_experts > text.num_experts_per_tok > 0 and text.shared_expert_intermediate_size > 0

@@ -22,6 +22,7 @@ from vtc.profiling.counter import flop_counter
 from vtc.profiling.recorder import record_calls
 from vtc.profiling.run import count_passes
 from vtc.testing import tiny_backbone
+from vtc.testing.tiny_qwen import tiny_qwen3_5
 
 METHODS = [
     ("none", None, {}),
@@ -129,6 +130,15 @@ def agrees(backbone, method, text: int) -> None:
 )
 def test_what_a_method_announces_is_what_runs(case) -> None:
     backbone = tiny_backbone()
+    agrees(backbone, case.make(backbone, case.tokens).eval(), 40)
+
+
+@pytest.mark.parametrize(
+    "name", ["none", "fastv", "dart", "vcc", "pact", "pyramiddrop", "victor", "fwd2bot", "avgpool"]
+)
+def test_it_is_so_where_most_layers_have_linear_attention(name: str) -> None:
+    backbone = tiny_qwen3_5()
+    case = next(case for case in FIRST if case.name == name)
     agrees(backbone, case.make(backbone, case.tokens).eval(), 40)
 
 

@@ -28,6 +28,7 @@ CHOICES = {
     "qwen3_vl": "qwen3vl_8b",
     "qwen3_vl_moe": "qwen3vl_30b_a3b",
     "gemma3": "gemma3_4b",
+    "qwen3_5": "qwen35_4b",
     "internvl": "internvl3_1b",
     "idefics3": "idefics3_8b",
     "smolvlm": "smolvlm2_2b",
@@ -130,6 +131,7 @@ def test_a_choice_of_every_family_is_drawn_with_its_number_of_visual_tokens(fami
         "depth": 2,
         "fullatt_block_indexes": [1],
         "deepstack_visual_indexes": [0, 1],
+        "full_attention_interval": 2,
         "vocab_size": 512,
     }
     sizes = {

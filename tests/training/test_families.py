@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from vtc.configuration import parse
 from vtc.testing.tiny_gemma import tiny_gemma3
 from vtc.testing.tiny_llava import tiny_llava_next
-from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_qwen3_vl_moe
+from vtc.testing.tiny_qwen import tiny_qwen2_5_vl, tiny_qwen3_5, tiny_qwen3_vl, tiny_qwen3_vl_moe
 from vtc.testing.tiny_tiles import tiny_idefics3, tiny_internvl
 from vtc.training import train
 
@@ -28,6 +28,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "internvl3_1b": tiny_internvl,
     "llava_next_vicuna_7b": tiny_llava_next,
     "qwen25vl_7b": tiny_qwen2_5_vl,
+    "qwen35_4b": tiny_qwen3_5,
     "qwen3vl_30b_a3b": tiny_qwen3_vl_moe,
     "qwen3vl_4b": tiny_qwen3_vl,
 }
@@ -72,7 +73,7 @@ def test_two_stages_from_the_command_line(name: str, tmp_path: Path) -> None:
     backbone, method = parse([*words, *victor, f"checkpoint={folder}"]).load()
     fresh, _ = parse(words).load()
     assert torch.equal(method.registers.detach(), weights["method.registers"].float())
-    q = "layers.0.self_attn.q_proj.weight"
+    q = f"layers.{backbone.shape.attending[0]}.self_attn.q_proj.weight"
     assert not torch.equal(backbone.decoder.state_dict()[q], fresh.decoder.state_dict()[q])
 
 

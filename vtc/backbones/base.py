@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vtc.backbones import loading, refused
 from vtc.backbones.parts import Parts
 from vtc.errors import UserError
-from vtc.interface import BackboneShape
+from vtc.interface import BackboneShape, RecurrentShape
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -28,16 +28,36 @@ def decoder_sizes(text: Any) -> dict[str, Any]:
     experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None)  # as transformers saves it
     if experts:  # the expert MLPs that a token goes through are to arithmetic one of their width together
         intermediate = text.num_experts_per_tok * text.moe_intermediate_size
+    linear = _recurrent_sizes(text)
     return {
         "depth": text.num_hidden_layers,
         "width": width,
         "intermediate": intermediate,
+        **({"recurrent": linear} if linear else {}),
         **({"experts": experts} if experts else {}),
         "heads": heads,
         "kv_heads": getattr(text, "num_key_value_heads", None) or heads,
         "vocab": text.vocab_size,
         "head_dim": None if head == width // heads else head,
     }
+
+
+def _recurrent_sizes(text: Any) -> RecurrentShape | None:
+    """Of a decoder some layers of which have linear attention; None: all attend."""
+    interval, kinds = getattr(text, "full_attention_interval", None), getattr(text, "layer_types", None)
+    if kinds is None and interval:  # as released configurations say it
+        kinds = ["linear_attention" if (i + 1) % interval else "" for i in range(text.num_hidden_layers)]
+    layers = tuple(i for i, kind in enumerate(kinds or ()) if kind == "linear_attention")
+    if not layers:
+        return None
+    return RecurrentShape(
+        layers=layers,
+        key_heads=text.linear_num_key_heads,
+        key_dim=text.linear_key_head_dim,
+        value_heads=text.linear_num_value_heads,
+        value_dim=text.linear_value_head_dim,
+        kernel=text.linear_conv_kernel_dim,
+    )
 
 
 def tower_sizes(vision: Any) -> dict[str, Any]:

@@ -17,10 +17,12 @@ class Chat(Backbone):
 
     Attributes:
         template: the family's; None: without any, prompts are those of the class behind this one.
+        template_options: what the checkpoint's template is told beside the messages.
         turn_end: the text that ends a turn of the model in the template; None: the end-of-text token.
     """
 
     template: ClassVar[str | None] = None
+    template_options: ClassVar[dict[str, Any]] = {}
     turn_end: ClassVar[str | None] = None
 
     def prompt(self, question: str, images: int = 1, videos: int = 0) -> str:
@@ -64,8 +66,9 @@ class Chat(Backbone):
         images = [part["type"] for message in messages for part in message["content"]].count("image")
         for template in self._templates:
             text = self.processor.apply_chat_template(
-                list(messages), chat_template=template, tokenize=False, add_generation_prompt=asks
-            )
+                list(messages), chat_template=template, tokenize=False, add_generation_prompt=asks,
+                **self.template_options,
+            )  # fmt: skip
             if text.count(self.image_text) >= images:
                 break
         start = self.tokenizer.bos_token

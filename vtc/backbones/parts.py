@@ -46,6 +46,7 @@ class Parts:
             without videos has None.
         position_axes: of the decoder's position ids; 3 for M-RoPE.
         windows: whether layers of the decoder attend in sliding windows, under rotary frequencies of their own.
+        recurrent: whether layers of the decoder have linear attention, which holds a state and no cached tokens.
         both_ways: the input by which the visual tokens of an image see each other both ways in the decoder, where a
             call brings it; None: there is none, and every token sees what is before it.
         linear_layers: names of the linear layers in a layer of the decoder.
@@ -58,6 +59,7 @@ class Parts:
     video_text: ClassVar[str | None] = None
     position_axes: ClassVar[int] = 1
     windows: ClassVar[bool] = False
+    recurrent: ClassVar[bool] = False
     both_ways: ClassVar[str | None] = None
     linear_layers: ClassVar[tuple[str, ...]] = tuple(
         f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")

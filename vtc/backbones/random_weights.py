@@ -22,6 +22,7 @@ B = TypeVar("B", bound="Backbone")
 SEED = 0
 WIDTHS = ("hidden_size", "embed_dim", "out_hidden_size")
 HEADS = ("num_attention_heads", "num_heads")
+LINEAR_HEADS = ("linear_num_key_heads", "linear_num_value_heads")
 MLPS = ("intermediate_size", "moe_intermediate_size")
 
 
@@ -48,7 +49,7 @@ def narrowed(sizes: Mapping[str, Any], width: int, name: str) -> dict[str, Any]:
 
 
 def _narrowed_part(part: Mapping[str, Any], width: int) -> dict[str, Any]:
-    out = {**part} | {key: part[key] // width for key in (*WIDTHS, *HEADS, *MLPS) if key in part}
+    out = {**part} | {key: part[key] // width for key in (*WIDTHS, *HEADS, *LINEAR_HEADS, *MLPS) if key in part}
     if "num_key_value_heads" in part:
         out["num_key_value_heads"] = max(1, part["num_key_value_heads"] // width)
     return out
@@ -200,7 +201,7 @@ def _qwen(config: Any, family: type[Backbone]) -> tuple[Any, dict[str, int]]:
         "merge_size": vision.spatial_merge_size,
         "temporal_patch_size": vision.temporal_patch_size,
     }
-    new = family.model_type.startswith("qwen3_vl")
+    new = family.model_type.startswith("qwen3")
     clip = "Qwen3VLVideoProcessor" if new else "Qwen2VLVideoProcessor"
     name = "Qwen3VLProcessor" if new else family.model_class.replace("ForConditionalGeneration", "Processor")
     processor = getattr(transformers, name)(
@@ -274,6 +275,7 @@ PROCESSORS: dict[str, Callable[[Any, type[Backbone]], tuple[Any, dict[str, int]]
     "video_llava": _video_llava,
     "qwen2_vl": _qwen,
     "qwen2_5_vl": _qwen,
+    "qwen3_5": _qwen,
     "qwen3_vl": _qwen,
     "qwen3_vl_moe": _qwen,
     "internvl": _internvl,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-_STATES = (
-    "three of four of its layers have linear attention, whose state can't be taken apart again: tokens that are "
-    "dropped between layers would stay in it, and the engine keeps its ledger of caches alone"
+_EXPERTS = (
+    "beside the experts that a router chooses a shared one reads every token, which neither the sizes here nor the "
+    "adapters know"
 )
-WHY = {"qwen3_5": _STATES, "qwen3_5_moe": _STATES}
+WHY = {"qwen3_5_moe": _EXPERTS}

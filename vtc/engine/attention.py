@@ -109,7 +109,7 @@ class AttentionWatch:
             cached: gives [B, Hkv, S, d] keys after RoPE where there is a cache, once the layer has run.
             view: which keys are in a token's reach; None: all before it.
         """
-        if not self.wants(number):
+        if not self.wants(number) or not hasattr(layer, "self_attn"):  # linear attention pays nothing to a token
             yield
             return
         with probe.projections(layer.self_attn) as projected:
@@ -134,7 +134,7 @@ class AttentionWatch:
         columns = tuple((row, (tokens.place[row] >= 0).nonzero()[:, 0].cpu()) for row in range(len(embeddings)))
         with ExitStack() as stack:
             for number, layer in enumerate(decoder.layers):
-                if self.wants(number):
+                if self.wants(number) and hasattr(layer, "self_attn"):
                     view = views.get(kinds(decoder)[number])
                     self._hook(stack, number, layer.self_attn, tokens, mask, columns, bidirectional, view)
             yield

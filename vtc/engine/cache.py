@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from vtc.engine.recurrent import attending, change_rows
 from vtc.errors import UserError
 
 # What models, layers and masks call the cache among their arguments: transformers 5.24 gave it a new name.
@@ -34,7 +35,7 @@ class Past:
     """What layers of one segment held before this call.
 
     Attributes:
-        length: cached tokens, P.
+        length: cached tokens, P; 0 in layers that hold states alone.
         mask, shift, size, position: as in `Segment`.
     """
 
@@ -116,7 +117,8 @@ class Segment:
         return self.layers.start
 
     def past(self, cache: Cache | None) -> Past:
-        length = 0 if cache is None else cache.get_seq_length(self.start)
+        layer = None if cache is None else attending(cache, self.layers)
+        length = 0 if cache is None or layer is None else cache.get_seq_length(layer)
         return Past(length, self.mask, self.shift, self.size, self.position)
 
 
@@ -145,17 +147,20 @@ class Ledger:
     segments: list[Segment] = field(default_factory=list)
 
 
-def require_dynamic(cache: Cache, windows: bool = False) -> None:
+def require_dynamic(cache: Cache, windows: bool = False, recurrent: bool = False) -> None:
     """Raises `UserError` for a cache whose layers can't hold different numbers of tokens.
 
     Args:
         windows: whether the decoder has layers that attend in one, whose caches can be made whole.
+        recurrent: whether it has layers that hold states.
     """
     if type(cache) not in (DynamicCache, CompressedCache) or (any(cache.is_sliding) and not windows):
         raise UserError(
             f"cache: compression drops tokens layer by layer, which a {type(cache).__name__} can't hold; "
             "allowed: a DynamicCache with full attention (generate's default)"
         )
+    if recurrent and not any(cache.is_linear):
+        raise UserError("cache: it has no place for the states of linear attention; DynamicCache(config=…) makes one")
 
 
 def ledger_of(cache: Cache, layers: list[range], mask: Tensor | None, method: str) -> Ledger:
@@ -201,7 +206,14 @@ class CompressedCache(DynamicCache):
     def get_seq_length(self, layer_idx: int | None = None) -> int:
         return self.ledger.seen if layer_idx is None else super().get_seq_length(layer_idx)
 
+    @property
+    def has_states(self) -> bool:
+        """Whether layers with linear attention hold states in it."""
+        return any(self.is_linear)
+
     def crop(self, tokens_to_remove: int) -> None:
+        if self.has_states:
+            raise ValueError("can't crop a cache with states of linear attention: no token can be taken out of them")
         n = abs(tokens_to_remove)
         if tokens_to_remove < 0 and n > self.ledger.tail:
             whole = int(self.ledger.tail)
@@ -231,12 +243,20 @@ class CompressedCache(DynamicCache):
         self._change_rows(lambda t: t.index_select(0, beam_idx.to(t.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
+        self._take_rows(lambda t: t.repeat_interleave(repeats, dim=0), "batch_repeat_interleave", repeats)
         self._change_rows(lambda t: t.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
+        self._take_rows(lambda t: t[indices.to(t.device)], "batch_select_indices", indices)
         self._change_rows(lambda t: t[indices.to(t.device)])
+
+    def _take_rows(self, change: Callable[[Tensor], Tensor], verb: str, argument: Any) -> None:
+        """transformers' own `verb` of each layer; its layers that hold states have none."""
+        for layer, linear in zip(self.layers, self.is_linear, strict=True):
+            if linear:
+                change_rows(layer, change)
+            else:
+                getattr(layer, verb)(argument)
 
     def _change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
         # Segments share tensors, and must go on doing so: they are compared by identity.

@@ -78,6 +78,8 @@ def uncompilable(backbone: Backbone) -> str | None:
         return f"attention={attention} takes no masks of fixed size"
     if backbone.windows:
         return "its layers attend in windows, whose masks change from step to step"
+    if backbone.recurrent:
+        return "its layers with linear attention hold states, for which the buffers of a step have no place"
     return None
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vtc.backbones import adapters
 from vtc.backbones.base import Backbone
-from vtc.engine import views
+from vtc.engine import recurrent, views
 from vtc.engine.attention import AttentionWatch
 from vtc.engine.limits import check_context
 from vtc.interface import Compressor
@@ -37,7 +37,10 @@ def run_decoder(
         bidirectional: every token sees every other.
         watch: what looks at the layers while they run.
     """
-    decoder = backbone.decoder
+    decoder, rows, given = backbone.decoder, None, embeddings
+    if backbone.recurrent and mask is not None and not bool(mask.all()):  # no state may go through padding
+        rows = recurrent.Rows.of(mask.bool()[:, None])
+        embeddings, mask = rows.there(embeddings), rows.mask
     check_context(backbone, embeddings.shape[1], None if mask is None else mask.sum(1) - 1)
     forward = getattr(decoder.forward, "vtc_original", decoder.forward)
     extra: dict = {"is_causal": False} if bidirectional else {}
@@ -52,4 +55,5 @@ def run_decoder(
         extra = {"attention_mask": masks, "position_ids": place}
     watched = watch.own_pass(decoder, embeddings, mask, bidirectional, own) if watch is not None else nullcontext()
     with adapters.using(decoder.layers, adapter), watched:
-        return forward(inputs_embeds=embeddings, use_cache=False, **extra).last_hidden_state
+        hidden = forward(inputs_embeds=embeddings, use_cache=False, **extra).last_hidden_state
+    return hidden if rows is None else rows.again(hidden, torch.zeros_like(given, dtype=hidden.dtype))

@@ -55,7 +55,8 @@ def _by_token(attention: Any, name: str, normed: Tensor, given: Tensor) -> Tenso
 
     Where there are as many heads as tokens the strides say which of the two it is: both are views of [B, L, H·d].
     """
-    heads = getattr(attention, f"{name}_proj").out_features // attention.head_dim
+    inside = attention.k_proj.out_features if name == "k" else attention.o_proj.in_features  # q_proj may make a gate
+    heads = inside // attention.head_dim
     exchanged = normed.shape[1] == heads and (normed.shape[2] != heads or given.stride(1) < given.stride(2))
     return normed.transpose(1, 2) if exchanged else normed
 
@@ -245,6 +246,8 @@ def rotated_states(attention: Any, projected: Tensor, rope: tuple[Tensor, Tensor
 def _projected(attention: Any, name: str, hidden: Tensor) -> Tensor:
     """[B, L, H·d]: what this attention makes of `hidden` [B, L, D] before it is rotated. name: "q" or "k"."""
     projected = getattr(attention, f"{name}_proj")(hidden)
+    if name == "q" and attention.q_proj.out_features == 2 * attention.o_proj.in_features:  # of each head, and a gate
+        projected = projected.unflatten(-1, (-1, 2 * attention.head_dim))[..., : attention.head_dim].flatten(2)
     norm = getattr(attention, f"{name}_norm", None)
     return projected if norm is None else norm(projected.unflatten(-1, (-1, attention.head_dim))).flatten(2)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vtc.backbones.base import Backbone
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # as configurations call them
+LINEAR = "linear_attention"
 GIVEN = "given"  # under it a mask goes through a model that makes masks by kind, and would make them of this one
 
 
@@ -67,9 +68,13 @@ class View:
 
 
 def kinds(decoder: Any) -> tuple[str | None, ...]:
-    """The kind of each layer; None where all are alike, under one mask and one rotary table."""
+    """The kind of each layer; None where all that attend are alike, under one mask and one rotary table."""
     of_layer = getattr(decoder.config, "layer_types", None) or ()
-    return tuple(of_layer) if SLIDING in of_layer else (None,) * decoder.config.num_hidden_layers
+    if SLIDING in of_layer:
+        return tuple(of_layer)
+    if LINEAR in of_layer:
+        return tuple(LINEAR if kind == LINEAR else None for kind in of_layer)
+    return (None,) * decoder.config.num_hidden_layers
 
 
 def window(decoder: Any, kind: str | None) -> int | None:
@@ -80,17 +85,18 @@ def window(decoder: Any, kind: str | None) -> int | None:
 def rotary(decoder: Any, hidden: Tensor, position: Tensor, kind: str | None) -> tuple[Tensor, Tensor]:
     """(cos, sin) [B, L, d] of positions [P, B, L], in the type of `hidden`."""
     place = position[0] if len(position) == 1 else position
-    cos, sin = decoder.rotary_emb(hidden, place) if kind is None else decoder.rotary_emb(hidden, place, kind)
+    plain = kind in (None, LINEAR)  # linear attention is given a table too, and looks into none
+    cos, sin = decoder.rotary_emb(hidden, place) if plain else decoder.rotary_emb(hidden, place, kind)
     return cos, sin
 
 
 def check(backbone: Backbone) -> None:
-    """Raises `UserError` for layers that the engine can't run: windows of a family that doesn't say that it has them,
-    and whatever attends to no keys at all.
+    """Raises `UserError` for layers that the engine can't run: windows, and linear attention, of a family that doesn't
+    say that it has them, and whatever else attends to no keys.
     """
     config = backbone.decoder.config
     windows = [SLIDING] if getattr(config, "sliding_window", None) else []  # Mistral says no more of it
-    known = {FULL, SLIDING} if backbone.windows else {FULL}
+    known = {FULL} | ({SLIDING} if backbone.windows else set()) | ({LINEAR} if backbone.recurrent else set())
     if others := {*(getattr(config, "layer_types", None) or windows)} - known:
         raise UserError(
             f"backbone={backbone.name}: layers with {', '.join(sorted(others))}; only full attention is supported"

@@ -19,7 +19,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from vtc.backbones.base import Backbone
-from vtc.engine import layout, probe, views
+from vtc.engine import layout, probe, recurrent, views
 from vtc.engine.attention import AttentionWatch
 from vtc.engine.cache import CACHE, Past, Segment, ledger_of, require_dynamic
 from vtc.engine.call import Call
@@ -43,6 +43,7 @@ class LayerInputs:
         rope: (cos, sin) [B, L, d].
         size: [B, P + L] how often attention counts each key; None: once.
         view: which keys are in a token's reach; None: all before it.
+        rows: the rows in which the layers run on the tokens; None: as they are.
     """
 
     mask: Tensor | None
@@ -50,6 +51,7 @@ class LayerInputs:
     rope: tuple[Tensor, Tensor]
     size: Tensor | None
     view: views.View | None
+    rows: recurrent.Rows | None = None
 
 
 Inputs = dict[str | None, LayerInputs]  # by kind of layer
@@ -93,7 +95,7 @@ class Walk:
         self.kinds, self.counted = views.kinds(self.decoder), True
         self.cache: Any = DynamicCache(config=self.decoder.config) if use_cache and cache is None else cache
         if self.cache is not None:
-            require_dynamic(self.cache, backbone.windows)
+            require_dynamic(self.cache, backbone.windows, backbone.recurrent)
         if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
             what = f"of {mask.ndim} dimensions" if isinstance(mask, Tensor) else f"as a {type(mask).__name__}"
             raise UserError(f"attention_mask {what}: compression needs the 2-D padding mask")
@@ -129,8 +131,9 @@ class Walk:
                 most = self.seen + first.mask.shape[1] + (tokens.mask.shape[1] if self.reductions else 0)
                 count = most if past.shift is None else None
                 check_context(self.backbone, count, tokens.position * tokens.mask, self.call.new_tokens)
-            if inputs is None or not (layout.same_layout(tokens, entering) and past.same_as(before)):
-                inputs = self._layer_inputs(tokens, first, segment.start, past)
+            same = layout.same_layout(tokens, entering) and past.same_as(before)
+            if inputs is None or not same or not inputs.keys() >= {self.kinds[i] for i in segment.layers}:
+                inputs = self._layer_inputs(tokens, first, segment.layers, past)
             one = next(iter(inputs.values()))
             segment.mask, segment.shift, segment.size = one.mask, tokens.shift, one.size
             segment.position = None if one.view is None else one.view.position
@@ -224,7 +227,11 @@ class Walk:
             layer, own = self.decoder.layers[i], inputs[self.kinds[i]]
             watch: AbstractContextManager[dict] = probe.projections(layer.self_attn) if i in probes else nullcontext({})
             with watch as projected, self._watching(i, tokens, own):
-                hidden = layer(hidden, attention_mask=own.attention_mask, position_embeddings=own.rope, **arguments)
+                run = partial(layer, position_embeddings=own.rope, **arguments)
+                if own.rows is None:
+                    hidden = run(hidden, attention_mask=own.attention_mask)
+                else:  # of packed questions nothing is decoded: their states are left nowhere
+                    hidden = own.rows.run(partial(run, **{CACHE: None, "use_cache": False}), hidden)
             if tokens.deep is not None and i < tokens.deep.shape[2]:
                 hidden = hidden + tokens.deep[:, :, i].to(hidden)
             if context is not None and i in probes:
@@ -270,8 +277,8 @@ class Walk:
         return layout.to_external(hidden, tokens.to(hidden.device), last, first.mask.shape[1])
 
     # ------------------------------------------------------------------ masks, positions, cache
-    def _layer_inputs(self, tokens: TokenSequence, first: TokenSequence, layer: int, past: Past) -> Inputs:
-        """For a segment that begins with `layer`. first: the tokens before layer 0."""
+    def _layer_inputs(self, tokens: TokenSequence, first: TokenSequence, layers: range, past: Past) -> Inputs:
+        """For a segment of these layers. first: the tokens before layer 0."""
         new: Tensor | None = tokens.mask
         if tokens.mask is first.mask:  # As the user gave it: to look for padding in it would wait for the device.
             new = None if self.mask is None else new
@@ -279,9 +286,14 @@ class Walk:
             new = None
         mask, size = past.extended(new, tokens.mask), past.extended_size(tokens.size, tokens.mask)
         inputs: Inputs = {}
-        for kind in dict.fromkeys(self.kinds):
-            view = self._view(tokens, past, kind)
-            pairs = self._attention_mask(tokens, mask, size, layer, past, view)
+        for kind in dict.fromkeys(self.kinds[i] for i in layers):
+            if kind == views.LINEAR:  # what is cached has its part in the states already
+                packed = self.call.questions.block is not None
+                rows = recurrent.questions(tokens.block, tokens.mask) if packed else None
+                inputs[kind] = LayerInputs(mask, new, self._rope(tokens, kind), size, None, rows)
+                continue
+            view, one = self._view(tokens, past, kind), next(i for i in layers if self.kinds[i] == kind)
+            pairs = self._attention_mask(tokens, mask, size, one, past, view)
             inputs[kind] = LayerInputs(mask, pairs, self._rope(tokens, kind), size, view)
         return inputs
 

@@ -18,7 +18,7 @@ from vtc.declarations import Declared
 from vtc.interface.context import Context
 from vtc.interface.evidence import Evidence
 from vtc.interface.flops import Call, OwnPass
-from vtc.interface.needs import Need, refuse_lacking
+from vtc.interface.needs import MASKS, Need, refuse_lacking
 from vtc.interface.options import bind, check_names, options_of
 from vtc.interface.selection import keep_best, keep_best_of_rows, merge_images
 from vtc.interface.shape import BackboneShape
@@ -145,7 +145,8 @@ class Compressor(nn.Module, Evidence):
         super().__init__()
         self.shape, self.options = shape, options
         check_names(self.name, options, self.declared_options())
-        refuse_lacking(self.name, {need for base in type(self).__mro__ for need in vars(base).get("needs", ())}, shape)
+        needs = {need for base in type(self).__mro__ for need in vars(base).get("needs", ())}
+        refuse_lacking(self.name, needs | ({MASKS} if self.bottleneck else set()), shape)
         bind(self, options)
         self.tokens: int | None = None
         self.requested_tokens = tokens(self) if callable(tokens) else tokens
@@ -274,9 +275,8 @@ class Compressor(nn.Module, Evidence):
         return self.tokens is not None and self.tokens < (self.shape.visual_tokens or 0)
 
     # -- costs of a prefill of one image and `text` other tokens, as torch's FlopCounterMode counts
-    @property
-    def adapter_flops(self) -> float:
-        """FLOPs a token of `adapter` in each decoder layer."""
+    def adapter_flops(self, layer: int) -> float:
+        """FLOPs a token of `adapter` in a decoder layer."""
         return 0.0
 
     def own_passes(self, visual: float, text: int) -> Sequence[OwnPass]:
@@ -292,7 +292,7 @@ class Compressor(nn.Module, Evidence):
         """What the decoder's layers run on, the passes of its own first."""
         own = [c for one in self.own_passes(self.shape.visual_tokens or 0, text) for c in one.calls(self.shape.depth)]
         answering = [n + text for n in self.layer_tokens()]
-        return own + [Call(i, n, n, self.adapter_flops) for i, n in enumerate(answering)]
+        return own + [Call(i, n, n, self.adapter_flops(i)) for i, n in enumerate(answering)]
 
     @property
     def needs_question(self) -> bool:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vtc.interface.shape import BackboneShape
+from vtc.interface.shape import BackboneShape, RecurrentShape
+
+CHUNK = 64  # tokens that kernels of linear attention take at once
 
 
 @dataclass(frozen=True)
@@ -37,33 +39,60 @@ class OwnPass:
     Attributes:
         visual: visual tokens in it, those that the method made among them.
         text: other tokens.
-        lora: FLOPs a token of the LoRA adapter in each layer.
+        lora: FLOPs a token of the LoRA adapter in each layer, or in all alike.
     """
 
     visual: float
     text: int
-    lora: float = 0.0
+    lora: float | tuple[float, ...] = 0.0
 
     def calls(self, depth: int) -> list[Call]:
         """The same, layer by layer."""
         length = round(self.visual) + self.text
-        return [Call(i, length, length, self.lora) for i in range(depth)]
+        lora = self.lora if isinstance(self.lora, tuple) else (self.lora,) * depth
+        return [Call(i, length, length, lora[i]) for i in range(depth)]
 
 
-def layer(shape: BackboneShape, queries: int, keys: int | None = None, causal: bool = True) -> float:
+def layer(
+    shape: BackboneShape, queries: int, keys: int | None = None, causal: bool = True, number: int | None = None
+) -> float:
     """One decoder layer: projections (with grouped keys and values), scores and their sum over values, gated MLP (of
     the experts that a token goes through, and what chooses them).
 
     Args:
         queries: tokens that go through it.
         keys: tokens in the cache afterwards, `queries` among them; None: `queries`.
-        causal: count the half of the square that causal attention needs.
+        causal: count the half of the square that causal attention needs, and of linear attention its recurrence.
+        number: which layer it is, where they differ; None: one that attends.
     """
     keys = queries if keys is None else keys
-    head = shape.head_width
-    weights = shape.width * (head * (2 * shape.heads + 2 * shape.kv_heads) + 3 * shape.intermediate + shape.experts)
+    head, recurrent = shape.head_width, shape.recurrent
+    mlp = shape.width * (3 * shape.intermediate + shape.experts)
+    if recurrent is not None and number in recurrent.layers:
+        weights = mlp + sum(i * o for i, o in recurrent.sides(shape.width))
+        return 2.0 * queries * weights + linear_attention(recurrent, queries, causal)
+    weights = mlp + shape.width * head * (shape.heads + 2 * shape.kv_heads) + shape.width * shape.query_width
     pairs = queries * (keys - queries) + (queries * queries / 2 if causal else queries * queries)
     return 2.0 * queries * weights + 4.0 * pairs * shape.heads * head
+
+
+def linear_attention(sizes: RecurrentShape, queries: int, needed: bool = True) -> float:
+    """The gated delta rule over `queries` tokens and the convolution in front of it, without the linear maps.
+
+    Args:
+        needed: of each token what the recurrence is: what the state knows of its key, what is written to it, and what
+            its query reads. False: what FlopCounterMode counts, the products of transformers' chunks of 64, the last
+            one filled up, of two tokens or more (a step of one has none, and solving within a chunk isn't counted), and
+            a convolution with as much padding as it reads, on both sides.
+    """
+    if needed:
+        return queries * (6.0 * sizes.state + 2.0 * sizes.kernel * sizes.channels)
+    convolved = 2.0 * sizes.kernel * sizes.channels * (queries + sizes.kernel - 1 if queries > 1 else 2)
+    if queries == 1:
+        return convolved
+    key, value = sizes.key_dim, sizes.value_dim
+    products = 2 * CHUNK * key + CHUNK * value + 3 * key * value
+    return convolved + 2.0 * CHUNK * products * sizes.value_heads * -(-queries // CHUNK)
 
 
 def head(shape: BackboneShape, tokens: int = 1) -> float:
@@ -75,7 +104,7 @@ def next_layer_attention(shape: BackboneShape, tokens: int, queries: int) -> flo
     """What `Context.next_layer_attention` computes: the keys of `tokens`, `queries` among them, and their scores."""
     width = shape.heads * shape.head_width
     keys = 2.0 * tokens * shape.width * shape.kv_heads * shape.head_width
-    return keys + 2.0 * queries * width * (shape.width + tokens)
+    return keys + 2.0 * queries * (shape.query_width * shape.width + width * tokens)
 
 
 def vision(shape: BackboneShape, images: int = 1) -> float:
@@ -95,19 +124,28 @@ def vision(shape: BackboneShape, images: int = 1) -> float:
 
 def total(shape: BackboneShape, calls: Sequence[Call], causal: bool = True) -> float:
     """Decoder layers that ran, adapters included."""
-    return sum(layer(shape, c.queries, c.keys, causal) + c.queries * c.lora for c in calls)
+    return sum(layer(shape, c.queries, c.keys, causal, c.layer) + c.queries * c.lora for c in calls)
 
 
 def uncompressed(shape: BackboneShape, text: int) -> float:
     """Prefill of the decoder with all visual tokens of one image and `text` tokens beside them, and the output row."""
-    return shape.depth * layer(shape, (shape.visual_tokens or 0) + text) + head(shape)
+    count = (shape.visual_tokens or 0) + text
+    if shape.recurrent is None:
+        return shape.depth * layer(shape, count) + head(shape)
+    return sum(layer(shape, count, number=number) for number in range(shape.depth)) + head(shape)
 
 
 def cache_bytes(shape: BackboneShape, layer_tokens: Sequence[int], item: int) -> int:
-    """Keys and values of one row that decoding starts with.
+    """Keys and values of one row that decoding starts with; of layers with linear attention their states (in float32)
+    and what the convolution reads again, whatever they have seen.
 
     Args:
         layer_tokens: tokens in the cache of each decoder layer, text included.
         item: bytes a number.
     """
-    return int(sum(layer_tokens) * 2 * shape.kv_heads * shape.head_width * item)
+    held, states = sum(layer_tokens), 0
+    if shape.recurrent is not None:
+        one = shape.recurrent
+        held = sum(layer_tokens[layer] for layer in shape.attending)
+        states = len(one.layers) * (4 * one.state + item * one.kernel * one.channels)
+    return int(held * 2 * shape.kv_heads * shape.head_width * item) + states

@@ -20,9 +20,11 @@ class Need(Enum):
     ONE_PICTURE = auto()  # the tower sees an image as a whole, whatever its visual tokens are made of
     GRID = auto()  # an image's visual tokens form a rectangle
     PLACES = auto()  # the i-th visual tokens of two frames stand for the same place
+    MASKS = auto()  # a mask can hide tokens in every layer of the decoder
+    ATTENTION = auto()  # every layer of the decoder attends
 
 
-PATCHWISE, FIXED_COUNT, ONE_TOWER, PATCH_ATTENTION, WHOLE_IMAGES, ONE_PICTURE, GRID, PLACES = Need
+PATCHWISE, FIXED_COUNT, ONE_TOWER, PATCH_ATTENTION, WHOLE_IMAGES, ONE_PICTURE, GRID, PLACES, MASKS, ATTENTION = Need
 
 
 def refuse_lacking(method: str, needs: Iterable[Need], shape: BackboneShape, instead: str = "") -> None:
@@ -65,7 +67,16 @@ def lacking(need: Need, shape: BackboneShape) -> str:
         return f"it needs a rectangular grid of visual tokens; {name} has none"
     if need is PLACES and not shape.places:
         return f"it compares frames place by place, and {name} has no grid of places"
+    if need is MASKS and shape.recurrent is not None:
+        return f"its mask hides visual tokens in every layer, and {name} has linear attention; states have read them"
+    if need is ATTENTION and shape.recurrent is not None:
+        return f"it reads the attention of every layer, and {name} has linear attention; {attended(shape)} attend"
     return ""
+
+
+def attended(shape: BackboneShape) -> str:
+    """The layers that attend, in words: `layers 3, 7, 11, …`."""
+    return f"layers {', '.join(map(str, shape.attending))}"
 
 
 def _patches(shape: BackboneShape) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,8 @@ class Option(Declared):
         allowed: what it may hold; None: what the annotation says (bool, int, float, str, each with `| None`).
         resolve: `resolve(value, shape)`, what the attribute holds instead of the user's value; checks it too.
         lowest: of a number of a decoder layer, the first that is allowed; None for anything else.
+        reads: of a number of a decoder layer, where the layer is whose attention is read before it: -1 or 0 behind it;
+            None: none is.
         decides: what else would come out with another value.
     """
 
@@ -48,6 +50,7 @@ class Option(Declared):
     allowed: Allowed | None = None
     resolve: Callable[[Any, BackboneShape], Any] | None = None
     lowest: int | None = None
+    reads: int | None = None
     decides: Decides = EVERYTHING
 
 
@@ -62,7 +65,9 @@ def option(default: Any, about: str, **fields: Any) -> Any:
     return Option(default, about, **fields)
 
 
-def layer_option(default: Any, about: str, *, lowest: int = 0, name: str | None = None) -> Any:
+def layer_option(
+    default: Any, about: str, *, lowest: int = 0, name: str | None = None, reads: int | None = None
+) -> Any:
     """Declares an option that is the number of a decoder layer, as the papers count (`resolve_layer`).
 
     The attribute holds the layer of this decoder. The class has an option `layer_scale` too. Of a list of numbers the
@@ -70,8 +75,9 @@ def layer_option(default: Any, about: str, *, lowest: int = 0, name: str | None 
 
     Args:
         lowest: 1 for a method that reads the attention of the layer before.
+        reads: -1 for such a method, 0 for one that reads the attention of the layer itself.
     """
-    return Option(default, about, name=name, allowed=anything(), lowest=lowest)
+    return Option(default, about, name=name, allowed=anything(), lowest=lowest, reads=reads)
 
 
 _LAYER_SCALE = Option(**vars(LAYER_SCALE), allowed=one_of("auto", "none"))
@@ -130,7 +136,8 @@ def bind(method: Compressor, options: Mapping[str, Any]) -> None:
         elif declared.lowest is None:
             (declared.allowed or _of_annotation(type(method), attribute)).check(key, value)
         elif not isinstance(declared.default, tuple):
-            value = resolve_layer(value, method.shape.depth, scale, declared.lowest, key)
+            among = readable(method.shape, declared.reads)
+            value = resolve_layer(value, method.shape.depth, scale, declared.lowest, key, among)
         setattr(method, attribute, value)
 
 
@@ -143,15 +150,36 @@ def scaled_layer(k: int, depth: int) -> int:
     return k if k < 2 else max(2, floor(k * depth / PAPER_DEPTH + 0.5))
 
 
-def resolve_layer(layer: Any, depth: int, scale: str = "auto", lowest: int = 0, key: str = "method.layer") -> int:
+def readable(shape: BackboneShape, reads: int | None) -> list[int] | None:
+    """The layers before which a method finds the attention that it reads; None: all of them.
+
+    Args:
+        reads: see `Option`.
+    """
+    if reads is None or shape.recurrent is None:
+        return None
+    return [layer - reads for layer in shape.attending if layer - reads < shape.depth]
+
+
+def resolve_layer(
+    layer: Any,
+    depth: int,
+    scale: str = "auto",
+    lowest: int = 0,
+    key: str = "method.layer",
+    among: Sequence[int] | None = None,
+) -> int:
     """A user's layer number as an index into a decoder of `depth` layers.
 
     Args:
         scale: "auto" reads `layer` as the papers' number for 32 layers (`scaled_layer`), "none" takes it literally.
         lowest: the first layer before which the method can act (1 where it needs attention of the layer before).
+        among: the layers before which it can act where others have no attention to read (`readable`); None: all. Where
+            numbers are scaled, the nearest of them stands for the one that is meant, of two the later one, but for 0
+            and 1, which have a meaning of their own.
 
     Raises:
-        UserError: not a whole number, or a layer that this decoder doesn't have.
+        UserError: not a whole number, a layer that this decoder doesn't have, or one that isn't `among` them.
     """
     if scale not in ("auto", "none"):
         raise unknown("method.layer_scale", scale, ("auto", "none"))
@@ -164,6 +192,15 @@ def resolve_layer(layer: Any, depth: int, scale: str = "auto", lowest: int = 0, 
         )
         how = f" (for {PAPER_DEPTH} layers; layer_scale=none takes it literally)" if scale == "auto" else ""
         raise UserError(f"{key}={layer}: this decoder has {depth} layers; allowed: {lowest} to {highest}{how}")
+    if among is not None and own not in among:
+        allowed = [k for k in among if k >= lowest]
+        if scale == "none" or layer < 2 or not allowed:
+            listed = ", ".join(map(str, allowed)) or "none"
+            raise UserError(
+                f"{key}={layer}: before layer {own} there is no attention to read, it is linear; allowed: {listed} "
+                "with layer_scale=none"
+            )
+        own = min(allowed, key=lambda k: (abs(k - own), -k))
     return own
 
 

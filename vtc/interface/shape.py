@@ -51,6 +51,50 @@ class TowerShape:
 
 
 @dataclass(frozen=True)
+class RecurrentShape:
+    """Sizes of decoder layers with linear attention (the gated delta rule, arXiv 2412.06464).
+
+    Attributes:
+        layers: which of the decoder's layers have it; the others attend.
+        key_heads, key_dim: heads of queries and keys, and their width.
+        value_heads, value_dim: heads of values, each with a state of `key_dim` × `value_dim`, and their width.
+        kernel: tokens that the convolution in front of it reads.
+    """
+
+    layers: tuple[int, ...]
+    key_heads: int
+    key_dim: int
+    value_heads: int
+    value_dim: int
+    kernel: int
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution: queries, keys and values."""
+        return 2 * self.key_heads * self.key_dim + self.values
+
+    @property
+    def values(self) -> int:
+        """Width of all values."""
+        return self.value_heads * self.value_dim
+
+    @property
+    def state(self) -> int:
+        """Numbers in the states of a layer."""
+        return self.value_heads * self.key_dim * self.value_dim
+
+    def sides(self, width: int) -> list[tuple[int, int]]:
+        """(in, out) of each linear map: queries, keys and values; the output's gate; decay and rate; the output."""
+        return [
+            (width, self.channels),
+            (width, self.values),
+            (width, self.value_heads),
+            (width, self.value_heads),
+            (self.values, width),
+        ]
+
+
+@dataclass(frozen=True)
 class BackboneShape:
     """Sizes of a backbone; enough for budgets and FLOPs, without its weights.
 
@@ -67,6 +111,8 @@ class BackboneShape:
         vision: of the tower.
         head_dim: width of an attention head, where it is not `width / heads`.
         experts: MLPs of each layer that a router chooses among, token by token; 0: there is one, which all go through.
+        gated: whether the map that makes queries makes a gate of the attention's output too.
+        recurrent: of layers with linear attention; None: all layers attend.
     """
 
     name: str
@@ -82,17 +128,32 @@ class BackboneShape:
     places: bool = True
     head_dim: int | None = None
     experts: int = 0
+    gated: bool = False
+    recurrent: RecurrentShape | None = None
+
+    @property
+    def attending(self) -> tuple[int, ...]:
+        """Decoder layers whose tokens attend to each other: the others have no attention that a method could read."""
+        others = self.recurrent.layers if self.recurrent else ()
+        return tuple(layer for layer in range(self.depth) if layer not in others)
+
+    @property
+    def query_width(self) -> int:
+        """What the map that makes queries puts out for a token."""
+        return self.heads * self.head_width * (1 + self.gated)
 
     @property
     def head_width(self) -> int:
         """Width of one attention head of the decoder."""
         return self.head_dim or self.width // self.heads
 
-    def adapter_parameters(self, rank: int) -> int:
-        """Of a LoRA adapter in all linear maps of one decoder layer: r·(in + out) each. Experts are no maps of their
+    def adapter_parameters(self, rank: int, layer: int = 0) -> int:
+        """Of a LoRA adapter in all linear maps of a decoder layer: r·(in + out) each. Experts are no maps of their
         own in transformers, but one tensor, and have none.
         """
-        queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
-        sides = [(self.width, queries), (self.width, keys), (self.width, keys), (queries, self.width)]
+        out, keys = self.heads * self.head_width, self.kv_heads * self.head_width
+        sides = [(self.width, self.query_width), (self.width, keys), (self.width, keys), (out, self.width)]
+        if self.recurrent is not None and layer in self.recurrent.layers:
+            sides = self.recurrent.sides(self.width)
         sides += [] if self.experts else [(self.width, self.intermediate)] * 3
         return rank * sum(i + o for i, o in sides)

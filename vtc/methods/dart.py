@@ -34,7 +34,7 @@ class DART(TokenPruner):
     reference = "test_dart.py::test_keeps_what_the_pivots_duplicate_least"
     incomparable = "the authors rank pivots by another norm and go through a set; here the order is given"
     default_share = 2 / 9
-    layer: int = layer_option(2, "before this decoder layer; pivots by the keys of the one before", lowest=1)
+    layer: int = layer_option(2, "before this decoder layer; pivots by the keys of the one before", lowest=1, reads=-1)
     visual: int = option(4, "visual pivots of an image", allowed=whole(1))
     text: int = option(4, "pivots among the prompt's words; 0: the image alone", allowed=whole(0))
     norm: str = option(

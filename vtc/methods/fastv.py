@@ -23,7 +23,7 @@ class FastV(TokenPruner):
     reference = "test_fastv.py::test_equals_a_mask_over_what_the_last_token_attends_to_least"
     default_share = 1 / 2
     # The paper's K; 3 in Victor's comparison.
-    layer: int = layer_option(2, "before this decoder layer, scored in the one before", lowest=1)
+    layer: int = layer_option(2, "before this decoder layer, scored in the one before", lowest=1, reads=-1)
 
     def probes(self) -> set[int]:
         return {self.layer - 1}

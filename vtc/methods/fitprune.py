@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from vtc.errors import UserError
-from vtc.interface import Compressor, Context, TokenSequence, keep_best, option
+from vtc.interface import ATTENTION, Compressor, Context, TokenSequence, keep_best, option
 from vtc.methods.recipes import Recipes, fitted_to, recipes_of, unfitted
 
 EXAMPLE = 127 / 576  # what the authors' recipe for 60 % fewer FLOPs leaves
@@ -40,6 +40,7 @@ class FitPrune(Compressor):
     name = "fitprune"
     about = "FitPrune: drops what image and question attend to least, by a recipe for each layer (arXiv 2409.10197)."
     reference = "test_fitprune.py::test_equals_masks_over_what_image_and_question_attend_to_least"
+    needs = (ATTENTION,)
     reads_prompt = True
     recipe: Recipes = option(
         None,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtc.interface import BackboneShape, Compressor, Context, TokenSequence
+from vtc.interface import ATTENTION, BackboneShape, Compressor, Context, TokenSequence
 from vtc.methods.fitprune import attention
 
 Counts = Sequence[Sequence[int]]  # of each image the visual tokens that each decoder layer sees
@@ -32,6 +32,7 @@ class Fitting(Compressor):
     """
 
     name = "fitting"
+    needs = (ATTENTION,)
     reads_prompt = True
 
     def __init__(self, shape: BackboneShape, alpha: float = 0.0, unpruned: dict[int, Tensor] | None = None) -> None:

@@ -12,7 +12,17 @@ from torch import Tensor, nn
 from vtc.allowed import one_of
 from vtc.errors import UserError
 from vtc.identity import WEIGHTS
-from vtc.interface import SUMMARY_PROMPT, Captions, Context, OwnPass, SelfCompressor, TokenSequence, option
+from vtc.interface import (
+    ATTENTION,
+    SUMMARY_PROMPT,
+    Captions,
+    Context,
+    OwnPass,
+    SelfCompressor,
+    TokenSequence,
+    option,
+    refuse_lacking,
+)
 from vtc.interface.options import SOME
 
 if TYPE_CHECKING:
@@ -71,6 +81,8 @@ class Fwd2Bot(SelfCompressor):
         if set(self.hide) - set(range(k)) or len(set(self.hide)) == k:
             raise UserError(f"method.hide={list(self.hide)}: allowed: some of 0 to {k - 1}, not all")
         self.hide = sorted(set(self.hide))
+        if self.bidirectional:
+            refuse_lacking(self.name, [ATTENTION], self.shape, "set method.bidirectional=false")
         self.compressing, self.adapter = ADAPTERS[self.adapters]
         self.prompt_ids: Tensor | None = None  # tokens of H_p, once attached to a backbone and so to a tokenizer
 
@@ -122,16 +134,17 @@ class Fwd2Bot(SelfCompressor):
     def extra_parameters(self) -> int:
         """H_r and the adapters."""
         own = (self.tokens or 0) * self.shape.width
-        return own + len(self.names) * self.shape.depth * self.shape.adapter_parameters(self.rank)
+        layers = range(self.shape.depth)
+        return own + len(self.names) * sum(self.shape.adapter_parameters(self.rank, layer) for layer in layers)
 
     def layer_tokens(self) -> list[int]:
         return [(self.tokens or 0) - len(self.hide)] * self.shape.depth
 
-    @property
-    def adapter_flops(self) -> float:
-        return 2.0 * self.shape.adapter_parameters(self.rank) if self.adapter else 0.0
+    def adapter_flops(self, layer: int) -> float:
+        return 2.0 * self.shape.adapter_parameters(self.rank, layer) if self.adapter else 0.0
 
     def own_passes(self, visual: float, text: int) -> list[OwnPass]:
         """The first pass, of H_v, H_p and H_r."""
         prompt = PROMPT_LENGTH if self.prompt_ids is None else len(self.prompt_ids)
-        return [OwnPass(visual + (self.tokens or 0), prompt, self.adapter_flops)]
+        lora = tuple(map(self.adapter_flops, range(self.shape.depth)))
+        return [OwnPass(visual + (self.tokens or 0), prompt, lora)]

@@ -63,8 +63,9 @@ class HoliTom(SceneMerger):
     reference = "test_holitom.py::test_equals_the_equations_by_loops"
     needs = (ONE_TOWER, PATCH_ATTENTION, PLACES)
     default_share = 0.075
-    # 18 of the 28 layers of Qwen2-7B.
-    layer: int = layer_option(21, "K: before this decoder layer `tokens` are left, scored in the one before", lowest=1)
+    layer: int = layer_option(  # 18 of the 28 layers of Qwen2-7B
+        21, "K: before this decoder layer `tokens` are left, scored in the one before", lowest=1, reads=-1
+    )
     retained: float = option(
         2.0, "times `tokens` are left before the LLM", allowed=number("a number from 1 on", least=1)
     )

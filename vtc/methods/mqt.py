@@ -79,8 +79,8 @@ class MQT(Resampler):
 
     def prepare(self) -> None:
         shape = self.shape
-        if shape.width % 4 or shape.width % shape.heads:
-            raise UserError(f"method=mqt: width {shape.width} of {shape.name} is no multiple of 4 and its heads")
+        if shape.width % 4:
+            raise UserError(f"method=mqt: width {shape.width} of {shape.name} is no multiple of 4")
         if shape.visual_tokens is None and (self.tokens or 0) > self.most:
             raise UserError(f"tokens={self.tokens}: mqt has method.max_tokens={self.most} queries")
         self.side = math.sqrt(self.max_tokens)
@@ -137,8 +137,8 @@ class MQT(Resampler):
         return cell * self.side - 0.5
 
     def per_head(self, x: Tensor) -> Tensor:
-        """[I, L, D] → [I, H, L, D / H]."""
-        return x.unflatten(-1, (self.shape.heads, -1)).transpose(1, 2)
+        """[I, L, D] → [I, H, L, D / H], of as many heads as the LLM has, or the most of which both are multiples."""
+        return x.unflatten(-1, (math.gcd(self.shape.width, self.shape.heads), -1)).transpose(1, 2)
 
     def training_budgets(self, generator: random.Random) -> Sequence[int]:
         return [generator.choice(range(2, self.most + 1, 2) or [1])]

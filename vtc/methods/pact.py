@@ -42,7 +42,7 @@ class PACT(Compressor):
     reference = "test_pact.py::test_equals_the_equations_by_loops"
     incomparable = "the authors fix the distance within a cluster; here the number of clusters is exact"
     default_share = 2 / 7
-    layer: int = layer_option(4, "before this decoder layer, by its own queries and keys", lowest=1)
+    layer: int = layer_option(4, "before this decoder layer, by its own queries and keys", lowest=1, reads=0)
     keep: float = option(
         0.55,
         "share of the tokens that are important, to be clustered",
@@ -80,7 +80,7 @@ class PACT(Compressor):
 
     def own_flops(self, text: int) -> float:
         n, shape = self.shape.visual_tokens or 0, self.shape
-        projected = 2.0 * (n + text) * shape.width * (shape.heads + shape.kv_heads) * shape.head_width
+        projected = 2.0 * (n + text) * shape.width * (shape.query_width + shape.kv_heads * shape.head_width)
         return (projected + 2.0 * n * n * shape.kv_heads * shape.head_width) * self.acts
 
 

@@ -56,7 +56,7 @@ class PruneVid(SceneMerger):
     needs = (PLACES,)
     default_share = 0.16
     reads_prompt = True
-    layer: int = layer_option(10, "K: before this decoder layer `tokens` are left", lowest=1)
+    layer: int = layer_option(10, "K: before this decoder layer `tokens` are left", lowest=1, reads=0)
     retained: float = option(
         2.5, "1 / α: times `tokens` are left before the LLM", allowed=number("a number from 1 on", least=1)
     )

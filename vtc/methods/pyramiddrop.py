@@ -16,6 +16,7 @@ from vtc.interface import (
     keep_best,
     layer_option,
     option,
+    readable,
     resolve_layer,
 )
 from vtc.interface.flops import next_layer_attention
@@ -54,7 +55,7 @@ class PyramidDrop(Compressor):
     reads_prompt = True
     # Four stages of equal depth. Where a shallow decoder has one layer for several, they act there at once.
     stage_layers: Sequence[int] = layer_option(
-        (8, 16, 24), "before these decoder layers; the last one leaves `tokens`", name="layers"
+        (8, 16, 24), "before these decoder layers; the last one leaves `tokens`", name="layers", reads=0
     )
     ratios: Sequence[float] | None = option(
         None,
@@ -64,9 +65,10 @@ class PyramidDrop(Compressor):
     renumber: bool = option(False, "true: positions close up after each drop, as in the authors' code")
 
     def prepare(self) -> None:
-        self.stages = stages_of(self.stage_layers, self.shape.depth, self.layer_scale)
-        depth, stated = self.shape.depth, len(self.stage_layers) - 1
-        self.all_stages = [resolve_layer(k, depth, self.layer_scale, key="method.layers") for k in self.stage_layers]
+        depth, stated, among = self.shape.depth, len(self.stage_layers) - 1, readable(self.shape, 0)
+        self.stages = stages_of(self.stage_layers, depth, self.layer_scale, among=among)
+        resolved = (resolve_layer(k, depth, self.layer_scale, 0, "method.layers", among) for k in self.stage_layers)
+        self.all_stages = list(resolved)
         if self.ratios is not None and len(self.ratios) != stated:
             raise UserError(f"method.ratios={list(self.ratios)}: {stated} stages come before the last; give so many")
 
@@ -106,14 +108,16 @@ class PyramidDrop(Compressor):
         return sum(next_layer_attention(self.shape, entering[layer] + text, 1) for layer in self.stages) * self.acts
 
 
-def stages_of(layers: Sequence[int], depth: int, layer_scale: str, lowest: int = 0) -> dict[int, float]:
+def stages_of(
+    layers: Sequence[int], depth: int, layer_scale: str, lowest: int = 0, among: Sequence[int] | None = None
+) -> dict[int, float]:
     """Layer → which part of the way to the budget is gone there (on a logarithmic scale): 1/3, 1/2, 1 for three.
 
     Raises:
         UserError: no layer, one that the decoder doesn't have, or not in rising order.
     """
     numbers = [] if isinstance(layers, str) or not isinstance(layers, Sequence) else list(layers)
-    own = [resolve_layer(k, depth, layer_scale, lowest, key="method.layers") for k in numbers]
+    own = [resolve_layer(k, depth, layer_scale, lowest, "method.layers", among) for k in numbers]
     if not numbers or numbers != sorted(set(numbers)):
         raise UserError(f"method.layers={layers}: allowed: layer numbers in rising order, such as [8,16,24]")
     return {layer: own.count(layer) / (len(own) - own.index(layer)) for layer in own}

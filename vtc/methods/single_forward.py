@@ -61,8 +61,8 @@ class SingleForward(FewerPatches):
         v = self.shape.vision
         sides = 4 * 2 * v.width + 2 * (v.width + v.intermediate)
         in_tower = self.rank * (projected_layer(self.shape) + 1) * sides
-        return (self.tokens or 0) * v.width + in_tower + self.shape.depth * self.shape.adapter_parameters(self.rank)
+        in_llm = sum(self.shape.adapter_parameters(self.rank, layer) for layer in range(self.shape.depth))
+        return (self.tokens or 0) * v.width + in_tower + in_llm
 
-    @property
-    def adapter_flops(self) -> float:
-        return 2.0 * self.shape.adapter_parameters(self.rank)
+    def adapter_flops(self, layer: int) -> float:
+        return 2.0 * self.shape.adapter_parameters(self.rank, layer)

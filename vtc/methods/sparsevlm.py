@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vtc.allowed import number
-from vtc.interface import Compressor, Context, TokenSequence, layer_option, merge_images, option, rank
+from vtc.interface import Compressor, Context, TokenSequence, layer_option, merge_images, option, rank, readable
 from vtc.interface.flops import next_layer_attention
 from vtc.methods.pyramiddrop import pyramid, remaining, stages_of
 
@@ -43,14 +43,14 @@ class SparseVLM(Compressor):
     default_share = 1 / 5
     reads_prompt = True
     stage_layers: Sequence[int] = layer_option(
-        (2, 6, 15), "before these decoder layers; the last one leaves `tokens`", name="layers"
+        (2, 6, 15), "before these decoder layers; the last one leaves `tokens`", name="layers", reads=0
     )
     recycle: float = option(
         0.3, "share of the dropped tokens that return, one for ten", allowed=number("from 0 to 1", least=0, most=1)
     )
 
     def prepare(self) -> None:
-        self.stages = stages_of(self.stage_layers, self.shape.depth, self.layer_scale)
+        self.stages = stages_of(self.stage_layers, self.shape.depth, self.layer_scale, among=readable(self.shape, 0))
 
     def layers(self) -> set[int]:
         return set() if self.tokens is None else {0, *self.stages}

@@ -44,7 +44,7 @@ class VCC(TokenMerger):
     incomparable = "LLaVolta, which compares it, names its settings nowhere; here it acts before one layer"
     reads_prompt = True
     # K of LLaVolta's table 3. Before the LLM, its first layer says what is attended to.
-    layer: int = layer_option(2, "before this decoder layer; 0: before the LLM")
+    layer: int = layer_option(2, "before this decoder layer; 0: before the LLM", reads=0)
     # An image that has more blocks than `tokens` (where images differ in size) is cut into `tokens` larger ones.
     block: int = option(16, "tokens of a block; fewer tokens than blocks can't be left", allowed=whole(1))
 

@@ -65,7 +65,7 @@ class VScan(TowerCompressor):
     default_share = 1 / 18
     spatial = True
     reads_prompt = True
-    layer: int = layer_option(16, "before this decoder layer `tokens` are left", lowest=1)
+    layer: int = layer_option(16, "before this decoder layer `tokens` are left", lowest=1, reads=0)
     retained: float = option(
         3.0, "times `tokens` are left before the LLM", allowed=number("a number from 1 on", least=1)
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from vtc.engine.cache import cache_among
+from vtc.engine.recurrent import attending
 from vtc.interface.flops import Call
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def record_calls(backbone: Backbone) -> Iterator[list[Call]]:
         def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden = args[0] if args else kwargs["hidden_states"]
             cache = cache_among(kwargs)
-            cached = int(cache.get_seq_length(index)) if cache is not None else 0
+            holds = cache is not None and attending(cache, range(index, index + 1)) is not None
+            cached = int(cache.get_seq_length(index)) if holds else 0  # states hold no tokens
             queries = int(hidden.shape[1])
             calls.append(Call(index, queries, cached + queries, _lora(module)))
 

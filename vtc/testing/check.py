@@ -35,6 +35,7 @@ TINY = {
     "video_llava": "vtc.testing.tiny_llava:tiny_video_llava",
     "qwen2_vl": "vtc.testing.tiny_qwen:tiny_qwen2_vl",
     "qwen2_5_vl": "vtc.testing.tiny_qwen:tiny_qwen2_5_vl",
+    "qwen3_5": "vtc.testing.tiny_qwen:tiny_qwen3_5",
     "qwen3_vl": "vtc.testing.tiny_qwen:tiny_qwen3_vl",
     "qwen3_vl_moe": "vtc.testing.tiny_qwen:tiny_qwen3_vl_moe",
     "internvl": "vtc.testing.tiny_tiles:tiny_internvl",

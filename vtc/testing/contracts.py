@@ -55,7 +55,7 @@ def budget_is_exact(backbone: Backbone, make: Make, tokens: int) -> str | None:
     assert report.tokens_in == tokens_in, f"{report.tokens_in} visual tokens come in, {tokens_in} are there"
     assert report.tokens_out == tokens_out, f"{report.tokens_out} visual tokens are left, needed: {tokens_out}"
     text = texts(backbone, inputs).sum(1)
-    for layer in range(backbone.shape.depth):
+    for layer in backbone.shape.attending:  # the others hold states, of one size whatever they have seen
         held = max(int(t) + v for t, v in zip(text, report.cached[layer], strict=True))
         there = cache.layers[layer].get_seq_length()
         assert there == held, f"layer {layer} caches {there} tokens, {held} are left: what is masked isn't dropped"
@@ -287,6 +287,12 @@ def the_cache_can_be_cropped(backbone: Backbone, make: Make, tokens: int) -> str
         cache, whole = out[CACHE], appended(inputs, out.sequences[:, inputs["input_ids"].shape[1] :])
         if any(cache.is_sliding):
             return "the cache is the model's own, and what has left its windows can't be brought back"
+        if any(cache.is_linear):
+            try:
+                cache.crop(-3)
+            except (ValueError, RuntimeError):  # transformers' own, where nothing was compressed
+                return "its states of linear attention hold every token, and none can be taken out again"
+            raise AssertionError("cropping states was let through")
         cache.crop(-3)
         seen = cache.get_seq_length()
         position = backbone.positions(whole)[..., seen:]

@@ -1,5 +1,5 @@
-"""Random-weight Qwen2-VL, Qwen2.5-VL and Qwen3-VL (dense, and with experts) built in memory, with their processors and
-a tokenizer of words."""
+"""Random-weight Qwen2-VL, Qwen2.5-VL, Qwen3-VL (dense, and with experts) and Qwen3.5 built in memory, with their
+processors and a tokenizer of words."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vtc.backbones.qwen3_5 import Qwen3_5
 from vtc.backbones.qwen_vl import SYSTEM, Qwen2_5VL, Qwen2VL, Qwen3VL, Qwen3VLMoe, QwenVL
 from vtc.backbones.words import WORDS, word_level
 from vtc.testing.models import drawn
@@ -52,6 +53,17 @@ def tiny_qwen3_vl_moe(image_size: int | None = SIDE) -> QwenVL:
     return _backbone(Qwen3VLMoe, image_size, _text3() | experts, **WIDTHS, **LEVELS)
 
 
+def tiny_qwen3_5(image_size: int | None = SIDE) -> Qwen3_5:
+    """Qwen3.5: of four layers the first and the third have linear attention, the others attend, half of each head
+    rotated."""
+    linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8}
+    linear |= {"linear_value_head_dim": 6, "linear_conv_kernel_dim": 4, "full_attention_interval": 2}
+    text = _text(head_dim=16, sections=(2, 1, 1), mrope_interleaved=True, partial_rotary_factor=0.5) | linear
+    backbone = _backbone(Qwen3_5, image_size, text, **WIDTHS, num_position_embeddings=64)
+    assert isinstance(backbone, Qwen3_5)
+    return backbone
+
+
 def _text3() -> dict[str, Any]:
     return _text(head_dim=16, sections=(4, 2, 2), mrope_interleaved=True)
 
@@ -90,6 +102,8 @@ def _backbone(cls: type[QwenVL], image_size: int | None, text: dict[str, Any], *
         for name, weight in model.named_parameters():  # norms of queries and keys: with ones all keys were as long
             if name.endswith(("q_norm.weight", "k_norm.weight")):
                 torch.nn.init.uniform_(weight, 0.5, 1.5)
+            if name.endswith(("A_log", "dt_bias")):  # as drawn, states would forget a token before the next one
+                torch.nn.init.uniform_(weight, -3, -1)
         return model
 
     words = ["<unk>", "user", "system", "assistant", "<", ">", "seconds", *map(str, range(10)), *WORDS]

@@ -88,6 +88,9 @@ def _check_layers(job: Job) -> None:
         if layer >= job.shape.depth:
             most = job.shape.depth - 1
             raise UserError(f"visualize.layers: {layer}: allowed: 0 to {most}, as {job.backbone.name} has")
+        if layer not in job.shape.attending:
+            there = ", ".join(map(str, job.shape.attending))
+            raise UserError(f"visualize.layers: {layer}: it has linear attention, none to draw; allowed: {there}")
 
 
 def numbers(job: Job, panels: Sequence[Panel], question: str) -> dict[str, Any]:
