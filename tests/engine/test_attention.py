@@ -45,8 +45,9 @@ def compared(backbone, method, inputs) -> list:
         return lambda module, args, output: returned[number].append(output[1].mean(1))  # [B, L, S]
 
     with ExitStack() as stack:
-        for number, layer in enumerate(backbone.decoder.layers):
-            stack.callback(layer.self_attn.register_forward_hook(note(number)).remove)
+        for number in backbone.shape.attending:  # the others have linear attention, which pays nothing to a token
+            attention = backbone.decoder.layers[number].self_attn
+            stack.callback(attention.register_forward_hook(note(number)).remove)
         engine = stack.enter_context(compressing(backbone, method))
         rows = stack.enter_context(engine.watching_attention({"made": made, "last": last}, LAYERS))
         with torch.no_grad():
