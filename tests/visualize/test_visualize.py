@@ -119,9 +119,9 @@ def test_every_family_has_panels(family: str) -> None:
         shown = panel(Model(job, fresh, method), picture, QUESTION, 4)
         count = shown.answer.tokens_in
         assert len(shown.holders) == count and len(shown.answer.ids) == 4
-        depth = fresh.shape.depth
+        attending = list(fresh.shape.attending)
         answering = [a for a in shown.attention if not a.own]
-        assert [a.layer for a in answering] == list(range(depth))
+        assert [a.layer for a in answering] == attending
         for a in shown.attention:
             assert a.own or a.visual + a.compressed + a.text == pytest.approx(1, abs=1e-4)
             for values in (a.made, a.answer):
@@ -132,7 +132,7 @@ def test_every_family_has_panels(family: str) -> None:
             gone = torch.tensor(shown.holders) < 0
             assert answering[0].answer.isfinite().all() and (answering[-1].answer.isnan() == gone).all()
         elif name == "fwd2bot":
-            assert [a.layer for a in shown.attention if a.own] == list(range(depth))
+            assert [a.layer for a in shown.attention if a.own] == attending
             assert shown.made == 3 and all(len(a.to_made) == 3 for a in answering) and not shown.is_kept
             assert len(shown.left) == 3 and len(shown.before) == count
         elif name == "victor":
