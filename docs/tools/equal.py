@@ -153,7 +153,11 @@ def table_part(root: Path) -> str:
 
 
 def _inside(own: Mapping[int | None, list[Piece]]) -> bool:
-    """Whether a method leaves more visual tokens in its first layers than in the last one."""
+    """Whether a method leaves more visual tokens in its first layers than in the last one, and the prompt sees them."""
+    from vtc.registry import methods  # imports the method's class, and so torch
+
+    if methods.get(next(iter(own.values()))[0].result["method"]["name"]).bottleneck:
+        return False
     budgets = [seeds[0].result["budget"] for seeds in own.values()]
     return any(b["layer_average_tokens"] > b["visual_tokens_out"] for b in budgets)
 
