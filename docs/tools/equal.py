@@ -20,6 +20,7 @@ import numpy as np
 import yaml
 
 from vtc import results
+from vtc.registry import methods
 from vtc.report import plots, tables
 from vtc.statistics import by_question, paired_estimate, question_weights
 from vtc.statistics.compare import cells, clusters
@@ -154,8 +155,6 @@ def table_part(root: Path) -> str:
 
 def _inside(own: Mapping[int | None, list[Piece]]) -> bool:
     """Whether a method leaves more visual tokens in its first layers than in the last one, and the prompt sees them."""
-    from vtc.registry import methods  # imports the method's class, and so torch
-
     if methods.get(next(iter(own.values()))[0].result["method"]["name"]).bottleneck:
         return False
     budgets = [seeds[0].result["budget"] for seeds in own.values()]

@@ -102,10 +102,9 @@ def test_where_nothing_is_dropped_it_is_the_model_bit_for_bit(layer: int, paddin
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_what_is_dropped_before_the_llm_is_gone_from_all_states() -> None:
-    """As transformers' own model on the embeddings that are left, one row at a time; so are steps from the cache."""
-    backbone = double()
-    method = build("random", 5, backbone.shape).eval()
+def pruned_rows(backbone, method):
+    """Each row of a batch with its answer by itself: embeddings, positions, the places of the tokens that the method
+    leaves, and the logits [1 + steps, V] behind the prefill and of each step from the cache."""
     inputs = in_double(batch(backbone))
     with torch.no_grad(), compressing(backbone, method) as engine:
         prefill, out = logits(backbone, inputs), generation(backbone, inputs, 6)
@@ -115,12 +114,20 @@ def test_what_is_dropped_before_the_llm_is_gone_from_all_states() -> None:
         start = int((inputs["attention_mask"][row] == 0).sum())
         with torch.no_grad():
             ids, x, place = row_of(backbone, inputs, row, made)
-            stays = (ids != backbone.image_token_id).nonzero()[:, 0].tolist() + [n - start for n in kept[row]]
-            stays = sorted(stays)
+        stays = (ids != backbone.image_token_id).nonzero()[:, 0].tolist() + [n - start for n in kept[row]]
+        yield x, place, sorted(stays), torch.stack([prefill[row, -1], *(step[row] for step in out.logits)])
+
+
+def test_what_is_dropped_before_the_llm_is_gone_from_all_states() -> None:
+    """As transformers' own model on the embeddings that are left, one row at a time; so are steps from the cache."""
+    backbone = double()
+    method = build("random", 5, backbone.shape).eval()
+    for x, place, stays, got in pruned_rows(backbone, method):
+        with torch.no_grad():
             own = backbone.decoder(inputs_embeds=x[None, stays], position_ids=place[:, None, stays], use_cache=False)
             expected = backbone.model.lm_head(own.last_hidden_state)[0]
-        assert close(prefill[row, -1], expected[-len(made) - 1])
-        assert close(torch.stack([step[row] for step in out.logits]), expected[-len(made) - 1 : -1])
+        assert close(got[0], expected[-len(got)])
+        assert close(got[1:], expected[-len(got) : -1])
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
@@ -128,22 +135,13 @@ def test_what_is_dropped_between_layers_stays_in_the_states_before(layer: int) -
     """The layers before have read it: prefill and steps are those of a loop over the layers that drops it there."""
     backbone = double()
     method = build("random", 5, backbone.shape, layer=layer, layer_scale="none").eval()
-    inputs = in_double(batch(backbone))
-    with torch.no_grad(), compressing(backbone, method) as engine:
-        prefill, out = logits(backbone, inputs), generation(backbone, inputs, 6)
-        kept = engine.report.kept
-    for row in range(3):
-        made = out.sequences[row, inputs["input_ids"].shape[1] :]
-        start = int((inputs["attention_mask"][row] == 0).sum())
+    for x, place, stays, got in pruned_rows(backbone, method):
         with torch.no_grad():
-            ids, x, place = row_of(backbone, inputs, row, made)
-            stays = (ids != backbone.image_token_id).nonzero()[:, 0].tolist() + [n - start for n in kept[row]]
-            stays = sorted(stays)
             drop = {layer: lambda x, place, stays=stays: (x[stays], place[:, stays])}
             expected, whole = by_layers(backbone, x, place, drop), by_layers(backbone, x, place)
         assert not close(expected[-1], whole[-1])
-        assert close(prefill[row, -1], expected[-len(made) - 1])
-        assert close(torch.stack([step[row] for step in out.logits]), expected[-len(made) - 1 : -1])
+        assert close(got[0], expected[-len(got)])
+        assert close(got[1:], expected[-len(got) : -1])
 
 
 def test_registers_go_through_the_states_like_words() -> None:

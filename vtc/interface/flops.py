@@ -130,8 +130,6 @@ def total(shape: BackboneShape, calls: Sequence[Call], causal: bool = True) -> f
 def uncompressed(shape: BackboneShape, text: int) -> float:
     """Prefill of the decoder with all visual tokens of one image and `text` tokens beside them, and the output row."""
     count = (shape.visual_tokens or 0) + text
-    if shape.recurrent is None:
-        return shape.depth * layer(shape, count) + head(shape)
     return sum(layer(shape, count, number=number) for number in range(shape.depth)) + head(shape)
 
 
@@ -143,9 +141,7 @@ def cache_bytes(shape: BackboneShape, layer_tokens: Sequence[int], item: int) ->
         layer_tokens: tokens in the cache of each decoder layer, text included.
         item: bytes a number.
     """
-    held, states = sum(layer_tokens), 0
-    if shape.recurrent is not None:
-        one = shape.recurrent
-        held = sum(layer_tokens[layer] for layer in shape.attending)
+    held, states, one = sum(layer_tokens[layer] for layer in shape.attending), 0, shape.recurrent
+    if one is not None:
         states = len(one.layers) * (4 * one.state + item * one.kernel * one.channels)
     return int(held * 2 * shape.kv_heads * shape.head_width * item) + states
