@@ -6,12 +6,12 @@ one, and where there are several seeds over these too (`vtc.statistics.paired_es
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 import yaml
 
 from vtc import results
+from vtc.ablations.claims import Outcome
 from vtc.registry import methods
 from vtc.report import plots, tables
 from vtc.statistics import by_question, paired_estimate, question_weights
@@ -47,18 +48,18 @@ class Piece:
     tokens: int | None
     seed: int
 
-    @cached_property
+    @functools.cached_property
     def result(self) -> Mapping[str, Any]:
         return results.load(self.folder)
 
-    @cached_property
+    @functools.cached_property
     def scores(self) -> Any:
         """Those of the samples, as shares of their tasks' full scores."""
         scales = {row["task"]: float(row.get("scale") or 1.0) for row in self.result["scores"]}
         scores = by_question(results.samples(self.folder))
         return scores / scores.index.get_level_values("task").map(scales).to_numpy(float)
 
-    @cached_property
+    @functools.cached_property
     def training(self) -> Mapping[str, Any] | None:
         """The manifest of its weights, where it was trained."""
         file = self.folder / MANIFEST
@@ -73,6 +74,23 @@ def pieces(root: Path) -> dict[str, dict[int | None, list[Piece]]]:
         about = json.loads(file.read_text(encoding="utf-8"))
         piece = Piece(file.parent, about["method"], about["tokens"], about["seed"])
         found.setdefault(piece.name, {}).setdefault(piece.tokens, []).append(piece)
+    return found
+
+
+@functools.cache
+def outcomes(root: Path) -> dict[str, dict[int, Outcome]]:
+    """What papers are held against: `method-tokens`, or the name alone of what has no budget → seed → outcome.
+
+    What wasn't trained, and draws nothing or draws with one seed, is the same row under every seed.
+    """
+    seeds = yaml.safe_load((root / TABLE).read_text(encoding="utf-8"))["seeds"]
+    found: dict[str, dict[int, Outcome]] = {}
+    for name, own in pieces(root).items():
+        for tokens, rows in own.items():
+            runs = {row.seed: Outcome.read(row.folder) for row in rows}
+            if not any(row.training for row in rows):
+                runs = dict.fromkeys(sorted({seed for each in seeds.values() for seed in each}), runs[rows[0].seed])
+            found[name if tokens is None else f"{name}-{tokens}"] = runs
     return found
 
 

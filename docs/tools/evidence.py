@@ -2,7 +2,7 @@
 
 The first is what its class names (`vtc.interface.evidence`), the others are read from committed files: what authors'
 code kept (benchmarks/results/parity.json), weights (benchmarks/pocket/weights), orders (benchmarks/orders.yaml against
-the committed runs). What there isn't is said to be none.
+the rows of the one table). What there isn't is said to be none.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import catalogue
+import equal
 import orders
-import readme
 
 from vtc.ablations import claims
 from vtc.interface import Compressor
@@ -97,8 +97,7 @@ def _order(name: str, root: Path) -> str:
 @functools.cache
 def judged(root: Path) -> list[orders.Judged]:
     """The papers' orders, judged once for all pages."""
-    setting = readme.sweep_setting(root)
-    return orders.judged(root, setting.runs) if setting else []
+    return orders.judged(root, equal.outcomes(root))
 
 
 def section(name: str, root: Path) -> str:

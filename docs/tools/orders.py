@@ -1,4 +1,4 @@
-"""The order of methods in the papers' tables, held against the same methods' committed runs at equal tokens.
+"""The order of methods in the papers' tables, held against the same methods' rows of the one table at equal tokens.
 
 A paper's table gives every pair of methods in it: the better one is that with the higher mean score relative to the
 uncompressed model, over the benchmarks that both report. Whether pocket agrees is judged as an ablation's claims are
@@ -19,7 +19,6 @@ import yaml
 from vtc.ablations import claims
 from vtc.ablations.experiments import Claim
 from vtc.report import tables
-from vtc.report.runs import Run
 
 FILE = "benchmarks/orders.yaml"
 
@@ -42,15 +41,9 @@ def pairs(order: Mapping[str, Any]) -> list[tuple[int, str, str, str]]:
     return pairs
 
 
-def run_of(runs: Sequence[Run], method: str, tokens: int) -> Run | None:
-    """The run of a method with its own settings at a budget."""
-    mine = [r for r in runs if r.method == method and r.tokens == tokens]
-    return min(mine, key=lambda r: (r.label != method, r.label), default=None)
-
-
 @dataclass(frozen=True)
 class Judged:
-    """A pair of methods that a paper puts in order, and what the committed runs say of it.
+    """A pair of methods that a paper puts in order, and what the table says of it.
 
     Attributes:
         source: the paper and its table; tokens: the budget on pocket.
@@ -63,20 +56,19 @@ class Judged:
     judgement: claims.Judgement
 
 
-def judged(root: Path, runs: Sequence[Run]) -> list[Judged]:
-    """Every pair of every paper, in the order of the file."""
+def judged(root: Path, runs: claims.Runs) -> list[Judged]:
+    """Every pair of every paper, in the order of the file.
+
+    Args:
+        runs: `method-tokens` → seed → outcome (`equal.outcomes`).
+    """
     statements, rows = [], []
-    outcomes: dict[tuple[str, int], dict[int, claims.Outcome]] = {}
     for order in entries(root):
         for tokens, better, worse, paper in pairs(order):
-            for method in (better, worse):
-                run = run_of(runs, method, tokens)
-                if run is not None and (method, tokens) not in outcomes:
-                    outcomes[method, tokens] = {0: claims.Outcome.read(run.path.parent)}
             about = f"{better} over {worse}"
             statements.append(Claim(about, paper, f"{better}-{tokens}", f"{worse}-{tokens}", (order["tasks"],)))
             rows.append((order["source"], tokens, (better, worse)))
-    judgements = claims.judge(statements, {f"{method}-{tokens}": runs for (method, tokens), runs in outcomes.items()})
+    judgements = claims.judge(statements, runs)
     return [Judged(*row, judgement) for row, judgement in zip(rows, judgements, strict=True)]
 
 
@@ -86,17 +78,17 @@ def entries(root: Path) -> list[dict[str, Any]]:
     return orders
 
 
-def part(root: Path, runs: Sequence[Run]) -> str:
+def part(root: Path, runs: claims.Runs) -> str:
     """The page's tables, one a paper, and how many pairs agree."""
     every = judged(root, runs)
     lines = []
     for order in entries(root):
         cells = [
-            [str(one.tokens), j.claim.text, j.claim.paper, *_difference(j), j.verdict]
+            [str(one.tokens), j.claim.text, j.claim.paper, *difference(j), str(j.seeds or "–"), j.verdict]
             for one in every
             if (j := one.judgement) and one.source == order["source"]
         ]
-        header = ["tokens", "better over worse", "paper", "difference on pocket", "p (Holm)", "pocket"]
+        header = ["tokens", "better over worse", "paper", "difference on pocket", "p (Holm)", "seeds", "pocket"]
         lines += [f"**{order['source']}**, {order['about']}.", "", tables.markdown(header, cells), ""]
     return "\n".join([*lines, f"Of {len(every)} pairs: {totals(every)}."]) + "\n"
 
@@ -109,7 +101,8 @@ def totals(every: Sequence[Judged]) -> str:
     )
 
 
-def _difference(judgement: claims.Judgement) -> list[str]:
+def difference(judgement: claims.Judgement) -> list[str]:
+    """With its interval, and the corrected p-value."""
     if judgement.difference is None or judgement.low is None or judgement.high is None:
         return ["–", "–"]
     shown = f"{judgement.difference:+.3f} [{judgement.low:+.3f}, {judgement.high:+.3f}]"

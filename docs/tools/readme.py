@@ -6,10 +6,11 @@
 
 A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`: `result` is the table that `make bench` prints,
 `sweep` the comparison of all committed runs with its plots, `method` the example method's file, `orders` the papers'
-order of methods against that of the runs, `claims` what the papers conclude, `pairs` Fwd2Bot and Victor against others
-at equal tokens, `stages` what LLaVolta's stages cost and what they lead to, `shape` the memory of every method on a
-LLaVA-1.5 of 7B's shape, `suites` what the benchmark suites are made of, `floors` what can be guessed at pocket's tasks,
-`equal` and `rates` the table of methods that are trained alike, and the learning rates that were tried (`equal.py`).
+order of methods against that of the one table, `claims` what the papers conclude, `pairs` Fwd2Bot and Victor against
+others at equal tokens, `stages` what LLaVolta's stages cost and what they lead to, `shape` the memory of every method
+on a LLaVA-1.5 of 7B's shape, `suites` what the benchmark suites are made of, `floors` what can be guessed at pocket's
+tasks, `equal` and `rates` the table of methods that are trained alike, and the learning rates that were tried
+(`equal.py`).
 They are made of committed files; `suites` and `options`, what there is, by `catalogue.py`; `support`, which method
 works on which family, of the code (`support.py`); `evidence`, what stands behind each method, of both (`evidence.py`).
 `store_…` are made by `store_tables.py`, `speed_…`, what docs/speed.md states, by `speed.py`.
@@ -33,7 +34,9 @@ import store_tables
 import verdicts
 
 from vtc import results, shipped
+from vtc.ablations import claims
 from vtc.ablations import page as ablations
+from vtc.ablations.experiments import Claim
 from vtc.errors import UserError
 from vtc.report import plots, tables
 from vtc.report.collection import Setting, collect, number
@@ -67,7 +70,7 @@ EXAMPLE = "examples/vtc-plugin-example/src/vtc_plugin_example/loudest.py"
 BUDGETS = (4, 16, 36, 64)  # of the tables in docs/results.md …
 SHOWN = 16  # … of which this one is open
 TRAINED = ("fwd2bot", "victor")
-AGAINST = ("avgpool", "fastv", "llavolta", "random")
+AGAINST = ("avgpool", "fastv", "llavolta", "random", "random-layer2")
 MAIN = {"backbone": "pocket", "method": "fwd2bot", "benchmark": "pocket", "tokens": 16}
 PART = re.compile(r"(<!-- begin (?P<name>\w+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
 
@@ -218,40 +221,33 @@ def method_part(root: Path) -> str:
 
 def pairs_part(root: Path) -> str:
     """Fwd2Bot and Victor against the methods that the three papers share, at equal tokens, by group of tasks."""
-    from vtc.statistics import compare, holm
-
-    setting = sweep_setting(root)
-    runs = [r for r in setting.runs if not r.is_baseline] if setting else []
-    rows: list[tuple[str, ...]] = []
-    p_values: list[float | None] = []
-    for a in runs:
-        for b in runs:
-            if a.tokens != b.tokens or a.method not in TRAINED or b.method not in AGAINST:
-                continue
-            compared = compare(a.path, b.path)
-            for group in results.GROUPS:
-                pair = compared[group]
-                means = f"{pair['a']:.3f}", f"{pair['b']:.3f}", f"{pair['difference']:+.3f}"
-                rows.append((f"{a.tokens:.0f}", group, a.label, b.label, *means))
-                p_values.append(pair["p_value"])
+    runs, rows = equal.outcomes(root), []
+    for tokens in BUDGETS:
+        statements = [
+            Claim(group, "", f"{method}-{tokens}", f"{other}-{tokens}", (group,))
+            for method in TRAINED
+            for other in AGAINST
+            for group in results.GROUPS
+            if f"{method}-{tokens}" in runs and f"{other}-{tokens}" in runs
+        ]
+        for found in claims.judge(statements, runs):  # corrected over those of a budget
+            names = (name.removesuffix(f"-{tokens}") for name in (found.claim.better, found.claim.worse))
+            shown, p_holm = orders.difference(found)
+            seeds = str(found.seeds)
+            rows.append([str(tokens), found.claim.text, *names, shown, tables.p_text(found.p), p_holm, seeds])
     if not rows:
-        return "No sweep is committed yet.\n"
-    adjusted = holm(p_values, [row[0] for row in rows])
-    cells = [[*row, tables.p_text(p), tables.p_text(q)] for row, p, q in zip(rows, p_values, adjusted, strict=True)]
-    cells.sort(key=lambda row: (int(row[0]), row[2], row[1] != "understanding"))
-    header = ["tokens", "tasks", "method", "against", "score", "its score", "difference", "p", "p (Holm)"]
-    return tables.markdown(header, cells) + "\n"
+        return f"None of them is there yet: {equal.COMMAND}.\n"
+    header = ["tokens", "tasks", "method", "against", "difference (95 %)", "p", "p (Holm)", "seeds"]
+    return tables.markdown(header, rows) + "\n"
 
 
 def orders_part(root: Path) -> str:
-    """What the papers' tables say of each pair of methods, and what the committed runs say."""
-    setting = sweep_setting(root)
-    return orders.part(root, setting.runs) if setting else "No sweep is committed yet.\n"
+    """What the papers' tables say of each pair of methods, and what the rows of the one table say."""
+    return orders.part(root, equal.outcomes(root))
 
 
 def claims_part(root: Path) -> str:
-    setting = sweep_setting(root)
-    return verdicts.part(root, setting.runs if setting else ())
+    return verdicts.part(root, equal.outcomes(root))
 
 
 def stages_part(root: Path) -> str:

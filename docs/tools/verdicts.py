@@ -1,8 +1,9 @@
-"""Verdicts on what papers conclude (`benchmarks/claims.yaml`), from the committed runs, by one rule.
+"""Verdicts on what papers conclude (`benchmarks/claims.yaml`), from the rows of the one table, by one rule.
 
 Each comparison is judged as an ablation's claims are (`vtc.ablations.claims`): paired by sample, all p-values of the
 page Holm-corrected; it agrees or disagrees below 0.05, else it can't tell. A conclusion AGREES if every comparison
-does, DISAGREES if every one that can tell does, is PARTLY so where some agree and others don't, and else can't be told.
+does, DISAGREES if every one that can tell does, is PARTLY so where some agree and others don't, and else can't be told;
+those that aren't run yet are counted, and decide nothing.
 """
 
 from __future__ import annotations
@@ -13,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from orders import run_of
 
 from vtc.ablations import claims
-from vtc.ablations.claims import AGREES, DISAGREES, OPEN, Judgement, Outcome
+from vtc.ablations.claims import AGREES, DISAGREES, MISSING, OPEN, Judgement
 from vtc.ablations.experiments import Claim
 from vtc.report import tables
-from vtc.report.runs import Run
 
 FILE = "benchmarks/claims.yaml"
 PARTLY, UNTESTED = "partly", "not tested"
@@ -44,23 +43,21 @@ def _named(method: str, tokens: int | None) -> str:
 
 def verdict(judged: Sequence[str]) -> str:
     """Of a conclusion, from those of its comparisons."""
-    told = {each for each in judged if each in (AGREES, DISAGREES)}
-    if set(judged) == {AGREES}:
+    run = {each for each in judged if each != MISSING}
+    told = run & {AGREES, DISAGREES}
+    if not run:
+        return MISSING
+    if run == {AGREES}:
         return AGREES
     if told == {DISAGREES}:
         return DISAGREES
     return PARTLY if AGREES in told else OPEN
 
 
-def outcomes(names: Sequence[str], runs: Sequence[Run]) -> dict[str, dict[int, Outcome]]:
-    """The committed runs of these names."""
-    found = {}
-    for name in names:
-        method, _, tokens = name.partition("-")
-        run = next((r for r in runs if r.is_baseline), None) if name == "none" else run_of(runs, method, int(tokens))
-        if run is not None:
-            found[name] = {0: Outcome.read(run.path.parent)}
-    return found
+def shown(judged: Sequence[str]) -> str:
+    """The verdict, and whether comparisons are missing from it."""
+    whole = verdict(judged)
+    return f"**{whole}**" + (", so far" if MISSING in judged and whole != MISSING else "")
 
 
 def interval(judgement: Judgement) -> str:
@@ -71,19 +68,22 @@ def interval(judgement: Judgement) -> str:
     return f"{judgement.claim.text}: {judgement.difference:+.3f} {bounds}{allowed}: {judgement.verdict}"
 
 
-def part(root: Path, runs: Sequence[Run]) -> str:
-    """The page's table, and its comparisons with their intervals below it."""
+def part(root: Path, runs: claims.Runs) -> str:
+    """The page's table, and its comparisons with their intervals below it.
+
+    Args:
+        runs: `method-tokens`, or `none` → seed → outcome (`equal.outcomes`).
+    """
     entries = yaml.safe_load((root / FILE).read_text(encoding="utf-8"))
     every = [comparisons(entry) for entry in entries]
-    names = dict.fromkeys(name for each in every for claim in each for name in (claim.better, claim.worse))
-    judgements = claims.judge([claim for each in every for claim in each], outcomes([*names], runs))
+    judgements = claims.judge([claim for each in every for claim in each], runs)
     rows, details, at = [], [], 0
     for entry, each in zip(entries, every, strict=True):
         mine, at = judgements[at : at + len(each)], at + len(each)
         counts = Counter(j.verdict for j in mine)
         said = ", ".join(f"{n} {what}" for what, n in counts.items()) or " ".join(entry["untested"].split())
-        whole = verdict([j.verdict for j in mine]) if mine else UNTESTED
-        rows.append([entry["claim"], entry["paper"], f"**{whole}**", said])
+        whole = shown([j.verdict for j in mine]) if mine else f"**{UNTESTED}**"
+        rows.append([entry["claim"], entry["paper"], whole, said])
         if mine:
             details += ["", f"{entry['claim']}:", "", *(f"- {interval(j)}" for j in mine)]
     table = tables.markdown(["conclusion", "paper", "pocket", "comparisons"], rows)

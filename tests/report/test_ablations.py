@@ -137,6 +137,8 @@ def test_the_verdict_on_a_conclusion_is_a_rule() -> None:
     assert verdicts.verdict([yes, yes]) == yes and verdicts.verdict([no, open_]) == no
     assert verdicts.verdict([yes, open_]) == verdicts.verdict([yes, no]) == "partly"
     assert verdicts.verdict([open_, open_]) == open_
+    assert verdicts.shown([yes, MISSING]) == "**agrees**, so far" and verdicts.shown([yes]) == "**agrees**"
+    assert verdicts.shown([MISSING, MISSING]) == "**not run**"
 
 
 def test_floors_costs_and_what_is_missing() -> None:

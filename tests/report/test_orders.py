@@ -1,16 +1,17 @@
-"""The papers' order of methods: which of a pair is better there, and which runs it is held against."""
+"""The papers' order of methods: which of a pair is better there, and what the rows of the one table say."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import equal
 import orders
 from omegaconf import OmegaConf
-from readme import committed
 
 from vtc import shipped
 from vtc.registry import methods
-from vtc.report.runs import Run
+
+ROOT = shipped.root()
 
 
 def test_pairs_are_compared_over_what_both_report() -> None:
@@ -22,7 +23,7 @@ def test_pairs_are_compared_over_what_both_report() -> None:
 
 
 def test_every_method_of_the_file_is_one_of_ours_and_its_scores_are_complete() -> None:
-    entries = OmegaConf.to_container(OmegaConf.load(shipped.root() / orders.FILE))
+    entries = OmegaConf.to_container(OmegaConf.load(ROOT / orders.FILE))
     for order in entries:
         for _, better, worse, _ in orders.pairs(order):
             assert better != worse and {better, worse} <= set(methods.names())
@@ -30,22 +31,12 @@ def test_every_method_of_the_file_is_one_of_ours_and_its_scores_are_complete() -
             assert all(len(row) == len(order["whole"]) for row in group["rows"].values())
 
 
-def test_a_methods_own_settings_are_taken() -> None:
-    runs = [Run.read(path) for path in committed(shipped.root())]
-    for run in runs:
-        run.label = "random (layer=2)" if run.path.parent.name.startswith("pocket-random-layer2") else run.method
-    found = orders.run_of(runs, "random", 4)
-    assert found is not None and found.path.parent.name == "pocket-random-4"
-    assert orders.run_of(runs, "random", 5) is None
-
-
-def test_verdicts_are_those_of_the_runs(tmp_path: Path) -> None:
+def test_verdicts_are_those_of_the_table(tmp_path: Path) -> None:
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / orders.FILE).write_text(
-        "- {source: A paper, about: nothing, tasks: understanding, pairs: [{at: 4, better: random, worse: fastv},"
-        " {at: 4, better: victor, worse: fastv}, {at: 5, better: victor, worse: fastv}]}"
+        "- {source: A paper, about: nothing, tasks: understanding, pairs: [{at: 16, better: random, worse: fastv},"
+        " {at: 16, better: victor, worse: fastv}, {at: 5, better: victor, worse: fastv}]}"
     )
-    runs = [Run.read(path) for path in committed(shipped.root())]
-    text = orders.part(tmp_path, runs)
+    text = orders.part(tmp_path, equal.outcomes(ROOT))
     assert text.count("| disagrees |") == 1 and text.count("| agrees |") == 1 and text.count("| not run |") == 1
     assert text.rstrip().endswith("Of 3 pairs: 1 agrees, 1 disagrees, 0 can't tell, 1 not run.")

@@ -125,8 +125,14 @@ def _compared(claim: Claim, runs: Runs) -> Judgement:
     if missing := [name for name in (claim.better, claim.worse) if not runs.get(name) and name not in FLOORS]:
         return Judgement(claim, MISSING, note=f"no result of {', '.join(missing)}")
     worse = runs[claim.better] if claim.worse in FLOORS else runs[claim.worse]
-    seeds = sorted(set(runs[claim.better]) & set(worse))  # under which both sides were run
+    seeds = _distinct(runs[claim.better], worse)
     return (_costs if claim.cost else _scores)(claim, runs, seeds)
+
+
+def _distinct(a: Mapping[int, Outcome], b: Mapping[int, Outcome]) -> list[int]:
+    """The seeds under which both sides were run; one of those under which both are the same two outcomes, as those
+    without training are."""
+    return sorted({(id(a[seed]), id(b[seed])): seed for seed in sorted(set(a) & set(b), reverse=True)}.values())
 
 
 def _scores(claim: Claim, runs: Runs, seeds: Sequence[int]) -> Judgement:

@@ -23,7 +23,8 @@ class DART(TokenPruner):
     which the rotation by positions doesn't change; `norm=l1` is theirs, the sum of absolute values after it. The cosine
     is that of the hidden states themselves (theirs pass the decoder's last norm first). Exactly `tokens` are kept
     (theirs: pivots + pivots · floor(tokens / pivots)); shares differ by one at most, and where the budget has no more
-    than `visual` tokens, they are all pivots.
+    than `visual` tokens, they are all pivots. In pocket's mean at 16 tokens neither option shows: `norm=l1` -0.004
+    [-0.010, +0.003], `order=place` -0.001 [-0.006, +0.004].
 
     Args:
         tokens: default: two ninths of the visual tokens (128 of 576, the authors' example).

@@ -42,7 +42,8 @@ class PyramidDrop(Compressor):
     The budget is what is left at the end: of the n tokens before one of the s stages still to come, the share
     (tokens / n)^(1/s) stays, the same at every stage. An eighth gives the paper's λ = 0.5: 50, 25 and 12.5 %. With
     `ratios` the stages before the last leave these shares of an image's tokens. Tokens keep their positions, as with
-    FastV; the authors number them anew after each drop, which `renumber` does (not where positions are a grid).
+    FastV; the authors number them anew after each drop, which `renumber` does (not where positions are a grid): -0.012
+    in pocket's mean at 16 tokens, [-0.018, -0.007].
 
     Args:
         tokens: default: an eighth of the visual tokens (72 of 576).

@@ -1,0 +1,40 @@
+"""The one table: what it says of methods that draw nothing, and of the options that docstrings speak of."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import equal
+import pytest
+import yaml
+
+from vtc import shipped
+from vtc.ablations.claims import judge
+from vtc.ablations.experiments import Claim
+from vtc.registry import methods
+
+ROOT = shipped.root()
+OPTIONS = yaml.safe_load((ROOT / equal.TABLE).read_text())["options"]
+
+
+def test_what_was_not_trained_is_the_same_under_every_seed() -> None:
+    runs = equal.outcomes(ROOT)
+    assert {*runs["fastv-16"]} == {0, 1, 2} and len({id(run) for run in runs["fastv-16"].values()}) == 1
+    assert all(run.training for name in ("none", "victor-16") for run in runs[name].values())
+    claims = [Claim("", "", "fastv-16", other, ("understanding",)) for other in ("random-16", "victor-16")]
+    alone, beside = judge(claims, runs)
+    assert alone.seeds == 1, "three times the same rows are one"
+    assert beside.seeds == len(runs["victor-16"])
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_docstring_says_what_an_option_changes(name: str) -> None:
+    """Where the table has that row; the docstring's numbers are the table's."""
+    done, method = equal.pieces(ROOT), OPTIONS[name]["method"]
+    words = re.sub(r"\s+", " ", inspect.getdoc(methods.get(method)) or "")
+    if name not in done:
+        return
+    found = equal.estimate(done[name][16], done[method][16])
+    said = rf"{found['difference']:+.3f}.*\[{found['low']:+.3f}, {found['high']:+.3f}\]"
+    assert re.search(said.replace("+", r"\+"), words), f"{name}: {said}"
