@@ -25,7 +25,6 @@ PLAN = [
     ("promised", f"promised.py --rounds 11 --methods {CLAIMED}"),
     ("decode", "decode.py --rounds 9"),
     ("time-by-part", "time_by_part.py"),
-    ("lengths", "lengths.py"),
     ("promised", "promised.py"),
     ("promised-batch-4", f"promised.py --batch 4 --rounds 3 --methods {CLAIMED}"),
     ("decode-shape", "decode.py --backbone llava15_7b --width {width} --rows 4 --rounds 3 --methods none divprune:192 "

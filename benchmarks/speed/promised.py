@@ -10,6 +10,11 @@ time of the process on one thread, on a GPU the wall clock. The promise is the q
 projector and the method's own work among them. `own` is the time of the method's own work (`vtc.profiling.parts`) as a
 share of the plain prefill.
 
+`control` is what transformers gains by itself, no method and no engine: the plain prefill with its decoder's time put
+together of passes over as many tokens as are left in each layer, which take turns with all the others. It is what this
+machine gives at most, where a matrix product of few rows may run at another rate than one of many; `of_control` is the
+share of it that the method reaches. A method that runs passes of its own has none.
+
 For 2,880 visual tokens: `--backbone llava_next_vicuna_7b --image-size 672`; `--width 1 --device cuda --dtype bfloat16`
 is the real shape. About 15 minutes on one core; `turns.py` says how to do it bit by bit.
 """
@@ -17,7 +22,8 @@ is the real shape. About 15 minutes on one core; `turns.py` says how to do it bi
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,11 +69,37 @@ def prefill(backbone: Backbone, inputs: Any, method: Compressor | None) -> Calla
     return run
 
 
-def work(backbone: Backbone, method: Compressor, inputs: Any) -> float:
-    """FLOPs up to the first token."""
-    ran = count_passes(backbone, method, inputs)
-    decoder = flops.total(backbone.shape, ran.prefill) + flops.head(backbone.shape)
-    return decoder + ran.method_flops + ran.vision_flops
+def decode(backbone: Backbone, batch: int, tokens: int) -> Callable[[], None]:
+    """The decoder as transformers has it, on so many tokens."""
+    size = batch, tokens, backbone.shape.width
+    embeddings = torch.randn(size, dtype=backbone.dtype, device=backbone.device)
+
+    def run() -> None:
+        with torch.inference_mode():
+            backbone.decoder(inputs_embeds=embeddings, use_cache=True)
+
+    return run
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one row up to the first token.
+
+    Attributes:
+        flops: of all that ran.
+        lengths: tokens in each layer of the decoder; None: the method runs passes of its own.
+    """
+
+    flops: float
+    lengths: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, backbone: Backbone, method: Compressor, inputs: Any) -> Work:
+        ran = count_passes(backbone, method, inputs)
+        decoder = flops.total(backbone.shape, ran.prefill) + flops.head(backbone.shape)
+        single = len(ran.prefill) == backbone.shape.depth
+        lengths = tuple(call.queries for call in ran.prefill) if single else None
+        return cls(decoder + ran.method_flops + ran.vision_flops, lengths)
 
 
 def measure(session: Session, cases: list[Mapping[str, Any]]) -> None:
@@ -78,7 +110,9 @@ def measure(session: Session, cases: list[Mapping[str, Any]]) -> None:
     rounds = session.options.rounds * (3 if cases[0]["method"] == "none" else 1)
     inputs, one = latency.example(backbone, batch, TEXT), latency.example(backbone, 1, TEXT)
     under = [built(case["method"], case["asked"], backbone) for case in cases]
-    whole = work(backbone, build("none", None, backbone.shape), one)
+    whole = Work.of(backbone, build("none", None, backbone.shape), one)
+    needed = [Work.of(backbone, method, one) for method in under]
+    lengths = {n for work in (whole, *needed) for n in work.lengths or ()}
     own: list[list[float]] = [[] for _ in cases]
 
     def metered(number: int) -> Callable[[], None]:
@@ -91,11 +125,13 @@ def measure(session: Session, cases: list[Mapping[str, Any]]) -> None:
 
         return meter
 
-    runs = {None: prefill(backbone, inputs, None), **{number: metered(number) for number in range(len(cases))}}
+    runs: dict[Any, Callable[[], None]] = {None: prefill(backbone, inputs, None)}
+    runs |= {("decoder", n): decode(backbone, batch, n) for n in sorted(lengths)}
+    runs |= {number: metered(number) for number in range(len(cases))}
     spent = list(session.turns(runs, rounds))
-    for number, (case, method) in enumerate(zip(cases, under, strict=True)):
+    for number, (case, method, work) in enumerate(zip(cases, under, needed, strict=True)):
         gains = [turn[None] / turn[number] for turn in spent]
-        promised = whole / work(backbone, method, one)
+        promised = whole.flops / work.flops
         shares = [mine / turn[None] for mine, turn in zip(own[number][-rounds:], spent, strict=True)]
         session.add({
             **case,
@@ -103,10 +139,25 @@ def measure(session: Session, cases: list[Mapping[str, Any]]) -> None:
             "promised": round(promised, 4),
             "measured": quartiles(gains),
             "realised": round(statistics.median(gains) / promised, 4),
+            **controlled(spent, number, work, whole),
             "own": quartiles(shares, 5),
             "plain_s": round(statistics.median(turn[None] for turn in spent), 4),
             "rounds": rounds,
         })  # fmt: skip
+
+
+def controlled(turns: Sequence[Mapping[Any, float]], number: int, work: Work, whole: Work) -> dict[str, Any]:
+    """A row's `control` and `of_control`, where it has them: tower, projector and head as in the plain prefill, and the
+    layers of the decoder each at its length."""
+    if work.lengths is None or whole.lengths is None:
+        return {}
+    seconds = []
+    for turn in turns:
+        layers, plain = ([turn["decoder", n] for n in lengths] for lengths in (work.lengths, whole.lengths))
+        seconds.append(turn[None] + statistics.mean(layers) - statistics.mean(plain))
+    gains = [turn[None] / control for turn, control in zip(turns, seconds, strict=True)]
+    shares = [control / turn[number] for turn, control in zip(turns, seconds, strict=True)]
+    return {"control": quartiles(gains), "of_control": round(statistics.median(shares), 4)}
 
 
 def groups(cases: Iterable[Mapping[str, Any]], backbone: Backbone) -> Iterator[list[Mapping[str, Any]]]:

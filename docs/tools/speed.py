@@ -68,6 +68,11 @@ def targets_part(root: Path) -> str:
                 figure = ", ".join(f"{m} {share:.2f}" for m, share in found.items())
                 target = f"share of the promise realised ≥ {least}: {tokens} tokens, batch {batch}"
                 add(target, figure, len(found) == len(SHARES) and min(found.values()) >= least)
+            beside = {m: r for m in SHARES if "control" in (r := promised.get((m, tokens, batch), {}))}
+            if beside:
+                figure = ", ".join(f"{m} {r['of_control']:.2f}" for m, r in beside.items())
+                target = f"… of what transformers itself gains: {tokens} tokens, batch {batch}"
+                cells.append([target, figure, "control"])
         none = promised.get(("none", 16, batch))
         if none:
             times = [1 / v for v in reversed(none["measured"])]
@@ -108,11 +113,13 @@ def promised_part(root: Path) -> str:
             f"{r['promised']:.2f}",
             spread(r["measured"]),
             percent(r["realised"]),
+            f"{r['control'][1]:.2f}" if "control" in r else "–",
+            percent(r["of_control"]) if "control" in r else "–",
             percent(r["own"][1], 1),
         ]
         for r in sorted(found, key=lambda r: (r["method"], r["asked"]))
     ]
-    header = ["method", "tokens", "promised", "measured", "realised", "own work"]
+    header = ["method", "tokens", "promised", "measured", "realised", "control", "of it", "own work"]
     drawn = "![Measured against promised speed-up, every method](images/speed-promised.png)"
     return f"{drawn}\n\n{tables.markdown(header, cells)}\n\n{made_by(root, 'promised')}\n"
 
@@ -138,21 +145,6 @@ def larger_part(root: Path) -> str:
         return MISSING
     header = ["visual tokens", "batch", "method", "left", "promised", "measured", "realised"]
     return tables.markdown(header, cells) + f"\n\n{made_by(root, *names)}\n"
-
-
-def lengths_part(root: Path) -> str:
-    """What transformers gains by itself from fewer tokens."""
-    found = rows(root, "lengths")
-    if not found:
-        return MISSING
-    cells = [
-        [str(r["batch"]), str(g["tokens"]), str(g["layer"]), f"{g['promised']:.2f}", spread(g["gained"]),
-         percent(g["realised"])]
-        for r in found
-        for g in r["gains"]
-    ]  # fmt: skip
-    header = ["batch", "tokens", "from layer", "promised", "gained", "realised"]
-    return tables.markdown(header, cells) + f"\n\n{made_by(root, 'lengths')}\n"
 
 
 def published_part(root: Path) -> str:
@@ -214,7 +206,6 @@ def by_part_part(root: Path) -> str:
 PARTS: dict[str, Callable[[Path], str]] = {
     "speed_targets": targets_part,
     "speed_promised": promised_part,
-    "speed_lengths": lengths_part,
     "speed_larger": larger_part,
     "speed_published": published_part,
     "speed_decoding": decoding_part,

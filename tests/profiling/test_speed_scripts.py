@@ -26,7 +26,7 @@ def scripts(monkeypatch) -> None:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-    for name in ("turns", "promised", "published", "lengths", "protocol", "time_by_part", "decode"):
+    for name in ("turns", "promised", "published", "protocol", "time_by_part", "decode"):
         sys.modules.pop(name, None)
 
 
@@ -59,6 +59,22 @@ def test_rows_are_kept_and_gone_on_from(backbone, monkeypatch, tmp_path, capsys)
     assert [(r["method"], r["tokens"]) for r in rows[3:]] == [("divprune", 3), ("divprune", 5)]
     assert all(r["promised"] > 1 and r["own"][1] > 0 for r in rows[1:]) and rows[0]["promised"] == 1
     assert all(abs(r["realised"] - r["measured"][1] / r["promised"]) < 1e-3 for r in rows)
+    assert all(r["control"][1] > 0 and r["of_control"] > 0 for r in rows)
+
+
+def test_the_control_is_the_plain_prefill_with_layers_of_other_lengths(backbone) -> None:
+    """By hand: half of the layers at 10 tokens, half at 4, of a decoder that takes 6 s for 10 and 2 s for 4."""
+    import promised
+
+    whole, mixed, own = promised.Work(9.0, (10,) * 4), promised.Work(5.0, (10, 10, 4, 4)), promised.Work(9.0, None)
+    turns = [{None: 8.0, ("decoder", 10): 6.0, ("decoder", 4): 2.0, 0: 7.5}] * 2
+    assert promised.controlled(turns, 0, mixed, whole) == {"control": [1.3333] * 3, "of_control": 0.8}
+    assert promised.controlled(turns, 0, own, whole) == {}, "a method that runs passes of its own has no control"
+    inputs = latency.example(backbone, 1, 12)
+    visual, depth = backbone.shape.visual_tokens or 0, backbone.shape.depth
+    fastv = promised.Work.of(backbone, promised.built("fastv", 3, backbone), inputs)
+    assert fastv.lengths == (visual + 12,) * 2 + (3 + 12,) * (depth - 2)
+    assert promised.Work.of(backbone, promised.built("fwd2bot", 3, backbone), inputs).lengths is None
 
 
 def test_a_method_with_adapters_takes_its_turns_alone(backbone) -> None:
@@ -74,7 +90,6 @@ def test_a_method_with_adapters_takes_its_turns_alone(backbone) -> None:
 FEW = ["--tokens", "4", "--rounds", "2"]
 LINES = {
     "published": FEW,
-    "lengths": FEW,
     "protocol": [*FEW, "--methods", "divprune", "--batch", "2", "--new-tokens", "2", "4"],
     "time_by_part": [*FEW, "--methods", "fastv", "--batch", "2"],
     "decode": ["--methods", "divprune:4", "--rows", "2", "--new-tokens", "20", "--rounds", "1"],
@@ -92,8 +107,6 @@ def test_a_script_measures_and_its_table_reads_it(backbone, monkeypatch, tmp_pat
     assert len(rows) == (4 if name == "published" else 1)
     if name == "decode":
         assert rows[0]["same_tokens"] and rows[0]["decoding"] == "compiled"
-    elif name == "lengths":
-        assert all(gain["gained"][1] > 0 and gain["promised"] > 1 for gain in rows[0]["gains"])
     parts = {"time_by_part": "speed_by_part", "decode": "speed_decoding"}
     if name != "protocol":
         table = speed.PARTS[parts.get(name, f"speed_{name}")](tmp_path)
