@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from checkpoints import settings_of, shape_of
 from PIL import Image
 
 from vtc.backbones import wrap
-from vtc.engine import attention, compress_images, compressing
+from vtc.engine import attention, compress_images
 from vtc.errors import UserError
 from vtc.methods import build
 from vtc.registry import families
-from vtc.testing import batch
 from vtc.testing.models import picture
 from vtc.testing.tiny_gemma import TOKENS, tiny_gemma3
 
@@ -152,19 +149,6 @@ def test_rows_with_and_without_pictures() -> None:
     assert [len(r) for r in backbone.image_features(dict(inputs))] == [TOKENS] * 3
     with pytest.raises(UserError, match="reads images, not videos"):
         backbone.inputs(["what"], [[]], [[[wide, wide]]])
-
-
-def test_the_compiled_step_is_left_to_generate() -> None:
-    backbone = tiny_gemma3()
-    inputs = batch(backbone)
-    options: dict[str, Any] = {"max_new_tokens": 20, "min_new_tokens": 20, "do_sample": False}
-    answers = []
-    for compiled in (False, True):
-        with torch.inference_mode(), compressing(backbone, build("fastv", 3, backbone.shape), compiled) as engine:
-            answers.append(backbone.model.generate(**inputs, **options))
-            how = engine.decoding
-    assert how == "generate: its layers attend in windows, whose masks change from step to step"
-    assert torch.equal(*answers)
 
 
 def test_what_it_cant_do_is_refused_in_one_line() -> None:

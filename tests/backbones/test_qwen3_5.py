@@ -232,21 +232,6 @@ def test_queries_have_heads_where_those_of_the_decoder_dont_divide_its_width() -
     assert make("mqt", 4, other).per_head(torch.zeros(2, 3, 32)).shape == (2, 4, 3, 8)
 
 
-def test_the_compiled_step_is_left_to_generate() -> None:
-    backbone = tiny_qwen3_5()
-    inputs = batch(backbone)
-    options: dict[str, Any] = {"max_new_tokens": 20, "min_new_tokens": 20, "do_sample": False}
-    answers = []
-    for compiled in (False, True):
-        with torch.inference_mode(), compressing(backbone, build("fastv", 3, backbone.shape), compiled) as engine:
-            answers.append(backbone.model.generate(**inputs, **options))
-            how = engine.decoding
-    assert (
-        how == "generate: its layers with linear attention hold states, for which the buffers of a step have no place"
-    )
-    assert torch.equal(*answers)
-
-
 def test_a_narrow_one_has_fewer_heads_of_linear_attention_too() -> None:
     from vtc.backbones.random_weights import narrowed
 

@@ -10,8 +10,9 @@ from vtc.errors import NotFinite
 from vtc.methods import build
 from vtc.testing import batch, tiny_backbone
 from vtc.testing.runs import instance
+from vtc.testing.tiny_gemma import tiny_gemma3
 from vtc.testing.tiny_llava import tiny_llava_next
-from vtc.testing.tiny_qwen import tiny_qwen2_vl, tiny_qwen3_vl, tiny_qwen3_vl_moe
+from vtc.testing.tiny_qwen import tiny_qwen2_vl, tiny_qwen3_5, tiny_qwen3_vl, tiny_qwen3_vl_moe
 from vtc.testing.tiny_tiles import tiny_internvl
 
 NEW = 20
@@ -120,6 +121,21 @@ def test_generate_does_what_it_cannot_do():
     tokens, how = answers(backbone, method, inputs, True, num_beams=2)
     assert how == "generate: it is no greedy search"
     assert torch.equal(tokens, answers(backbone, method, inputs, False, num_beams=2)[0])
+
+
+@pytest.mark.parametrize(
+    "family, why",
+    [
+        (tiny_gemma3, "its layers attend in windows, whose masks change from step to step"),
+        (tiny_qwen3_5, "its layers with linear attention hold states, for which the buffers of a step have no place"),
+    ],
+)
+def test_a_family_that_it_cannot_do_is_left_to_generate(family, why):
+    backbone = family()
+    method, inputs = build("fastv", 3, backbone.shape).eval(), batch(backbone)
+    tokens, how = answers(backbone, method, inputs, True)
+    assert how == f"generate: {why}"
+    assert torch.equal(tokens, answers(backbone, method, inputs, False)[0])
 
 
 def test_settings_of_a_checkpoint_that_change_the_tokens_are_obstacles():
