@@ -256,7 +256,7 @@ class Table:
             training = dataclasses.replace(training, rate=self.rate(training.name) or 0.0)
             row = dataclasses.replace(row, training=training)
             self._in_time(self.seconds(training.name, "training"), until)
-            weights = self._weights(training)
+            weights = self.weights(training)
         self._in_time(self.seconds(row.method, "row"), until)
         if row.piece is None:
             self._score(row, weights)
@@ -266,7 +266,7 @@ class Table:
         if time.time() + seconds > until:
             raise Late
 
-    def _weights(self, training: Training) -> Path:
+    def weights(self, training: Training) -> Path:
         """The checkpoint of a training, made where it isn't there."""
         from vtc.training import train
 
@@ -283,7 +283,7 @@ class Table:
 
     def _try(self, name: str, rate: float) -> None:
         training = self.trial(name, rate)
-        manifest = json.loads((self._weights(training) / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((self.weights(training) / "manifest.json").read_text(encoding="utf-8"))
         stage = manifest["stages"][-1]
         tried = self.tried(name) | {
             f"{rate:g}": {

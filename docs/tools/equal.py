@@ -28,6 +28,7 @@ from vtc.statistics.compare import cells, clusters
 
 RESULTS = "benchmarks/results/pocket2"
 TABLE = "benchmarks/pocket/table.yaml"
+SCENES = "scenes.json"
 IMAGE = "docs/images/pocket2-losses.png"
 LOG, MANIFEST, PIECE = "training.jsonl", "training.json", "piece.json"
 FLOORS = {"blind": "floor: text alone", "bag": "floor: text, and a bag of attributes"}
@@ -230,6 +231,24 @@ def rates_part(root: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def scenes_part(root: Path) -> str:
+    """Rows again on scenes of other seeds: the mean, and the task that is furthest off."""
+    file = root / RESULTS / SCENES
+    if not file.is_file():
+        return "None was scored again yet: `python benchmarks/pocket/scenes.py`.\n"
+    rows = []
+    for label, seeds in json.loads(file.read_text(encoding="utf-8")).items():
+        for seed, found in seeds.items():
+            tasks = dict(found["tasks"])
+            mean = tasks.pop("mean")
+            name, far = max(tasks.items(), key=lambda task: abs(task[1]["z"]))
+            furthest = f"{name}: {far['score']:.3f}, published {far['published']:.3f} (z {far['z']:+.1f})"
+            scores = [f"{mean['score']:.3f}", f"{mean['published']:.3f}", f"{mean['z']:+.1f}"]
+            rows.append([f"`{label}`", seed, *scores, furthest])
+    header = ["row", "scenes of seed", "mean", "published", "z", "the task that is furthest off"]
+    return tables.markdown(header, rows) + "\n"
+
+
 def plot(root: Path) -> None:
     """The loss of answers in each method's training at the budget of the grid, seed 0."""
     import matplotlib
@@ -259,4 +278,4 @@ def plot(root: Path) -> None:
     plt.close(figure)
 
 
-PARTS = {"equal": table_part, "option_effects": options_part, "rates": rates_part}
+PARTS = {"equal": table_part, "option_effects": options_part, "rates": rates_part, "scenes": scenes_part}

@@ -9,8 +9,8 @@ A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`: `result` is
 order of methods against that of the one table, `claims` what the papers conclude, `pairs` Fwd2Bot and Victor against
 others at equal tokens, `stages` what LLaVolta's stages cost and what they lead to, `shape` the memory of every method
 on a LLaVA-1.5 of 7B's shape, `suites` what the benchmark suites are made of, `floors` what can be guessed at pocket's
-tasks, `equal` and `rates` the table of methods that are trained alike, and the learning rates that were tried
-(`equal.py`).
+tasks, `equal`, `rates` and `scenes` the table of methods that are trained alike, the learning rates that were tried,
+and rows of it on other scenes (`equal.py`).
 They are made of committed files; `suites` and `options`, what there is, by `catalogue.py`; `support`, which method
 works on which family, of the code (`support.py`); `evidence`, what stands behind each method, of both (`evidence.py`).
 `store_…` are made by `store_tables.py`, `speed_…`, what docs/speed.md states, by `speed.py`.

@@ -13,6 +13,7 @@ import yaml
 
 from vtc import shipped
 from vtc.configuration import parse
+from vtc.pocket import second
 
 FILE = shipped.path("benchmarks/pocket/table.py")
 VALUES = yaml.safe_load(FILE.with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -100,7 +101,7 @@ def made(table, module, monkeypatch):
         piece = {"identity": row.identity, "seconds": 1.0}
         module.results.write_text(row.folder / module.PIECE, module.json.dumps(piece))
 
-    monkeypatch.setattr(table, "_weights", trained)
+    monkeypatch.setattr(table, "weights", trained)
     monkeypatch.setattr(table, "_score", scored)
     return made
 
@@ -147,3 +148,21 @@ def test_a_method_that_another_process_is_at_is_left_to_it(table, made, module, 
     assert table.run(["victor", "fastv"], until=float("inf"))
     assert waited and made[:4] == ["fastv-16-s0", "fastv-4-s0", "fastv-36-s0", "fastv-64-s0"]
     assert made[4].startswith("victor")
+
+
+def test_scores_on_other_scenes_stand_beside_the_published_ones(module, monkeypatch):
+    """z by hand: 0.1 apart with errors of 0.03 and 0.04 is two standard errors; the mean is of shares."""
+    monkeypatch.setitem(sys.modules, "table", module)
+    spec = importlib.util.spec_from_file_location("pocket_scenes", FILE.with_name("scenes.py"))
+    scenes = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(scenes)
+    before = [{"task": "a", "value": 0.8, "stderr": 0.03}, {"task": "b", "value": 50.0, "stderr": 0.0, "scale": 100.0}]
+    after = [{"task": "a", "value": 0.9, "stderr": 0.04}, {"task": "b", "value": 50.0, "stderr": 0.0, "scale": 100.0}]
+    found = scenes.compared({"scores": before}, {"scores": after})
+    assert found["a"] == {"score": 0.9, "published": 0.8, "z": 2.0} and found["b"]["z"] == 0
+    assert found["mean"] == {"score": 0.7, "published": 0.65, "z": 2.0}
+
+
+def test_other_scenes_are_drawn_by_another_seed(tmp_path):
+    sets = [second.rows("pocket2_counting", seed=seed)[:20] for seed in (0, 0, 1)]
+    assert sets[0] == sets[1] and not any(a["image"] == b["image"] for a, b in zip(sets[0], sets[2], strict=True))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
+from pathlib import Path
 
 import equal
 import pytest
 import yaml
 
-from vtc import shipped
+from vtc import results, shipped
 from vtc.ablations.claims import judge
 from vtc.ablations.experiments import Claim
 from vtc.registry import methods
@@ -38,3 +39,12 @@ def test_a_docstring_says_what_an_option_changes(name: str) -> None:
     found = equal.estimate(done[name][16], done[method][16])
     said = rf"{found['difference']:+.3f}.*\[{found['low']:+.3f}, {found['high']:+.3f}\]"
     assert re.search(said.replace("+", r"\+"), words), f"{name}: {said}"
+
+
+def test_the_task_that_is_furthest_off_on_other_scenes_is_named(tmp_path: Path) -> None:
+    assert "None was scored again yet" in equal.scenes_part(tmp_path)
+    task = {"score": 0.7, "published": 0.75, "z": -1.0}
+    tasks = {"a": task, "b": task | {"z": -2.4, "score": 0.643, "published": 0.733}, "mean": task | {"z": 0.3}}
+    results.write_json(tmp_path / equal.RESULTS / equal.SCENES, {"x-16-s0": {"1": {"commit": "", "tasks": tasks}}})
+    row = "| `x-16-s0` | 1 | 0.700 | 0.750 | +0.3 | b: 0.643, published 0.733 (z -2.4) |"
+    assert row in equal.scenes_part(tmp_path)

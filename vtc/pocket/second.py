@@ -224,7 +224,11 @@ def _stated() -> dict[str, Any]:
         return {}
 
 
-def materialise(folder: str | os.PathLike, split: Split = "test") -> dict[str, Path]:
-    """Draws every task's set into a folder, unless it is there already; task name → path."""
+def materialise(folder: str | os.PathLike, split: Split = "test", seed: int = 0) -> dict[str, Path]:
+    """Draws every task's set into a folder, unless it is there already; task name → path.
+
+    Args:
+        seed: of the scenes; 0: the published sets. Another needs a folder of its own, as names don't say it.
+    """
     ending = f"{split}-v{VERSION}-{digest(_stated())[:8]}"  # floors are in the rows
-    return written(folder, TASKS, ending, functools.partial(rows, split=split))
+    return written(folder, TASKS, ending, functools.partial(rows, split=split, seed=seed))

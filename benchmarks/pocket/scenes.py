@@ -1,0 +1,89 @@
+"""Do the scores hold on other scenes? Rows of the one table again, on test sets that other seeds draw.
+
+    python benchmarks/pocket/scenes.py                        # no compression, Fwd2Bot and Victor at 16 tokens
+    python benchmarks/pocket/scenes.py --rows fastv-16-s0     # of table.yaml
+
+The weights are those of `table.py`, whose `--work` it shares, and are made where they aren't there. What is measured is
+kept in `benchmarks/results/pocket2/scenes.json` and not measured again. `z` is the difference from the published score
+in standard errors of such a difference: of 18 tasks of a row one may be expected beyond 1.9.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+from table import TABLE, TARGET, Row, Table
+
+from vtc import results
+from vtc.configuration import parse
+from vtc.job import written
+from vtc.pocket import second
+
+OUT = TARGET / "scenes.json"
+ROWS = ["uncompressed", "fwd2bot-16-s0", "victor-16-s0"]
+SEEDS = [1, 2]
+
+
+def score(table: Table, row: Row, seed: int) -> Path:
+    """The result of a row on the scenes of a seed."""
+    from vtc.evaluation import evaluate
+
+    data = table.work / "scenes" / str(seed)
+    second.materialise(data, seed=seed)
+    weights = [written("checkpoint", table.weights(row.training))] if row.training else []
+    job = parse([*row.command, written("output_dir", table.work), written("benchmark.data", data), *weights])
+    return Path(evaluate(job))
+
+
+def compared(published: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Task → `{score, published, z}`, and under `mean` that of the tasks, as shares of their full scores."""
+    before = {row["task"]: row for row in published["scores"]}
+    out: dict[str, Any] = {}
+    sums = [0.0, 0.0, 0.0]
+    for row in other["scores"]:
+        was, scale = before[row["task"]], row.get("scale") or 1.0
+        values = [row["value"] / scale, was["value"] / scale]
+        variance = (row["stderr"] / scale) ** 2 + (was["stderr"] / scale) ** 2
+        out[row["task"]] = _beside(*values, variance)
+        sums = [total + part for total, part in zip(sums, (*values, variance), strict=True)]
+    count = len(out)
+    return out | {"mean": _beside(sums[0] / count, sums[1] / count, sums[2] / count**2)}
+
+
+def _beside(value: float, published: float, variance: float) -> dict[str, float]:
+    difference = value - published
+    z = difference / math.sqrt(variance) if variance else 0.0 if not difference else math.copysign(math.inf, difference)
+    return {"score": round(value, 4), "published": round(published, 4), "z": round(z, 2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="*", default=ROWS)
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
+    parser.add_argument("--work", type=Path, default=Path("outputs/pocket2-table"), help="states and weights")
+    options = parser.parse_args()
+    table = Table(yaml.safe_load(TABLE.read_text(encoding="utf-8")), options.work)
+    rows = {row.label: row for name in table.methods for row in table.rows(name)}
+    for label in options.rows:
+        if label not in rows or rows[label].piece is None:
+            parser.error(f"--rows {label}: table.py has no such row yet")
+    measured: dict[str, Any] = json.loads(OUT.read_text(encoding="utf-8")) if OUT.is_file() else {}
+    for label in options.rows:
+        published = results.load(rows[label].folder)
+        for seed in options.seeds:
+            if str(seed) in measured.get(label, {}):
+                continue
+            result = results.load(score(table, rows[label], seed))
+            found = {"commit": result["run"]["git_commit"], "tasks": compared(published, result)}
+            measured.setdefault(label, {})[str(seed)] = found
+            results.write_text(OUT, json.dumps(measured, indent=2) + "\n")
+            print(f"{label}, scenes of seed {seed}: {found['tasks']['mean']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
