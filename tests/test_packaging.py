@@ -50,6 +50,7 @@ def test_the_wheel_holds_what_runs_need(wheel: Path) -> None:
         and (wheel / "vtc/py.typed").is_file()
     )
     assert not (wheel / "tests").exists() and not (wheel / "conf").exists()
+    assert not any(name.startswith("benchmarks/results") for name in held), "no run needs them"
 
 
 def test_the_wheel_runs_from_any_folder(wheel: Path, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@
 method is trained at three learning rates with seed 0 and 16 tokens; the one with the best score on validation scenes
 serves all its budgets and seeds. Every finished piece is a file below `benchmarks/results/pocket2`, which is committed,
 and isn't made again while what decides it stays: `rates/<method>.json` with all rates that were tried,
-`rows/<method>-<tokens>-s<seed>` with scores and training. Weights and states of trainings stay below `--work`; an
-interrupted one goes on where it was. Each process uses one core; several at once, in the same `--work`, share the work.
+`rows/<method>-<tokens>-s<seed>` with scores and training, those of the first seed at the grid's budget with `weights`.
+Other weights, and states of trainings, stay below `--work`; an interrupted one goes on where it was. Each process uses
+one core; several at once, in the same `--work`, share the work.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import statistics
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -33,8 +35,9 @@ from filelock import Timeout
 from vtc import results
 from vtc.ablations.page import without_paths
 from vtc.ablations.run import keep
+from vtc.checkpoint import MANIFEST
 from vtc.configuration import parse
-from vtc.folders import lock_of
+from vtc.folders import lock_of, replacing
 from vtc.identity import digest
 from vtc.job import Job, written
 
@@ -42,6 +45,7 @@ HERE = Path(__file__).parent
 TABLE = HERE / "table.yaml"
 TARGET = HERE.parent / "results" / "pocket2"
 PIECE = "piece.json"  # beside a row: what decided it, and how long it took
+WEIGHTS = "weights"  # beside a row of the first seed at the grid's budget: scoring it again takes no training
 WAIT = 20.0  # seconds until it is asked again whether another process has left a method
 
 
@@ -267,9 +271,12 @@ class Table:
             raise Late
 
     def weights(self, training: Training) -> Path:
-        """The checkpoint of a training, made where it isn't there."""
+        """The checkpoint of a training: that beside a row, or made where it isn't there."""
         from vtc.training import train
 
+        for row in self.rows(training.name):
+            if row.training == training and row.piece is not None and (row.folder / WEIGHTS).is_dir():
+                return row.folder / WEIGHTS
         folder = self.work / "training" / training.label
         words = [*training.command, written("training.folder", folder)]
         print(f"train · {training.label}", flush=True)
@@ -311,9 +318,14 @@ class Table:
         log = weights and weights / "training.jsonl"
         if log and log.is_file():  # the loss curve
             results.write_text(row.folder / log.name, log.read_text(encoding="utf-8"))
+        if weights and row.training and row.method == row.training.name and self._is_first(row):
+            copied(weights, row.folder / WEIGHTS)
         piece = {"identity": row.identity, "method": row.method, "tokens": row.tokens, "seed": row.seed}
         piece |= {"train": row.training and row.training.command, "seconds": round(time.time() - began, 1)}
         results.write_text(row.folder / PIECE, json.dumps(piece, indent=2) + "\n")
+
+    def _is_first(self, row: Row) -> bool:
+        return row.seed == 0 and row.tokens in (None, self.values["grid"])
 
     # -- what it shows
     def plan(self, names: list[str]) -> None:
@@ -352,6 +364,15 @@ class Table:
                 rate = rows[0].training and f"{rows[0].training.rate:g}"
                 cells = [label, len(rows), f"{statistics.mean(scores):.4f}", spread, *parts, rate or "–"]
                 print(f"| {' | '.join(map(str, cells))} |")
+
+
+def copied(weights: Path, target: Path) -> None:
+    """A checkpoint, without what names a machine."""
+    with replacing(target) as fresh:
+        manifest = json.loads((weights / MANIFEST).read_text(encoding="utf-8"))
+        results.write_json(fresh / MANIFEST, without_paths(manifest))
+        for file in weights.glob("*.safetensors"):
+            shutil.copyfile(file, fresh / file.name)
 
 
 def _read(file: Path) -> Any:

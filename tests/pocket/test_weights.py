@@ -17,6 +17,7 @@ from vtc.training.method_stage import MethodStage
 
 WEIGHTS = shipped.path("benchmarks/pocket/weights")
 TRAINED = sorted(p.name for p in WEIGHTS.iterdir() if (p / "manifest.json").is_file())
+OF_THE_TABLE = sorted(shipped.path("benchmarks/results/pocket2/rows").glob("*/weights"))
 DATA = DataSettings(batch_size=16, questions=10, weights={k: 1.0 for k in KINDS if k != "captions"})
 
 
@@ -25,6 +26,9 @@ def commands():
     for name in TRAINED:
         method, _, budget = name.partition("-")
         yield name, [f"method={method}", *([f"tokens={budget}"] if budget.isdigit() else [])]
+    for folder in OF_THE_TABLE:
+        command = json.loads((folder.parent / "result.json").read_text())["run"]["command"]
+        yield folder.parent.name, [*command.split()[3:], f"checkpoint={folder}"]
 
 
 @pytest.mark.parametrize("name, overrides", commands(), ids=lambda v: v if isinstance(v, str) else "")
@@ -46,14 +50,14 @@ def test_shipped_weights_answer_questions_they_never_saw(name, overrides):
     assert score > (0.85 if name == "base" else 0.6), {task: float(np.mean(v)) for task, v in tasks.items()}
 
 
-@pytest.mark.parametrize("name", ["base", *TRAINED])
-def test_weights_say_what_made_them_and_name_no_machine(name):
-    folder = WEIGHTS / name
-    text = (folder / ("training.json" if name == "base" else "manifest.json")).read_text()
+@pytest.mark.parametrize("folder", [*(WEIGHTS / name for name in ("base", *TRAINED)), *OF_THE_TABLE])
+def test_weights_say_what_made_them_and_name_no_machine(folder):
+    text = (folder / ("training.json" if folder.name == "base" else "manifest.json")).read_text()
     manifest = json.loads(text)
     assert {"seed", "stages", "seconds", "versions", "finished"} <= set(manifest)
     assert not re.search(r'"/[a-z]+/', text), "an absolute path"
-    log = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+    beside = folder.parent if folder in OF_THE_TABLE else folder
+    log = [json.loads(line) for line in (beside / "training.jsonl").read_text().splitlines()]
     for stage in manifest["stages"]:
         steps = [entry["step"] for entry in log if entry["stage"] == stage["name"]]
         assert steps[-1] == stage["steps"], "the log must reach the last step"
