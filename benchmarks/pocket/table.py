@@ -6,12 +6,13 @@
     python benchmarks/pocket/table.py --show             # what there is
 
 `table.yaml` says what it is made of, and in which order: each budget and seed of all methods before the next one. Each
-method is trained at three learning rates with seed 0 and 16 tokens; the one with the best score on validation scenes
-serves all its budgets and seeds. Every finished piece is a file below `benchmarks/results/pocket2`, which is committed,
-and isn't made again while what decides it stays: `rates/<method>.json` with all rates that were tried,
-`rows/<method>-<tokens>-s<seed>` with scores and training, those of the first seed at the grid's budget with `weights`.
-Other weights, and states of trainings, stay below `--work`; an interrupted one goes on where it was. Each process uses
-one core; several at once, in the same `--work`, share the work.
+method is trained at three learning rates with seed 0 and 16 tokens, and at further ones while the best is the lowest or
+the highest of them; the one with the best score on validation scenes serves all its budgets and seeds. Every finished
+piece is a file below `benchmarks/results/pocket2`, which is committed, and isn't made again while what decides it
+stays: `rates/<method>.json` with all rates that were tried, `rows/<method>-<tokens>-s<seed>` with scores and training,
+those of the first seed at the grid's budget with `weights`. Other weights, and states of trainings, stay below
+`--work`; an interrupted one goes on where it was. Each process uses one core; several at once, in the same `--work`,
+share the work.
 """
 
 from __future__ import annotations
@@ -140,12 +141,26 @@ class Table:
         stored = _read(self.rates_file(name)) or {}
         return {k: v for k, v in stored.items() if v["identity"] == digest(self.trial(name, float(k)).command)}
 
+    def rates(self, name: str) -> list[float]:
+        """Those that a method is tried with: the grid, and where the best one is its lowest or highest, the next one on
+        that side, half or twice as large, until the best lies between others; `further` ones at most."""
+        means = {float(rate): found["validation"]["mean"] for rate, found in self.tried(name).items()}
+        rates = sorted(map(float, self.values["rates"]))
+        for _ in range(self.values["further"]):
+            if not means.keys() >= set(rates):
+                break
+            best = max(rates, key=means.__getitem__)
+            if best not in (rates[0], rates[-1]):
+                break
+            rates = [best / 2, *rates] if best == rates[0] else [*rates, 2 * best]
+        return rates
+
     def rate(self, name: str) -> float | None:
         """The one that did best on validation scenes; None until all were tried."""
-        tried = self.tried(name)
-        if any(f"{rate:g}" not in tried for rate in self.values["rates"]):
+        tried, rates = self.tried(name), [f"{rate:g}" for rate in self.rates(name)]
+        if any(rate not in tried for rate in rates):
             return None
-        return float(max(tried, key=lambda rate: tried[rate]["validation"]["mean"]))
+        return float(max(rates, key=lambda rate: tried[rate]["validation"]["mean"]))
 
     def rows(self, name: str) -> Iterator[Row]:
         """The rows of a method or a control; with a rate of 0 while its own isn't known."""
@@ -197,10 +212,10 @@ class Table:
         """Each training and each row of a method, and whether it is done; trials first."""
         if name in self.values["trained"]:
             tried = self.tried(name)
-            for rate in self.values["rates"]:
+            for rate in self.rates(name):
                 yield self.trial(name, rate), f"{rate:g}" in tried
         seen: set[str] = (
-            {self.trial(name, r).label for r in self.values["rates"]} if name in self.values["trained"] else set()
+            {self.trial(name, r).label for r in self.rates(name)} if name in self.values["trained"] else set()
         )
         for row in self.rows(name):
             training = row.training
@@ -283,10 +298,9 @@ class Table:
         return Path(train(parse(words)))
 
     def _try_rates(self, name: str, until: float) -> None:
-        for rate in self.values["rates"]:
-            if f"{rate:g}" not in self.tried(name):
-                self._in_time(self.seconds(name, "training"), until)
-                self._try(name, rate)
+        while rate := next((r for r in self.rates(name) if f"{r:g}" not in self.tried(name)), None):
+            self._in_time(self.seconds(name, "training"), until)
+            self._try(name, rate)
 
     def _try(self, name: str, rate: float) -> None:
         training = self.trial(name, rate)

@@ -95,14 +95,19 @@ def outcomes(root: Path) -> dict[str, dict[int, Outcome]]:
     return found
 
 
-def progress(root: Path) -> str:
-    """How many of the rows that table.yaml asks for are there."""
+def script(root: Path) -> Any:
+    """The table as `benchmarks/pocket/table.py` knows it."""
     file = (root / TABLE).with_suffix(".py")
     spec = importlib.util.spec_from_file_location("pocket_table", file)
     assert spec is not None and spec.loader is not None
-    script = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    table = script.Table(yaml.safe_load((root / TABLE).read_text(encoding="utf-8")), root)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Table(yaml.safe_load((root / TABLE).read_text(encoding="utf-8")), root)
+
+
+def progress(root: Path) -> str:
+    """How many of the rows that table.yaml asks for are there."""
+    table = script(root)
     rows = [row for name in table.methods for row in table.rows(name)]
     return f"{sum(row.piece is not None for row in rows)} of {len(rows)} rows are there; {COMMAND} goes on."
 
@@ -218,13 +223,12 @@ def rates_part(root: Path) -> str:
     tried = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
     if not tried:
         return f"None was tried yet: {COMMAND}.\n"
-    rates = [f"{rate:g}" for rate in yaml.safe_load((root / TABLE).read_text(encoding="utf-8"))["rates"]]
-    rows = []
+    rates = sorted({rate for each in tried.values() for rate in each}, key=float)
+    table, rows = script(root), []
     for name, each in tried.items():
-        means = {rate: each[rate]["validation"]["mean"] for rate in rates if rate in each}
-        best = max(means, key=means.__getitem__) if set(means) == set(rates) else None
-        words = [f"{means[rate]:.3f}" if rate in means else "–" for rate in rates]
-        rows.append([f"`{name}`", *(f"**{w}**" if r == best else w for r, w in zip(rates, words, strict=True))])
+        best = table.rate(name)
+        words = [f"{each[rate]['validation']['mean']:.3f}" if rate in each else "–" for rate in rates]
+        rows.append([f"`{name}`", *(f"**{w}**" if float(r) == best else w for r, w in zip(rates, words, strict=True))])
     lines = [tables.markdown(["method", *(f"rate {rate}" for rate in rates)], rows)]
     if (root / IMAGE).is_file():
         lines += ["", f"![Loss of answers in training, method by method](images/{Path(IMAGE).name})"]

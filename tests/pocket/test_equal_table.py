@@ -17,6 +17,7 @@ from vtc.pocket import second
 
 FILE = shipped.path("benchmarks/pocket/table.py")
 VALUES = yaml.safe_load(FILE.with_suffix(".yaml").read_text(encoding="utf-8"))
+RISING = [*VALUES["rates"], 6e-3, 1.2e-2]  # those that are tried where the higher one is always the better
 ADAPTERS = {"fwd2bot", "single_forward", "fwd2bot-open"}  # what of them learns is said in table.yaml
 
 
@@ -75,6 +76,28 @@ def test_the_rate_is_that_of_the_best_validation_and_needs_all_of_them(table, mo
     assert table.seconds("voco", "training") == 10.0
 
 
+@pytest.mark.parametrize("scores, further", [((0.7, 0.6, 0.5), [3.5e-4, 1.75e-4]), ((0.5, 0.6, 0.7), [6e-3, 1.2e-2])])
+def test_a_rate_at_an_end_is_the_best_only_between_others(table, module, scores, further):
+    """Two further ones at most, each beyond the best; one that falls off is the last."""
+    grid = [float(rate) for rate in VALUES["rates"]]
+
+    def known(means):
+        tried = {f"{rate:g}": {"identity": module.digest(table.trial("voco", rate).command),
+                               "validation": {"mean": mean}} for rate, mean in means.items()}  # fmt: skip
+        module.results.write_text(table.rates_file("voco"), module.json.dumps(tried))
+
+    means = dict(zip(grid, scores, strict=True))
+    known(means)
+    assert sorted(table.rates("voco")) == sorted([*grid, further[0]]) and table.rate("voco") is None
+    known(means | {further[0]: 0.65})
+    assert sorted(table.rates("voco")) == sorted([*grid, further[0]])
+    assert table.rate("voco") == grid[scores.index(0.7)]
+    known(means | {further[0]: 0.8})
+    assert sorted(table.rates("voco")) == sorted([*grid, *further]) and table.rate("voco") is None
+    known(means | {further[0]: 0.8, further[1]: 0.9})
+    assert len(table.rates("voco")) == 5 and table.rate("voco") == further[1]
+
+
 def test_what_is_stored_counts_until_the_table_says_otherwise(table, module):
     row = next(table.rows("fastv"))
     assert row.piece is None
@@ -112,7 +135,7 @@ def test_each_budget_and_seed_of_all_methods_comes_before_the_next_one(table, ma
     of_16 = ["victor-16-s0", "tokenpacker-16-s0", "fastv-16-s0"]
     of_4 = ["victor-4-s0", "tokenpacker-4-s0", "fastv-4-s0", "victor-4-withdrawn"]
     assert rows[:7] == of_16 + of_4 and rows[-2:] == ["victor-64-s0", "fastv-64-s0"]
-    trials = [f"victor-16-s0-lr{rate:g}" for rate in VALUES["rates"]]
+    trials = [f"victor-16-s0-lr{rate:g}" for rate in RISING]
     assert made[: len(trials)] == trials and made[len(trials)] == trials[-1], "the best one serves the row"
     made.clear()
     assert table.run(["victor", "fastv"], until=float("inf")) and not made
@@ -120,7 +143,7 @@ def test_each_budget_and_seed_of_all_methods_comes_before_the_next_one(table, ma
 
 def test_rates_can_be_chosen_before_any_row(table, made):
     assert table.run(["victor", "fastv", "victor-4-withdrawn"], until=float("inf"), trials=True)
-    assert made == [f"victor-16-s0-lr{rate:g}" for rate in VALUES["rates"]]
+    assert made == [f"victor-16-s0-lr{rate:g}" for rate in RISING]
 
 
 @pytest.fixture
