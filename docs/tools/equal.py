@@ -106,10 +106,11 @@ def script(root: Path) -> Any:
 
 
 def progress(root: Path) -> str:
-    """How many of the rows that table.yaml asks for are there."""
+    """How many of the rows that table.yaml asks for are there, of rates beyond which none is left to be tried."""
     table = script(root)
     rows = [row for name in table.methods for row in table.rows(name)]
-    return f"{sum(row.piece is not None for row in rows)} of {len(rows)} rows are there; {COMMAND} goes on."
+    final = sum(row.piece is not None for row in rows)
+    return f"{final} of {len(rows)} rows are final, their rates among them; {COMMAND} goes on."
 
 
 def estimate(seeds: Sequence[Piece], against: Sequence[Piece] | None = None) -> dict[str, Any]:
@@ -276,7 +277,7 @@ def plot(root: Path) -> None:
         steps = [(line["step"], line["answer"]) for line in log if "answer" in line]
         axes.plot(*zip(*steps, strict=True), color=color, linestyle=str(dash), linewidth=1.2, label=name)
     axes.set(xlabel="step", ylabel="loss of answers (log scale)", yscale="log")
-    axes.legend(frameon=False, fontsize=8, ncols=2)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     figure.savefig(root / IMAGE, dpi=130)
     plt.close(figure)
