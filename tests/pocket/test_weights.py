@@ -22,17 +22,20 @@ DATA = DataSettings(batch_size=16, questions=10, weights={k: 1.0 for k in KINDS 
 
 
 def commands():
-    yield "base", ["method=none"]
+    """Name, words, and the least that is expected: of the table's weights what is published, but for so few samples."""
+    yield "base", ["method=none"], 0.85
     for name in TRAINED:
         method, _, budget = name.partition("-")
-        yield name, [f"method={method}", *([f"tokens={budget}"] if budget.isdigit() else [])]
+        yield name, [f"method={method}", *([f"tokens={budget}"] if budget.isdigit() else [])], 0.6
     for folder in OF_THE_TABLE:
-        command = json.loads((folder.parent / "result.json").read_text())["run"]["command"]
-        yield folder.parent.name, [*command.split()[3:], f"checkpoint={folder}"]
+        result = json.loads((folder.parent / "result.json").read_text())
+        published = {row["task"].removeprefix("pocket2_"): row["value"] for row in result["scores"]}
+        least = np.mean([published[task] for task in {*TASK_OF_KIND.values()} - {"captions"}]) - 0.1
+        yield folder.parent.name, [*result["run"]["command"].split()[3:], f"checkpoint={folder}"], least
 
 
-@pytest.mark.parametrize("name, overrides", commands(), ids=lambda v: v if isinstance(v, str) else "")
-def test_shipped_weights_answer_questions_they_never_saw(name, overrides):
+@pytest.mark.parametrize("name, overrides, least", commands(), ids=lambda v: v if isinstance(v, str) else "")
+def test_shipped_weights_answer_questions_they_never_saw(name, overrides, least):
     """Exact answers on validation scenes, the mean over six tasks: guessing without the picture gets 0.3, knowing the
     bag of attributes 0.45."""
     backbone, method = parse(overrides).load()
@@ -47,7 +50,7 @@ def test_shipped_weights_answer_questions_they_never_saw(name, overrides):
     for kind, values in found.items():
         tasks.setdefault(TASK_OF_KIND[kind], []).extend(values)
     score = np.mean([np.mean(values) for task, values in tasks.items() if task != "captions"])
-    assert score > (0.85 if name == "base" else 0.6), {task: float(np.mean(v)) for task, v in tasks.items()}
+    assert score > least, {task: float(np.mean(v)) for task, v in tasks.items()}
 
 
 @pytest.mark.parametrize("folder", [*(WEIGHTS / name for name in ("base", *TRAINED)), *OF_THE_TABLE])
