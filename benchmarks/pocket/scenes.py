@@ -23,6 +23,7 @@ from vtc import results
 from vtc.configuration import parse
 from vtc.job import written
 from vtc.pocket import second
+from vtc.statistics import Estimate
 
 OUT = TARGET / "scenes.json"
 ROWS = ["uncompressed", "fwd2bot-16-s0", "victor-16-s0"]
@@ -42,23 +43,21 @@ def score(table: Table, row: Row, seed: int) -> Path:
 
 def compared(published: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Task → `{score, published, z}`, and under `mean` that of the tasks, as shares of their full scores."""
-    before = {row["task"]: row for row in published["scores"]}
-    out: dict[str, Any] = {}
-    sums = [0.0, 0.0, 0.0]
-    for row in other["scores"]:
-        was, scale = before[row["task"]], row.get("scale") or 1.0
-        values = [row["value"] / scale, was["value"] / scale]
-        variance = (row["stderr"] / scale) ** 2 + (was["stderr"] / scale) ** 2
-        out[row["task"]] = _beside(*values, variance)
-        sums = [total + part for total, part in zip(sums, (*values, variance), strict=True)]
-    count = len(out)
-    return out | {"mean": _beside(sums[0] / count, sums[1] / count, sums[2] / count**2)}
+    after, before = ({row["task"]: _share(row) for row in result["scores"]} for result in (other, published))
+    pairs = {task: (estimate, before[task]) for task, estimate in after.items()}
+    sides = zip(*pairs.values(), strict=True)
+    return {name: _beside(*pair) for name, pair in (pairs | {"mean": tuple(map(Estimate.mean, sides))}).items()}
 
 
-def _beside(value: float, published: float, variance: float) -> dict[str, float]:
-    difference = value - published
-    z = difference / math.sqrt(variance) if variance else 0.0 if not difference else math.copysign(math.inf, difference)
-    return {"score": round(value, 4), "published": round(published, 4), "z": round(z, 2)}
+def _share(row: dict[str, Any]) -> Estimate:
+    scale = row.get("scale") or 1.0
+    return Estimate(row["value"] / scale, row["stderr"] / scale)
+
+
+def _beside(other: Estimate, published: Estimate) -> dict[str, float]:
+    difference, error = other.value - published.value, math.hypot(other.stderr or 0.0, published.stderr or 0.0)
+    z = difference / error if error else 0.0 if not difference else math.copysign(math.inf, difference)
+    return {"score": round(other.value, 4), "published": round(published.value, 4), "z": round(z, 2)}
 
 
 def main() -> None:

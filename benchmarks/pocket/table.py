@@ -304,7 +304,7 @@ class Table:
 
     def _try(self, name: str, rate: float) -> None:
         training = self.trial(name, rate)
-        manifest = json.loads((self.weights(training) / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((self.weights(training) / MANIFEST).read_text(encoding="utf-8"))
         stage = manifest["stages"][-1]
         tried = self.tried(name) | {
             f"{rate:g}": {

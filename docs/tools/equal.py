@@ -68,6 +68,12 @@ class Piece:
         return manifest
 
 
+def values_of(root: Path) -> dict[str, Any]:
+    """What table.yaml says."""
+    values: dict[str, Any] = yaml.safe_load((root / TABLE).read_text(encoding="utf-8"))
+    return values
+
+
 def pieces(root: Path) -> dict[str, dict[int | None, list[Piece]]]:
     """Every finished row: name → tokens → seeds."""
     found: dict[str, dict[int | None, list[Piece]]] = {}
@@ -84,7 +90,7 @@ def outcomes(root: Path) -> dict[str, dict[int, Outcome]]:
 
     What wasn't trained, and draws nothing or draws with one seed, is the same row under every seed.
     """
-    seeds = yaml.safe_load((root / TABLE).read_text(encoding="utf-8"))["seeds"]
+    seeds = values_of(root)["seeds"]
     found: dict[str, dict[int, Outcome]] = {}
     for name, own in pieces(root).items():
         for tokens, rows in own.items():
@@ -102,7 +108,7 @@ def script(root: Path) -> Any:
     assert spec is not None and spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.Table(yaml.safe_load((root / TABLE).read_text(encoding="utf-8")), root)
+    return module.Table(values_of(root), root)
 
 
 def progress(root: Path) -> str:
@@ -154,7 +160,7 @@ def _budget(seeds: Sequence[Piece]) -> str:
 
 def table_part(root: Path) -> str:
     """Methods by budget, the controls below them."""
-    values, done = yaml.safe_load((root / TABLE).read_text(encoding="utf-8")), pieces(root)
+    values, done = values_of(root), pieces(root)
     if not done:
         return f"Nothing of it is finished yet: {COMMAND}.\n"
     budgets, grid = values["budgets"], values["grid"]
@@ -204,7 +210,7 @@ def _controls(values: Mapping[str, Any], done: Mapping[str, Mapping[int | None, 
 
 def options_part(root: Path) -> str:
     """What an option of a method changes at the budget of the grid."""
-    values, done = yaml.safe_load((root / TABLE).read_text(encoding="utf-8")), pieces(root)
+    values, done = values_of(root), pieces(root)
     grid, rows = values["grid"], []
     for name, about in values["options"].items():
         own, plain = (done.get(of, {}).get(grid) for of in (name, about["method"]))
@@ -261,7 +267,7 @@ def plot(root: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    values, done = yaml.safe_load((root / TABLE).read_text(encoding="utf-8")), pieces(root)
+    values, done = values_of(root), pieces(root)
     shown = {}
     for name in values["trained"]:
         own = done.get(name, {})

@@ -21,9 +21,8 @@ class VisionZip(TowerCompressor):
     A budget M splits into round(M · contextual_share) contextual tokens and the dominant rest. The default, 10/64,
     gives the paper's 54 + 10, 108 + 20 and 162 + 30; the authors' code takes both numbers from the user. In pocket's
     mean at 16 tokens neither `contextual_share=0` shows, +0.004 [-0.005, +0.012], nor `merge=mean`, +0.000 [-0.003,
-    +0.004]. The authors
-    count CLS itself among the dominant tokens; LLaVA never projects it, and here all are patches. The projector runs
-    once more, on the contextual tokens alone.
+    +0.004]. The authors count CLS itself among the dominant tokens; LLaVA never projects it, and here all are patches.
+    The projector runs once more, on the contextual tokens alone.
 
     Without CLS in the tower, the attention is what each patch receives (`Tower.patch_attention`). Any budget from 1 on;
     up to 3 there are no contextual tokens by default.
