@@ -117,22 +117,23 @@ def _yes(value: bool) -> str:
 def ttft_part(root: Path) -> str:
     content, rows = _read(root, "ttft"), []
     for shape, name in (("pocket", "pocket"), ("llava", "LLaVA-1.5 7B, widths / 8")):
-        for row in content.get(shape, {}).get("rows", ()):
+        for row in content.get(shape, ()):
             ratios = []
             for way in ("stored", "compiled"):
                 low, high = row[f"{way}_times_ratio_quartiles"]
                 ratios.append(f"{row[f'{way}_times_ratio']:.2f} ({low:.2f} to {high:.2f})")
             rows.append(
                 [
-                    name, f"`{row['method']}`", str(row["batch"]), f"{row['picture_ms']:.1f}",
+                    name, f"`{row['method']}`", str(row["batch"]), str(row["text"]), f"{row['picture_ms']:.1f}",
                     f"{row['stored_ms']:.1f}", f"{row['compiled_ms']:.1f}", f"{row['table_ms']:.1f}",
                     f"{row['flops_ratio']:.2f}", *ratios, f"{row['stored_of_flops_ratio']:.2f}",
                     f"{row['compiled_of_flops_ratio']:.2f}", f"{row['products_of_flops_ratio']:.2f}",
                 ]
             )  # fmt: skip
     header = [
-        "model", "method", "batch", "from the picture, ms", "stored, ms", "compiled, ms", "read from the table, ms",
-        "FLOPs ratio", "time ratio (quartiles)", "compiled", "of the FLOPs ratio", "compiled", "products alone",
+        "model", "method", "batch", "tokens of text", "from the picture, ms", "stored, ms", "compiled, ms",
+        "read from the table, ms", "FLOPs ratio", "time ratio (quartiles)", "compiled",
+        "of the FLOPs ratio", "compiled", "products alone",
     ]  # fmt: skip
     return "\n" + _table(header, rows) + "\n"
 
