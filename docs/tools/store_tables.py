@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vtc.store import table
+
 FOLDER = "benchmarks/store"
 FAR = 10**9
 
@@ -75,7 +77,9 @@ def scale_part(root: Path) -> str:
             f"Width {width}, by the slope between {before['rows']:,} and {last['rows']:,} rows: at 10⁹ rows "
             f"{_bytes(FAR * last['bytes'] / last['rows'])} on the disk, an index in {_time(build)} "
             f"(rows to the power of {power:.2f}), a search in {_time(found / 1000)} of the processor's time "
-            f"(power {slope:.2f}).\n"
+            f"(power {slope:.2f}), if both went on so. But a search reads {_bytes(_read_codes(FAR, width))} of the "
+            f"index's codes there, {_bytes(_read_codes(last['rows'], width))} of {last['rows']:,} rows: memory's "
+            "bandwidth would decide.\n"
         )
     header = [
         "width",
@@ -92,6 +96,11 @@ def scale_part(root: Path) -> str:
         "of embeddings",
     ]
     return "\n" + _table(header, rows) + "\n" + "\n".join(far) + ("\n" if far else "")
+
+
+def _read_codes(rows: int, width: int) -> float:
+    """Bytes of the codes, one bit a number, in the lists that a search reads."""
+    return table.probed(rows, width) / table.lists(rows) * rows * width / 8
 
 
 def kills_part(root: Path) -> str:

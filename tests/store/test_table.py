@@ -155,6 +155,16 @@ def test_search_is_that_of_brute_force(tmp_path, indexed: bool) -> None:
     assert right >= 95
 
 
+def test_a_search_reads_more_lists_where_there_are_more() -> None:
+    """As many as benchmarks/store/scale.json was measured with, and ever fewer of a hundred."""
+    from vtc.store.table import lists, probed
+
+    assert [(lists(10**n), probed(10**n, 4096)) for n in (4, 5, 6)] == [(25, 8), (79, 8), (250, 13)]
+    assert [probed(10**n, 512) for n in (5, 6)] == [16, 16]
+    shares = [probed(10**n, 4096) / lists(10**n) for n in range(4, 10)]
+    assert shares == sorted(shares, reverse=True)
+
+
 def test_an_index_is_made_once_and_takes_new_rows_in(tmp_path) -> None:
     table = made(tmp_path)
     table.put(images(1000))

@@ -26,9 +26,9 @@ INDEXED_FROM = 8_000_000  # numbers in all embeddings, 16 MB: comparing with all
 LEAST = 1_000  # rows of an index: fewer are compared with all at once
 WIDE = 2_048  # numbers of an embedding from which an index's codes, of one bit each, tell neighbours well
 RESCORED, WIDE_RESCORED = 300, 100  # rows that an index proposes, which are read and compared again exactly
-# Of the index's lists of neighbours each search reads so many, and so large a share: neighbours of a query lie in more
-# of them, the more there are.
-PROBED, WIDE_PROBED, SHARE_PROBED = 16, 8, 1 / 20
+# Of the index's lists of neighbours each search reads at least so many, and as many as the root of their number times
+# this: the more there are, the more of them a query's neighbours lie in.
+PROBED, WIDE_PROBED, OF_ROOT = 16, 8, 0.8
 # An index's lists are longer than the root of the number of rows by this: to find a row's list takes the most of the
 # time to build it, and a list's codes of one bit a number are read fast.
 LONGER = 4
@@ -186,9 +186,9 @@ class Table:
             if self.index() is None:
                 search = search.bypass_vector_index()
             else:
-                probed, rescored = (WIDE_PROBED, WIDE_RESCORED) if self.width >= WIDE else (PROBED, RESCORED)
-                probed = max(probed, math.ceil(SHARE_PROBED * _lists(self.rows)))
-                search = search.nprobes(probed).refine_factor(max(1, math.ceil(rescored / top)))
+                rescored = WIDE_RESCORED if self.width >= WIDE else RESCORED
+                search = search.nprobes(probed(self.rows, self.width))
+                search = search.refine_factor(max(1, math.ceil(rescored / top)))
             rows = search.select([*SHOWN, "_distance"]).limit(top).to_arrow().to_pylist()
         hits = [Hit(score=1 - row.pop("_distance"), **row) for row in rows]
         return sorted(hits, key=lambda hit: (-(hit.score or 0), hit.path))
@@ -250,13 +250,18 @@ class Table:
     def _make_index(self) -> None:
         from lancedb.index import IvfRq
 
-        config = IvfRq(distance_type="cosine", num_partitions=_lists(self.rows), sample_rate=64, max_iterations=20)
+        config = IvfRq(distance_type="cosine", num_partitions=lists(self.rows), sample_rate=64, max_iterations=20)
         self._table.create_index(VECTOR, config=config)
 
 
-def _lists(rows: int) -> int:
+def lists(rows: int) -> int:
     """How many lists of neighbours an index of so many embeddings has."""
     return max(1, round(math.sqrt(rows) / LONGER))
+
+
+def probed(rows: int, width: int) -> int:
+    """How many of them a search reads."""
+    return max(WIDE_PROBED if width >= WIDE else PROBED, math.ceil(OF_ROOT * math.sqrt(lists(rows))))
 
 
 def _connect(where: str) -> Any:
