@@ -23,6 +23,8 @@ from vtc import results
 from vtc.ablations.claims import Outcome
 from vtc.registry import methods
 from vtc.report import plots, tables
+from vtc.report.collection import Setting, settings
+from vtc.report.runs import Run
 from vtc.statistics import by_question, paired_estimate, question_weights
 from vtc.statistics.compare import cells, clusters
 
@@ -33,6 +35,7 @@ IMAGE = "docs/images/pocket2-losses.png"
 LOG, MANIFEST, PIECE = "training.jsonl", "training.json", "piece.json"
 FLOORS = {"blind": "floor: text alone", "bag": "floor: text, and a bag of attributes"}
 LEARNING = "none"  # of the trained ones: no compression, learning for as many steps
+WHOLE = "uncompressed"  # of the controls: the model that the methods start from
 COMMAND = "`python benchmarks/pocket/table.py`"
 
 
@@ -81,6 +84,26 @@ def pieces(root: Path) -> dict[str, dict[int | None, list[Piece]]]:
         about = json.loads(file.read_text(encoding="utf-8"))
         piece = Piece(file.parent, about["method"], about["tokens"], about["seed"])
         found.setdefault(piece.name, {}).setdefault(piece.tokens, []).append(piece)
+    return found
+
+
+@functools.cache
+def setting(root: Path) -> Setting | None:
+    """The finished rows of the first seed as a report sees them, under their names in table.yaml, options and controls
+    apart; None where there is none."""
+    values, done = values_of(root), pieces(root)
+    names = {
+        piece.folder / results.RESULT: name
+        for name in (WHOLE, *values["trained"], *values["free"])
+        for piece in (piece for own in done.get(name, {}).values() for piece in own if piece.seed == 0)
+        if name != LEARNING
+    }
+    if not names:
+        return None
+    (found,), _ = settings([Run.read(path) for path in names])
+    for run in found.runs:
+        run.label = names[run.path]
+    found.runs.sort(key=lambda run: (not run.is_baseline, run.label, run.tokens or 0))
     return found
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import catalogue
+import equal
 import evidence
 import readme
 import support
@@ -26,7 +27,7 @@ from vtc.report import tables
 if TYPE_CHECKING:
     from vtc.interface import BackboneShape
 
-committed = functools.cache(readme.sweep_setting)  # read once for all pages
+first_edition = functools.cache(readme.first_edition)  # read once for all pages
 REAL = "llava15_7b"  # the backbone whose costs a page states, by formula
 BUDGETS_SHOWN = (16, 64, 192)
 
@@ -129,13 +130,15 @@ def _cost(name: str, tokens: int, shape: BackboneShape) -> list[str] | None:
 
 def scores(name: str, root: Path) -> str:
     """The committed rows of the method, with no compression beside them."""
-    setting = committed(root)
-    runs = [run for run in setting.runs if run.method == name] if setting else []
-    if setting is None or not runs:
+    tables_of = ((equal.setting(root), "the one table"), (first_edition(root), "the tests' first edition"))
+    found = [(s, where) for s, where in tables_of if s is not None and any(run.method == name for run in s.runs)]
+    if not found:
         return "No result is committed."
+    setting, where = found[0]
+    runs = [run for run in setting.runs if run.method == name]
     if name != "none":
         runs += [run for run in setting.runs if run.is_baseline][:1]
     return tables.markdown(*readme.ranking(setting, runs, root)) + (
-        "\n\nMeans over tasks, ± half a 95 % confidence interval. [All methods](../results.md), and "
+        f"\n\nOf {where}: means over tasks, ± half a 95 % confidence interval. [All methods](../results.md), and "
         "[what pocket can show](../pocket.md)."
     )

@@ -5,7 +5,7 @@
     python docs/tools/readme.py --check    # exit code 1 if a page would change
 
 A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`: `result` is the table that `make bench` prints,
-`sweep` the comparison of all committed runs with its plots, `method` the example method's file, `orders` the papers'
+`sweep` the runs of pocket's first edition, `method` the example method's file, `orders` the papers'
 order of methods against that of the one table, `claims` what the papers conclude, `pairs` Fwd2Bot and Victor against
 others at equal tokens, `stages` what LLaVolta's stages cost and what they lead to, `shape` the memory of every method
 on a LLaVA-1.5 of 7B's shape, `suites` what the benchmark suites are made of, `floors` what can be guessed at pocket's
@@ -101,10 +101,10 @@ def main_result(root: Path) -> dict[str, Any] | None:
     return max(fitting, key=lambda r: r["run"]["created"], default=None)
 
 
-def sweep_setting(root: Path) -> Setting | None:
-    """The committed runs of the pocket benchmark, of those with the same samples the largest table."""
+def first_edition(root: Path) -> Setting | None:
+    """The committed runs of pocket's first edition."""
     try:
-        settings, _ = collect(committed(root))
+        settings, _ = collect(path for path in committed(root) if not path.is_relative_to(root / equal.RESULTS))
     except UserError:
         return None
     of_pocket = [s for s in settings if s.runs[0].config["benchmark"]["name"] == "pocket"]
@@ -122,7 +122,7 @@ def result_part(root: Path) -> str:
 
 
 def sweep_part(root: Path) -> str:
-    setting = sweep_setting(root)
+    setting = first_edition(root)
     if setting is None or len(setting.runs) < 2:
         return "No sweep is committed yet. The commands above make one, and its table and plots.\n"
     budgets = [t for t in BUDGETS if any(r.tokens == t and not r.is_baseline for r in setting.runs)]
@@ -153,7 +153,6 @@ def sweep_part(root: Path) -> str:
         f"`python -m vtc action=report report.inputs=[{RESULTS}]`."
     )
     lines += [f"\n{note[0].upper()}{note[1:]}." for note in setting.notes]
-    lines += [f"\n![score against {axis}](images/{image(axis).name})" for axis in ("tokens", "flops")]
     return "\n".join(lines) + "\n"
 
 
@@ -165,12 +164,12 @@ def ranking(setting: Setting, runs: Sequence[Run], root: Path) -> tuple[list[str
     if speed.rows(root, "promised"):
 
         def at_shape(run: Run) -> tuple[str, str]:
+            if run.label != run.method:  # measured as the method comes
+                return "–", "–"
             return speed.at_shape(root, run.method, (run.tokens or full) / full)
 
-        if "speed-up" in shown:
-            shown["speed-up"] = lambda run: at_shape(run)[0]
-        if "own work" in shown:
-            shown["own work"] = lambda run: at_shape(run)[1]
+        shown["speed-up"] = lambda run: at_shape(run)[0]
+        shown["own work"] = lambda run: at_shape(run)[1]
     header = [
         "method",
         "mean",
@@ -266,7 +265,7 @@ def stages_part(root: Path) -> str:
     lines = [tables.markdown(head, cells), ""]
     lines.append(f"`{measured['command']}`, {measured['rounds']} interleaved rounds, relative to an uncompressed step.")
     scored = []
-    setting = sweep_setting(root)
+    setting = first_edition(root)
     for run in setting.runs if setting else ():
         result = run.result
         four = result["method"]["name"] == "llavolta" and result["config"]["tokens"] is None and result["checkpoint"]
@@ -377,8 +376,8 @@ def main(argv: list[str]) -> int:
         for name in PAGES:
             print(f"{name} is {'out of date: python docs/tools/readme.py' if name in stale else 'up to date'}")
         return int(bool(stale))
-    setting = sweep_setting(root)
-    if setting is not None and len(setting.runs) > 1:
+    setting = equal.setting(root)
+    if setting is not None:
         for axis in ("tokens", "flops"):
             plots.pareto(setting, axis, root / image(axis))
     speed.plot(root)

@@ -25,7 +25,9 @@ class PruMerge(TowerCompressor):
     the proportion that the adaptive rule gives, and -0.115 in pocket's mean at 16 tokens, [-0.134, -0.097]. (The
     authors train PruMerge+ with half and half of 144 and the fused one: 72 by attention and every eighth patch from the
     fifth on, which stands there twice where it is both.) Kept tokens stay in raster order, where the authors leave them
-    in the order of their attention. The projector runs once more, on the tokens that are left.
+    in the order of their attention. The projector runs once more, on the tokens that are left. k is an eighteenth of
+    all patches, the authors' 32 of 576; with their 32 of pocket's 144 (`neighbours`) pocket's mean at 16 tokens is
+    lower: -0.027 [-0.035, -0.019].
 
     Without CLS in the tower, the attention is what each patch receives (`Tower.patch_attention`). Any budget from 1 on.
 

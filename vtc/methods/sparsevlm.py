@@ -30,7 +30,7 @@ class SparseVLM(Compressor):
     `tokens` at the end, recycled ones among them: one for ten recycled tokens, as theirs, but never more than half of
     what is left. The layer that rates sees the reduced tokens already (theirs, the next one). Means, as in
     the authors' code: a sum of hidden states is none that the LLM knows. A token stands at the place of its cluster's
-    first member.
+    first member. With nothing recycled (`recycle` of 0) pocket's mean at 16 tokens is -0.001 apart, [-0.005, +0.003].
 
     Args:
         tokens: default: a fifth of the visual tokens (115 of 576; the authors' 192 on average end at 113).
