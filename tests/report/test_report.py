@@ -211,6 +211,9 @@ def test_a_crowded_plot_tells_the_pareto_front_apart(tmp_path: Path) -> None:
     make(tmp_path, "method06", 4, 0.3)
     (setting,), _ = collect([tmp_path])
     assert plots.front(setting.runs, lambda run: run.tokens) == ["method03", "method05"]
+    coloured = plots.chosen(setting, setting.runs, lambda run: run.tokens)
+    assert coloured[:2] == ["method03", "method05"], "and of the others, alike here, the first"
+    assert len(coloured) == plots.MOST and "method11" not in coloured
     assert plots.pareto(setting, "tokens", tmp_path / "plot.png") is not None
 
 

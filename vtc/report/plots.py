@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc.allowed import brief
-from vtc.report.collection import Setting
+from vtc.report.collection import Setting, commonest_budget
 from vtc.report.runs import ALL, Run
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def pareto(setting: Setting, axis: str, file: Path, suffixes: Sequence[str] = ("
     There is a panel for all tasks and, of the `GROUPED`, one for each group of them.
 
     Error bars are 95 % confidence intervals; the dashed line is the uncompressed backbone, the dotted one a blind one.
-    Of more than `MOST` methods those in colour are on the Pareto front of all tasks somewhere; the others are grey.
+    Of more than `MOST` methods those in colour are on the Pareto front of all tasks somewhere, or the best at the
+    commonest budget; the others are grey.
     Where all have the same cost they stand side by side, and the best are in colour.
     None, and no file, where fewer than two runs know their cost.
     """
@@ -121,13 +122,16 @@ def save(figure: Any, file: Path, suffixes: Sequence[str], tight: bool = False) 
 
 
 def chosen(setting: Setting, points: Sequence[Run], cost: Cost, sign: int = 1) -> list[str]:
-    """Methods that are drawn in colour: all, or of more than `MOST` those on the front, or the best where all cost the
-    same."""
+    """Methods that are drawn in colour: all, or of more than `MOST` those on the front and, as far as that leaves
+    colours, the best at the budget that most methods have; the best where all cost the same."""
     if len(setting.methods) <= MOST:
         return setting.methods
     if _is_one([cost(r) or 0.0 for r in points]):
         return list(dict.fromkeys(r.label for r in sorted(points, key=lambda r: -r.score().value)))[:MOST]
-    return front(points, cost, sign)
+    leading, budget = front(points, cost, sign), commonest_budget(setting)
+    best = sorted((r for r in points if r.tokens == budget), key=lambda r: -r.score().value)
+    named = [*leading, *[label for label in dict.fromkeys(r.label for r in best) if label not in leading]]
+    return named[: max(MOST, len(leading))]
 
 
 def grey(ax: Axes, lines: Sequence[tuple[Sequence[float], Sequence[float]]], joined: bool = True) -> None:
