@@ -95,8 +95,10 @@ def setting(root: Path) -> Setting | None:
     names = {
         piece.folder / results.RESULT: name
         for name in (WHOLE, *values["trained"], *values["free"])
-        for piece in (piece for own in done.get(name, {}).values() for piece in own if piece.seed == 0)
         if name != LEARNING
+        for seeds in done.get(name, {}).values()
+        for piece in seeds
+        if piece.seed == 0
     }
     if not names:
         return None

@@ -187,8 +187,7 @@ class Table:
                 search = search.bypass_vector_index()
             else:
                 rescored = WIDE_RESCORED if self.width >= WIDE else RESCORED
-                search = search.nprobes(probed(self.rows, self.width))
-                search = search.refine_factor(max(1, math.ceil(rescored / top)))
+                search = search.nprobes(probed(self.rows, self.width)).refine_factor(max(1, math.ceil(rescored / top)))
             rows = search.select([*SHOWN, "_distance"]).limit(top).to_arrow().to_pylist()
         hits = [Hit(score=1 - row.pop("_distance"), **row) for row in rows]
         return sorted(hits, key=lambda hit: (-(hit.score or 0), hit.path))
