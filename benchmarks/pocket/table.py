@@ -47,6 +47,7 @@ TABLE = HERE / "table.yaml"
 TARGET = HERE.parent / "results" / "pocket2"
 PIECE = "piece.json"  # beside a row: what decided it, and how long it took
 WEIGHTS = "weights"  # beside a row of the first seed at the grid's budget: scoring it again takes no training
+PARTS = ("trained", "free", "options", "shipped", "controls")  # of the table; a name is in one of them
 WAIT = 20.0  # seconds until it is asked again whether another process has left a method
 
 
@@ -120,7 +121,7 @@ class Table:
 
     def __init__(self, values: Mapping[str, Any], work: Path) -> None:
         self.values, self.work = values, work
-        self.methods = [*values["trained"], *values["free"], *values["options"], *values["controls"]]
+        self.methods = [name for part in PARTS for name in values[part]]
 
     # -- what there is to do
     def rates_file(self, name: str) -> Path:
@@ -174,10 +175,9 @@ class Table:
                 training = self.training(about["of"], about["tokens"], 0, self.rate(about["of"]) or 0.0)
                 words = (*score, f"method={of.get('method', about['of'])}", *of.get("both", ()), *about["score"])
             yield Row(name, name, words, about.get("tokens"), 0, training)
-        elif name in values["free"] or name in values["options"]:
-            about, budgets = values["free"].get(name), values["budgets"]
-            if about is None:
-                about, budgets = values["options"][name], [values["grid"]]
+        elif name not in values["trained"]:
+            part = next(part for part in PARTS if name in values[part])
+            about, budgets = values[part][name], [values["grid"]] if part == "options" else values["budgets"]
             words = (*score, f"method={about.get('method', name)}", *about.get("score", ()))
             for tokens in about.get("budgets", budgets):
                 yield Row(name, f"{name}-{tokens}-s0", words, tokens, 0)

@@ -15,7 +15,8 @@ from attack import Case, Outcome
 
 from vtc import shipped
 
-WHOLE, DAMAGED = ("random-16", "divprune-16"), "fastv-16"
+ROWS = "benchmarks/results/pocket2/rows"
+WHOLE, DAMAGED = ("random-16-s0", "divprune-16-s0"), "fastv-16-s0"
 VALUES: tuple[Any, ...] = (None, "x", -1, [], {}, float("nan"), True)
 DELETED = object()
 
@@ -45,7 +46,7 @@ def changed(result: dict[str, Any], path: tuple[str | int, ...], value: Any) -> 
 
 def write(folder: Path, result: bytes | None = None, samples: bytes | None = None, kind: str = "") -> None:
     for name in (*WHOLE, DAMAGED):
-        shutil.copytree(shipped.path(f"benchmarks/results/pocket-{name}"), folder / "in" / name)
+        shutil.copytree(shipped.path(f"{ROWS}/{name}"), folder / "in" / name)
     file = folder / "in" / DAMAGED / "result.json"
     if result is not None:
         file.write_bytes(result)
@@ -74,7 +75,7 @@ def named(outcome: Outcome) -> str:
 
 def cases(folder: Path) -> Iterator[Case]:
     argv = ["action=report", "report.inputs=[in]", "report.output=out"]
-    source = shipped.path(f"benchmarks/results/pocket-{DAMAGED}")
+    source = shipped.path(f"{ROWS}/{DAMAGED}")
     result = json.loads((source / "result.json").read_text())
     yield Case("untouched", argv, "works", page, write)
     for path in paths(result):

@@ -20,7 +20,7 @@ from pathlib import Path
 from vtc import results, shipped
 from vtc.cli import main
 
-TEMPLATE = "benchmarks/results/pocket-fastv-16"
+TEMPLATE = "benchmarks/results/pocket2/rows/fastv-16-s0"
 
 
 def fabricate(folder: Path, count: int) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 TASKS = tuple(
-    f"pocket_{kind}"
+    f"pocket2_{kind}"
     for kind in ("existence", "counting", "attributes", "relations", "reading", "choice", "captions")
 )  # fmt: skip
 BUDGETS = (4, 16)
@@ -94,7 +94,7 @@ def main() -> None:
         words = ["method=fwd2bot", f"tokens={tokens}"]
         told = scores(words, arguments.limit)
         frames = {precision: frame(own) for precision, own in told.items()}
-        committed = shipped.path(f"benchmarks/results/pocket-fwd2bot-{tokens}/result.json")
+        committed = shipped.path(f"benchmarks/results/pocket2/rows/fwd2bot-shipped-{tokens}-s0/result.json")
         values = {row["task"]: row["value"] for row in results.load(committed)["scores"]}
         samples = results.samples(committed)
         groups = [{"task": task, "group": "understanding", "scale": 1.0} for task in TASKS]

@@ -36,6 +36,8 @@ LOG, MANIFEST, PIECE = "training.jsonl", "training.json", "piece.json"
 FLOORS = {"blind": "floor: text alone", "bag": "floor: text, and a bag of attributes"}
 LEARNING = "none"  # of the trained ones: no compression, learning for as many steps
 WHOLE = "uncompressed"  # of the controls: the model that the methods start from
+SHIPPED = "-shipped"  # behind the name of a method: with the weights of `checkpoint=auto`
+STAGED = "llavolta-four"  # of the controls: that which learnt in LLaVolta's four stages
 COMMAND = "`python benchmarks/pocket/table.py`"
 
 
@@ -155,7 +157,8 @@ def estimate(seeds: Sequence[Piece], against: Sequence[Piece] | None = None) -> 
     return paired_estimate(table, weights, cells(index), flips=against is not None, groups=clusters(index))
 
 
-def _mean(seeds: Sequence[Piece] | None) -> str:
+def mean(seeds: Sequence[Piece] | None) -> str:
+    """Over the tasks, with half of its 95 % interval."""
     if not seeds:
         return "–"
     found = estimate(seeds)
@@ -193,7 +196,7 @@ def table_part(root: Path) -> str:
     for name in [name for name in (*values["trained"], *values["free"]) if name in done and name != LEARNING]:
         own = done[name]
         shown = own.get(grid) or next(iter(own.values()))
-        cells_of = [_mean(own.get(tokens)) for tokens in budgets]
+        cells_of = [mean(own.get(tokens)) for tokens in budgets]
         row = [f"`{name}`", *cells_of, _apart(shown), _budget(shown), *_learned(shown)]
         rows.append((bool(own.get(grid)), estimate(shown)["difference"], row))
     rows.sort(key=lambda row: (not row[0], -row[1]))
@@ -223,7 +226,7 @@ def _controls(values: Mapping[str, Any], done: Mapping[str, Mapping[int | None, 
     for name in [name for name in (LEARNING, *values["controls"]) if name in done]:
         seeds = next(iter(done[name].values()))
         words = "uncompressed, trained as long" if name == LEARNING else name
-        rows.append([words, _mean(seeds), _apart(seeds), _budget(seeds), *_learned(seeds)])
+        rows.append([words, mean(seeds), _apart(seeds), _budget(seeds), *_learned(seeds)])
     any_row = next(iter(next(iter(done.values())).values()))[0]
     for floor, words in FLOORS.items():
         known = [share for row in any_row.result["scores"] if (share := results.share(row, floor)) is not None]
@@ -243,10 +246,28 @@ def options_part(root: Path) -> str:
             found = estimate(own, plain)
             ends = f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
             option = " ".join(word.removeprefix("method.") for word in about["score"])
-            rows.append([f"`{about['method']}`", f"`{option}`", _mean(own), ends, tables.p_text(found["p"])])
+            rows.append([f"`{about['method']}`", f"`{option}`", mean(own), ends, tables.p_text(found["p"])])
     if not rows:
         return f"None was scored yet: {COMMAND}.\n"
     return tables.markdown(["method", "option", f"mean at {grid}", "against its default", "p"], rows) + "\n"
+
+
+def shipped_part(root: Path) -> str:
+    """Rows with the shipped weights, and the steps of their recipes, beside the rows that were trained alike."""
+    values, done = values_of(root), pieces(root)
+    budgets, grid, rows = values["budgets"], values["grid"], []
+    for name in [name for name in values["shipped"] if name in done]:
+        own, alike = done[name], done.get(values["shipped"][name]["method"], {})
+        shown = own.get(grid) or next(iter(own.values()))
+        steps = sum(stage["steps"] for stage in shown[0].result["checkpoint"]["manifest"]["stages"])
+        difference = estimate(shown, same) if (same := alike.get(shown[0].tokens)) else None
+        words = f"{difference['difference']:+.3f}" if difference else "–"
+        row = [f"`{values['shipped'][name]['method']}`", *(mean(own.get(tokens)) for tokens in budgets)]
+        rows.append((estimate(shown)["difference"], [*row, f"{steps:,}", words]))
+    if not rows:
+        return f"None was scored yet: {COMMAND}.\n"
+    header = ["method", *(f"{tokens} tokens" for tokens in budgets), f"steps at {grid}", "above its row up there"]
+    return tables.markdown(header, [row for _, row in sorted(rows, key=lambda row: -row[0])]) + "\n"
 
 
 def rates_part(root: Path) -> str:
@@ -314,4 +335,10 @@ def plot(root: Path) -> None:
     plt.close(figure)
 
 
-PARTS = {"equal": table_part, "option_effects": options_part, "rates": rates_part, "scenes": scenes_part}
+PARTS = {
+    "equal": table_part,
+    "option_effects": options_part,
+    "shipped": shipped_part,
+    "rates": rates_part,
+    "scenes": scenes_part,
+}

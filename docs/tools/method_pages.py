@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import inspect
 import re
 import textwrap
@@ -27,7 +26,6 @@ from vtc.report import tables
 if TYPE_CHECKING:
     from vtc.interface import BackboneShape
 
-first_edition = functools.cache(readme.first_edition)  # read once for all pages
 REAL = "llava15_7b"  # the backbone whose costs a page states, by formula
 BUDGETS_SHOWN = (16, 64, 192)
 
@@ -129,16 +127,20 @@ def _cost(name: str, tokens: int, shape: BackboneShape) -> list[str] | None:
 
 
 def scores(name: str, root: Path) -> str:
-    """The committed rows of the method, with no compression beside them."""
-    tables_of = ((equal.setting(root), "the one table"), (first_edition(root), "the tests' first edition"))
-    found = [(s, where) for s, where in tables_of if s is not None and any(run.method == name for run in s.runs)]
-    if not found:
+    """The rows of the method in the one table, with no compression beside them, and those of its shipped weights."""
+    setting = equal.setting(root)
+    runs = [run for run in setting.runs if run.method == name] if setting else []
+    if setting is None or not runs:
         return "No result is committed."
-    setting, where = found[0]
-    runs = [run for run in setting.runs if run.method == name]
     if name != "none":
         runs += [run for run in setting.runs if run.is_baseline][:1]
-    return tables.markdown(*readme.ranking(setting, runs, root)) + (
-        f"\n\nOf {where}: means over tasks, ± half a 95 % confidence interval. [All methods](../results.md), and "
-        "[what pocket can show](../pocket.md)."
-    )
+    lines = [
+        tables.markdown(*readme.ranking(setting, runs, root)),
+        "Of the one table: means over tasks, ± half a 95 % confidence interval. [All methods](../results.md), and "
+        "[what pocket can show](../pocket.md).",
+    ]
+    own = equal.pieces(root).get(f"{name}{equal.SHIPPED}", {})
+    if own:
+        each = ", ".join(f"{equal.mean(seeds)} at {tokens}" for tokens, seeds in sorted(own.items()) if tokens)
+        lines.append(f"With [the weights that are shipped](../results.md#as-they-are-shipped): {each} tokens.")
+    return "\n\n".join(lines)

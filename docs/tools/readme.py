@@ -5,12 +5,12 @@
     python docs/tools/readme.py --check    # exit code 1 if a page would change
 
 A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`: `result` is the table that `make bench` prints,
-`sweep` the runs of pocket's first edition, `method` the example method's file, `orders` the papers'
-order of methods against that of the one table, `claims` what the papers conclude, `pairs` Fwd2Bot and Victor against
-others at equal tokens, `stages` what LLaVolta's stages cost and what they lead to, `shape` the memory of every method
-on a LLaVA-1.5 of 7B's shape, `suites` what the benchmark suites are made of, `floors` what can be guessed at pocket's
-tasks, `equal`, `rates` and `scenes` the table of methods that are trained alike, the learning rates that were tried,
-and rows of it on other scenes (`equal.py`).
+`equal` the one table of methods that are trained alike, `budgets` its rows budget by budget, `shipped` the rows of the
+weights that are shipped, `rates` the learning rates that were tried, `scenes` rows on other scenes (`equal.py`),
+`method` the example method's file, `orders` the papers' order of methods against that of the one table, `claims` what
+the papers conclude, `pairs` Fwd2Bot and Victor against others at equal tokens, `stages` what LLaVolta's stages cost and
+what they lead to, `shape` the memory of every method on a LLaVA-1.5 of 7B's shape, `suites` what the benchmark suites
+are made of, `floors` what can be guessed at pocket's tasks.
 They are made of committed files; `suites` and `options`, what there is, by `catalogue.py`; `support`, which method
 works on which family, of the code (`support.py`); `evidence`, what stands behind each method, of both (`evidence.py`).
 `store_…` are made by `store_tables.py`, `speed_…`, what docs/speed.md states, by `speed.py`.
@@ -37,9 +37,8 @@ from vtc import results, shipped
 from vtc.ablations import claims
 from vtc.ablations import page as ablations
 from vtc.ablations.experiments import Claim
-from vtc.errors import UserError
 from vtc.report import plots, tables
-from vtc.report.collection import Setting, collect, number
+from vtc.report.collection import Setting, number
 from vtc.report.runs import Run
 from vtc.statistics import Estimate
 
@@ -90,25 +89,17 @@ def committed(root: Path) -> list[Path]:
 
 
 def main_result(root: Path) -> dict[str, Any] | None:
-    """The newest committed result of the main job, on all samples."""
+    """The newest committed result of the main job, on all samples; rows of the one table have no costs."""
     fitting = []
     for path in committed(root):
+        if path.is_relative_to(root / equal.RESULTS / "rows"):
+            continue
         result = results.load(path)
         config = result["config"]
         whole = {key: config[key]["name"] for key in ("backbone", "method", "benchmark")} | {"tokens": config["tokens"]}
         if whole == MAIN and config["benchmark"].get("limit") is None and config.get("checkpoint") == "auto":
             fitting.append(result)
     return max(fitting, key=lambda r: r["run"]["created"], default=None)
-
-
-def first_edition(root: Path) -> Setting | None:
-    """The committed runs of pocket's first edition."""
-    try:
-        settings, _ = collect(path for path in committed(root) if not path.is_relative_to(root / equal.RESULTS))
-    except UserError:
-        return None
-    of_pocket = [s for s in settings if s.runs[0].config["benchmark"]["name"] == "pocket"]
-    return max(of_pocket, key=lambda s: len(s.runs), default=None)
 
 
 def result_part(root: Path) -> str:
@@ -121,10 +112,13 @@ def result_part(root: Path) -> str:
     return re.sub(r"^# (.*)$", r"**\1**", table, count=1, flags=re.MULTILINE).strip() + "\n"
 
 
-def sweep_part(root: Path) -> str:
-    setting = first_edition(root)
-    if setting is None or len(setting.runs) < 2:
-        return "No sweep is committed yet. The commands above make one, and its table and plots.\n"
+def budgets_part(root: Path) -> str:
+    setting = equal.setting(root)
+    return by_budget(setting, root) if setting is not None else f"Nothing is finished yet: {equal.COMMAND}.\n"
+
+
+def by_budget(setting: Setting, root: Path) -> str:
+    """The rows of each budget in a table of its own, groups of tasks and costs beside the mean."""
     budgets = [t for t in BUDGETS if any(r.tokens == t and not r.is_baseline for r in setting.runs)]
     others = [r for r in setting.runs if r.tokens not in budgets]
     lines = []
@@ -139,20 +133,19 @@ def sweep_part(root: Path) -> str:
             lines += [f"<details><summary><b>{heading}</b></summary>", "", table, "", "</details>", ""]
     if others:
         lines += ["**No compression, and other budgets**", "", tables.markdown(*ranking(setting, others, root)), ""]
-    quicker = "the speed-up is that of the time to the first token of one row, own work the method's share of it"
     if speed.rows(root, "promised"):
         quicker = (
             "speed-up to the first token and own work, in percent of the uncompressed prefill's time, are those at the "
             "shape of LLaVA-1.5 7B with the same share of its visual tokens ([Speed](speed.md)), as pocket is too "
             "small to show them"
         )
+    else:
+        quicker = "the speed-up is that of the time to the first token of one row, own work the method's share of it"
     lines.append(
         "Sorted by the mean of all tasks. ± is half a 95 % confidence interval; FLOPs are those of a prefill, decoder "
-        f"and method, relative to no compression; {quicker}. {len(setting.runs)} runs over {len(setting.tasks)} tasks, "
-        f"from [{RESULTS}](../{RESULTS}); with p-values, task by task: "
-        f"`python -m vtc action=report report.inputs=[{RESULTS}]`."
+        f"and method, relative to no compression; {quicker}. With p-values, task by task: "
+        f"`python -m vtc action=report report.inputs=[{equal.RESULTS}/rows]`."
     )
-    lines += [f"\n{note[0].upper()}{note[1:]}." for note in setting.notes]
     return "\n".join(lines) + "\n"
 
 
@@ -188,11 +181,9 @@ def ranking(setting: Setting, runs: Sequence[Run], root: Path) -> tuple[list[str
 
 
 def _absent(setting: Setting, tokens: int) -> str:
-    """Which methods of the table have no row at a budget, and why: they can't leave so many tokens of this backbone's
-    image, were not trained for it, or were not run."""
+    """Which methods have no row at a budget: they can't leave so many tokens of this image, or were not run."""
     from vtc.interface import BackboneShape, TowerShape
     from vtc.methods import make
-    from vtc.registry import methods
 
     backbone, shape = setting.runs[0].result["backbone"], None
     if sizes := backbone.get("shape"):
@@ -204,13 +195,13 @@ def _absent(setting: Setting, tokens: int) -> str:
                 "vision": TowerShape(**sizes["vision"]),
             }
         )
-    reasons: dict[str, list[str]] = {"Not offered": [], "No weights": [], "No run": []}
+    reasons: dict[str, list[str]] = {"Not offered": [], "Not run": []}
     present = {r.method for r in setting.runs if r.tokens == tokens}
     for name in sorted({r.method for r in setting.runs if not r.is_baseline} - present):
         if shape is not None and tokens not in make(name, None, shape).offers():
             reasons["Not offered"].append(name)
         else:
-            reasons["No weights" if methods.get(name).fixed_budget else "No run"].append(name)
+            reasons["Not run"].append(name)
     return " ".join(f"{why} at this budget: {', '.join(names)}." for why, names in reasons.items() if names)
 
 
@@ -264,19 +255,13 @@ def stages_part(root: Path) -> str:
     head = ["stage (layers of 32)", "CR of the decoder", "FLOPs of a step", "time of a step, median (range)"]
     lines = [tables.markdown(head, cells), ""]
     lines.append(f"`{measured['command']}`, {measured['rounds']} interleaved rounds, relative to an uncompressed step.")
-    scored = []
-    setting = first_edition(root)
-    for run in setting.runs if setting else ():
-        result = run.result
-        four = result["method"]["name"] == "llavolta" and result["config"]["tokens"] is None and result["checkpoint"]
-        if result["method"]["name"] == "none" or four:
-            name = "four stages" if four else "single stage (the base model)"
-            means = [
-                tables.interval(Estimate(m["value"], m["stderr"])) for m in map(result["means"].get, results.GROUPS)
-            ]
-            scored.append([name, *means])
+    done, scored = equal.pieces(root), []
+    for name, words in ((equal.WHOLE, "single stage (the base model)"), (equal.STAGED, "four stages")):
+        for piece in next(iter(done.get(name, {}).values()), []):
+            means = [piece.result["means"][group] for group in results.GROUPS]
+            scored.append([words, *(tables.interval(Estimate(m["value"], m["stderr"])) for m in means)])
     if len(scored) > 1:
-        lines += ["", tables.markdown(["trained in", *results.GROUPS], sorted(scored, reverse=True))]
+        lines += ["", tables.markdown(["trained in", *results.GROUPS], scored)]
     return "\n".join(lines) + "\n"
 
 
@@ -336,7 +321,7 @@ def attack_part(root: Path) -> str:
 
 PARTS: dict[str, Callable[[Path], str]] = {
     "result": result_part,
-    "sweep": sweep_part,
+    "budgets": budgets_part,
     "method": method_part,
     "orders": orders_part,
     "claims": claims_part,

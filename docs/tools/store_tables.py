@@ -165,7 +165,7 @@ def precision_part(root: Path) -> str:
     for row in content["rows"]:
         rows.append(
             [
-                str(row["tokens"]), row["task"].removeprefix("pocket_"), f"{row['picture']:.3f}",
+                str(row["tokens"]), row["task"].removeprefix("pocket2_"), f"{row['picture']:.3f}",
                 f"{row['float16']:.3f}", f"{row['int8']:.3f}", f"{row['loss']:+.4f} ± {1.96 * row['loss_stderr']:.4f}",
                 f"{100 * row['same_answers']:.1f} %",
             ]
@@ -181,10 +181,10 @@ def retrieval_part(root: Path) -> str:
     for row in content["rows"]:
         half = f" ± {1.96 * row['stderr_by_group']:.3f}" if "stderr_by_group" in row else ""
         values.setdefault(row["run"], {})[row["task"]] = f"{row['value']:.3f}{half}"
-    rows = [[run, own["pocket_retrieval"], own["pocket_hard_captions"]] for run, own in values.items()]
+    rows = [[run, own["retrieval"], own["hard_captions"]] for run, own in values.items()]
     orders = [
         [
-            f"{row['better']} > {row['worse']}", row["task"].removeprefix("pocket_"), row["paper"],
+            f"{row['better']} > {row['worse']}", row["task"], row["paper"],
             f"{row['difference']:+.3f} ({row['interval'][0]:+.3f} to {row['interval'][1]:+.3f})", row["here"],
         ]
         for row in content["orders"]

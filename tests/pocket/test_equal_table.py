@@ -18,6 +18,7 @@ from vtc.pocket import second
 FILE = shipped.path("benchmarks/pocket/table.py")
 VALUES = yaml.safe_load(FILE.with_suffix(".yaml").read_text(encoding="utf-8"))
 RISING = [*VALUES["rates"], 6e-3, 1.2e-2]  # those that are tried where the higher one is always the better
+PARTS = ("trained", "free", "options", "shipped", "controls")
 ADAPTERS = {"fwd2bot", "single_forward", "fwd2bot-open"}  # what of them learns is said in table.yaml
 
 
@@ -48,7 +49,7 @@ def test_trained_methods_learn_alike(table):
         assert (recipe.stages[0].train == first.stages[0].train) == (name not in ADAPTERS), name
 
 
-@pytest.mark.parametrize("name", [*VALUES["trained"], *VALUES["free"], *VALUES["options"], *VALUES["controls"]])
+@pytest.mark.parametrize("name", [name for part in PARTS for name in VALUES[part]])
 def test_every_row_is_a_command_that_can_be_run(table, name):
     rows = list(table.rows(name))
     assert len({row.label for row in rows}) == len(rows)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
+import equal
 import pytest
 import readme
 from fabricated import make
 
 from vtc import results, shipped
 from vtc.configuration import choices
+from vtc.report.collection import collect
 
 ROOT = shipped.root()
 README = (ROOT / "README.md").read_text()
@@ -55,31 +58,33 @@ def test_links_and_commands_of_a_page_exist(page: Path) -> None:
             assert set(values.split(",")) <= {*choices.choices("method"), "loudest"}, f"{page.name}: method={values}"
 
 
-def test_parts_from_results(tmp_path: Path) -> None:
-    """With results committed the sweep's part is their table; without, it says that there is none."""
-    assert "No sweep is committed yet" in readme.sweep_part(tmp_path)
-    assert "No result is committed yet" in readme.result_part(tmp_path)
-    folder = tmp_path / readme.RESULTS
-    make(folder, "none", None, 0.9)
-    make(folder, "fastv", 16, 0.6)
-    (folder / "notes.json").write_text("{}")
-    part = readme.sweep_part(tmp_path)
-    assert "**16 of 144 visual tokens**" in part and "| fastv | 0.500 ±0.011 |" in part and "62.5 %" in part
-    make(folder, "fastv", 4, 0.3)
-    make(folder, "divprune", 4, 0.5)
-    part = readme.sweep_part(tmp_path)
-    four = part.index("<details><summary><b>4 of 144 visual tokens</b>")
-    assert four < part.index("| divprune |") < part.index("| fastv |") < part.index("</details>"), "the best first"
-    assert "No run at this budget: divprune." in part[part.index("**16 of 144") :]
-    shape = results.load(shipped.root() / readme.RESULTS / "pocket-none" / "result.json")["backbone"]["shape"]
-    for path in folder.rglob("result.json"):
+def test_the_rows_of_each_budget_are_a_table(tmp_path: Path) -> None:
+    """The best one first; what has no row at a budget is named, and why."""
+    shape = results.load(shipped.root() / equal.RESULTS / "rows" / "uncompressed")["backbone"]["shape"]
+    for name, tokens, score in (
+        ("none", None, 0.9), ("fastv", 16, 0.6), ("vcc", 16, 0.5), ("fastv", 4, 0.3), ("divprune", 4, 0.5)
+    ):  # fmt: skip
+        make(tmp_path, name, tokens, score)
+    for path in list(tmp_path.rglob("result.json")):
         result = results.load(path)
         results.write(path.parent, result | {"backbone": result["backbone"] | {"shape": shape}})
-    make(folder, "victor", 4, 0.5)
-    make(folder, "vcc", 16, 0.5)
-    part = readme.sweep_part(tmp_path)
-    assert "Not offered at this budget: vcc.\n" in part[: part.index("**16 of 144")]  # it leaves 9 or more
-    assert "No weights at this budget: victor. No run at this budget: divprune.\n" in part[part.index("**16 of 144") :]
-    assert readme.filled("a\n<!-- begin sweep -->\nold\n<!-- end sweep -->\nb", tmp_path) == (
-        f"a\n<!-- begin sweep -->\n{part}<!-- end sweep -->\nb"
+    (setting,), _ = collect(sorted(tmp_path.rglob("result.json")))
+    part = readme.by_budget(setting, tmp_path)
+    sixteen = part.index("**16 of 144 visual tokens**")
+    assert "| fastv | 0.500 ±0.011 |" in part[sixteen:] and "62.5 %" in part[sixteen:]
+    four = part.index("<details><summary><b>4 of 144 visual tokens</b>")
+    assert four < part.index("| divprune |") < part.index("| fastv |") < part.index("</details>"), "the best first"
+    assert "Not offered at this budget: vcc.\n" in part[:sixteen]  # it leaves 9 or more
+    assert "Not run at this budget: divprune.\n" in part[sixteen:]
+
+
+def test_a_part_without_results_says_so(tmp_path: Path) -> None:
+    assert "No result is committed yet" in readme.result_part(tmp_path)
+    (tmp_path / equal.TABLE).parent.mkdir(parents=True)
+    shutil.copyfile(ROOT / equal.TABLE, tmp_path / equal.TABLE)
+    assert "Nothing is finished yet" in readme.budgets_part(tmp_path)
+    assert "None was scored yet" in equal.shipped_part(tmp_path)
+    part = readme.budgets_part(tmp_path)
+    assert readme.filled("a\n<!-- begin budgets -->\nold\n<!-- end budgets -->\nb", tmp_path) == (
+        f"a\n<!-- begin budgets -->\n{part}<!-- end budgets -->\nb"
     )
