@@ -4,8 +4,8 @@
 
 Every question of the seven tasks that are asked about a picture is answered from what a store of that precision would
 hold: compressed, rounded, packed as a row's, unpacked, asked. The harness and the metrics are those of any run.
-Retrieval and hard captions compare embeddings, which are float16 in either store. `picture` is the committed result
-of the same weights, answered from the pictures. Differences are paired over the same samples.
+Retrieval and hard captions compare embeddings, which are float16 in either store. `picture` is a run of the same
+weights that answers from the pictures. Differences are paired over the same samples.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ BUDGETS = (4, 16)
 
 
 def scores(words: list[str], limit: int | None) -> dict[str, dict[str, Any]]:
-    """Precision → task → its `TaskScores`, answered from rows of a store; each picture is compressed once."""
+    """`picture`, or a precision → task → its `TaskScores`; those of a precision are answered from rows of a store, for
+    which each picture is compressed once."""
     import torch
 
     from vtc.configuration import parse
@@ -66,9 +67,10 @@ def scores(words: list[str], limit: int | None) -> dict[str, dict[str, Any]]:
             vars(self).update(values)
 
     model, told = FromStore(backbone, method, job.batch_size), {}
-    for precision in ("float16", "int8"):
-        model.precision = precision
-        told[precision] = {spec.name: harness.run_task(model, spec, manager) for spec in specs}
+    for name in ("picture", "float16", "int8"):
+        model.precision = name
+        asked = adapter.VtcModel(backbone, method, job.batch_size) if name == "picture" else model
+        told[name] = {spec.name: harness.run_task(asked, spec, manager) for spec in specs}
     return told
 
 
@@ -86,7 +88,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    from vtc import results, shipped, statistics
+    from vtc import statistics
     from vtc.evaluation.record import git_commit
 
     rows = []
@@ -94,22 +96,21 @@ def main() -> None:
         words = ["method=fwd2bot", f"tokens={tokens}"]
         told = scores(words, arguments.limit)
         frames = {precision: frame(own) for precision, own in told.items()}
-        committed = shipped.path(f"benchmarks/results/pocket2/rows/fwd2bot-shipped-{tokens}-s0/result.json")
-        values = {row["task"]: row["value"] for row in results.load(committed)["scores"]}
-        samples = results.samples(committed)
         groups = [{"task": task, "group": "understanding", "scale": 1.0} for task in TASKS]
         paired = statistics.compare_samples(frames["int8"], frames["float16"], groups)
         for task in TASKS:
             both = frames["int8"][frames["int8"].task == task].merge(
                 frames["float16"][frames["float16"].task == task], on="id"
             )
-            ours = frames["float16"][frames["float16"].task == task].merge(samples[samples.task == task], on="id")
+            ours = frames["float16"][frames["float16"].task == task].merge(
+                frames["picture"][frames["picture"].task == task], on="id"
+            )
             difference = both.score_x - both.score_y
             row = {
                 "tokens": tokens,
                 "task": task,
                 "n": len(both),
-                "picture": float(ours.score_y.mean()) if arguments.limit else values[task],
+                "picture": told["picture"][task].value,
                 "float16": told["float16"][task].value,
                 "int8": told["int8"][task].value,
                 "loss": round(told["float16"][task].value - told["int8"][task].value, 5),
