@@ -53,6 +53,14 @@ def test_shipped_weights_answer_questions_they_never_saw(name, overrides, least)
     assert score > least, {task: float(np.mean(v)) for task, v in tasks.items()}
 
 
+@pytest.mark.parametrize("row, name", [("m3-16-s0", "m3-elastic"), ("single_forward-16-s0", "single_forward-16")])
+def test_weights_that_are_the_tables_are_its_rows(row, name):
+    """What table.yaml says of methods that have no row of shipped weights of their own."""
+    own = next(folder for folder in OF_THE_TABLE if folder.parent.name == row)
+    for file in ("weights.safetensors", "manifest.json"):
+        assert (own / file).read_bytes() == (WEIGHTS / name / file).read_bytes()
+
+
 @pytest.mark.parametrize("folder", [*(WEIGHTS / name for name in ("base", *TRAINED)), *OF_THE_TABLE])
 def test_weights_say_what_made_them_and_name_no_machine(folder):
     text = (folder / ("training.json" if folder.name == "base" else "manifest.json")).read_text()

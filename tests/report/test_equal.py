@@ -29,6 +29,20 @@ def test_what_was_not_trained_is_the_same_under_every_seed() -> None:
     assert beside.seeds == len(runs["victor-16"])
 
 
+def test_rows_have_the_weights_that_their_table_says() -> None:
+    """Shipped ones are those of `checkpoint=auto`, of the same method and budget; no row that was trained alike is."""
+    for name, own in equal.pieces(ROOT).items():
+        for tokens, rows in own.items():
+            for row in rows:
+                checkpoint = row.result["checkpoint"] or {"path": "", "manifest": {}}
+                is_shipped = checkpoint["path"].startswith("benchmarks/pocket/weights/")
+                assert is_shipped == (name.endswith(equal.SHIPPED) or name == equal.STAGED), row.folder
+                if is_shipped:
+                    method = name.removesuffix(equal.SHIPPED) if name != equal.STAGED else "llavolta"
+                    assert checkpoint["manifest"]["method"] == row.result["method"]["name"] == method
+                    assert checkpoint["manifest"]["tokens"] in (None, tokens), row.folder
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_docstring_says_what_an_option_changes(name: str) -> None:
     """Where the table has that row; the docstring's numbers are the table's."""
