@@ -167,11 +167,12 @@ def precision_part(root: Path) -> str:
             [
                 str(row["tokens"]), row["task"].removeprefix("pocket2_"), f"{row['picture']:.3f}",
                 f"{row['float16']:.3f}", f"{row['int8']:.3f}", f"{row['loss']:+.4f} ± {1.96 * row['loss_stderr']:.4f}",
-                f"{100 * row['same_answers']:.1f} %",
+                f"{100 * row['same_answers_as_picture']:.1f} %", f"{100 * row['same_answers']:.1f} %",
             ]
         )  # fmt: skip
     means = ", ".join(f"{loss:+.4f} at {tokens} tokens" for tokens, loss in content["mean_loss"].items())
-    header = ["tokens", "task", "picture", "float16", "int8", "loss of int8 (95 %)", "same answers"]
+    header = ["tokens", "task", "picture", "float16", "int8", "loss of int8 (95 %)",
+              "answers of float16 as from the picture", "of int8 as of float16"]  # fmt: skip
     return "\n" + _table(header, rows) + f"\nMean loss of the seven tasks: {means}.\n\n"
 
 
