@@ -47,7 +47,7 @@ async function samples() {
   fill("one", named, state.one || other[0] || named[0][0]);
   fill("two", named, state.two || other[1] || named.at(-1)[0]);
   fill("task", [["", "all"], ...s.groups.filter(g => set.rows.some(r => r.task === g[0]))], state.task);
-  const drawn = state.draw || (listed.find(([at, r]) => !r.baseline && set.rows.some(q => q.answers[at]?.images)) ?? listed.find(([, r]) => !r.baseline) ?? runs[0])[0];
+  const drawn = state.draw || (listed.find(([at, r]) => !r.baseline && set.rows.some(q => q.answers[at]?.images?.some(image => image.held.length))) ?? listed.find(([, r]) => !r.baseline) ?? runs[0])[0];
   fill("draw", named, drawn);
   $("kind").value = state.kind;
   for (const id of ["one", "two"]) $(id).parentElement.hidden = state.kind !== "split" && state.kind !== "flip";
