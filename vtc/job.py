@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtc import shipped
 from vtc.allowed import BOOLEAN, SEED, TEXT, Allowed, number, one_of, several, text, whole
+from vtc.backbones.columns import by_columns
 from vtc.budget import BUDGETS, Budget
 from vtc.errors import UserError
 from vtc.identity import COSTS, NOTHING, SCORES, WEIGHTS, Decides, deciding, setting
@@ -206,6 +207,7 @@ class Job:
             from vtc.backbones.greedy import decode_greedily
 
             backbone.decoding_set_aside = decode_greedily(backbone.model)
+            by_columns(backbone.model)
         backbone.model.eval()
         return backbone
 
@@ -224,6 +226,8 @@ class Job:
             where = f"checkpoint={self.weights}: training.lora"
             add_lora(backbone, method, from_mapping(LoraSettings, lora, where) if lora else None)
             checkpoint.load(self.weights, backbone, method)
+        if trained:
+            by_columns(backbone.model, method)  # which may have adapters now
         backbone.model.eval()
         return method.eval()
 

@@ -69,6 +69,34 @@ def test_the_tokens_are_those_of_generate(family, name):
         assert torch.equal(tokens, expected)
 
 
+def test_an_accelerator_reads_whole_buffers_and_gives_the_same_tokens(monkeypatch):
+    """A step is replayed there as it was recorded, whatever the buffers hold."""
+    monkeypatch.setattr(decoding.Runner, "_rulers", lambda self, count: [])
+    backbone = tiny_backbone()
+    method = build("fastv", 3, backbone.shape).eval()
+    inputs = prompts(backbone, 1, 2)
+    tokens, how = answers(backbone, method, inputs, True)
+    assert torch.equal(tokens, answers(backbone, method, inputs, False)[0]) and how == decoding.COMPILED
+
+
+def test_no_length_is_compiled_in():
+    """Nor that two of them are the same, as they are in the first call."""
+
+    class Reader:
+        buffer = torch.arange(20.0)
+
+        def sums(self, *rulers):
+            return torch.stack([self.buffer[: len(ruler)].sum() for ruler in rulers])
+
+    reader, unit = Reader(), torch.zeros(1)
+    sums = decoding.compiled(reader, Reader.sums, unit.device, replayed=True)
+    for lengths in ((5, 5), (6, 6), (5, 7), (9, 3)):
+        rulers = [unit.expand(length) for length in lengths]
+        for ruler in rulers:
+            torch._dynamo.mark_dynamic(ruler, 0, min=2, max=19)
+        assert torch.equal(sums(*rulers), reader.sums(*rulers))
+
+
 def test_other_rows_of_a_bucket_take_the_same_step():
     backbone = tiny_backbone()
     method = build("fastv", 3, backbone.shape).eval()

@@ -154,7 +154,7 @@ def compiled(
     """A method of `owner`, compiled for it alone.
 
     Args:
-        replayed: it has no arguments, and can be a CUDA graph.
+        replayed: it works in place, and can be a CUDA graph where it has no arguments.
     """
     # Compiled code is kept with the code it was made of, and little of it; so each owner has code of its own.
     own = types.MethodType(types.FunctionType(method.__code__.replace(), method.__globals__), owner)
@@ -184,7 +184,8 @@ class Begin:
         segments: as the cache's ledger has them; of an uncompressed one all layers.
         keys, values: [B, H, P, d] of each layer.
         position: [P, B, 1] of `token`, in the user's layout.
-        lengths: of the buffers of each segment.
+        lengths: of the buffers of each segment, at least one more than is filled: the compiler takes reading all of a
+            buffer for another case than reading a part of it.
     """
 
     token: Tensor
@@ -218,7 +219,8 @@ class Begin:
         position = position[-axes:, :, -1:].expand(-1, len(made), -1) + 1
         keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
         needed = [keys[segment.start].shape[2] + count for segment in segments]
-        return cls(made[:, -1:], segments, keys, values, position, tuple(-(-n // BUCKET) * BUCKET for n in needed))
+        lengths = tuple(-(-(n + 1) // BUCKET) * BUCKET for n in needed)
+        return cls(made[:, -1:], segments, keys, values, position, lengths)
 
 
 class Buffers:
@@ -227,18 +229,19 @@ class Buffers:
     Attributes:
         keys, values: of each layer [B, H, length, d].
         slots: [1] of each layer: where the next token goes.
+        filled: of each layer how many places are read.
     """
 
     is_compileable = True
 
-    def __init__(self, keys: list[Tensor], values: list[Tensor], slots: list[Tensor]) -> None:
-        self.keys, self.values, self.slots = keys, values, slots
+    def __init__(self, keys: list[Tensor], values: list[Tensor], slots: list[Tensor], filled: list[int]) -> None:
+        self.keys, self.values, self.slots, self.filled = keys, values, slots, filled
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Writes one token's key and value [B, H, 1, d], and returns the whole buffers."""
+        """Writes one token's key and value [B, H, 1, d], and returns all that are read, [B, H, filled, d]."""
         self.keys[layer].index_copy_(2, self.slots[layer], key)
         self.values[layer].index_copy_(2, self.slots[layer], value)
-        return self.keys[layer], self.values[layer]
+        return self.keys[layer][:, :, : self.filled[layer]], self.values[layer][:, :, : self.filled[layer]]
 
 
 class Runner:
@@ -262,13 +265,15 @@ class Runner:
                 values.append(like.new_zeros(rows, state.values[i].shape[1], length, state.values[i].shape[3]))
                 slots.append(self.slots[index])
                 self.owner.append(index)
-        self.buffers = Buffers(keys, values, slots)
+        self.keys, self.values, self.layer_slots = keys, values, slots
         self.token = state.token.clone()
         self.done = torch.zeros(rows, dtype=torch.bool, device=device)
         self.pad = torch.zeros((), dtype=torch.long, device=device)
         self.banned = torch.zeros(self.head.weight.shape[0], dtype=torch.bool, device=device)
         self.ends = torch.zeros_like(self.banned)
         self.finite = torch.ones((), dtype=torch.bool, device=device)
+        self.past = [0] * len(state.segments)
+        self.unit = torch.zeros(1, device=device)
         fixed = [*keys, *values, *self.slots, *self.masks, *self.positions, self.token, self.done, self.finite]
         for tensor in fixed:
             torch._dynamo.mark_static_address(tensor)
@@ -300,7 +305,7 @@ class Runner:
             least: of so many tokens none is an end.
         """
         for index, segment in enumerate(state.segments):
-            past = state.keys[segment.start].shape[2]
+            self.past[index] = past = state.keys[segment.start].shape[2]
             lowest = torch.finfo(self.masks[index].dtype).min
             self.masks[index].fill_(lowest)
             real = self.masks[index][:, 0, 0, :past]
@@ -311,8 +316,8 @@ class Runner:
             self.slots[index].fill_(past)
             self.positions[index].copy_(state.position if segment.shift is None else state.position + segment.shift)
             for i in segment.layers:
-                self.buffers.keys[i][:, :, :past].copy_(state.keys[i])
-                self.buffers.values[i][:, :, :past].copy_(state.values[i])
+                self.keys[i][:, :, :past].copy_(state.keys[i])
+                self.values[i][:, :, :past].copy_(state.values[i])
         self.token.copy_(state.token)
         self.done.copy_(done)
         self.pad.fill_(pad)
@@ -327,7 +332,7 @@ class Runner:
         for index in range(count):
             if index == self.least:
                 self.banned.zero_()
-            self._step()
+            self._step(*self._rulers(index + 1))
             out.append(self.token.clone())
             if index % LOOK == LOOK - 1 and bool(self.done.all()):
                 break
@@ -336,17 +341,35 @@ class Runner:
         length = new.shape[1] if not bool(self.done.all()) else int((~ended).sum(1).max()) + 1
         return new[:, :length]
 
-    def step(self) -> None:
-        """From the last token to the next one, all of it in place."""
+    def _rulers(self, count: int) -> list[Tensor]:
+        """Of each segment a tensor as long as what its buffers hold after `count` steps: a length that isn't compiled
+        in. None on an accelerator, where a step is replayed as it was recorded.
+        """
+        if self.token.device.type != "cpu":
+            return []
+        rulers = [self.unit.expand(past + count) for past in self.past]
+        for ruler, mask in zip(rulers, self.masks, strict=True):
+            torch._dynamo.mark_dynamic(ruler, 0, min=2, max=mask.shape[-1] - 1)
+        return rulers
+
+    def step(self, *rulers: Tensor) -> None:
+        """From the last token to the next one, all of it in place.
+
+        Args:
+            rulers: of each segment a tensor whose length says how much of its buffers is read; none: all of it.
+        """
         decoder = self.decoder
+        lengths = [len(ruler) for ruler in rulers] or [mask.shape[-1] for mask in self.masks]
+        buffers = Buffers(self.keys, self.values, self.layer_slots, [lengths[segment] for segment in self.owner])
         hidden = decoder.embed_tokens(self.token)
         ropes = [decoder.rotary_emb(hidden, p[0] if len(p) == 1 else p) for p in self.positions]
         for mask, slot in zip(self.masks, self.slots, strict=True):
             mask.index_fill_(3, slot, 0)
+        masks = [mask[..., :length] for mask, length in zip(self.masks, lengths, strict=True)]
         for i, layer in enumerate(decoder.layers):
             segment = self.owner[i]
-            arguments = {CACHE: self.buffers, "use_cache": True, "position_embeddings": ropes[segment]}
-            hidden = layer(hidden, attention_mask=self.masks[segment], **arguments)
+            arguments = {CACHE: buffers, "use_cache": True, "position_embeddings": ropes[segment]}
+            hidden = layer(hidden, attention_mask=masks[segment], **arguments)
         logits = self.head(decoder.norm(hidden))[:, -1].float()
         self.finite.logical_and_(logits.isfinite().all())
         token = logits.masked_fill(self.banned, float("-inf")).argmax(-1)
