@@ -1,7 +1,6 @@
 """A run, resolved once: what is done with which backbone, method, budget and weights, and what identifies it.
 
-Nothing here loads weights but `Job.load`. Everything that can be refused without them is refused by `Job.check`, in a
-second or two.
+Nothing here loads weights but `Job.load`. What can be refused without them `Job.check` refuses, in a second or two.
 """
 
 from __future__ import annotations
@@ -207,7 +206,6 @@ class Job:
             from vtc.backbones.greedy import decode_greedily
 
             backbone.decoding_set_aside = decode_greedily(backbone.model)
-            by_columns(backbone.model)
         backbone.model.eval()
         return backbone
 
