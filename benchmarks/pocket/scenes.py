@@ -34,10 +34,11 @@ def score(table: Table, row: Row, seed: int) -> Path:
     """The result of a row on the scenes of a seed."""
     from vtc.evaluation import evaluate
 
-    data = table.work / "scenes" / str(seed)
+    scenes = table.work / "scenes" / str(seed)
+    data, runs = scenes / "data", scenes / "runs"  # a run isn't known by where its data lie
     second.materialise(data, seed=seed)
     weights = [written("checkpoint", table.weights(row.training))] if row.training else []
-    job = parse([*row.command, written("output_dir", table.work), written("benchmark.data", data), *weights])
+    job = parse([*row.command, written("output_dir", runs), written("benchmark.data", data), *weights])
     return Path(evaluate(job))
 
 
