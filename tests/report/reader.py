@@ -52,6 +52,12 @@ class Reader:
             "e => (e.data ?? []).map(t => ({name: t.name, meta: t.meta, x: [...t.x], y: [...t.y], z: t.z}))",
         )
 
+    def opened(self, row: str) -> str:
+        """What the dialog of a row's run says; its facts are unpacked first, so it opens some time behind the click."""
+        self.page.click(f"#board-table {row}")
+        self.page.wait_for_selector("#run[open]")
+        return self.page.inner_text("#run")
+
     def questions(self) -> list[str]:
         return self.page.eval_on_selector_all(".sample h3", "all => all.map(e => e.innerText)")
 

@@ -159,8 +159,7 @@ def test_leaderboard_filters_sorts_searches_and_remembers(reader, browser, folde
 
 
 def test_every_number_leads_to_its_run(reader) -> None:
-    reader.page.click("#board-table tr:has-text('voco')")
-    text = reader.page.inner_text("#run")
+    text = reader.opened("tr:has-text('voco')")
     assert (
         EVIL in text and "result.json" in text and "voco16" in text and '"versions"' in text and '"git_commit"' in text
     )
@@ -246,7 +245,7 @@ def test_a_phone_sees_scores_and_scrolls_one_way(browser, folder) -> None:
     assert score["x"] + score["width"] <= 390, "the score is in sight"
     for figure in ("pareto", "curves", "heat", "matrix"):
         reader.drawn(figure)
-    reader.page.click("#board-table tbody tr:nth-child(2)")
+    reader.opened("tbody tr:nth-child(2)")
     assert reader.page.query_selector("#run").bounding_box()["width"] <= 390
     reader.done()
 

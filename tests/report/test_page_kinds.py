@@ -93,8 +93,7 @@ def test_seeds_are_one_row_with_their_spread(tmp_path: Path, browser) -> None:
     rows = {row[1]: row for row in reader.rows()}
     assert set(rows) == {"none", "victor", "fastv mean of 3 seeds"}
     assert rows["fastv mean of 3 seeds"][3].startswith("0.600"), "0.7, less 0.1 in the mean over the tasks"
-    reader.page.click("#board-table tr:has-text('seeds')")
-    said = reader.page.inner_text("#run")
+    said = reader.opened("tr:has-text('seeds')")
     assert "0.600 ± 0.100" in said and "standard deviation of 3 seeds" in said
     reader.page.click("#run button.close")
     reader.page.select_option("#seeds", "each")
