@@ -1,15 +1,17 @@
 """How long an evaluation takes: a sweep against its points one by one, and one run against another state of the code.
 
     python benchmarks/speed/evaluation.py sweep --out benchmarks/results/speed-sweep.json
-    python benchmarks/speed/evaluation.py run --other ../vtc-before --out benchmarks/results/speed-evaluation.json
+    python benchmarks/speed/evaluation.py run --other ../vtc-before --this benchmark=pocket1 \
+        --out benchmarks/results/speed-evaluation.json
 
 `sweep`: twelve points of pocket, three methods at four budgets, `--limit` samples a task: once in one process, once as
 twelve commands that share an output folder, so that their baseline is made once too. `run`: one method on all of
 pocket, 2,600 samples, and its baseline, 2,600 more, by this checkout and by the one at `--other` (a `git worktree` of
-an earlier commit). In either case both sides take turns, which of them begins changes from round to round, each has an
-output folder and a cache of its own that are empty, and test sets that are drawn already. Measured are the wall clock
-and the processor time of all processes together; the answers of both sides are compared, sample by sample. On a machine
-that others use as well `--together` runs both sides at once, so that either has the same neighbours.
+an earlier commit; what was `pocket` to the earliest ones is `pocket1` now). In either case both sides take turns, which
+of them begins changes from round to round, each has an output folder and a cache of its own that are empty, and test
+sets that are drawn already. Measured are the wall clock and the processor time of all processes together; the answers
+of both sides are compared, sample by sample. On a machine that others use as well `--together` runs both sides at once,
+so that either has the same neighbours.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from typing import Any
 
 from vtc import results
 from vtc.evaluation.record import git_commit
-from vtc.pocket.splits import materialise
+from vtc.pocket import second, splits
 
 HERE = Path(__file__).resolve().parents[2]
 METHODS, TOKENS = ("fastv", "avgpool", "divprune"), (4, 16, 36, 64)
@@ -81,7 +83,7 @@ def sides_of(options: argparse.Namespace) -> tuple[str, str, dict[str, Side]]:
             "this",
             "other",
             {
-                "this": lambda folder: vtc(HERE, folder, *command),
+                "this": lambda folder: vtc(HERE, folder, *command, *options.this),
                 "other": lambda folder: vtc(options.other.resolve(), folder, *command),
             },
         )
@@ -108,13 +110,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("claim", choices=("sweep", "run"))
     parser.add_argument("--other", type=Path, default=HERE)
+    parser.add_argument("--this", nargs="*", default=[], help="words of `run` that this checkout alone gets")
     parser.add_argument("--limit", type=int, default=None, help="samples a task")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--together", action="store_true", help="both sides at once: for a machine that others use too")
     parser.add_argument("--out", type=Path, default=None, help="rounds that are there already count")
     options = parser.parse_args()
     data = Path(tempfile.gettempdir()) / "vtc-speed-pocket"
-    materialise(data)
+    for edition in (splits, second):
+        edition.materialise(data)
     fast, slow, sides = sides_of(options)
     rounds: list[dict[str, Any]] = []
     if options.out and options.out.is_file():

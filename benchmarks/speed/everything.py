@@ -19,6 +19,8 @@ from pathlib import Path
 
 HERE = Path("benchmarks/speed")  # in the root, where everything runs
 LARGE = "--backbone llava_next_vicuna_7b --image-size 672 --methods fastv victor llavolta visionzip divprune"
+SHAPE = ("decode.py --backbone llava15_7b --width {width} --rounds 3 "
+         "--methods none divprune:192 divprune:64 divprune:16")  # fmt: skip
 CLAIMED = "avgpool fastv victor llavolta visionzip divprune"
 # Results and the commands that make them, in the order of their weight. The second one of a result adds to it.
 PLAN = [
@@ -27,8 +29,8 @@ PLAN = [
     ("time-by-part", "time_by_part.py"),
     ("promised", "promised.py"),
     ("promised-batch-4", f"promised.py --batch 4 --rounds 3 --methods {CLAIMED}"),
-    ("decode-shape", "decode.py --backbone llava15_7b --width {width} --rows 4 --rounds 3 --methods none divprune:192 "
-                     "divprune:64 divprune:16"),
+    ("decode-shape", f"{SHAPE} --rows 1"),
+    ("decode-shape", f"{SHAPE} --rows 4"),
     ("published", "published.py"),
     ("promised-2880", f"promised.py {LARGE} --tokens 64 192 --rounds 3"),
     ("promised-batches", "promised.py --batch 2 8 16 --rounds 3 --tokens 64 --methods avgpool fastv"),
