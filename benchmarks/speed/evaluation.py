@@ -1,8 +1,8 @@
 """How long an evaluation takes: a sweep against its points one by one, and one run against another state of the code.
 
-    python benchmarks/speed/evaluation.py sweep --out benchmarks/results/speed-sweep.json
+    python benchmarks/speed/evaluation.py sweep --limit 10 --out benchmarks/results/speed/sweep.json
     python benchmarks/speed/evaluation.py run --other ../vtc-before --this benchmark=pocket1 \
-        --out benchmarks/results/speed-evaluation.json
+        --out benchmarks/results/speed/evaluation.json
 
 `sweep`: twelve points of pocket, three methods at four budgets, `--limit` samples a task: once in one process, once as
 twelve commands that share an output folder, so that their baseline is made once too. `run`: one method on all of

@@ -106,6 +106,14 @@ def targets_part(root: Path) -> str:
         figure = ", ".join(f"{m} {share:.2f}" for m, share in shares.items())
         target = f"≥ 0.7 of the bandwidth limit at 1/8 width, {count} row{'' if count == 1 else 's'}"
         add(target, figure, min(shares.values()) >= 0.7)
+    for name, most, target in (
+        ("sweep", 0.4, "a sweep of 12 points ≤ 40 % of the time of 12 commands"),
+        ("evaluation", 0.5, "pocket, a method and its baseline, ≤ half of the time of the code before this page"),
+    ):
+        if measured := stored(root, name):
+            low, high = (percent(share) for share in measured["spread"]["wall"])
+            figure = f"{percent(measured['ratio']['wall'])} ({low} to {high})"
+            add(target, figure, measured["ratio"]["wall"] <= most)
     return tables.markdown(["target", "figure", ""], cells) + "\n"
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vtc.backbones import adapters
 from vtc.backbones.loading import first_line
+from vtc.engine import one_query
 from vtc.engine.cache import CACHE, CompressedCache, Segment
 
 if TYPE_CHECKING:
@@ -143,7 +144,11 @@ def decode(engine: Engine, original: Callable[..., Any], kwargs: dict[str, Any])
     state = Begin.of(engine, cache, mask, positions[-1], made, count - FIRST)
     runner = Runner.fitting(engine, state)
     runner.start(state, done, end, 0 if pad is None else pad, least - FIRST, count - FIRST)
-    with adapters.using(engine.decoder.layers, engine.method.adapter) if engine.method.adapter else nullcontext():
+    adapter = engine.method.adapter
+    with (
+        adapters.using(engine.decoder.layers, adapter) if adapter else nullcontext(),
+        one_query.replacing(engine.decoder),
+    ):
         new = runner.run(count - FIRST)
     return torch.cat([tokens, new.to(tokens)], 1), runner.is_finite
 
@@ -161,7 +166,7 @@ def compiled(
     if replayed and device.type == "cuda":
         return torch.compile(own, backend=BACKEND, dynamic=False, fullgraph=True, mode="reduce-overhead")
     options: dict[str, Any] = {"guard_filter_fn": _guards}
-    if not replayed and device.type == "cpu" and BACKEND == "inductor":
+    if device.type == "cpu" and BACKEND == "inductor":
         # Kernels are called from compiled code. It is compiled apart from them: of 32 layers, with the kernels in one
         # file, the compiler had not finished after ten minutes.
         options |= {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}
