@@ -8,8 +8,9 @@ any choice's shape with random weights. `generate()` uncompressed, `generate()` 
 take turns; a step is the difference between 128 new tokens and the first two, which all make in the same way, divided
 by 126. Ratios are of the same round: `speedup` to `generate()` uncompressed, `compiling` to `generate()` under the same
 method. `limit` is what moving weights and cache once takes at this machine's bandwidth, as a share of the compiled step
-(1 is as fast as can be). `first_call_s` is the first answer, with all that is compiled for it: nothing is taken from an
-earlier process.
+(1 is as fast as can be); `products` is the same share of the products with all weights alone, as torch multiplies that
+many rows, which take turns with the rest. `first_call_s` is the first answer, with all that is compiled for it: nothing
+is taken from an earlier process.
 
 On a CPU it is the time of the process on one thread, on a GPU the wall clock. About 3 minutes for pocket on one core,
 most of it compiling.
@@ -35,6 +36,7 @@ from vtc.profiling.limits import work_of
 from vtc.profiling.parts import DECODE
 
 FIRST = 2
+PASSES = 8  # over all weights, for the time of the products alone
 
 
 def measure(session: Session, method: Compressor, bandwidth: float, rows: int, count: int) -> dict[str, Any]:
@@ -60,13 +62,24 @@ def measure(session: Session, method: Compressor, bandwidth: float, rows: int, c
     }
     if method.name == "none":
         runs = {name: runs[name] for name in ("first", "generate", "compiled")}
-    gains, compiled_gains, steps = [], [], []
+    weights = [m.weight for m in [*backbone.decoder.modules(), backbone.model.get_output_embeddings()]
+               if isinstance(m, torch.nn.Linear)]  # fmt: skip
+    inputs_of = {width: torch.randn(rows, width).to(weights[0]) for width in {w.shape[1] for w in weights}}
+
+    def multiply() -> None:
+        with torch.inference_mode():
+            for weight in weights * PASSES:
+                torch.nn.functional.linear(inputs_of[weight.shape[1]], weight)
+
+    runs["products"] = multiply
+    gains, compiled_gains, steps, products = [], [], [], []
     for turn in session.turns(runs, session.options.rounds):
         eager, fast = turn["generate"] - turn["first"], turn["compiled"] - turn["first"]
         plain = turn["plain"] - turn["plain, first"] if "plain" in turn else eager
         gains.append(plain / fast)
         compiled_gains.append(eager / fast)
         steps.append(fast / (count - FIRST))
+        products.append(turn["products"] / PASSES)
     work = work_of(backbone, method, latency.example(backbone, 1, TEXT), inputs)[DECODE]
     return {
         "decoding": how,
@@ -75,6 +88,7 @@ def measure(session: Session, method: Compressor, bandwidth: float, rows: int, c
         "compiling": quartiles(compiled_gains, 3),
         "step_ms": quartiles([1e3 * step for step in steps], 3),
         "limit": round(work.bytes / bandwidth / statistics.median(steps), 3),
+        "products": round(sum(w.nbytes for w in weights) / bandwidth / statistics.median(products), 3),
         "bytes": work.bytes,
         "bandwidth": round(bandwidth),
         "first_call_s": round(compiling, 1),

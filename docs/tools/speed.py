@@ -106,6 +106,8 @@ def targets_part(root: Path) -> str:
         figure = ", ".join(f"{m} {share:.2f}" for m, share in shares.items())
         target = f"≥ 0.7 of the bandwidth limit at 1/8 width, {count} row{'' if count == 1 else 's'}"
         add(target, figure, min(shares.values()) >= 0.7)
+        alone = [r["products"] for r in shape if r["rows"] == count]
+        cells.append(["… the products with all weights alone, as torch multiplies", f"{max(alone):.2f}", "control"])
     for name, most, target in (
         ("sweep", 0.4, "a sweep of 12 points ≤ 40 % of the time of 12 commands"),
         ("evaluation", 0.5, "pocket, a method and its baseline, ≤ half of the time of the code before this page"),
