@@ -25,7 +25,7 @@ CLAIMED = "avgpool fastv victor llavolta visionzip divprune"
 # Results and the commands that make them, in the order of their weight. The second one of a result adds to it.
 PLAN = [
     ("promised", f"promised.py --rounds 11 --methods {CLAIMED}"),
-    ("decode", "decode.py --rounds 9"),
+    ("decode", "decode.py --rounds 25"),
     ("time-by-part", "time_by_part.py"),
     ("promised", "promised.py"),
     ("promised-batch-4", f"promised.py --batch 4 --rounds 3 --methods {CLAIMED}"),
