@@ -35,7 +35,7 @@ from vtc.evaluation.record import git_commit
 from vtc.pocket import second, splits
 
 HERE = Path(__file__).resolve().parents[2]
-METHODS, TOKENS = ("fastv", "avgpool", "divprune"), (4, 16, 36, 64)
+METHODS, TOKENS = ("fastv", "avgpool", "divprune"), (4, 16, 36, 72)
 Side = Callable[[Path], float]
 
 

@@ -14,6 +14,7 @@ from vtc.statistics.levels import Levels
 from vtc.statistics.scores import sign_flips
 
 Z = 1.959964  # two-sided 95 % of a normal distribution
+DIGITS = 12  # behind the point, of an estimate: those behind them are the processor's
 
 
 @dataclass(frozen=True)
@@ -114,4 +115,6 @@ def paired_estimate(
     else:
         p = float(2 * law.sf(abs(difference + within) / error))
     smallest = smallest_difference(error, degrees) if count == 1 else levels.smallest(seeds_show)
-    return {"difference": difference, "low": low, "high": high, "p": p, "smallest": smallest}
+    # Processors add numbers up in different orders. A result half-way between two figures is printed alike by all.
+    found = {"difference": difference, "low": low, "high": high, "smallest": float(smallest)}
+    return {name: round(value, DIGITS) for name, value in found.items()} | {"p": p}
