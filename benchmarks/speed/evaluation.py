@@ -1,7 +1,7 @@
 """How long an evaluation takes: a sweep against its points one by one, and one run against another state of the code.
 
     python benchmarks/speed/evaluation.py sweep --limit 10 --out benchmarks/results/speed/sweep.json
-    python benchmarks/speed/evaluation.py run --other ../vtc-before --this benchmark=pocket1 \
+    python benchmarks/speed/evaluation.py run --other ../vtc-996d048 --this benchmark=pocket1 \
         --out benchmarks/results/speed/evaluation.json
 
 `sweep`: twelve points of pocket, three methods at four budgets, `--limit` samples a task: once in one process, once as
@@ -96,6 +96,11 @@ def sides_of(options: argparse.Namespace) -> tuple[str, str, dict[str, Side]]:
     return "sweep", "separate", {"sweep": lambda f: vtc(HERE, f, "-m", *grid, *words), "separate": one_by_one}
 
 
+def commit_of(tree: Path) -> str:
+    line = ["git", "-C", str(tree), "rev-parse", "HEAD"]
+    return subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def differing(one: dict[str, Any], other: dict[str, Any]) -> dict[str, int]:
     """Of each run, how many samples have another answer or score; runs that only one side has count whole."""
     counts = {}
@@ -120,6 +125,8 @@ def main() -> None:
     for edition in (splits, second):
         edition.materialise(data)
     fast, slow, sides = sides_of(options)
+    other = None if options.other == HERE else commit_of(options.other)
+    words = [f"../vtc-{other[:7]}" if other and word == str(options.other) else word for word in sys.argv[1:]]
     rounds: list[dict[str, Any]] = []
     if options.out and options.out.is_file():
         rounds = json.loads(options.out.read_text(encoding="utf-8"))["rounds"]
@@ -133,8 +140,9 @@ def main() -> None:
         rounds.append({"order": order, **spent, "runs": len(changed), "samples_that_differ": sum(changed.values())})
         ratios = {k: [r[fast][k] / r[slow][k] for r in rounds] for k in ("wall", "cpu")}
         content = {
-            "command": " ".join(["python", "benchmarks/speed/evaluation.py", *sys.argv[1:]]),
+            "command": " ".join(["python", "benchmarks/speed/evaluation.py", *words]),
             "commit": git_commit(),
+            "other": other,
             "threads": os.environ.get("OMP_NUM_THREADS", "torch's default"),
             "limit": options.limit,
             "together": options.together,
