@@ -20,10 +20,12 @@ TOLERANCE = 3e-4  # float32 logits of magnitude 1-10
 
 def instance(backbone: Backbone, make: Make, tokens: int | None) -> Compressor:
     """The method in eval mode, with every parameter away from its initial value: LoRA's B starts at 0, where nothing
-    shows.
+    shows. The weights are always the same, whatever has drawn numbers before.
     """
-    method = make(backbone, tokens).eval()
-    method.attach(backbone)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)  # LoRA's A keeps what it starts with
+        method = make(backbone, tokens).eval()
+        method.attach(backbone)
     generator = torch.Generator().manual_seed(7)
     lora = [p for n, p in backbone.model.named_parameters() if "lora_B" in n]
     with torch.no_grad():
