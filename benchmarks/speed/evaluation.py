@@ -96,11 +96,6 @@ def sides_of(options: argparse.Namespace) -> tuple[str, str, dict[str, Side]]:
     return "sweep", "separate", {"sweep": lambda f: vtc(HERE, f, "-m", *grid, *words), "separate": one_by_one}
 
 
-def commit_of(tree: Path) -> str:
-    line = ["git", "-C", str(tree), "rev-parse", "HEAD"]
-    return subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
-
-
 def differing(one: dict[str, Any], other: dict[str, Any]) -> dict[str, int]:
     """Of each run, how many samples have another answer or score; runs that only one side has count whole."""
     counts = {}
@@ -125,7 +120,7 @@ def main() -> None:
     for edition in (splits, second):
         edition.materialise(data)
     fast, slow, sides = sides_of(options)
-    other = None if options.other == HERE else commit_of(options.other)
+    other = None if options.other == HERE else git_commit(options.other)
     words = [f"../vtc-{other[:7]}" if other and word == str(options.other) else word for word in sys.argv[1:]]
     rounds: list[dict[str, Any]] = []
     if options.out and options.out.is_file():

@@ -2,7 +2,7 @@
 
 The kernel that `sdpa` calls there works on blocks of queries: a single one takes it twice as long as these products and
 sums, of which the compiler makes loops that read keys and values once. Heads that share keys need no copies of them,
-which `sdpa` makes and which take ten times as long.
+which `sdpa` makes: with them it takes 3 to 15 times as long.
 """
 
 from __future__ import annotations

@@ -244,12 +244,12 @@ def versions() -> dict[str, str]:
     return out
 
 
-def git_commit() -> str | None:
-    """The commit of a checkout, `-dirty` where files were changed since; None elsewhere."""
+def git_commit(root: Path | None = None) -> str | None:
+    """The commit of a checkout (None: that of this vtc), `-dirty` where files were changed since; None elsewhere."""
     from vtc import shipped
 
     def git(*arguments: str) -> str:
-        line = ["git", "-C", str(shipped.root()), *arguments]
+        line = ["git", "-C", str(root or shipped.root()), *arguments]
         return subprocess.run(line, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
